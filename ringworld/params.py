@@ -1,0 +1,116 @@
+"""Weights, said once: a table of shapes, logical axes and initialisers.
+
+A model is a frozen dataclass of weights. The same dataclass filled with `Param`s instead of arrays
+is its *spec table*; the abstract arrays, the shardings, the initial values, the count and the names
+are all read from it.
+"""
+
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from ringworld.mesh import GATHERED, named_sharding, shard
+
+T = TypeVar("T")
+Weight = Any  # an array, a Param, or anything a tree map makes of one
+
+
+@dataclass_transform(frozen_default=True)
+def node(cls: type[T]) -> type[T]:
+    """A frozen dataclass whose fields are the children of a pytree."""
+    return jax.tree_util.register_dataclass(dataclass(frozen=True)(cls))
+
+
+@dataclass(frozen=True)
+class Param:
+    """One weight: its shape, the logical axis of each dimension, and how it starts.
+
+    `scale` is the standard deviation of a normal start; 0 starts at `fill` everywhere.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    scale: float = 0.0
+    fill: float = 0.0
+
+    def __post_init__(self) -> None:
+        assert len(self.shape) == len(self.axes), f"{self.shape} and {self.axes} differ in length"
+
+
+def dense(shape: tuple[int, ...], axes: tuple[str | None, ...], *, fan_in: int) -> Param:
+    """A weight of a contraction over `fan_in` numbers: normal with deviation 1 / sqrt(fan_in)."""
+    return Param(shape, axes, scale=1 / math.sqrt(fan_in))
+
+
+def constant(shape: tuple[int, ...], axes: tuple[str | None, ...], fill: float) -> Param:
+    """A weight that starts at one value: the gains and biases."""
+    return Param(shape, axes, fill=fill)
+
+
+def _is_param(x: object) -> bool:
+    return isinstance(x, Param)
+
+
+def map_specs(f: Callable[[Param], Any], specs: T) -> T:
+    """The spec table with `f` applied to each Param."""
+    return jax.tree.map(f, specs, is_leaf=_is_param)
+
+
+def stacked(layers: int, specs: T) -> T:
+    """The specs of `layers` equal blocks, stacked on a leading axis for `lax.scan`."""
+    return map_specs(
+        lambda p: replace(p, shape=(layers, *p.shape), axes=("layers", *p.axes)), specs
+    )
+
+
+def paths(specs: T) -> dict[str, Param]:
+    """Each weight's dotted name and its Param (or array), in the tree's order."""
+    leaves = jax.tree_util.tree_leaves_with_path(specs, is_leaf=_is_param)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def count(specs: T) -> int:
+    """The number of parameters."""
+    return sum(math.prod(p.shape) for p in jax.tree.leaves(specs, is_leaf=_is_param))
+
+
+def abstract(specs: T, dtype: jnp.dtype = jnp.float32) -> T:
+    """Shapes and dtypes without memory, for tracing and for restoring."""
+    return map_specs(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), specs)
+
+
+def shardings(specs: T, mesh: Mesh) -> T:
+    """Where each weight lives on `mesh`."""
+    return map_specs(lambda p: named_sharding(mesh, *p.axes), specs)
+
+
+def init(specs: T, seed: int, dtype: jnp.dtype = jnp.float32) -> T:
+    """Fresh weights, the same on every mesh.
+
+    Each weight draws from a key folded with its own name, so that adding one leaves the others be.
+    """
+    root = jax.random.key(seed)
+
+    def start(name: str, p: Param) -> jax.Array:
+        if p.scale == 0.0:
+            return shard(jnp.full(p.shape, p.fill, dtype), *p.axes)
+        key = jax.random.fold_in(root, zlib.crc32(name.encode()))
+        return shard(p.scale * jax.random.normal(key, p.shape, dtype), *p.axes)
+
+    leaves, tree = jax.tree.flatten(specs, is_leaf=_is_param)
+    return jax.tree.unflatten(
+        tree, [start(name, p) for name, p in zip(paths(specs), leaves, strict=True)]
+    )
+
+
+def gather(weights: T, specs: T) -> T:
+    """Weights with their fsdp axis gathered, ready to compute with; the backward scatters the sum."""
+    return jax.tree.map(
+        lambda p, w: shard(w, *p.axes, rules=GATHERED), specs, weights, is_leaf=_is_param
+    )
