@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from ringworld.attention.block import Keys, Queries, Saved, cut, cut_where, join, pull, see
@@ -26,6 +27,9 @@ from ringworld.attention.online import Partial, finish, nothing_seen
 
 
 Tree = TypeVar("Tree")
+
+# The names under which a checkpoint policy can keep what the backward needs of the ring.
+SAVED = ("attention_out", "attention_lse")
 
 
 def rotate(tree: Tree, axis: str | None) -> Tree:
@@ -69,8 +73,8 @@ def _attend_tiles_forward(
     queries: Queries, keys: Keys, causal: bool, axis: str | None
 ) -> tuple[Array, tuple[Queries, Keys, Array, Array]]:
     out, lse = _forward(queries, keys, causal, axis)
-    out = out.astype(queries.q.dtype)
-    return out, (queries, keys, out, lse)
+    out = checkpoint_name(out.astype(queries.q.dtype), SAVED[0])
+    return out, (queries, keys, out, checkpoint_name(lse, SAVED[1]))
 
 
 def _attend_tiles_backward(
