@@ -35,9 +35,10 @@ RANKS = {
     for rank, names in enumerate(
         [
             ["errors"],
-            ["vocab", "batch", "mesh"],
+            ["vocab", "mesh", "rope"],
             ["params"],
             ["layers", "attention"],
+            ["batch"],  # holds attention's `Where`
             ["models"],
             ["data", "train", "generate"],
             ["evals", "serve", "convert", "plan"],
