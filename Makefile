@@ -11,6 +11,7 @@ help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: $(READY) ## make .venv and install the locked dependencies into it
+	@echo "setup: ready"
 
 # The stamp is written last, so a set-up that was interrupted is simply done again.
 $(READY): requirements.lock pyproject.toml
@@ -24,7 +25,6 @@ $(READY): requirements.lock pyproject.toml
 	@echo "setup: installing ringworld itself, editable"
 	@$(BIN)/python -m pip install --disable-pip-version-check --no-input --quiet --no-deps --no-build-isolation -e .
 	@touch $@
-	@echo "setup: ready"
 
 demo: setup ## the whole story: fetch, train in stages, measure, draw
 	@$(BIN)/ringworld demo

@@ -26,9 +26,9 @@ if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
 
-import jax  # noqa: E402  (the lines above must come first)
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import numpy as np
+import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -41,13 +41,24 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip, with the reason, what this machine cannot run."""
-    oracle = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
-    gpu = any(device.platform == "gpu" for device in jax.devices())
+    reasons = {
+        "oracle": "" if _torch_is_here() else "needs `pip install -e .[oracle]`",
+        "gpu": "" if _has_gpu(items) else "needs a GPU that JAX can see",
+    }
     for item in items:
-        if not oracle and item.get_closest_marker("oracle"):
-            item.add_marker(pytest.mark.skip(reason="needs `pip install -e .[oracle]`"))
-        if not gpu and item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="needs a GPU that JAX can see"))
+        for marker, reason in reasons.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _torch_is_here() -> bool:
+    return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+
+
+def _has_gpu(items: list[pytest.Item]) -> bool:
+    """Ask JAX only where a test needs to know: the question starts the devices."""
+    asked = any(item.get_closest_marker("gpu") for item in items)
+    return asked and any(device.platform == "gpu" for device in jax.devices())
 
 
 @pytest.fixture
