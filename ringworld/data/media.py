@@ -195,7 +195,7 @@ def explain(word: str, name: str, limits: MediaLimits, *, still: bool) -> str:
     if word == "not-media" and still:
         return f"{name} is not a picture that can be read: give a PNG, JPEG, WebP or GIF file."
     sentences = {
-        "not-media": "is not a video that can be read: give MP4, MOV, MKV, WebM, AVI or GIF file",
+        "not-media": "is not a video that can be read: give an MP4, MOV, MKV, WebM, AVI or GIF",
         "no-pictures": "has no picture track: give a file that holds a film",
         "truncated": "is cut short: copy or download it again",
         "damaged": "is damaged and cannot be decoded: copy or download it again",
