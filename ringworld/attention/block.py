@@ -4,10 +4,12 @@ Queries and keys are cut into tiles; a tile pair that the mask empties is skippe
 whole is not masked. Memory is that of one tile's scores, forward and backward. The backward
 recomputes each tile's weights from the *global* log-sum-exp and output, as the ring needs.
 
-Letters here: I query tiles, J key tiles, T and S their lengths.
+Rows are walked one after another: a tile of one row fits a core's cache, and each row skips by its own
+mask. Letters here: I query tiles, J key tiles, T and S their lengths.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ TILE = 256
 
 @node
 class Queries:
-    """Tiles of queries: `q` `[I, B, K, G, T, H]`, already scaled, and where each stands `[I, B, T]`."""
+    """Tiles of queries: `q` `[B, I, K, G, T, H]`, already scaled, and where each stands `[B, I, T]`."""
 
     q: Weight
     where: Where
@@ -32,7 +34,7 @@ class Queries:
 
 @node
 class Keys:
-    """Tiles of keys and values: `k`, `v` `[J, B, K, S, H]`, and where each stands `[J, B, S]`."""
+    """Tiles of keys and values: `k`, `v` `[B, J, K, S, H]`, and where each stands `[B, J, S]`."""
 
     k: Weight
     v: Weight
@@ -45,35 +47,35 @@ def tile_length(length: int) -> int:
 
 
 def cut_where(where: Where) -> Where:
-    """Rows `[B, T]` cut into tiles `[I, B, T/I]`, the last filled with padding."""
+    """Rows `[B, T]` cut into tiles `[B, I, T/I]`, the last filled with padding."""
     length = where.segments.shape[1]
     tile = tile_length(length)
     padded = pad_where(where, -length % tile)
-    return jax.tree.map(lambda x: x.reshape(x.shape[0], -1, tile).swapaxes(0, 1), padded)
+    return jax.tree.map(lambda x: x.reshape(x.shape[0], -1, tile), padded)
 
 
-def cut(x: Float[Array, "B T N H"], groups: int) -> Float[Array, "I B K G t H"]:
+def cut(x: Float[Array, "B T N H"], groups: int) -> Float[Array, "B I K G t H"]:
     """Heads `[B, T, N, H]` cut into tiles with query heads grouped by the key head they read."""
     B, length, N, H = x.shape
     tile = tile_length(length)
     x = jnp.pad(x, ((0, 0), (0, -length % tile), (0, 0), (0, 0)))
     x = x.reshape(B, -1, tile, N // groups, groups, H)
-    return x.transpose(1, 0, 3, 4, 2, 5)
+    return x.transpose(0, 1, 3, 4, 2, 5)
 
 
-def join(x: Float[Array, "I B K G t H"], length: int) -> Float[Array, "B T N H"]:
+def join(x: Float[Array, "B I K G t H"], length: int) -> Float[Array, "B T N H"]:
     """The inverse of `cut`: tiles put together again, without their padding."""
-    tiles, B, K, G, tile, H = x.shape
-    x = x.transpose(1, 0, 4, 2, 3, 5).reshape(B, tiles * tile, K * G, H)
+    B, tiles, K, G, tile, H = x.shape
+    x = x.transpose(0, 1, 4, 2, 3, 5).reshape(B, tiles * tile, K * G, H)
     return x[:, :length]
 
 
 def _scores(q: Array, k: Array) -> Array:
-    return jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32)
+    return jnp.einsum("kgth,ksh->kgts", q, k, preferred_element_type=jnp.float32)
 
 
 def _masked(scores: Array, queries: Where, keys: Where, causal: bool) -> Array:
-    return jnp.where(sees(queries, keys, causal)[:, None, None], scores, -jnp.inf)
+    return jnp.where(sees(queries, keys, causal)[None, None], scores, -jnp.inf)
 
 
 def _choose(queries: Where, keys: Where, causal: bool) -> Array:
@@ -87,7 +89,7 @@ def _see_tile(queries: Queries, keys: Keys, scores: Array) -> Partial:
     top = scores.max(-1)
     weights = jnp.exp(scores - finite(top)[..., None])
     value = jnp.einsum(
-        "bkgts,bksh->bkgth",
+        "kgts,ksh->kgth",
         weights.astype(keys.v.dtype),
         keys.v,
         preferred_element_type=jnp.float32,
@@ -100,10 +102,12 @@ def _select(keys: Keys, j: Array) -> Keys:
 
 
 def see(queries: Queries, keys: Keys, partials: Partial, causal: bool) -> Partial:
-    """What the queries know after these keys too. `partials` has the tiles of the queries.
+    """What the queries know after these keys too. `partials` has the tiles of the queries."""
+    return lax.map(lambda row: _see_row(*row, causal), (queries, keys, partials))
 
-    The key tiles are walked for one query tile after another.
-    """
+
+def _see_row(queries: Queries, keys: Keys, partials: Partial, causal: bool) -> Partial:
+    """The key tiles of one row, walked for one query tile after another."""
 
     def walk(tile: tuple[Queries, Partial]) -> Partial:
         queries, partial = tile
@@ -142,49 +146,54 @@ def _pull_tile(
     scores = mask(_scores(queries.q, keys.k))
     weights = jnp.exp(scores - finite(saved.lse)[..., None])
     dweights = jnp.einsum(
-        "bkgth,bksh->bkgts", saved.dout, keys.v, preferred_element_type=jnp.float32
+        "kgth,ksh->kgts", saved.dout, keys.v, preferred_element_type=jnp.float32
     )
     dscores = (weights * (dweights - saved.delta[..., None])).astype(queries.q.dtype)
     weights = weights.astype(queries.q.dtype)
     wide = jnp.float32
-    dv = jnp.einsum("bkgts,bkgth->bksh", weights, saved.dout, preferred_element_type=wide)
-    dq = jnp.einsum("bkgts,bksh->bkgth", dscores, keys.k, preferred_element_type=wide)
-    dk = jnp.einsum("bkgts,bkgth->bksh", dscores, queries.q, preferred_element_type=wide)
+    dv = jnp.einsum("kgts,kgth->ksh", weights, saved.dout, preferred_element_type=wide)
+    dq = jnp.einsum("kgts,ksh->kgth", dscores, keys.k, preferred_element_type=wide)
+    dk = jnp.einsum("kgts,kgth->ksh", dscores, queries.q, preferred_element_type=wide)
     return dq, dk, dv
 
 
-def pull(
-    queries: Queries,
-    keys: Keys,
-    saved: Saved,
-    grads: tuple[Float[Array, "I B K G T H"], Float[Array, "J B K S H"], Float[Array, "J B K S H"]],
-    causal: bool,
-) -> tuple[Array, Array, Array]:
-    """`grads` = (dq, dk, dv), float32 sums so far, with this shard's share added."""
+Grads = tuple[Array, Array, Array]
 
-    def walk(carry: tuple[Array, Array], tile: tuple[Queries, Saved, Array]):
+
+def pull(queries: Queries, keys: Keys, saved: Saved, grads: Grads, causal: bool) -> Grads:
+    """`grads` with this shard's share added: dq `[B, I, K, G, T, H]`, dk and dv `[B, J, K, S, H]`.
+
+    They are float32 sums, with respect to the scaled queries.
+    """
+    return lax.map(lambda row: _pull_row(*row, causal), (queries, keys, saved, grads))
+
+
+def _pull_row(queries: Queries, keys: Keys, saved: Saved, grads: Grads, causal: bool) -> Grads:
+    def walk(sums: tuple[Array, Array], tile: tuple[Queries, Saved, Array]) -> tuple[Any, Array]:
         queries, saved, dq = tile
 
-        def step(j: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        def step(j: Array, sums: Grads) -> Grads:
             near = _select(keys, j)
 
-            def masked() -> tuple[Array, Array, Array]:
+            def masked() -> Grads:
                 return _pull_tile(
                     queries, near, saved, lambda s: _masked(s, queries.where, near.where, causal)
                 )
 
-            def whole() -> tuple[Array, Array, Array]:
+            def whole() -> Grads:
                 return _pull_tile(queries, near, saved, lambda s: s)
 
-            def empty() -> tuple[Array, Array, Array]:
-                return tuple(jnp.zeros_like(x, jnp.float32) for x in (dq, near.k, near.v))
+            def empty() -> Grads:
+                return jax.tree.map(
+                    lambda x: jnp.zeros_like(x, jnp.float32), (queries.q, near.k, near.v)
+                )
 
             kind = _choose(queries.where, near.where, causal)
             more_q, more_k, more_v = lax.switch(kind, (empty, masked, whole))
             sum_q, sum_k, sum_v = sums
             return sum_q + more_q, sum_k.at[j].add(more_k), sum_v.at[j].add(more_v)
 
-        dq, dk, dv = lax.fori_loop(0, keys.k.shape[0], step, (dq, *carry))
+        dq, dk, dv = lax.fori_loop(0, keys.k.shape[0], step, (dq, *sums))
         return (dk, dv), dq
 
     dq, dk, dv = grads

@@ -48,7 +48,7 @@ def ring_size(axis: str | None) -> int:
 
 def _forward(
     queries: Queries, keys: Keys, causal: bool, axis: str | None
-) -> tuple[Float[Array, "I B K G T H"], Float[Array, "I B K G T"]]:
+) -> tuple[Float[Array, "B I K G T H"], Float[Array, "B I K G T"]]:
     """The output and the log-sum-exp of each query, float32."""
 
     def step(carry: tuple[Keys, Partial], _: None) -> tuple[tuple[Keys, Partial], None]:
@@ -64,7 +64,7 @@ def _forward(
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _attend_tiles(
     queries: Queries, keys: Keys, causal: bool, axis: str | None
-) -> Float[Array, "I B K G T H"]:
+) -> Float[Array, "B I K G T H"]:
     out, _ = _forward(queries, keys, causal, axis)
     return out.astype(queries.q.dtype)
 
@@ -81,7 +81,7 @@ def _attend_tiles_backward(
     causal: bool,
     axis: str | None,
     residuals: tuple[Queries, Keys, Array, Array],
-    dout: Float[Array, "I B K G T H"],
+    dout: Float[Array, "B I K G T H"],
 ) -> tuple[Queries, Keys]:
     """dS = P * (dout V - delta) with P from the global log-sum-exp, summed round the ring."""
     queries, keys, out, lse = residuals
