@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -83,15 +83,14 @@ def stream_video(
     start: float = 0.0,
     end: float | None = None,
     on_length: Callable[[float], None] | None = None,
-) -> Iterator[tuple[float, UInt8[np.ndarray, "Y X 3"]]]:
-    """Yield (timestamp in seconds, frame) of what is on screen at start, start + 1/fps, ... before
-    `end`.
+) -> Generator[tuple[float, UInt8[np.ndarray, "Y X 3"]], None, None]:
+    """Yield (timestamp in seconds, frame) of the screen at start, start + 1/fps, ... before `end`.
 
     Frames are cut to `size` x `size` as LWM does: shorter side resized (bicubic), centre kept. A
     frame that stays on screen for several samples is yielded as often, with the same timestamp.
     `source` is a path or the file's content. `on_length` hears the film's length in seconds once,
-    nan where the file does not say. Raises InputError for a file that is missing, no film, cut
-    short, damaged or over a limit.
+    nan where the file does not say. Closing the generator ends the decoder. Raises InputError for
+    a file that is missing, no film, cut short, damaged or over a limit.
     """
     check_request(fps=fps, size=size, start=start, end=end)
     ask = {"still": False, "fps": fps, "start": start, "end": end, "size": size}
@@ -108,10 +107,10 @@ def read_video(
     *,
     fps: float,
     size: int,
+    on_frame: Callable[[float, float], None] | None = None,
     limits: MediaLimits = OWN_FILES,
     start: float = 0.0,
     end: float | None = None,
-    on_frame: Callable[[float, float], None] | None = None,
 ) -> Clip:
     """`stream_video`, collected; `on_frame` hears (the frame's, the film's seconds or nan)."""
     pixels, seconds, length = bytearray(), [], [math.nan]
