@@ -65,10 +65,11 @@ class Checkpoints:
         matches = [STEP.fullmatch(path.name) for path in self.folder.glob("step_*")]
         return sorted(int(match[1]) for match in matches if match)
 
-    def prepare(self, state: Any) -> None:
-        """Make the folder, remove what killed saves left, and see that one more step fits.
+    def prepare(self) -> None:
+        """Make the folder and remove what killed saves left.
 
-        Raises InputError when the folder cannot be written or the disk is too full.
+        Only the one process that trains here may call it. Raises InputError when the folder cannot
+        be written.
         """
         with writing_to(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -76,6 +77,9 @@ class Checkpoints:
                 for stale in self.folder.glob("step_*.tmp*"):
                     shutil.rmtree(stale)
         _barrier("prepare")
+
+    def check_space(self, state: Any) -> None:
+        """Raise InputError when one more checkpoint of `state` does not fit on the disk."""
         check_space(self.folder, _bytes(state))
 
     def save(self, state: TrainState, identity: dict[str, Any]) -> Path:
@@ -91,7 +95,7 @@ class Checkpoints:
             raise InputError(f"{final} is there already: restore from it or use another folder")
         try:
             with writing_to(self.folder):
-                check_space(self.folder, _bytes(state))
+                self.check_space(state)
                 _write(temporary, state, identity)
                 if _is_first():
                     os.rename(temporary, final)
@@ -209,8 +213,7 @@ def _placed(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 
 def _describe(part: str, tree: Any) -> dict[str, str]:
-    leaves: dict[str, Any] = paths(tree)
-    return {f"{part}.{name}": f"{x.dtype}{list(x.shape)}" for name, x in leaves.items()}
+    return {f"{part}.{name}": f"{x.dtype}{list(x.shape)}" for name, x in paths(tree).items()}
 
 
 def _check_same(
