@@ -476,7 +476,7 @@ BROKEN: list[tuple[Rule, dict[str, str], list[str]]] = [
         {
             "mesh.py": "\nfrom ringworld.models.llama import f",
             "models/llama.py": "def f():\n    import ringworld.train.loop",
-            "attention/ring.py": "from ringworld import layers, mesh\nfrom ..batch import Batch",
+            "attention/ring.py": "from ringworld import layers, mesh\nfrom ..params import Param",
             "train/loop.py": "from ringworld.data import x\nfrom ringworld.generate import y",
             "data/text.py": "from ..train import loop",
             "layers.py": "from ringworld import attend",

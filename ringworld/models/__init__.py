@@ -1,0 +1,1 @@
+"""The models: what they compute, and the folder that holds their weights."""

@@ -1,0 +1,338 @@
+"""The VQGAN: pictures to codes and back.
+
+    pixels -> encoder -> latents -> nearest row of the codebook -> decoder -> pixels
+              halves the picture     its number is the code        doubles it
+              at every level         (one of U)                    at every level
+
+A frame becomes a small square of integers, which a language model reads and writes as it does text.
+The architecture is that of LWM's VQGAN, without attention (Large World Model, arXiv 2402.08268;
+after aMUSEd, arXiv 2401.01808), so that its weights load by renaming alone. Frames are independent.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ringworld.errors import InputError
+from ringworld.mesh import has_mesh, spec
+from ringworld.params import Param, Weight, constant, dense, node
+
+COLOURS = 3
+EPS = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQGAN:
+    """The sizes of a codec.
+
+    `size` is the side of a frame in pixels, `channels * multipliers[i]` the channels of level i,
+    `blocks` the encoder's residual blocks a level (the decoder has one more), `groups` the groups
+    of every group norm, `codebook` the number of codes U, `width` the length E of a code's vector,
+    `commitment` the weight of the loss that pulls latents to their codes.
+    """
+
+    size: int
+    channels: int
+    multipliers: tuple[int, ...]
+    blocks: int
+    groups: int
+    codebook: int
+    width: int
+    commitment: float = 0.25
+
+    def __post_init__(self) -> None:
+        numbers = (self.size, self.channels, *self.multipliers, self.blocks, self.groups)
+        if min(*numbers, self.codebook, self.width) < 1 or not self.multipliers:
+            raise InputError("every size of a VQGAN must be at least 1: raise the one that is not")
+        if self.size % self.stride:
+            raise InputError(
+                f"{len(self.multipliers)} levels need a size that {self.stride} divides, "
+                f"not {self.size}: change the size or the number of multipliers"
+            )
+        if any(width % self.groups for width in self.widths):
+            raise InputError(
+                f"{self.groups} groups do not divide the channels {self.widths}: change the groups"
+            )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The channels of each level, from the largest picture to the smallest."""
+        return tuple(self.channels * m for m in self.multipliers)
+
+    @property
+    def stride(self) -> int:
+        """How many pixels of a row one code stands for."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def side(self) -> int:
+        """The codes in a row, and the rows of codes."""
+        return self.size // self.stride
+
+
+LWM = VQGAN(
+    size=256,
+    channels=128,
+    multipliers=(1, 2, 2, 4, 6),
+    blocks=2,
+    groups=32,
+    codebook=8192,
+    width=64,
+)
+NANO = VQGAN(
+    size=64,
+    channels=16,
+    multipliers=(1, 2, 3, 4),
+    blocks=1,
+    groups=8,
+    codebook=512,
+    width=32,
+)
+
+
+@node
+class Conv:
+    """A convolution over pixels: the kernel [rows, columns, in, out] and the bias."""
+
+    kernel: Weight
+    bias: Weight
+
+
+@node
+class Norm:
+    """The gain and bias of a group norm."""
+
+    scale: Weight
+    bias: Weight
+
+
+@node
+class Residual:
+    """A residual block; `shortcut` is there when the channels change."""
+
+    norm1: Norm
+    conv1: Conv
+    norm2: Norm
+    conv2: Conv
+    shortcut: Conv | None
+
+
+@node
+class Level:
+    """The blocks at one picture size, and the convolution that leads to the next."""
+
+    blocks: tuple[Residual, ...]
+    resample: Conv | None
+
+
+@node
+class Tower:
+    """An encoder or a decoder, which differ in order only: a decoder begins with `mid`."""
+
+    conv_in: Conv
+    levels: tuple[Level, ...]
+    mid: tuple[Residual, ...]
+    norm_out: Norm
+    conv_out: Conv
+
+
+@node
+class Weights:
+    """The weights of a codec; `codebook` is [U, E]."""
+
+    encoder: Tower
+    to_code: Conv
+    codebook: Weight
+    from_code: Conv
+    decoder: Tower
+
+
+class Quantised(NamedTuple):
+    """Latents put to their nearest codes: the codes' vectors and the codes."""
+
+    vectors: Float[Array, "Z y x E"]
+    codes: Int[Array, "Z y x"]
+
+
+def specs(config: VQGAN) -> Weights:
+    """The spec table of a codec."""
+    widths, width = config.widths, config.width
+    narrow, wide = widths[0], widths[-1]
+    encoder = Tower(
+        conv_in=_conv(3, COLOURS, narrow),
+        levels=_levels((narrow, *widths), config.blocks),
+        mid=(_residual(wide, wide), _residual(wide, wide)),
+        norm_out=_norm(wide),
+        conv_out=_conv(3, wide, width),
+    )
+    decoder = Tower(
+        conv_in=_conv(3, width, wide),
+        levels=_levels((wide, *reversed(widths)), config.blocks + 1),
+        mid=(_residual(wide, wide), _residual(wide, wide)),
+        norm_out=_norm(narrow),
+        conv_out=_conv(3, narrow, COLOURS),
+    )
+    return Weights(
+        encoder=encoder,
+        to_code=_conv(1, width, width),
+        codebook=Param((config.codebook, width), (None, None), scale=1 / config.codebook),
+        from_code=_conv(1, width, width),
+        decoder=decoder,
+    )
+
+
+def latents(
+    weights: Weights, pixels: Float[Array, "Z Y X C"], config: VQGAN
+) -> Float[Array, "Z y x E"]:
+    """The encoder's vectors for frames in [-1, 1], before they are put to codes."""
+    _check(pixels.shape[1:], (config.size, config.size, COLOURS), "frames")
+    tower = weights.encoder
+    x = _convolve(pixels, tower.conv_in)
+    for level in tower.levels:
+        for block in level.blocks:
+            x = _residue(x, block, config)
+        if level.resample is not None:
+            x = _halve(x, level.resample)
+    for block in tower.mid:
+        x = _residue(x, block, config)
+    x = jax.nn.silu(_normalise(x, tower.norm_out, config))
+    return _convolve(_convolve(x, tower.conv_out), weights.to_code)
+
+
+def nearest(vectors: Float[Array, "Z y x E"], codebook: Float[Array, "U E"]) -> Int[Array, "Z y x"]:
+    """The code nearest to each vector in squared distance, the lower of two that are equally near.
+
+    The square of the vector itself is left out: it is the same for every code.
+    """
+    vectors, codebook = vectors.astype(jnp.float32), codebook.astype(jnp.float32)
+    products = jnp.einsum("zyxe,ue->zyxu", vectors, codebook, precision="highest")
+    return jnp.argmin(jnp.sum(codebook**2, axis=-1) - 2 * products, axis=-1).astype(jnp.int32)
+
+
+def quantise(vectors: Float[Array, "Z y x E"], codebook: Float[Array, "U E"]) -> Quantised:
+    """Each vector put to its nearest code.
+
+    The gradient passes straight through to `vectors`, as if nothing had been rounded, and none
+    reaches the codebook (van den Oord et al., arXiv 1711.00937).
+    """
+    codes = nearest(vectors, codebook)
+    found = _lookup(codebook, codes).astype(vectors.dtype)
+    return Quantised(vectors + jax.lax.stop_gradient(found - vectors), codes)
+
+
+def paint(
+    weights: Weights, vectors: Float[Array, "Z y x E"], config: VQGAN
+) -> Float[Array, "Z Y X C"]:
+    """The decoder's frames for code vectors, not clipped: what the loss is measured on."""
+    tower = weights.decoder
+    x = _convolve(_convolve(vectors, weights.from_code), tower.conv_in)
+    for block in tower.mid:
+        x = _residue(x, block, config)
+    for level in tower.levels:
+        for block in level.blocks:
+            x = _residue(x, block, config)
+        if level.resample is not None:
+            x = _double(x, level.resample)
+    return _convolve(jax.nn.silu(_normalise(x, tower.norm_out, config)), tower.conv_out)
+
+
+def encode(weights: Weights, pixels: Float[Array, "Z Y X C"], config: VQGAN) -> Int[Array, "Z y x"]:
+    """The codes of frames in [-1, 1]."""
+    return nearest(latents(weights, pixels, config), weights.codebook)
+
+
+def decode(weights: Weights, codes: Int[Array, "Z y x"], config: VQGAN) -> Float[Array, "Z Y X C"]:
+    """The frames in [-1, 1] of codes; a code outside [0, U) is taken as the nearest that exists."""
+    _check(codes.shape[1:], (config.side, config.side), "codes")
+    vectors = _lookup(weights.codebook, jnp.clip(codes, 0, config.codebook - 1))
+    return jnp.clip(paint(weights, vectors, config), -1.0, 1.0)
+
+
+def _conv(side: int, inputs: int, outputs: int) -> Conv:
+    shape = (side, side, inputs, outputs)
+    kernel = dense(shape, (None,) * 4, fan_in=side * side * inputs)
+    return Conv(kernel, constant((outputs,), (None,), 0.0))
+
+
+def _norm(channels: int) -> Norm:
+    return Norm(constant((channels,), (None,), 1.0), constant((channels,), (None,), 0.0))
+
+
+def _residual(inputs: int, outputs: int) -> Residual:
+    return Residual(
+        norm1=_norm(inputs),
+        conv1=_conv(3, inputs, outputs),
+        norm2=_norm(outputs),
+        conv2=_conv(3, outputs, outputs),
+        shortcut=None if inputs == outputs else _conv(1, inputs, outputs),
+    )
+
+
+def _levels(widths: tuple[int, ...], blocks: int) -> tuple[Level, ...]:
+    """The levels between `widths`: each but the last ends with a change of picture size."""
+    last = len(widths) - 2
+    return tuple(
+        Level(
+            blocks=tuple(_residual(inputs if b == 0 else outputs, outputs) for b in range(blocks)),
+            resample=None if i == last else _conv(3, outputs, outputs),
+        )
+        for i, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False))
+    )
+
+
+def _convolve(
+    x: Float[Array, "Z Y X C"],
+    w: Conv,
+    stride: int = 1,
+    padding: str | tuple[tuple[int, int], ...] = "SAME",
+) -> Float[Array, "Z y x D"]:
+    kernel = w.kernel
+    y = jax.lax.conv_general_dilated(
+        x.astype(kernel.dtype),
+        kernel,
+        window_strides=(stride, stride),
+        padding=padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return y + w.bias
+
+
+def _normalise(x: Float[Array, "Z Y X C"], w: Norm, config: VQGAN) -> Float[Array, "Z Y X C"]:
+    """Group norm in float32: mean 0 and variance 1 over the pixels and channels of each group."""
+    frames, rows, columns, channels = x.shape
+    shape = (frames, rows, columns, config.groups, channels // config.groups)
+    y = x.astype(jnp.float32).reshape(shape)
+    mean = jnp.mean(y, axis=(1, 2, 4), keepdims=True)
+    variance = jnp.mean(jnp.square(y - mean), axis=(1, 2, 4), keepdims=True)
+    y = ((y - mean) * jax.lax.rsqrt(variance + EPS)).reshape(x.shape)
+    return (y * w.scale.astype(jnp.float32) + w.bias.astype(jnp.float32)).astype(x.dtype)
+
+
+def _residue(x: Float[Array, "Z Y X C"], w: Residual, config: VQGAN) -> Float[Array, "Z Y X D"]:
+    y = _convolve(jax.nn.silu(_normalise(x, w.norm1, config)), w.conv1)
+    y = _convolve(jax.nn.silu(_normalise(y, w.norm2, config)), w.conv2)
+    return y + (x if w.shortcut is None else _convolve(x, w.shortcut))
+
+
+def _halve(x: Float[Array, "Z Y X C"], w: Conv) -> Float[Array, "Z y x C"]:
+    """Every other pixel of a convolution that is padded below and on the right only, as LWM's."""
+    return _convolve(x, w, stride=2, padding=((0, 1), (0, 1)))
+
+
+def _double(x: Float[Array, "Z y x C"], w: Conv) -> Float[Array, "Z Y X C"]:
+    return _convolve(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2), w)
+
+
+def _lookup(codebook: Float[Array, "U E"], codes: Int[Array, "Z y x"]) -> Float[Array, "Z y x E"]:
+    return codebook.at[codes].get(out_sharding=spec("batch") if has_mesh() else None)
+
+
+def _check(found: tuple[int, ...], wanted: tuple[int, ...], what: str) -> None:
+    if found != wanted:
+        raise InputError(
+            f"this codec takes {what} of shape {wanted}, not {found}: resize them, "
+            "or use a codec of that size"
+        )
