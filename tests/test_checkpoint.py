@@ -219,7 +219,7 @@ def test_a_run_or_a_save_that_cannot_fit_is_not_begun(
 
 
 def test_what_a_killed_save_left_is_removed(run: Path) -> None:
-    stale = run / FOLDER / "step_00000030.tmp"
+    stale = run / FOLDER / "step_00000030.tmp-0"
     stale.mkdir()
     (stale / "half").write_text("written")
     assert store(run).steps() == [10, 20] and not stale.exists()
