@@ -26,9 +26,7 @@ class Where:
     segments: Weight
 
 
-def sees(
-    queries: Where, keys: Where, causal: bool
-) -> Bool[Array, "*batch T S"]:
+def sees(queries: Where, keys: Where, causal: bool) -> Bool[Array, "*batch T S"]:
     """The mask between the queries' rows `[..., T]` and the keys' rows `[..., S]`."""
     together = queries.segments[..., :, None] == keys.segments[..., None, :]
     seen = together & (queries.segments[..., :, None] > 0)
