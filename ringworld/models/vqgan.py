@@ -84,10 +84,10 @@ LWM = VQGAN(
 )
 NANO = VQGAN(
     size=64,
-    channels=16,
-    multipliers=(1, 2, 3, 4),
+    channels=8,
+    multipliers=(1, 2, 4, 10),
     blocks=1,
-    groups=8,
+    groups=4,
     codebook=512,
     width=32,
 )

@@ -1,0 +1,1 @@
+"""Training: loss, optimiser, step, loop, checkpoints, metrics."""
