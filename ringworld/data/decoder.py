@@ -73,6 +73,8 @@ class Film:
         options = {"format_whitelist": FILM_FORMATS, "protocol_whitelist": "none"}
         try:
             self.container = av.open(file, options=options, buffer_size=1 << 20)
+        except MemoryError:
+            raise
         except FFmpegError as error:
             raise Fault("truncated" if looks_like_mp4(file) else "not-media") from error
         if not self.container.streams.video:
@@ -116,6 +118,8 @@ class Film:
                 continue
             try:
                 pictures = packet.decode()
+            except MemoryError:
+                raise
             except FFmpegError:
                 self.broken = True
                 continue

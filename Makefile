@@ -1,0 +1,60 @@
+# Every command a contributor needs. `make` alone lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo check test test-slow lock clean
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(READY) ## make .venv and install the locked dependencies into it
+	@echo "setup: ready"
+
+# The stamp is written last, so a set-up that was interrupted is simply done again.
+$(READY): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "setup: $(PYTHON) was not found; install Python 3.11 or newer, or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "setup: ringworld needs Python 3.11 or newer and $(PYTHON) is $$($(PYTHON) -V 2>&1); name a newer one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "setup: $(PYTHON) cannot make virtual environments; install its venv package (on Debian and Ubuntu: python3-venv) and try again"; exit 1; }
+	@echo "setup: virtual environment in $(VENV), with $$($(PYTHON) -V)"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo "setup: installing what requirements.lock pins, every file checked against its hash"
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-input --require-hashes -r requirements.lock
+	@echo "setup: installing ringworld itself, editable"
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-input --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## the whole story: fetch, train in stages, measure, draw
+	@$(BIN)/ringworld demo
+
+check: setup ## formatting, lint, types and the house rules
+	@echo "check: formatting"
+	@$(BIN)/ruff format --check .
+	@echo "check: lint"
+	@$(BIN)/ruff check .
+	@echo "check: types"
+	@$(BIN)/pyrefly check
+	@echo "check: house rules"
+	@$(BIN)/python -m pytest -q tests/test_house.py
+
+test: check ## all of check, then every test that is not slow
+	@echo "test: every test that is not slow"
+	@$(BIN)/python -m pytest
+
+test-slow: check ## all of check, then every test
+	@echo "test: every test"
+	@$(BIN)/python -m pytest -m "slow or not slow"
+
+# Needs uv (any recent one) on the path or in .venv; nothing else here does.
+lock: ## resolve pyproject.toml again and write requirements.lock
+	@command -v uv >/dev/null || { echo "lock: uv was not found; install it (pip install uv) and try again"; exit 1; }
+	@uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 \
+	  --fork-strategy fewest --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+	  --group dev --group build pyproject.toml --output-file requirements.lock
+	@echo "lock: wrote requirements.lock; run make test before you commit it"
+
+clean: ## remove what the commands above made, except runs/
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis dist build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,65 @@
+"""One training example: a stream of text ids and image codes, and what to learn of it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from ringworld.vocab import Vocabulary
+
+
+@dataclass(frozen=True)
+class Example:
+    """`tokens` int32 `[n]`, whether each is an image code, and the weight of predicting each.
+
+    Weights are relative here; `weigh` makes them count as one example.
+    """
+
+    tokens: Int[np.ndarray, "n"]
+    vision: Bool[np.ndarray, "n"]
+    weights: Float[np.ndarray, "n"]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def text(ids: Sequence[int], weight: float) -> Example:
+    """Text ids, each predicted with `weight`; 0 for what is given and not learned."""
+    tokens = np.asarray(ids, np.int32)
+    return Example(
+        tokens, np.zeros(len(tokens), np.bool_), np.full(len(tokens), weight, np.float32)
+    )
+
+
+def frames(codes: Int[np.ndarray, "Z Q"], vocabulary: Vocabulary, weight: float) -> Example:
+    """Frames of codes, each ended by `eof` and the last by `eov`; `[Z, Q]` becomes Z (Q + 1) ids."""
+    ends = np.full((len(codes), 1), vocabulary.eof)
+    ends[-1] = vocabulary.eov
+    tokens = np.concatenate([codes, ends], axis=1).reshape(-1).astype(np.int32)
+    return Example(tokens, np.ones(len(tokens), np.bool_), np.full(len(tokens), weight, np.float32))
+
+
+def join(parts: Iterable[Example]) -> Example:
+    """The parts one after another, as one example."""
+    parts = list(parts)
+    return Example(
+        np.concatenate([p.tokens for p in parts]),
+        np.concatenate([p.vision for p in parts]),
+        np.concatenate([p.weights for p in parts]),
+    )
+
+
+def weigh(example: Example) -> Example:
+    """The example with weights that sum to 1 in each modality that it predicts.
+
+    The batch loss is then the mean over examples, as if each had a padded row of its own: masked
+    packing's re-weighting (LWM, section on packing). The first token has nothing to predict it.
+    """
+    weights = example.weights.copy()
+    weights[0] = 0.0
+    for of_modality in (example.vision, ~example.vision):
+        total = weights[of_modality].sum()
+        if total > 0:
+            weights[of_modality] /= total
+    return Example(example.tokens, example.vision, weights)

@@ -1,0 +1,67 @@
+"""Packed rows to batches on the mesh: a batch is a function of (seed, step) and of nothing else."""
+
+from collections.abc import Callable, Sequence
+
+import grain
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from ringworld.attention.layout import zigzag_order
+from ringworld.batch import Batch
+from ringworld.data.example import Example
+from ringworld.data.pack import pack_row, plan_rows
+from ringworld.errors import InputError
+from ringworld.mesh import MeshShape, has_mesh, named_sharding
+
+
+class PackedRows:
+    """Examples packed into rows of `context` tokens; any row is made when it is asked for."""
+
+    def __init__(self, examples: Sequence[Example], context: int) -> None:
+        self.examples, self.context = examples, context
+        self.plan = plan_rows([len(example) for example in examples], context)
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, row: int) -> Batch:
+        """Row `row` as numpy arrays `[context]`."""
+        return pack_row(self.plan[row], self.examples.__getitem__, self.context)
+
+
+def deal_order(context: int, rows: int, shape: MeshShape) -> Int[np.ndarray, "T"]:
+    """The zig-zag order in which the mesh's ring wants a row.
+
+    Raises InputError when the rows or the sequence do not divide over the mesh.
+    """
+    groups = shape.data * shape.fsdp
+    if rows % groups:
+        raise InputError(
+            f"{rows} rows do not divide over {groups} groups (data x fsdp): make the batch a "
+            f"multiple of {groups}"
+        )
+    return np.arange(context) if shape.seq == 1 else zigzag_order(context, shape.seq)
+
+
+def make_batches(
+    rows: PackedRows, *, batch: int, seed: int, order: Int[np.ndarray, "T"]
+) -> Callable[[int], Batch]:
+    """`batches(step)`: `batch` rows in the ring's order, on the mesh that is set when it is called.
+
+    Rows are shuffled over all epochs by `seed`. Every process makes the whole batch on its host and
+    keeps its own part.
+    """
+    dataset = grain.MapDataset.source(rows).seed(seed).shuffle().repeat().batch(batch)
+
+    def batches(step: int) -> Batch:
+        return jax.tree.map(lambda x: _place(x[:, order]), dataset[step])
+
+    return batches
+
+
+def _place(x: np.ndarray) -> jax.Array:
+    if not has_mesh():
+        return jax.numpy.asarray(x)
+    sharding = named_sharding(jax.sharding.get_mesh(), "batch", "seq")
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])

@@ -1,0 +1,76 @@
+"""Books: read, cleaned, and cut into examples."""
+
+import json
+import re
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from ringworld.data.example import Example, join, text
+from ringworld.data.tokenizer import Tokenizer
+from ringworld.errors import InputError
+
+
+@dataclass(frozen=True)
+class Book:
+    """A title and its text."""
+
+    title: str
+    written: str
+
+
+def read_books(path: Path) -> list[Book]:
+    """The books of a folder of text files (Project Gutenberg's headers removed) or a JSONL of verses.
+
+    Raises InputError when there is nothing to read.
+    """
+    if path.is_dir():
+        files = sorted(path.rglob("*.txt"))
+        books = [Book(file.stem, strip_gutenberg(file.read_text("utf-8", "replace"))) for file in files]
+    elif path.is_file():
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+        books = _books_of_verses(lines)
+    else:
+        raise InputError(f"there are no books at {path}: run `ringworld fetch` first")
+    books = [book for book in books if book.written]
+    if not books:
+        raise InputError(f"{path} holds no text: give a folder of .txt files")
+    return books
+
+
+def strip_gutenberg(written: str) -> str:
+    """The text between Project Gutenberg's START and END lines, or all of it."""
+    start = re.search(r"\*\*\* ?START OF.*?\*\*\*", written, re.S)
+    end = re.search(r"\*\*\* ?END OF", written)
+    return written[start.end() if start else 0 : end.start() if end else None].strip()
+
+
+def _books_of_verses(lines: list[dict[str, str]]) -> list[Book]:
+    by_book = groupby(lines, key=lambda line: line["book"])
+    return [Book(title, " ".join(verse["text"] for verse in verses)) for title, verses in by_book]
+
+
+def encode_books(books: list[Book], tokenizer: Tokenizer) -> list[Int[np.ndarray, "n"]]:
+    """Each book's ids, without `<s>` or `</s>`."""
+    return [np.asarray(tokenizer.encode(book.written), np.int32) for book in books]
+
+
+def draw_passage(
+    rng: np.random.Generator, books: list[Int[np.ndarray, "n"]], length: int
+) -> Int[np.ndarray, "m"]:
+    """`length` consecutive ids from a random place, or a whole book that is shorter.
+
+    Books are drawn by their length, so that every place is equally likely.
+    """
+    lengths = np.array([len(book) for book in books])
+    book = books[rng.choice(len(books), p=lengths / lengths.sum())]
+    start = int(rng.integers(max(len(book) - length, 0) + 1))
+    return book[start : start + length]
+
+
+def passage_example(passage: Int[np.ndarray, "n"], tokenizer: Tokenizer) -> Example:
+    """A passage of a book, every token learned."""
+    return join([text([tokenizer.bos], 0.0), text(passage, 1.0)])

@@ -1,0 +1,140 @@
+"""The decoder: a Llama whose attention goes round the ring.
+
+Each layer   x += attend(rope(q), rope(k), v) W_o     with q, k, v from rms_norm(x)
+             x += swiglu(rms_norm(x))
+Source: Touvron et al., "LLaMA" (arXiv 2302.13971); grouped keys: Ainslie et al. (arXiv 2305.13245).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from ringworld.attention import attend
+from ringworld.attention.mask import Where
+from ringworld.attention.ring import SAVED
+from ringworld.errors import InputError
+from ringworld.layers import contract, rms_norm, swiglu
+from ringworld.params import Weight, constant, dense, gather, node, stacked
+from ringworld.rope import rope
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llama:
+    """The sizes of a decoder. `context` is the length it was last trained at, with `rope_theta`."""
+
+    layers: int
+    model: int
+    mlp: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    context: int
+    rope_theta: float
+    norm_eps: float = 1e-5
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise InputError(
+                f"{self.kv_heads} key heads do not divide {self.heads} heads: set kv_heads to a "
+                "divisor of heads"
+            )
+        if self.head_width % 2:
+            raise InputError(f"head_width {self.head_width} is odd: RoPE turns pairs, make it even")
+
+
+@node
+class Block:
+    """The weights of one layer, or of all of them on a leading axis."""
+
+    attn_norm: Weight
+    wq: Weight
+    wk: Weight
+    wv: Weight
+    wo: Weight
+    mlp_norm: Weight
+    w_gate: Weight
+    w_up: Weight
+    w_down: Weight
+
+
+def block_specs(c: Llama) -> Block:
+    """One layer's spec table."""
+    D, F, N, K, H = c.model, c.mlp, c.heads, c.kv_heads, c.head_width
+    return Block(
+        attn_norm=constant((D,), (None,), 1.0),
+        wq=dense((D, N, H), ("embed", "heads", None), fan_in=D),
+        wk=dense((D, K, H), ("embed", "kv_heads", None), fan_in=D),
+        wv=dense((D, K, H), ("embed", "kv_heads", None), fan_in=D),
+        wo=dense((N, H, D), ("heads", None, "embed"), fan_in=N * H * 2 * c.layers),
+        mlp_norm=constant((D,), (None,), 1.0),
+        w_gate=dense((D, F), ("embed", "mlp"), fan_in=D),
+        w_up=dense((D, F), ("embed", "mlp"), fan_in=D),
+        w_down=dense((F, D), ("mlp", "embed"), fan_in=F * 2 * c.layers),
+    )
+
+
+def blocks_specs(c: Llama) -> Block:
+    """The spec table of all layers, stacked."""
+    return stacked(c.layers, block_specs(c))
+
+
+def read(
+    x: Float[Array, "B T D"], w: Block, positions: Int[Array, "B T"], c: Llama
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+    """What a layer asks and offers: its queries, keys and values, turned by their positions."""
+    h = rms_norm(x, w.attn_norm, c.norm_eps)
+    heads, keys = ("batch", "seq", "heads", None), ("batch", "seq", "kv_heads", None)
+    q = contract("btd,dnh->btnh", h, w.wq, *heads)
+    k = contract("btd,dkh->btkh", h, w.wk, *keys)
+    v = contract("btd,dkh->btkh", h, w.wv, *keys)
+    return rope(q, positions, c.rope_theta), rope(k, positions, c.rope_theta), v
+
+
+def write(
+    x: Float[Array, "B T D"], attended: Float[Array, "B T N H"], w: Block, c: Llama
+) -> Float[Array, "B T D"]:
+    """The residual stream after a layer, from what its heads attended to."""
+    x = x + contract("btnh,nhd->btd", attended, w.wo, "batch", "seq", None)
+    return x + swiglu(rms_norm(x, w.mlp_norm, c.norm_eps), w.w_gate, w.w_up, w.w_down)
+
+
+def layer(x: Float[Array, "B T D"], w: Block, where: Where, c: Llama) -> Float[Array, "B T D"]:
+    """One decoder layer over packed rows."""
+    w = gather(w, block_specs(c))
+    q, k, v = read(x, w, where.positions, c)
+    return write(x, attend(q, k, v, where), w, c)
+
+
+def decode(
+    x: Float[Array, "B T D"], blocks: Block, where: Where, c: Llama
+) -> Float[Array, "B T D"]:
+    """All layers, one after another.
+
+    The backward recomputes each layer from its input, except for the attention, whose output and
+    log-sum-exp are kept: the ring is not walked a third time.
+    """
+    policy = jax.checkpoint_policies.save_only_these_names(*SAVED)
+
+    def body(x: Array, w: Block) -> tuple[Array, None]:
+        return layer(x, w, where, c), None
+
+    return lax.scan(jax.checkpoint(body, policy=policy, prevent_cse=False), x, blocks)[0]
+
+
+def flops_per_token(c: Llama, context: int, head_rows: int) -> float:
+    """Training FLOPs a token in rows of one causal document: 6 a weight, and 3.5 x attention's forward.
+
+    `head_rows` is the number of vocabulary rows that the loss reads.
+    """
+    D, F, N, K, H = c.model, c.mlp, c.heads, c.kv_heads, c.head_width
+    weights = c.layers * (2 * D * N * H + 2 * D * K * H + 3 * D * F) + D * head_rows
+    attention = c.layers * 2 * context * N * H
+    return 6.0 * weights + 3.5 * attention
+
+
+COMPUTE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

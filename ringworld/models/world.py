@@ -1,0 +1,98 @@
+"""The world model: two vocabularies, text and image codes, in one stream through one decoder.
+
+Each token looks up the table of its own kind; each position can be read by either head. Text alone
+is the case without vision tokens, and without the vision table. Source: LWM (arXiv 2402.08268).
+"""
+
+from dataclasses import dataclass, replace
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ringworld.attention.mask import Where
+from ringworld.layers import contract, embed, rms_norm
+from ringworld.models import llama
+from ringworld.models.llama import COMPUTE, Block, Llama
+from ringworld.params import Param, Weight, constant, dense, gather, node
+from ringworld.vocab import Vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """A decoder and its vocabularies."""
+
+    llama: Llama
+    vocabulary: Vocabulary
+
+    def at(self, context: int, rope_theta: float) -> "World":
+        """The same model for another context length and RoPE base."""
+        return replace(self, llama=replace(self.llama, context=context, rope_theta=rope_theta))
+
+
+@node
+class Heads:
+    """What turns the residual stream into logits: `text` `[D, V]` and `vision` `[D, U]` or None."""
+
+    norm: Weight
+    text: Weight
+    vision: Weight
+
+
+@node
+class WorldWeights:
+    """All weights. The vision entries are None in a model of text alone."""
+
+    text_embed: Weight
+    vision_embed: Weight
+    blocks: Block
+    heads: Heads
+
+
+def specs(c: World) -> WorldWeights:
+    """The spec table: the one source of every shape, axis, start and name."""
+    D, V, U = c.llama.model, c.vocabulary.text, c.vocabulary.vision_rows
+    return WorldWeights(
+        text_embed=_table(V, D),
+        vision_embed=_table(U, D) if U else None,
+        blocks=llama.blocks_specs(c.llama),
+        heads=Heads(
+            norm=constant((D,), (None,), 1.0),
+            text=dense((D, V), ("embed", "vocab"), fan_in=D),
+            vision=dense((D, U), ("embed", "vocab"), fan_in=D) if U else None,
+        ),
+    )
+
+
+def _table(rows: int, width: int) -> Param:
+    return Param((rows, width), ("vocab", "embed"), scale=width**-0.5)
+
+
+def embed_tokens(
+    weights: WorldWeights, tokens: Int[Array, "B T"], vision: Bool[Array, "B T"], c: World
+) -> Float[Array, "B T D"]:
+    """Each token's row of the table of its kind, in the model's compute dtype."""
+    tables = gather(
+        (weights.text_embed, weights.vision_embed), (specs(c).text_embed, specs(c).vision_embed)
+    )
+    x = embed(tables[0], tokens, ~vision)
+    if tables[1] is not None:
+        x = x + embed(tables[1], tokens, vision)
+    return x.astype(COMPUTE[c.llama.dtype])
+
+
+def forward(
+    weights: WorldWeights,
+    tokens: Int[Array, "B T"],
+    vision: Bool[Array, "B T"],
+    where: Where,
+    c: World,
+) -> Float[Array, "B T D"]:
+    """The residual stream after the last layer and the final norm, ready for a head."""
+    x = embed_tokens(weights, tokens, vision, c)
+    x = llama.decode(x, weights.blocks, where, c.llama)
+    return rms_norm(x, weights.heads.norm, c.llama.norm_eps)
+
+
+def logits(x: Float[Array, "B T D"], head: Float[Array, "D V"]) -> Float[Array, "B T V"]:
+    """Float32 logits of one head; for a few positions only, the loss never makes them all."""
+    return contract("btd,dv->btv", x.astype(jnp.float32), head, "batch", None, "vocab")

@@ -1,0 +1,268 @@
+"""Checkpoints that are whole or absent.
+
+Orbax writes the arrays, so that any mesh can restore what any other mesh saved. Around it stands
+what it lacks: a manifest with a hash per file, written last and verified before anything is
+believed. A step lives in `step_00000020/`:
+
+    weights/         the weights alone: all that a next stage, an evaluation or a chat needs
+    optimizer/       the optimiser's state
+    manifest.json    the step, the identity of the run, every array, every file and its hash
+
+While it is written its folder is called `.tmp`; renaming it is the commit. A folder that fails its
+hashes is set aside as `.bad` and the step before it is used. No random key and no pickle is stored.
+"""
+
+import json
+import logging
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from ringworld.errors import InputError
+from ringworld.params import paths
+from ringworld.train.disk import check_space, sync, writing_to
+from ringworld.train.manifest import Damaged, read_manifest, verify, write_manifest
+from ringworld.train.state import TrainState
+
+FOLDER = "checkpoints"
+PARTS = ("weights", "optimizer")
+HEADROOM = 1.1  # of the arrays' bytes: Orbax's index and the manifest
+STEP = re.compile(r"step_(\d{8,})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """The checkpoints of one run.
+
+    The newest `keep` steps and all `milestones` stay; an older step is deleted only after a newer
+    one is committed and has been read back. `announce` is told what is set aside, in one line.
+    """
+
+    folder: Path
+    keep: int
+    milestones: tuple[int, ...]
+    announce: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        if self.keep < 2:
+            raise InputError(
+                f"keep is {self.keep}: keep at least 2 checkpoints, one may be damaged"
+            )
+
+    def steps(self) -> list[int]:
+        """The committed steps, oldest first, whether or not their files are still whole."""
+        matches = [STEP.fullmatch(path.name) for path in self.folder.glob("step_*")]
+        return sorted(int(match[1]) for match in matches if match)
+
+    def prepare(self, state: Any) -> None:
+        """Make the folder, remove what killed saves left, and see that one more step fits.
+
+        Raises InputError when the folder cannot be written or the disk is too full.
+        """
+        with writing_to(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if _is_first():
+                for stale in self.folder.glob("step_*.tmp*"):
+                    shutil.rmtree(stale)
+        _barrier("prepare")
+        check_space(self.folder, _bytes(state))
+
+    def save(self, state: TrainState, identity: dict[str, Any]) -> Path:
+        """Commit `state` as its step and return the folder.
+
+        `identity` is JSON that says which model and recipe this is; `restore` compares it. On any
+        failure the unfinished folder is removed and earlier steps stay as they are. Raises
+        InputError when the disk is full or fails, and when the step is there already.
+        """
+        final = self._path(int(state.step))
+        temporary = final.with_name(f"{final.name}.tmp")
+        if final.exists():
+            raise InputError(f"{final} is there already: restore from it or use another folder")
+        try:
+            with writing_to(self.folder):
+                check_space(self.folder, _bytes(state))
+                _write(temporary, state, identity)
+                if _is_first():
+                    os.rename(temporary, final)
+                    sync(self.folder)
+                _barrier("commit")
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        if _is_first():
+            self._retire(int(state.step))
+        return final
+
+    def restore(self, abstract: TrainState, identity: dict[str, Any]) -> TrainState | None:
+        """The newest whole step, laid out by the shardings of `abstract`; None when there is none.
+
+        `abstract` holds a ShapeDtypeStruct with a sharding for each leaf, on any mesh. Damaged
+        steps are set aside as `.bad`. Raises InputError when the checkpoint is of another model or
+        run, naming what differs.
+        """
+        for step in reversed(self.steps()):
+            path = self._path(step)
+            try:
+                content = read_manifest(path)
+                _check_same(path, content, identity, abstract)
+                verify(path, content)
+            except Damaged as damage:
+                self._set_aside(path, str(damage))
+                continue
+            parts = {part: _read(path, part, getattr(abstract, part)) for part in PARTS}
+            count = jax.device_put(np.asarray(step, np.int32), abstract.step.sharding)
+            return TrainState(step=count, **parts)
+        return None
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step_{step:08d}"
+
+    def _set_aside(self, path: Path, damage: str) -> None:
+        _barrier("damaged")
+        bad = path.with_name(f"{path.name}.bad")
+        while bad.exists():
+            bad = bad.with_name(f"{bad.name}.bad")
+        if _is_first():
+            os.rename(path, bad)
+        _barrier("aside")
+        self.announce(f"{path.name} is damaged ({damage}): set aside as {bad.name}")
+
+    def _retire(self, newest: int) -> None:
+        path = self._path(newest)
+        try:
+            verify(path, read_manifest(path))
+        except Damaged as damage:
+            raise InputError(
+                f"{path} could not be read back ({damage}): check the disk; older steps were kept"
+            ) from damage
+        for step in self.steps()[: -self.keep]:
+            if step not in self.milestones:
+                going = self._path(step).with_name(f"{self._path(step).name}.tmp")
+                os.rename(self._path(step), going)
+                shutil.rmtree(going)
+
+
+def load_weights(folder: Path, abstract: Any) -> Any:
+    """The weights alone of the newest step of the run in `folder`, laid out as `abstract` says.
+
+    For a next stage, whose optimiser starts fresh, and for all that only reads a model. `abstract`
+    holds a ShapeDtypeStruct for each weight; one without a sharding goes to the first device.
+    Raises InputError when there is no checkpoint, when it is damaged (an older one is never taken
+    silently), or when its weights are of another model.
+    """
+    found = sorted(p for p in (folder / FOLDER).glob("step_*") if STEP.fullmatch(p.name))
+    if not found:
+        raise InputError(f"{folder} has no checkpoint: train it first or name another folder")
+    try:
+        content = read_manifest(found[-1])
+        verify(found[-1], content, part="weights/")
+    except Damaged as damage:
+        raise InputError(
+            f"{found[-1]} is damaged ({damage}): run its training again, which goes on from the "
+            "step before it"
+        ) from damage
+    stored = {k: v for k, v in content["arrays"].items() if k.startswith("weights.")}
+    _refuse_other(found[-1], stored, _describe("weights", abstract))
+    return _read(found[-1], "weights", abstract)
+
+
+def _write(folder: Path, state: TrainState, identity: dict[str, Any]) -> None:
+    with _quiet(), ocp.PyTreeCheckpointer() as orbax:
+        for part in PARTS:
+            arrays = paths(getattr(state, part))
+            orbax.save((folder / part).absolute(), args=ocp.args.PyTreeSave(arrays))
+    if _is_first():
+        described = [_describe(part, getattr(state, part)) for part in PARTS]
+        content = {
+            "step": int(state.step),
+            "identity": identity,
+            "arrays": {name: shape for part in described for name, shape in part.items()},
+            "versions": {"jax": jax.__version__, "orbax": ocp.__version__},
+        }
+        write_manifest(folder, content)
+
+
+def _read(folder: Path, part: str, abstract: Any) -> Any:
+    wanted = paths(jax.tree.map(_placed, abstract))
+    how = ocp.checkpoint_utils.construct_restore_args(wanted)
+    with _quiet(), ocp.PyTreeCheckpointer() as orbax:
+        arrays = orbax.restore(
+            (folder / part).absolute(), args=ocp.args.PyTreeRestore(wanted, restore_args=how)
+        )
+    return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in wanted])
+
+
+def _placed(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or here)
+
+
+def _describe(part: str, tree: Any) -> dict[str, str]:
+    leaves: dict[str, Any] = paths(tree)
+    return {f"{part}.{name}": f"{x.dtype}{list(x.shape)}" for name, x in leaves.items()}
+
+
+def _check_same(
+    folder: Path, content: dict[str, Any], identity: dict[str, Any], abstract: TrainState
+) -> None:
+    described = {part: _describe(part, getattr(abstract, part)) for part in PARTS}
+    wanted = {"identity": identity, **described["weights"], **described["optimizer"]}
+    _refuse_other(folder, {"identity": content["identity"], **content["arrays"]}, wanted)
+
+
+def _refuse_other(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+    there, here = _flat(stored), _flat(json.loads(json.dumps(wanted)))
+    names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
+    if names:
+        shown = [f"{n} is {there.get(n)} there and {here.get(n)} here" for n in names[:3]]
+        more = f", and {len(names) - 3} more differ" if len(names) > 3 else ""
+        raise InputError(
+            f"{folder} is a checkpoint of another run ({'; '.join(shown)}{more}): "
+            "use another folder, or the configuration that it was made with"
+        )
+
+
+def _flat(tree: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {name: tree}
+    return {
+        key: leaf
+        for k, child in tree.items()
+        for key, leaf in _flat(child, f"{name}.{k}" if name else k).items()
+    }
+
+
+def _bytes(state: Any) -> int:
+    leaves = jax.tree.leaves(state)
+    return int(HEADROOM * sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Orbax's tracebacks of its threads off the terminal: the error itself is raised."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _is_first() -> bool:
+    return jax.process_index() == 0
+
+
+def _barrier(name: str) -> None:
+    multihost_utils.sync_global_devices(f"ringworld checkpoint {name}")

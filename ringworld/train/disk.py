@@ -1,0 +1,51 @@
+"""Disks that fill up or fail, said in one sentence, and what it takes to survive a power cut."""
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ringworld.errors import InputError
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS, errno.EACCES}
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turn a full or failing disk into an InputError that names `folder`.
+
+    TensorStore reports a failed write as a ValueError with the errno in its text; both are meant.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        number = int(code[1]) if code else getattr(error, "errno", None)
+        if number not in DISK_ERRORS:
+            raise
+        raise InputError(
+            f"{folder} could not be written ({os.strerror(number).lower()}): free some space or "
+            "use another disk, then run again to go on; earlier checkpoints are whole"
+        ) from error
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raise InputError when the disk of `folder` has fewer than `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            f"{folder} has {free / 1e6:.1f} MB free and a checkpoint needs {needed / 1e6:.1f} MB: "
+            "free some space or use another disk"
+        )
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder to the disk, so that a power cut does not lose it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,174 @@
+"""The loop: restore, step, report, save, and go on from any death.
+
+A batch is a pure function of its step, and the state is all that a step changes. So a run that was
+killed and started again takes the same steps, to the last bit, as one that was not.
+"""
+
+import fcntl
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ringworld.errors import InputError
+from ringworld.train.checkpoint import FOLDER, Checkpoints
+from ringworld.train.disk import writing_to
+from ringworld.train.metrics import MetricsLog
+from ringworld.train.state import TrainState, is_finite, outline
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """How long a run is, and how often it saves and speaks; all counted in steps."""
+
+    steps: int
+    save_every: int = 100
+    keep: int = 2  # how many of the newest checkpoints stay
+    milestones: tuple[int, ...] = ()  # steps whose checkpoint always stays
+    log_every: int = 10  # on a terminal every step is shown
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "save_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: make it 1 or more")
+
+
+def fit(
+    *,
+    state: TrainState,
+    step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
+    batches: Callable[[int], Any],
+    loop: Loop,
+    folder: Path,
+    identity: dict[str, Any],
+    flops_per_step: float,
+    tokens_per_step: int,
+    announce: Callable[[str], None],
+) -> TrainState:
+    """Train until `loop.steps` updates are made, from the newest whole checkpoint in `folder`.
+
+    `step` maps a state and a batch to the next state and its metrics (scalars, among them "loss"
+    and "grad_norm"); it is jitted and may donate the state. `batches(n)` makes the batch of step n
+    and of nothing else, in another thread: it must not run collectives. `identity` is JSON that
+    says which model and recipe this is.
+
+    Raises InputError when the checkpoint is of another model, the disk is full, another process
+    trains in `folder`, or a number is not finite (nothing of that step is kept). On SIGINT or
+    SIGTERM the current step ends and is saved, then KeyboardInterrupt says how to go on.
+    """
+    checkpoints = Checkpoints(
+        folder=folder / FOLDER, keep=loop.keep, milestones=loop.milestones, announce=announce
+    )
+    with _alone_in(folder):
+        checkpoints.prepare(state)
+        state = checkpoints.restore(outline(state), identity) or state
+        start = int(state.step)
+        if start:
+            announce(f"{folder}: going on from step {start} of {loop.steps}")
+        if start >= loop.steps:
+            return state
+        log = MetricsLog(
+            folder,
+            start=start,
+            steps=loop.steps,
+            log_every=loop.log_every,
+            flops_per_step=flops_per_step,
+            tokens_per_step=tokens_per_step,
+            announce=announce,
+        )
+        stream = closing(_prefetch(batches, start, loop.steps))
+        with log, stream as ahead, _stop_signal() as stop:
+            for n, batch, wait_s in ahead:
+                state, metrics = step(state, batch)
+                log.push(n, metrics, wait_s=wait_s)
+                done = n + 1
+                if done % loop.save_every == 0 or done == loop.steps or stop.is_set():
+                    log.flush()
+                    _check_finite(state, n)
+                    checkpoints.save(state, identity)
+                    log.restart_clock()
+                if stop.is_set() and done < loop.steps:
+                    raise KeyboardInterrupt(
+                        f"stopped after step {n}, saved in {folder}: run the same command to go on"
+                    )
+    return state
+
+
+def _prefetch(
+    batches: Callable[[int], Any], start: int, end: int
+) -> Generator[tuple[int, Any, float]]:
+    """Each step's number, its batch, and the seconds it was waited for; one batch is made ahead."""
+    mesh = jax.sharding.get_mesh()  # a mesh is set per thread
+
+    def make(n: int) -> Any:
+        with nullcontext() if mesh.empty else jax.set_mesh(mesh):
+            return batches(n)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        ahead = pool.submit(make, start)
+        for n in range(start, end):
+            since = time.perf_counter()
+            batch = ahead.result()
+            waited = time.perf_counter() - since
+            if n + 1 < end:
+                ahead = pool.submit(make, n + 1)
+            yield n, batch, waited
+
+
+def _check_finite(state: TrainState, n: int) -> None:
+    if not is_finite(state):
+        raise InputError(
+            f"the weights are not finite after step {n}: lower the learning rate, "
+            "then run again to go on from the last checkpoint"
+        )
+
+
+@contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set; a second signal acts as if this were not here."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def give_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def handle(number: int, frame: Any) -> None:
+        stop.set()
+        give_back()
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        give_back()
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the system drops when the process dies in any way."""
+    if jax.process_index() > 0:
+        yield
+        return
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "lock").touch()
+    with open(folder / "lock") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"another process is training in {folder}: wait for it or use another folder"
+            ) from None
+        yield

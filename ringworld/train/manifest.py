@@ -1,0 +1,95 @@
+"""The integrity manifest: what a checkpoint holds, with the hash of every file.
+
+It is the last file written into a checkpoint and the first one read. Nothing in a folder without a
+whole manifest is believed. The manifest carries the hash of its own content too, so that a flipped
+bit in it is damage and never another meaning.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ringworld.train.disk import sync
+
+NAME = "manifest.json"
+SCHEMA = 1
+
+
+class Damaged(Exception):
+    """A checkpoint that is not what was written; says in a few words what is wrong with it."""
+
+
+def write_manifest(folder: Path, content: dict[str, Any]) -> None:
+    """Make `folder` durable and describe it: every file is flushed, hashed and listed.
+
+    `content` is JSON; "schema" and "files" (size in bytes and sha256, by path) are added to it.
+    """
+    for path in _files(folder):
+        sync(path)
+    files = {_name(folder, path): _fingerprint(path) for path in _files(folder)}
+    content = {"schema": SCHEMA, **content, "files": files}
+    with open(folder / NAME, "w") as file:
+        json.dump({"content": content, "sha256": _digest(content)}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir():
+            sync(path)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The content of the folder's manifest.
+
+    Raises Damaged when it is missing, is not what was written, or has an unknown schema.
+    """
+    try:
+        whole = json.loads((folder / NAME).read_bytes())
+        content, digest = whole["content"], whole["sha256"]
+    except FileNotFoundError:
+        raise Damaged(f"{NAME} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise Damaged(f"{NAME} cannot be read") from None
+    if digest != _digest(content):
+        raise Damaged(f"{NAME} was changed after it was written")
+    if content["schema"] != SCHEMA:
+        raise Damaged(f"{NAME} has schema {content['schema']} and this program reads {SCHEMA}")
+    return content
+
+
+def verify(folder: Path, content: dict[str, Any], part: str = "") -> None:
+    """Compare every file listed in `content` whose path starts with `part` with its hash.
+
+    Raises Damaged naming the first file that is missing, has another size or another hash.
+    """
+    listed = {name: stored for name, stored in content["files"].items() if name.startswith(part)}
+    for name, stored in listed.items():
+        path = folder / name
+        if not path.is_file():
+            raise Damaged(f"{name} is missing")
+        if path.stat().st_size != stored["size"]:
+            raise Damaged(f"{name} has {path.stat().st_size} bytes and not {stored['size']}")
+    for name, stored in listed.items():
+        if _fingerprint(folder / name) != stored:
+            raise Damaged(f"the bytes of {name} have changed")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _name(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"size": path.stat().st_size, "sha256": digest}
+
+
+def _digest(content: dict[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,176 @@
+"""What each step reports: a line on the terminal and a line in `metrics.jsonl`.
+
+The numbers of a step are fetched only after the next one has been started, so that reading them
+never keeps a device waiting.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ringworld.errors import InputError
+from ringworld.mesh import make_mesh
+from ringworld.train.disk import sync, writing_to
+
+NAME = "metrics.jsonl"
+MUST_BE_FINITE = ("loss", "grad_norm")
+SIDE = 1024  # of the square matrices that measure the machine: large enough to reach its peak
+TRIALS = 5
+
+
+@cache
+def peak_flops() -> float:
+    """Floating point operations a second of all devices together, measured on float32 products.
+
+    Virtual CPU devices share their cores and count as one.
+    """
+    multiply = jax.jit(lambda a: a @ a)
+    seconds = []
+    with jax.set_mesh(make_mesh(devices=jax.local_devices()[:1])):
+        x = multiply(jnp.ones((SIDE, SIDE), jnp.float32)).block_until_ready()
+        for _ in range(TRIALS):
+            begin = time.perf_counter()
+            multiply(x).block_until_ready()
+            seconds.append(time.perf_counter() - begin)
+    devices = 1 if jax.default_backend() == "cpu" else jax.device_count()
+    return devices * 2 * SIDE**3 / min(seconds)
+
+
+def mfu(flops: float, seconds: float) -> float:
+    """Model FLOPs utilisation: the share of the peak that went into `flops` of the model."""
+    return flops / seconds / peak_flops()
+
+
+class MetricsLog:
+    """The record of a run: each step exactly once, in order, also over restarts.
+
+    `start` is the first step that will be reported; later lines of an earlier attempt are dropped.
+    Floats are written so that reading them back gives the same bits. Use it as a context manager.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        start: int,
+        steps: int,
+        log_every: int,
+        flops_per_step: float,
+        tokens_per_step: int,
+        announce: Callable[[str], None],
+    ) -> None:
+        self.path = folder / NAME
+        self.steps, self.log_every, self.announce = steps, log_every, announce
+        self.flops_per_step, self.tokens_per_step = flops_per_step, tokens_per_step
+        self._waiting: tuple[int, dict[str, jax.Array], float] | None = None
+        keep_before(self.path, start)
+        self._bar = _progress()
+        self._task = self._bar.add_task("", total=steps, completed=start)
+        peak_flops()
+        self._since = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def push(self, step: int, metrics: dict[str, jax.Array], *, wait_s: float) -> None:
+        """Report the step before this one, and hold this one until its numbers are ready.
+
+        `metrics` are scalars; `wait_s` are the seconds that the step waited for its batch. Raises
+        InputError when the loss or the gradient norm of the step reported is not finite.
+        """
+        before, self._waiting = self._waiting, (step, metrics, wait_s)
+        if before:
+            self._report(*before)
+
+    def flush(self) -> None:
+        """Report the step that is held, and put all on the disk. Raises InputError as `push`."""
+        before, self._waiting = self._waiting, None
+        if before:
+            self._report(*before)
+        sync(self.path)
+
+    def restart_clock(self) -> None:
+        """Leave the time since the last report out of the next one: a save is not training."""
+        self._since = time.perf_counter()
+
+    def _report(self, step: int, metrics: dict[str, jax.Array], wait_s: float) -> None:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        seconds = time.perf_counter() - self._since
+        self._since += seconds
+        for name in MUST_BE_FINITE:
+            if not math.isfinite(values.get(name, 0.0)):
+                raise InputError(
+                    f"{name} is {values[name]} at step {step}: lower the learning rate or look at "
+                    "that batch, then run again to go on from the last checkpoint"
+                )
+        row = {
+            "step": step,
+            **{name: value if math.isfinite(value) else None for name, value in values.items()},
+            "seconds": seconds,
+            "wait_s": wait_s,
+            "tokens_per_s": self.tokens_per_step / seconds,
+            "mfu": mfu(self.flops_per_step, seconds),
+        }
+        with writing_to(self.path.parent), open(self.path, "a") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+        line = describe(row)
+        self._bar.update(self._task, completed=step + 1, description=line)
+        last = step + 1 == self.steps
+        if self._bar.disable and (step % self.log_every == 0 or last):
+            self.announce(line)
+
+
+def describe(row: dict[str, Any]) -> str:
+    """A row of the record as one line for people."""
+    shown = [f"step {row['step']}"]
+    shown += [f"{name} {row[name]:.4f}" for name in MUST_BE_FINITE if name in row]
+    return " ".join([*shown, f"tokens/s {row['tokens_per_s']:.0f}", f"mfu {row['mfu']:.1%}"])
+
+
+def keep_before(path: Path, start: int) -> None:
+    """Drop the lines of step `start` and later, and a line that a kill cut short."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return
+    kept = [line for line in path.read_text().splitlines() if _step_of(line) < start]
+    whole = path.with_name(f"{path.name}.tmp")
+    whole.write_text("".join(f"{line}\n" for line in kept))
+    os.replace(whole, path)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _progress() -> Progress:
+    console = Console()
+    columns = (
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, disable=not console.is_terminal)

@@ -1,0 +1,84 @@
+"""Stages of growing context: the same program with another length, mesh and RoPE base."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import jax
+
+from ringworld.data.example import Example
+from ringworld.data.loader import PackedRows, deal_order, make_batches
+from ringworld.mesh import MeshShape, make_mesh
+from ringworld.models.llama import flops_per_token
+from ringworld.models.world import World, WorldWeights, specs
+from ringworld.params import init, shardings
+from ringworld.train.loop import Loop, fit
+from ringworld.train.optimizer import AdamW, make_optimizer
+from ringworld.train.state import start
+from ringworld.train.step import make_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One length of the progressive extension.
+
+    `batch` rows of `context` tokens a step; `shares` is the mix of sources by tokens;
+    `vision_share` balances the two losses. The RoPE base is the model's at this stage.
+    """
+
+    name: str
+    context: int
+    rope_theta: float
+    batch: int
+    loop: Loop
+    optimizer: AdamW
+    mesh: MeshShape
+    shares: Mapping[str, float]
+    vision_share: float = 0.5
+    seed: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """The tokens that the stage trains on."""
+        return self.loop.steps * self.batch * self.context
+
+
+def train_stage(
+    stage: Stage,
+    model: World,
+    weights: WorldWeights | None,
+    examples: Sequence[Example],
+    folder: Path,
+    announce: Callable[[str], None],
+) -> WorldWeights:
+    """Train `model` at the stage's length from `weights` (or fresh ones); returns host-ready weights.
+
+    Goes on from the newest checkpoint in `folder`. Raises InputError when the mesh does not fit the
+    devices, or the rows do not divide over it.
+    """
+    c = model.at(stage.context, stage.rope_theta)
+    mesh = make_mesh(**asdict(stage.mesh))
+    order = deal_order(stage.context, stage.batch, stage.mesh)
+    rows = PackedRows(examples, stage.context)
+    optimizer = make_optimizer(stage.optimizer, stage.loop.steps, specs(c))
+    with jax.set_mesh(mesh):
+        placed = jax.jit(lambda: init(specs(c), stage.seed))() if weights is None else (
+            jax.device_put(weights, shardings(specs(c), mesh))
+        )
+        state = fit(
+            state=start(placed, optimizer),
+            step=make_step(c, optimizer, stage.vision_share),
+            batches=make_batches(rows, batch=stage.batch, seed=stage.seed, order=order),
+            loop=stage.loop,
+            folder=folder,
+            identity={"stage": stage.name, "model": asdict(c)},
+            flops_per_step=stage.batch * stage.context * _flops(c),
+            tokens_per_step=stage.batch * stage.context,
+            announce=announce,
+        )
+    return jax.device_get(state.weights)
+
+
+def _flops(c: World) -> float:
+    head_rows = c.vocabulary.text + c.vocabulary.vision_rows
+    return flops_per_token(c.llama, c.llama.context, head_rows)
