@@ -66,7 +66,7 @@ class CodecState:
 
 
 def optimiser(training: CodecTraining) -> optax.GradientTransformation:
-    """Adam with clipped gradients; the rate rises linearly, then falls along a cosine to a 100th."""
+    """Adam with clipped gradients; the rate rises in a line and falls along a cosine to a 100th."""
     rate = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=training.learning_rate,
@@ -122,7 +122,9 @@ def codec_step(
     `used` (the share of codes that are alive) and `revived` (how many started again).
     """
     gradient_of = jax.value_and_grad(codec_loss, has_aux=True)
-    (_, (vectors, codes, metrics)), gradient = gradient_of(state.weights, pixels, config, training)
+    (_, (vectors, codes, metrics)), gradient = gradient_of(
+        state.weights, pixels, state.step, config, training
+    )
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer counts
         step, moments = optimiser(training).update(gradient, state.moments, state.weights)
     weights = optax.apply_updates(state.weights, step)
@@ -182,7 +184,7 @@ def revive(
 
 
 def perplexity(codes: Int[Array, "Z y x"], size: int) -> Float[Array, ""]:
-    """How many equally used codes would be as varied as these: exp of their entropy, 1 to `size`."""
+    """How many equally used codes are as varied as these: exp of their entropy, 1 to `size`."""
     shares = jnp.zeros((size,), jnp.float32).at[codes.reshape(-1)].add(1 / codes.size)
     return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(shares, shares)))
 
