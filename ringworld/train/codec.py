@@ -133,7 +133,7 @@ def codec_step(
     book = sums / jnp.maximum(counts, jnp.finfo(jnp.float32).tiny)[:, None]
     metrics = metrics | {
         "psnr": psnr(metrics["square"] / 4),
-        "gradient": optax.global_norm(gradient),
+        "gradient": optax.tree.norm(gradient),
         "perplexity": perplexity(codes, config.codebook),
         "used": 1 - jnp.mean(dead.astype(jnp.float32)),
         "revived": jnp.sum(dead).astype(jnp.float32),
