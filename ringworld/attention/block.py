@@ -63,6 +63,11 @@ def cut(x: Float[Array, "B T N H"], groups: int) -> Float[Array, "B I K G t H"]:
     return x.transpose(0, 1, 3, 4, 2, 5)
 
 
+def cut_keys(k: Float[Array, "B S K H"], v: Float[Array, "B S K H"], where: Where) -> Keys:
+    """Keys and values cut into tiles."""
+    return Keys(cut(k, 1)[:, :, :, 0], cut(v, 1)[:, :, :, 0], cut_where(where))
+
+
 def join(x: Float[Array, "B I K G t H"], length: int) -> Float[Array, "B T N H"]:
     """The inverse of `cut`: tiles put together again, without their padding."""
     B, tiles, K, G, tile, H = x.shape

@@ -21,7 +21,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from ringworld.attention.block import Keys, Queries, Saved, cut, cut_where, join, pull, see
+from ringworld.attention.block import Keys, Queries, Saved, cut, cut_keys, cut_where, join, pull, see
 from ringworld.attention.mask import Where
 from ringworld.attention.online import Partial, finish, nothing_seen
 
@@ -125,5 +125,4 @@ def attend_ring(
     """
     length, head_width, groups = q.shape[1], q.shape[-1], q.shape[2] // k.shape[2]
     tiles = Queries(cut(q * head_width**-0.5, groups), cut_where(queries))
-    ring = Keys(cut(k, 1)[:, :, :, 0], cut(v, 1)[:, :, :, 0], cut_where(keys))
-    return join(_attend_tiles(tiles, ring, causal, axis), length)
+    return join(_attend_tiles(tiles, cut_keys(k, v, keys), causal, axis), length)

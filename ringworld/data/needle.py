@@ -103,6 +103,11 @@ def room(length: int, needles: Sequence[Needle], tokenizer: Tokenizer) -> int:
     return left
 
 
+def longest_needles(length: int) -> int:
+    """How many needles leave at least a third of `length` tokens to the haystack; 16 at the most."""
+    return max(1, min(16, (length - 128) // 96))
+
+
 def prompt(hidden: Int[np.ndarray, "n"], asked: Needle, tokenizer: Tokenizer) -> Int[np.ndarray, "m"]:
     """LWM's prompt: the book with its needle, the question, the rules; the answer comes next."""
     return np.concatenate([_opening(tokenizer), hidden, _ask(asked, tokenizer)]).astype(np.int32)

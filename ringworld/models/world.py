@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ringworld.attention.mask import Where
-from ringworld.layers import contract, embed, rms_norm
+from ringworld.layers import embed, rms_norm
+from ringworld.mesh import shard
 from ringworld.models import llama
 from ringworld.models.llama import COMPUTE, Block, Llama
 from ringworld.params import Param, Weight, constant, dense, gather, node
@@ -93,6 +94,6 @@ def forward(
     return rms_norm(x, weights.heads.norm, c.llama.norm_eps)
 
 
-def logits(x: Float[Array, "B T D"], head: Float[Array, "D V"]) -> Float[Array, "B T V"]:
-    """Float32 logits of one head; for a few positions only, the loss never makes them all."""
-    return contract("btd,dv->btv", x.astype(jnp.float32), head, "batch", None, "vocab")
+def read_head(x: Float[Array, "B D"], head: Float[Array, "D V"]) -> Float[Array, "B V"]:
+    """Float32 logits of one head (gathered) for one token a row, both and the result on every device."""
+    return x.astype(jnp.float32) @ shard(head, None, None).astype(jnp.float32)
