@@ -227,7 +227,6 @@ def read_stages(recipe: Recipe, folder: Path) -> list[StageRecord]:
     for stage in recipe.stages:
         lines = (folder / stage.name / METRICS).read_text().splitlines()
         rows = [json.loads(line) for line in lines]
-        tokens_a_step = stage.batch * stage.context
         records.append(
             StageRecord(
                 name=stage.name,
@@ -235,7 +234,7 @@ def read_stages(recipe: Recipe, folder: Path) -> list[StageRecord]:
                 rope_theta=stage.rope_theta,
                 steps=stage.loop.steps,
                 tokens=stage.tokens,
-                seconds=sum(tokens_a_step / row["tokens/s"] for row in rows if row["tokens/s"]),
+                seconds=sum(row["seconds"] for row in rows),
                 rows=rows,
             )
         )
