@@ -118,7 +118,9 @@ def run_demo(folder: Path, announce: Announce) -> Path:
         machine=describe_machine(clock),
         reconstruction=seen,
         books=[
-            Book(title="Shakespeare, Milton and the Bible", tokens=total(shelf.books), use="training"),
+            Book(
+                title="Shakespeare, Milton and the Bible", tokens=total(shelf.books), use="training"
+            ),
             Book(title="books held out", tokens=total(shelf.held_out), use="haystacks only"),
         ],
         stages=read_stages(recipe, folder),
