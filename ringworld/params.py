@@ -69,7 +69,7 @@ def stacked(layers: int, specs: T) -> T:
     )
 
 
-def paths(specs: T) -> dict[str, Param]:
+def paths(specs: T) -> dict[str, Any]:
     """Each weight's dotted name and its Param (or array), in the tree's order."""
     leaves = jax.tree_util.tree_leaves_with_path(specs, is_leaf=_is_param)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

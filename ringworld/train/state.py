@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ringworld.params import node
+from ringworld.params import Weight, node
 
 
 @node
@@ -17,9 +17,9 @@ class TrainState:
     that goes on from here is the run that never stopped.
     """
 
-    step: jax.Array  # int32 scalar: how many updates have been made
-    weights: Any
-    optimizer: Any
+    step: Weight  # int32 scalar: how many updates have been made
+    weights: Weight
+    optimizer: Weight
 
 
 def start(weights: Any, optimizer: optax.GradientTransformation) -> TrainState:
