@@ -66,8 +66,8 @@ def embed(
 ) -> Float[Array, "B T D"]:
     """The table's rows at `ids` where `keep` is true, and 0 elsewhere.
 
-    The table's rows are divided over `tensor`: each device looks up what it holds, and the parts are
-    summed. (A plain gather of a divided table makes the compiler replicate it.)
+    The table's rows are divided over `tensor`: each device looks up what it holds, and the parts
+    are summed. (A plain gather of a divided table makes the compiler replicate it.)
     """
     if not has_mesh():
         return _look_up(table, ids, keep, None)

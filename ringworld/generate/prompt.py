@@ -19,7 +19,7 @@ from ringworld.params import Weight, node
 
 @node
 class Prompts:
-    """Rows `[B, S]` in the ring's order, their lengths `[B]`, and where each position lies `[S]`."""
+    """Rows `[B, S]` in the ring's order, their lengths `[B]`, the place of each position `[S]`."""
 
     tokens: Weight
     vision: Weight
