@@ -1,5 +1,6 @@
 """The pieces of a decoder layer, a few lines each. Weights come gathered (see `params.gather`)."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -73,7 +74,7 @@ def embed(
         return _look_up(table, ids, keep, None)
     rows = PartitionSpec(*placed_rows(ids))
     return jax.shard_map(
-        lambda *arrays: _look_up(*arrays, "tensor"),
+        partial(_look_up, axis="tensor"),
         in_specs=(spec("vocab", None), rows, rows),
         out_specs=PartitionSpec(*rows, None),
     )(table, ids, keep)
