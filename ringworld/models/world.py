@@ -17,8 +17,7 @@ from ringworld.models.llama import COMPUTE, Block, Llama
 from ringworld.params import Param, Weight, constant, dense, gather, node
 from ringworld.vocab import Vocabulary
 
-
-# A token's own vector outweighs what fresh layers add to it (about 0.2), so that copying is learned.
+# A token's own vector outweighs what fresh layers add (about 0.2), so that copying is learned.
 TABLE_SCALE = 0.5
 
 
