@@ -1,4 +1,4 @@
-"""The demo, in miniature: every step of the story with the shipped model, and again from where it was."""
+"""The demo in miniature: every step of the story with the shipped model, and then again."""
 
 import json
 from collections.abc import Callable

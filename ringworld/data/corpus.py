@@ -43,7 +43,7 @@ class Film:
         return np.isin(self.seconds // 60, HELD_MINUTES)
 
     @property
-    def learned_runs(self) -> list[Int[np.ndarray, "Z Q"]]:
+    def learned_runs(self) -> list[Int[np.ndarray, "_ Q"]]:
         """The codes of each unbroken stretch of film that may be trained on."""
         edges = np.flatnonzero(np.diff(self.held_out)) + 1
         stretches = np.split(np.arange(len(self.seconds)), edges)
@@ -54,8 +54,8 @@ class Film:
 class Shelf:
     """The ids of each book to train on, and of each held out."""
 
-    books: list[Int[np.ndarray, "n"]]
-    held_out: list[Int[np.ndarray, "n"]]
+    books: list[Int[np.ndarray, "_"]]
+    held_out: list[Int[np.ndarray, "_"]]
 
 
 def read_film(path: Path, codec: Codec, cache: Path, announce: Announce) -> Film:

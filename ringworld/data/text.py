@@ -55,13 +55,13 @@ def _books_of_verses(lines: list[dict[str, str]]) -> list[Book]:
     return [Book(title, " ".join(verse["text"] for verse in verses)) for title, verses in by_book]
 
 
-def encode_books(books: list[Book], tokenizer: Tokenizer) -> list[Int[np.ndarray, "n"]]:
+def encode_books(books: list[Book], tokenizer: Tokenizer) -> list[Int[np.ndarray, "_"]]:
     """Each book's ids, without `<s>` or `</s>`."""
     return [np.asarray(tokenizer.encode(book.written), np.int32) for book in books]
 
 
 def draw_passage(
-    rng: np.random.Generator, books: list[Int[np.ndarray, "n"]], length: int
+    rng: np.random.Generator, books: list[Int[np.ndarray, "_"]], length: int
 ) -> Int[np.ndarray, "m"]:
     """`length` consecutive ids from a random place, or a whole book that is shorter.
 

@@ -50,7 +50,7 @@ def run_needle(
     weights: WorldWeights,
     c: World,
     tokenizer: Tokenizer,
-    books: Sequence[Int[np.ndarray, "n"]],
+    books: Sequence[Int[np.ndarray, "_"]],
     grid: Grid,
     results: Path,
     announce: Callable[[str], None],
