@@ -16,7 +16,7 @@ import json
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +71,7 @@ class Clock:
         )
 
     @contextmanager
-    def timed(self, part: str) -> Iterator[None]:
+    def timed(self, part: str) -> Generator[None, None, None]:
         """Count the time of this block to `part`, even when it is interrupted."""
         begin = time.monotonic()
         try:
@@ -148,7 +148,7 @@ def total(books: list[np.ndarray]) -> int:
 
 
 def reconstruct(film: Film, model: Model) -> Reconstruction:
-    """Ten frames of the held-out minutes beside their reconstructions, and the PSNR of all of them."""
+    """Ten held-out frames of the film beside their reconstructions, and the PSNR of all of them."""
     held = film.held_out
     original, rebuilt = film.frames[held], model.seeing.decode(film.codes[held])
     error = (original / 255.0 - rebuilt / 255.0) ** 2

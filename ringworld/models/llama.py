@@ -111,7 +111,7 @@ def layer(x: Float[Array, "B T D"], w: Block, where: Where, c: Llama) -> Float[A
     return write(x, attend(q, k, v, where), w, c)
 
 
-def decode(
+def run_layers(
     x: Float[Array, "B T D"], blocks: Block, where: Where, c: Llama
 ) -> Float[Array, "B T D"]:
     """All layers, one after another.

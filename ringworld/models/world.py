@@ -93,7 +93,7 @@ def forward(
 ) -> Float[Array, "B T D"]:
     """The residual stream after the last layer and the final norm, ready for a head."""
     x = embed_tokens(weights, tokens, vision, c)
-    x = llama.decode(x, weights.blocks, where, c.llama)
+    x = llama.run_layers(x, weights.blocks, where, c.llama)
     return rms_norm(x, weights.heads.norm, c.llama.norm_eps)
 
 
