@@ -20,7 +20,8 @@ TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 
 def blocks(text: str, language: str) -> list[str]:
     """The fenced blocks of a page in one language; "" are those that name none."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.S | re.M)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.S | re.M)
+    return [block for named, block in fenced if named == language]
 
 
 PYTHON = [
