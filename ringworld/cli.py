@@ -151,7 +151,9 @@ def train(words: list[str], announce: Callable[[str], None]) -> None:
         at = words.index("--folder")
         folder = Path(words[at + 1])
         words = words[:at] + words[at + 2 :]
-    recipe = tyro.cli(type(recipe), prog=f"ringworld train {words[0]}", default=recipe, args=words[1:])
+    recipe = tyro.cli(
+        type(recipe), prog=f"ringworld train {words[0]}", default=recipe, args=words[1:]
+    )
     use_devices(max(stage.mesh.devices for stage in recipe.stages))
     announce(f"done: {run_recipe(recipe, folder, announce)}")
 

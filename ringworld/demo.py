@@ -118,7 +118,9 @@ def run_demo(folder: Path, announce: Announce) -> Path:
         machine=describe_machine(clock),
         reconstruction=seen,
         books=[
-            Book(title="Shakespeare, Milton and the Bible", tokens=total(shelf.books), use="training"),
+            Book(
+                title="Shakespeare, Milton and the Bible", tokens=total(shelf.books), use="training"
+            ),
             Book(title="books held out", tokens=total(shelf.held_out), use="haystacks only"),
         ],
         stages=read_stages(recipe, folder),
@@ -227,7 +229,6 @@ def read_stages(recipe: Recipe, folder: Path) -> list[StageRecord]:
     for stage in recipe.stages:
         lines = (folder / stage.name / METRICS).read_text().splitlines()
         rows = [json.loads(line) for line in lines]
-        tokens_a_step = stage.batch * stage.context
         records.append(
             StageRecord(
                 name=stage.name,
@@ -235,7 +236,7 @@ def read_stages(recipe: Recipe, folder: Path) -> list[StageRecord]:
                 rope_theta=stage.rope_theta,
                 steps=stage.loop.steps,
                 tokens=stage.tokens,
-                seconds=sum(tokens_a_step / row["tokens/s"] for row in rows if row["tokens/s"]),
+                seconds=sum(row["seconds"] for row in rows),
                 rows=rows,
             )
         )

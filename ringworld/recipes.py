@@ -85,9 +85,9 @@ def nano_base() -> Recipe:
         name="nano-base",
         model=NANO_WORLD,
         stages=(
-            stage("text-256", 256, 32, 600, 2e-3, shares=text, vision_share=0.0, seed=1),
-            stage("text-1k", 1024, 8, 200, 1e-3, shares=text, vision_share=0.0, seed=2),
-            stage("world-1k", 1024, 8, 600, 1.5e-3, shares=world, vision_share=0.5, seed=3),
+            stage("text-256", 256, 8, 2000, 2e-3, shares=text, vision_share=0.0, seed=1),
+            stage("text-1k", 1024, 4, 200, 1e-3, shares=text, vision_share=0.0, seed=2),
+            stage("world-1k", 1024, 4, 800, 1.5e-3, shares=world, vision_share=0.5, seed=3),
         ),
         clips=4000,
         seed=7,
@@ -96,7 +96,7 @@ def nano_base() -> Recipe:
 
 
 def demo() -> Recipe:
-    """The shipped model grown from 1K to 4K to 16K on a ring of eight, the RoPE base from its law."""
+    """The shipped model grown from 1K to 16K on a ring of eight, its RoPE base by the law."""
     shares = {"recall": 0.6, "books": 0.05, "clips": 0.25, "film": 0.1}
     stages, (base, trained) = [], (NANO_WORLD.llama.rope_theta, NANO_WORLD.llama.context)
     for context, steps, lr in ((1024, 20, 3e-4), (4096, 30, 5e-4), (16384, 16, 3e-4)):
@@ -180,8 +180,8 @@ def record_run(recipe: Recipe, folder: Path) -> None:
     record = folder / "run.json"
     if record.exists() and record.read_text() != resolved:
         raise InputError(
-            f"{folder} holds the run of another recipe or of other settings: use another folder, or "
-            "remove it to start anew"
+            f"{folder} holds the run of another recipe or of other settings: use another folder, "
+            "or remove it to start anew"
         )
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -286,20 +286,21 @@ def test_heads_that_do_not_divide_are_refused() -> None:
 # ---- new tokens against a cache
 
 
-def cache_attention(ring: int, arrays: Arrays, queries: Where, keys: Where) -> np.ndarray:
-    q, k, v = arrays
+def cache_attention(
+    ring: int, q: np.ndarray, new: Arrays, queries: Where, cached: Arrays, keys: Where
+) -> np.ndarray:
     if ring == 0:
-        return np.asarray(jax.jit(attend_new)(q, k, v, queries, keys))
+        return np.asarray(jax.jit(attend_new)(q, new, queries, cached, keys))
     mesh = make_mesh(seq=ring)
     with jax.set_mesh(mesh):
-        new, cached = (named_sharding(mesh, "batch", axis, "heads", None) for axis in (None, "seq"))
-        of_new, of_cached = (named_sharding(mesh, "batch", axis) for axis in (None, "seq"))
+        few, many = (named_sharding(mesh, "batch", axis, "heads", None) for axis in (None, "seq"))
+        of_few, of_many = (named_sharding(mesh, "batch", axis) for axis in (None, "seq"))
         return np.asarray(
             jax.jit(attend_new)(
-                jax.device_put(q, new),
-                *jax.device_put((k, v), cached),
-                jax.device_put(queries, of_new),
-                jax.device_put(keys, of_cached),
+                *jax.device_put((q, new), few),
+                jax.device_put(queries, of_few),
+                jax.device_put(cached, many),
+                jax.device_put(keys, of_many),
             )
         )
 
@@ -312,21 +313,26 @@ def test_attention_to_a_cache_equals_the_last_rows_of_full_attention(ring: int) 
     wanted = definition(q, k, v, dout, where, True)[0][:, -new:]
     # Free places in the cache, and keys in any order: a cache is written where there is room.
     order = np.random.default_rng(1).permutation(64)
-    k, v = (
-        np.pad(x, ((0, 0), (0, 16), (0, 0), (0, 0)), constant_values=9)[:, order] for x in (k, v)
+    empty = ((0, 0), (0, 64 - length + new))
+    cached = tuple(
+        np.pad(x[:, :-new], (*empty, (0, 0), (0, 0)), constant_values=9)[:, order] for x in (k, v)
     )
-    keys = jax.tree.map(lambda x: np.pad(x, ((0, 0), (0, 16)))[:, order], where)
+    keys = jax.tree.map(lambda x: np.pad(x[:, :-new], empty)[:, order], where)
     queries = jax.tree.map(lambda x: x[:, -new:], where)
-    found = cache_attention(ring, (q[:, -new:], k, v), queries, keys)
+    found = cache_attention(ring, q[:, -new:], (k[:, -new:], v[:, -new:]), queries, cached, keys)
     assert np.abs(found - wanted).max() <= TOLERANCE * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("ring", [0, 4])
-def test_attention_to_an_empty_cache_is_zero(ring: int) -> None:
-    q, k, v, _ = draw(64, 2)
+def test_new_tokens_see_each_other_before_anything_is_in_the_cache(ring: int) -> None:
+    new = 3
+    q, k, v, dout = draw(64, 2)
+    few = tuple(x[:, :new] for x in (q, k, v, dout))
+    where = one_document(new)
+    wanted = definition(*few, where, True)[0]
     empty = Where(np.zeros((B, 64), np.int32), np.zeros((B, 64), np.int32))
-    queries = Where(np.zeros((B, 3), np.int32), np.ones((B, 3), np.int32))
-    assert (cache_attention(ring, (q[:, :3], k, v), queries, empty) == 0).all()
+    found = cache_attention(ring, few[0], few[1:3], where, (k, v), empty)
+    assert np.abs(found - wanted).max() <= TOLERANCE * np.abs(wanted).max()
 
 
 # ---- what it costs

@@ -8,14 +8,15 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from ringworld.data.clips import CodedClip
 from ringworld.data.codec import Codec
 from ringworld.data.fetch import fetch
-from ringworld.data.media import Clip, read_video
+from ringworld.data.media import read_video
 from ringworld.data.shapes import draw, sample_scene
 from ringworld.data.text import encode_books, read_books
 from ringworld.data.tokenizer import Tokenizer
@@ -37,7 +38,7 @@ class Film:
     codes: Int[np.ndarray, "Z Q"]
 
     @property
-    def held_out(self) -> np.ndarray:
+    def held_out(self) -> Bool[np.ndarray, "Z"]:
         """Which frames no training has seen."""
         return np.isin(self.seconds // 60, HELD_MINUTES)
 
@@ -62,7 +63,7 @@ def read_film(path: Path, codec: Codec, cache: Path, announce: Announce) -> Film
     kept = cache / "film.npz"
     if not kept.exists():
         announce(f"decoding {path.name} at one frame a second")
-        clip: Clip = read_video(path, fps=1.0, size=codec.config.size)
+        clip = read_video(path, fps=1.0, size=codec.config.size)
         announce(f"encoding {len(clip.frames)} frames")
         write_arrays(
             kept, frames=clip.frames, seconds=clip.seconds, codes=codec.encode(clip.frames)
@@ -111,8 +112,8 @@ def read_shelf(tokenizer: Tokenizer, cache: Path, announce: Announce) -> Shelf:
     )
 
 
-def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """An `.npz` that is whole or absent."""
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Numpy arrays as an `.npz` that is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".part.npz")
     np.savez(draft, **arrays)

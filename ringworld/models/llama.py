@@ -21,6 +21,8 @@ from ringworld.layers import contract, rms_norm, swiglu
 from ringworld.params import Weight, constant, dense, gather, node, stacked
 from ringworld.rope import rope
 
+COMPUTE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Llama:
@@ -134,6 +136,3 @@ def flops_per_token(c: Llama, context: int, head_rows: int) -> float:
     weights = c.layers * (2 * D * N * H + 2 * D * K * H + 3 * D * F) + D * head_rows
     attention = c.layers * 2 * context * N * H
     return 6.0 * weights + 3.5 * attention
-
-
-COMPUTE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
