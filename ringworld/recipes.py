@@ -79,15 +79,16 @@ def nano_base() -> Recipe:
             **rest,
         )
 
-    text = {"recall": 0.4, "echo": 0.4, "books": 0.2}
+    echo = {"echo": 0.8, "books": 0.2}
+    text = {"recall": 0.5, "echo": 0.25, "books": 0.25}
     world = {"recall": 0.35, "books": 0.1, "clips": 0.45, "film": 0.1}
     return Recipe(
         name="nano-base",
         model=NANO_WORLD,
         stages=(
-            stage("text-256", 256, 8, 2000, 2e-3, shares=text, vision_share=0.0, seed=1),
-            stage("text-1k", 1024, 4, 200, 1e-3, shares=text, vision_share=0.0, seed=2),
-            stage("world-1k", 1024, 4, 800, 1.5e-3, shares=world, vision_share=0.5, seed=3),
+            stage("echo-64", 64, 64, 500, 2e-3, shares=echo, vision_share=0.0, seed=1),
+            stage("text-256", 256, 16, 600, 2e-3, shares=text, vision_share=0.0, seed=2),
+            stage("world-1k", 1024, 4, 1200, 1.5e-3, shares=world, vision_share=0.5, seed=3),
         ),
         clips=4000,
         seed=7,

@@ -67,7 +67,7 @@ def continue_scene(
     frames_more: int,
     sampling: Sampling,
     seed: int,
-) -> UInt8[np.ndarray, "Z Y X 3"]:
+) -> UInt8[np.ndarray, "more Y X 3"]:
     """The frames that the model draws after the given ones."""
     words = model.config.vocabulary
     seen = join([bare(model.tokenizer), frame_tokens(given, words, 0.0)])
