@@ -28,9 +28,10 @@ class CodecTraining:
     """How long and how fast a codec learns.
 
     `squared` is the share of the squared error in the reconstruction loss (the rest is the absolute
-    error), `decay` what a code keeps of its running mean at each step, and a code is dead when its
-    running count falls under the share `dead` of an even one. Latents go a share of the way to
-    their codes that rises from 0 to 1 over the first `soften` steps.
+    error), `colour` how much more an error of colour counts than one of brightness, `decay` what a
+    code keeps of its running mean at each step, and a code is dead when its running count falls
+    under the share `dead` of an even one. Latents go a share of the way to their codes that rises
+    from 0 to 1 over the first `soften` steps; gradients longer than `clip` are shortened to it.
     """
 
     steps: int
@@ -38,6 +39,7 @@ class CodecTraining:
     learning_rate: float
     seed: int = 0
     squared: float = 0.5
+    colour: float = 2.0
     decay: float = 0.98
     dead: float = 0.1
     soften: int = 300
@@ -50,8 +52,10 @@ class CodecTraining:
             )
         if not (0 <= self.squared <= 1 and 0 < self.decay < 1 and 0 <= self.dead < 1):
             raise InputError("squared, decay and dead are shares: set each between 0 and 1")
-        if min(self.learning_rate, self.clip, self.soften) <= 0:
-            raise InputError("learning_rate, clip and soften must be larger than 0: raise them")
+        if min(self.learning_rate, self.clip, self.soften, self.colour) <= 0:
+            raise InputError(
+                "learning_rate, clip, soften and colour must be larger than 0: raise them"
+            )
 
 
 @node
@@ -98,17 +102,26 @@ def codec_loss(
 ) -> tuple[Float[Array, ""], tuple[Float[Array, "Z y x E"], Int[Array, "Z y x"], Metrics]]:
     """The loss, and beside it the latents, their codes and the metrics.
 
-    loss = s |error|^2 + (1 - s) |error| + commitment |latent - code|^2, means over all numbers.
+    loss = s |error|^2 + (1 - s) |error| + commitment |latent - code|^2, means over all numbers,
+    where the part of the error that is no change of brightness is first stretched by `colour`.
     """
     vectors = latents(weights, pixels, config)
     rounded, codes = quantise(vectors, weights.codebook)
     firmness = jnp.minimum((step + 1).astype(jnp.float32) / training.soften, 1.0)
     error = paint(weights, vectors + firmness * (rounded - vectors), config) - pixels
-    square, absolute = jnp.mean(jnp.square(error)), jnp.mean(jnp.abs(error))
+    grey = jnp.mean(error, axis=-1, keepdims=True)
+    felt = grey + training.colour * (error - grey)
+    square, absolute = jnp.mean(jnp.square(felt)), jnp.mean(jnp.abs(felt))
     commitment = jnp.mean(jnp.square(vectors - jax.lax.stop_gradient(rounded)))
     share = training.squared
     loss = share * square + (1 - share) * absolute + config.commitment * commitment
-    metrics = {"loss": loss, "square": square, "absolute": absolute, "commitment": commitment}
+    metrics = {
+        "loss": loss,
+        "square": square,
+        "absolute": absolute,
+        "commitment": commitment,
+        "psnr": psnr(jnp.mean(jnp.square(error)) / 4),
+    }
     return loss, (vectors, codes, metrics)
 
 
@@ -132,7 +145,6 @@ def codec_step(
     counts, sums, dead = revive(followed, vectors, training)
     book = sums / jnp.maximum(counts, jnp.finfo(jnp.float32).tiny)[:, None]
     metrics = metrics | {
-        "psnr": psnr(metrics["square"] / 4),
         "gradient": optax.tree.norm(gradient),
         "perplexity": perplexity(codes, config.codebook),
         "used": 1 - jnp.mean(dead.astype(jnp.float32)),
