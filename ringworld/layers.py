@@ -26,7 +26,9 @@ def contract(subscripts: str, x: Array, w: Array, *features: str | None) -> Arra
     return jnp.einsum(subscripts, x, w.astype(x.dtype), out_sharding=out_sharding)
 
 
-def rms_norm(x: Float[Array, "B T D"], gain: Float[Array, "D"], eps: float) -> Float[Array, "B T D"]:
+def rms_norm(
+    x: Float[Array, "B T D"], gain: Float[Array, "D"], eps: float
+) -> Float[Array, "B T D"]:
     """x / sqrt(mean(x^2) + eps) * gain, the mean in float32."""
     wide = x.astype(jnp.float32)
     scale = lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + eps)

