@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -71,8 +71,9 @@ def make_config(cls: type[C], values: Mapping[str, Any]) -> C:
 
     Raises InputError when a field is unknown or missing.
     """
-    known = {f.name for f in fields(cls)}
-    needed = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+    table = fields(cast(Any, cls))
+    known = {f.name for f in table}
+    needed = {f.name for f in table if f.default is MISSING and f.default_factory is MISSING}
     if unknown := sorted(set(values) - known):
         raise InputError(f"{CONFIG} has the unknown field {unknown[0]}: remove it")
     if missing := sorted(needed - set(values)):
