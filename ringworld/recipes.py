@@ -85,9 +85,9 @@ def nano_base() -> Recipe:
         name="nano-base",
         model=NANO_WORLD,
         stages=(
-            stage("text-256", 256, 32, 600, 2e-3, shares=text, vision_share=0.0, seed=1),
-            stage("text-1k", 1024, 8, 200, 1e-3, shares=text, vision_share=0.0, seed=2),
-            stage("world-1k", 1024, 8, 600, 1.5e-3, shares=world, vision_share=0.5, seed=3),
+            stage("text-256", 256, 8, 2000, 2e-3, shares=text, vision_share=0.0, seed=1),
+            stage("text-1k", 1024, 4, 200, 1e-3, shares=text, vision_share=0.0, seed=2),
+            stage("world-1k", 1024, 4, 800, 1.5e-3, shares=world, vision_share=0.5, seed=3),
         ),
         clips=4000,
         seed=7,

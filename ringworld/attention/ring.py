@@ -132,6 +132,9 @@ def attend_ring(
     `axis` names the mesh axis of the ring inside `shard_map`; `None` is a ring of one device:
     blockwise attention.
     """
+    # The mask depends on nothing that layers change. Left to itself, the backward of a scan over
+    # layers takes all of it, T x T, out of the scan; tied to the queries, it is made tile by tile.
+    q, queries, keys = lax.optimization_barrier((q, queries, keys))
     length, head_width, groups = q.shape[1], q.shape[-1], q.shape[2] // k.shape[2]
     tiles = Queries(cut(q * head_width**-0.5, groups), cut_where(queries))
     return join(_attend_tiles(tiles, cut_keys(k, v, keys), causal, axis), length)

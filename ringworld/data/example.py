@@ -24,7 +24,7 @@ class Example:
         return len(self.tokens)
 
 
-def text(ids: Sequence[int], weight: float) -> Example:
+def text(ids: Sequence[int] | Int[np.ndarray, "n"], weight: float) -> Example:
     """Text ids, each predicted with `weight`; 0 for what is given and not learned."""
     tokens = np.asarray(ids, np.int32)
     return Example(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from io import BytesIO
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -29,9 +30,9 @@ def draw_heatmap(trials: Sequence[Trial], title: str) -> bytes:
     axes.set_xlabel("context length (tokens)")
     axes.set_ylabel("depth of the needle")
     axes.set_title(title)
-    for row in range(len(depths)):
-        for column in range(len(lengths)):
-            axes.text(column, row, f"{share[row, column]:.2f}", ha="center", va="center", size=8)
+    for (row, column), found in np.ndenumerate(share):
+        ink = "white" if abs(found - 0.5) > 0.35 else "black"
+        axes.text(column, row, f"{found:.2f}", ha="center", va="center", size=8, color=ink)
     figure.colorbar(picture, ax=axes, label="share found")
     out = BytesIO()
     figure.savefig(out, format="png", bbox_inches="tight")

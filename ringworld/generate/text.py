@@ -17,7 +17,12 @@ from ringworld.params import gather
 
 @partial(jax.jit, static_argnames=("c", "steps", "sampling"))
 def _write(
-    weights: WorldWeights, prompts: Prompts, seed: int, c: World, steps: int, sampling: Sampling
+    weights: WorldWeights,
+    prompts: Prompts,
+    seed: Int[Array, ""],
+    c: World,
+    steps: int,
+    sampling: Sampling,
 ) -> Int[Array, "B T"]:
     head = gather(weights.heads.text, specs(c).heads.text)
     root = jax.random.key(seed)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from ringworld.data.example import Example
 from ringworld.errors import InputError
@@ -26,8 +26,8 @@ from ringworld.params import gather
 def _draw(
     weights: WorldWeights,
     prompts: Prompts,
-    scale: float,
-    seed: int,
+    scale: Float[Array, ""],
+    seed: Int[Array, ""],
     c: World,
     frames: int,
     sampling: Sampling,

@@ -21,6 +21,8 @@ from ringworld.params import gather
 
 # Tokens whose logits exist at one time on a device: 1024 x 32000 float32 logits are 125 MiB.
 CHUNK = 1024
+# The mesh axes that divide tokens.
+ROWS = ("data", "fsdp", "seq")
 
 
 def nll_of_chunk(
@@ -97,8 +99,11 @@ def nll_sums(x: Float[Array, "B T D"], heads: Heads, batch: Batch) -> Float[Arra
     rows, table = spec("batch", "seq"), spec(None, "vocab")
     of_heads = Heads(spec(None), table, None if heads.vision is None else table)
 
-    def everywhere(*arrays: Array) -> Array:
-        return lax.psum(_sums(*arrays, "tensor"), ("data", "fsdp", "seq"))
+    def everywhere(x: Array, heads: Heads, *of_targets: Array) -> Array:
+        # Each device sums its own gradient of the heads over its chunks, and one sum over devices
+        # follows. Left to autodiff it would stand in the branch that a device may skip: a deadlock.
+        heads = jax.tree.map(lambda w: lax.pcast(w, ROWS, to="varying"), heads)
+        return lax.psum(_sums(x, heads, *of_targets, "tensor"), ROWS)
 
     return jax.shard_map(
         everywhere,

@@ -18,8 +18,8 @@ class TrainState:
     """
 
     step: Weight  # int32 scalar: how many updates have been made
-    weights: Any
-    optimizer: Any
+    weights: Weight
+    optimizer: Weight
 
 
 def start(weights: Any, optimizer: optax.GradientTransformation) -> TrainState:
