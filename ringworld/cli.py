@@ -11,6 +11,7 @@ import jax
 import tyro
 from rich.console import Console
 
+from ringworld.codec_recipe import CodecRecipe, run_codec_recipe
 from ringworld.data.fetch import ASSETS, fetch
 from ringworld.demo import run_demo
 from ringworld.errors import InputError
@@ -152,8 +153,12 @@ def train(words: list[str], announce: Callable[[str], None]) -> None:
     recipe = tyro.cli(
         type(recipe), prog=f"ringworld train {words[0]}", default=recipe, args=words[1:]
     )
-    use_devices(max(stage.mesh.devices for stage in recipe.stages))
-    announce(f"done: {run_recipe(recipe, folder, announce)}")
+    if isinstance(recipe, CodecRecipe):
+        done = run_codec_recipe(recipe, folder, announce)
+    else:
+        use_devices(max(stage.mesh.devices for stage in recipe.stages))
+        done = run_recipe(recipe, folder, announce)
+    announce(f"done: {done}")
 
 
 def use_devices(count: int) -> None:

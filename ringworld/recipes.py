@@ -1,18 +1,18 @@
 """Runs as functions. A recipe says which model, which stages, which data, and from which start.
 
+nano_codec   the shipped codec (`ringworld.codec_recipe`)
 nano_base    the shipped model: text first, then the world, from fresh weights, at 1K
 demo         the shipped model grown from 1K to 4K to 16K over a ring of eight
 """
 
-import json
-import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 
+from ringworld.codec_recipe import CodecRecipe, nano_codec
 from ringworld.data.codec import load_codec
 from ringworld.data.corpus import draw_clips, read_film, read_shelf
 from ringworld.data.fetch import fetch
@@ -25,9 +25,9 @@ from ringworld.mesh import MeshShape
 from ringworld.models.llama import Llama
 from ringworld.models.world import World
 from ringworld.rope import rope_theta, stable_base
-from ringworld.train.disk import writing_to
 from ringworld.train.loop import Loop
 from ringworld.train.optimizer import AdamW
+from ringworld.train.record import record_run
 from ringworld.train.stage import Stage, train_stage
 from ringworld.vocab import Vocabulary
 
@@ -121,10 +121,14 @@ def demo() -> Recipe:
     )
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"nano-base": nano_base, "demo": demo}
+RECIPES: dict[str, Callable[[], Recipe | CodecRecipe]] = {
+    "nano-codec": nano_codec,
+    "nano-base": nano_base,
+    "demo": demo,
+}
 
 
-def find_recipe(name: str) -> Recipe:
+def find_recipe(name: str) -> Recipe | CodecRecipe:
     """The recipe of that name. Raises InputError, naming those there are, when there is none."""
     if name not in RECIPES:
         raise InputError(f"there is no recipe {name}: choose one of {', '.join(RECIPES)}")
@@ -170,22 +174,3 @@ def run_recipe(recipe: Recipe, folder: Path, announce: Callable[[str], None]) ->
         else:
             weights = load_model(done).weights
     return done
-
-
-def record_run(recipe: Recipe, folder: Path) -> None:
-    """Save the resolved recipe as `run.json` beside its checkpoints.
-
-    Raises InputError when the folder holds a run of something else.
-    """
-    resolved = json.dumps(asdict(recipe), indent=1, default=str) + "\n"
-    record = folder / "run.json"
-    if record.exists() and record.read_text() != resolved:
-        raise InputError(
-            f"{folder} holds the run of another recipe or of other settings: use another folder, "
-            "or remove it to start anew"
-        )
-    with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = record.with_suffix(".part")
-        draft.write_text(resolved)
-        os.replace(draft, record)

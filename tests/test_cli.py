@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ringworld import cli
-from ringworld.recipes import find_recipe
+from ringworld.recipes import demo
 
 ONE_SENTENCE = 400
 
@@ -79,4 +79,4 @@ def test_recipe_options_reach_every_stage(monkeypatch: pytest.MonkeyPatch, tmp_p
     words = ["train", "demo", "--folder", str(tmp_path), "--stages.1.loop.steps", "7"]
     cli.run(words, lambda said: None)
     assert seen[0].stages[1].loop.steps == 7
-    assert seen[0].stages[0] == find_recipe("demo").stages[0]
+    assert seen[0].stages[0] == demo().stages[0]

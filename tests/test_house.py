@@ -42,6 +42,7 @@ RANKS = {
             ["models"],
             ["data", "train", "generate"],
             ["evals", "serve", "convert", "plan"],
+            ["codec_recipe"],  # one of the recipes
             ["recipes"],
             ["demo"],
             ["cli"],

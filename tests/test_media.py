@@ -232,6 +232,11 @@ def test_the_centre_is_kept_and_the_shorter_side_fits(tmp_path):
     path = film(tmp_path / "film.mkv", [0.0, 0.5], picture=lambda _: picture)
     frame = read_video(path, fps=1.0, size=48).frames[0]
     assert frame[:, 2:-2].min() > 200
+    whole = read_video(path, fps=1.0, size=24, columns=48).frames[0]
+    assert whole.shape == (24, 48, 3)
+    assert whole[:, 14:-14].min() > 200 and whole[:, :10].max() < 55
+    with pytest.raises(InputError, match="frame size"):
+        read_video(path, fps=1.0, size=24, columns=0)
 
 
 def test_a_film_held_sideways_is_turned_upright(tmp_path):

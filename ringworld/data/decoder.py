@@ -3,7 +3,7 @@
 `ringworld.data.media` starts it by its path as `python -I decoder.py JSON`, hands it one read-only
 file descriptor and reads records from its standard output:
 
-    16 bytes word | float64 value | size * size * 3 bytes of RGB, after the word "frame" only
+    16 bytes word | float64 value | rows * columns * 3 bytes of RGB, after the word "frame" only
 
 The words are "length" (seconds of film, nan if the container does not say), "frame" (its
 timestamp), "end", or one of the fault words that `media` knows a sentence for. Nothing the codec
@@ -45,23 +45,23 @@ def confine(*, memory: int, cpu_seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def fit(image: Image.Image, size: int) -> bytes:
-    """Shorter side to `size` (bicubic), then the centre `size` x `size` square, as RGB bytes."""
+def fit(image: Image.Image, rows: int, columns: int) -> bytes:
+    """The least size that covers `rows` x `columns` (bicubic), then its centre, as RGB bytes."""
     width, height = image.size
-    if width < height:
-        wide, high = size, max(size, int(size * height / width))
+    if width * rows < height * columns:
+        wide, high = columns, max(rows, int(columns * height / width))
     else:
-        wide, high = max(size, int(size * width / height)), size
+        wide, high = max(columns, int(rows * width / height)), rows
     image = image.convert("RGB").resize((wide, high), Image.Resampling.BICUBIC)
-    left, top = (wide - size) / 2, (high - size) / 2
-    return image.crop((round(left), round(top), round(left) + size, round(top) + size)).tobytes()
+    left, top = round((wide - columns) / 2), round((high - rows) / 2)
+    return image.crop((left, top, left + columns, top + rows)).tobytes()
 
 
-def fit_frame(frame: av.VideoFrame, size: int) -> bytes:
-    """A decoded frame, turned upright by its rotation metadata, fitted to `size`."""
+def fit_frame(frame: av.VideoFrame, rows: int, columns: int) -> bytes:
+    """A decoded frame, turned upright by its rotation metadata, fitted to `rows` x `columns`."""
     pixels = frame.to_ndarray(format="rgb24")
     turns = round(frame.rotation / 90) % 4
-    return fit(Image.fromarray(np.ascontiguousarray(np.rot90(pixels, turns))), size)
+    return fit(Image.fromarray(np.ascontiguousarray(np.rot90(pixels, turns))), rows, columns)
 
 
 class Film:
@@ -183,7 +183,7 @@ def sample(film: Film, ask: dict[str, Any]) -> Iterator[tuple[float, bytes]]:
                 raise Fault("frames")
             if at - start > ask["seconds"]:
                 raise Fault("seconds")
-            pixels = pixels or fit_frame(shown, ask["size"])
+            pixels = pixels or fit_frame(shown, ask["rows"], ask["columns"])
             yield float(stamp), pixels
             count += 1
 
@@ -230,7 +230,7 @@ def read_picture(file: BinaryIO, ask: dict[str, Any], out: BinaryIO) -> None:
         raise Fault("not-media") from error
     try:
         image.load()
-        pixels = fit(ImageOps.exif_transpose(image), ask["size"])
+        pixels = fit(ImageOps.exif_transpose(image), ask["rows"], ask["columns"])
     except (OSError, ValueError, SyntaxError) as error:
         raise Fault("truncated") from error
     write(out, b"frame", 0.0, pixels)

@@ -78,18 +78,22 @@ def stream_video(
     limits: MediaLimits = OWN_FILES,
     start: float = 0.0,
     end: float | None = None,
+    columns: int | None = None,
     on_length: Callable[[float], None] | None = None,
 ) -> Generator[tuple[float, UInt8[np.ndarray, "Y X 3"]], None, None]:
     """Yield (timestamp in seconds, frame) of the screen at start, start + 1/fps, ... before `end`.
 
-    Frames are cut to `size` x `size` as LWM does: shorter side resized (bicubic), centre kept. A
-    frame that stays on screen for several samples is yielded as often, with the same timestamp.
-    `source` is a path or the file's content. `on_length` hears the film's length in seconds once,
-    nan where the file does not say. Closing the generator ends the decoder. Raises InputError for
-    a file that is missing, no film, cut short, damaged or over a limit.
+    Frames are cut to `size` x `size` as LWM does: shorter side resized (bicubic), centre kept; with
+    `columns`, to `size` rows of so many pixels in the same way. A frame that stays on screen for
+    several samples is yielded as often, with the same timestamp. `source` is a path or the file's
+    content. `on_length` hears the film's length in seconds once, nan where the file does not say.
+    Closing the generator ends the decoder. Raises InputError for a file that is missing, no film,
+    cut short, damaged or over a limit.
     """
     check_request(fps=fps, size=size, start=start, end=end)
-    ask = {"still": False, "fps": fps, "start": start, "end": end, "size": size}
+    wide = size if columns is None else columns
+    check_request(fps=fps, size=wide, start=start, end=end)
+    ask = {"still": False, "fps": fps, "start": start, "end": end, "rows": size, "columns": wide}
     with opened(source, limits) as (name, descriptor):
         for word, value, pixels in converse(ask, name, descriptor, limits):
             if word == "frame":
@@ -107,18 +111,28 @@ def read_video(
     limits: MediaLimits = OWN_FILES,
     start: float = 0.0,
     end: float | None = None,
+    columns: int | None = None,
 ) -> Clip:
     """`stream_video`, collected; `on_frame` hears (the frame's, the film's seconds or nan)."""
     pixels, seconds, length = bytearray(), [], [math.nan]
     stream = stream_video(
-        source, fps=fps, size=size, limits=limits, start=start, end=end, on_length=length.append
+        source,
+        fps=fps,
+        size=size,
+        limits=limits,
+        start=start,
+        end=end,
+        columns=columns,
+        on_length=length.append,
     )
     for moment, frame in stream:
         pixels += frame.data
         seconds.append(moment)
         if on_frame is not None:
             on_frame(moment, length[-1])
-    frames = np.frombuffer(pixels, np.uint8).reshape(-1, size, size, 3)
+    frames = np.frombuffer(pixels, np.uint8).reshape(
+        -1, size, size if columns is None else columns, 3
+    )
     return Clip(frames=frames, seconds=np.array(seconds, np.float64))
 
 
@@ -128,7 +142,9 @@ def read_image(
     """A PNG, JPEG, WebP or GIF picture (its first frame), fitted to `size` x `size` pixels."""
     check_request(fps=1.0, size=size, start=0.0, end=None)
     with opened(source, limits) as (name, descriptor):
-        records = list(converse({"still": True, "size": size}, name, descriptor, limits))
+        records = list(
+            converse({"still": True, "rows": size, "columns": size}, name, descriptor, limits)
+        )
     return records[0][2]
 
 
@@ -218,7 +234,8 @@ def converse(
         "threads": threads,
         "cpu_seconds": math.ceil(limits.timeout * threads),
     }
-    still, size = bool(ask["still"]), int(str(ask["size"]))
+    still = bool(ask["still"])
+    rows, columns = int(str(ask["rows"])), int(str(ask["columns"]))
     with child(json.dumps(request), descriptor) as process:
         answer = Answer(process, limits.timeout)
         while True:
@@ -231,11 +248,11 @@ def converse(
                 return
             if word not in ("length", "frame"):
                 raise InputError(explain(word, name, limits, still=still))
-            side = size if word == "frame" else 0
-            body = answer.read(side * side * 3)
-            if len(body) < side * side * 3:
+            shape = (rows, columns, 3) if word == "frame" else (0, 0, 3)
+            body = answer.read(math.prod(shape))
+            if len(body) < math.prod(shape):
                 raise InputError(explain(answer.epitaph(), name, limits, still=still))
-            yield word, value, np.frombuffer(body, np.uint8).reshape(side, side, 3)
+            yield word, value, np.frombuffer(body, np.uint8).reshape(shape)
 
 
 @contextmanager
