@@ -41,6 +41,7 @@ from ringworld.evals.story import (
     StageRecord,
     Story,
 )
+from ringworld.files import whole
 from ringworld.generate.ask import answer_questions, continue_scene, draw_wishes
 from ringworld.generate.model import Model, load_model
 from ringworld.generate.sample import Sampling
@@ -78,10 +79,8 @@ class Clock:
             yield
         finally:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - begin
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            draft = self.path.with_suffix(".part")
-            draft.write_text(json.dumps(self.seconds, indent=1))
-            os.replace(draft, self.path)
+            with whole(self.path) as draft:
+                draft.write_text(json.dumps(self.seconds, indent=1))
 
 
 def run_demo(folder: Path, announce: Announce) -> Path:

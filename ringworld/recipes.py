@@ -5,7 +5,6 @@ demo         the shipped model grown from 1K to 4K to 16K over a ring of eight
 """
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,12 +19,12 @@ from ringworld.data.mix import Source, draw_examples
 from ringworld.data.sources import text_sources, vision_sources
 from ringworld.data.tokenizer import Tokenizer, load_tokenizer
 from ringworld.errors import InputError
+from ringworld.files import whole
 from ringworld.generate.model import CODEC, TOKENIZER, load_model, save_model
 from ringworld.mesh import MeshShape
 from ringworld.models.llama import Llama
 from ringworld.models.world import World
 from ringworld.rope import rope_theta, stable_base
-from ringworld.train.disk import writing_to
 from ringworld.train.loop import Loop
 from ringworld.train.optimizer import AdamW
 from ringworld.train.stage import Stage, train_stage
@@ -184,8 +183,5 @@ def record_run(recipe: Recipe, folder: Path) -> None:
             f"{folder} holds the run of another recipe or of other settings: use another folder, "
             "or remove it to start anew"
         )
-    with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = record.with_suffix(".part")
+    with whole(record) as draft:
         draft.write_text(resolved)
-        os.replace(draft, record)
