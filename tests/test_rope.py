@@ -66,7 +66,9 @@ def test_angles_are_float32_even_for_bfloat16_heads() -> None:
     found = rope(x, jnp.array([[256, 257]], jnp.int32), THETA)
     assert found.dtype == jnp.bfloat16
     wanted = turn_in_float64(np.ones((1, 2, 1, H)), np.array([[256, 257]]), THETA)
-    assert np.abs(found.astype(jnp.float32) - wanted).max() <= 2**-7  # half a unit of bfloat16 at 1.4
+    assert (
+        np.abs(found.astype(jnp.float32) - wanted).max() <= 2**-7
+    )  # half a unit of bfloat16 at 1.4
     assert not np.array_equal(found[:, 0], found[:, 1])
 
 
@@ -79,7 +81,8 @@ def is_stable(base: float, context: int, head_width: int) -> bool:
     """The criterion, summed for one distance after another."""
     half = head_width // 2
     return all(
-        sum(np.cos(m * base ** (-i / half)) for i in range(half)) >= 0 for m in range(1, context + 1)
+        sum(np.cos(m * base ** (-i / half)) for i in range(half)) >= 0
+        for m in range(1, context + 1)
     )
 
 
