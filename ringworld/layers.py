@@ -1,20 +1,34 @@
 """The pieces of a decoder layer, a few lines each. Weights come gathered (see `params.gather`)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from ringworld.mesh import has_mesh, spec
 
 
-def contract(subscripts: str, x: Array, w: Array, *logical: str | None) -> Array:
-    """`einsum(x, w)` in x's dtype, its result divided along the named logical axes."""
-    out_sharding = spec(*logical) if has_mesh() else None
+def placed_rows(x: Array) -> tuple[Any, Any]:
+    """The mesh axes that divide the rows and the tokens of `x` `[B, T, ...]`."""
+    batch, seq, *_ = (*jax.typeof(x).sharding.spec, None, None)
+    return batch, seq
+
+
+def contract(subscripts: str, x: Array, w: Array, *features: str | None) -> Array:
+    """`einsum(x, w)` in x's dtype; rows and tokens stay where x has them.
+
+    `features` names the logical axes of the result after `[B, T]`.
+    """
+    out_sharding = PartitionSpec(*placed_rows(x), *spec(*features)) if has_mesh() else None
     return jnp.einsum(subscripts, x, w.astype(x.dtype), out_sharding=out_sharding)
 
 
-def rms_norm(x: Float[Array, "B T D"], gain: Float[Array, "D"], eps: float) -> Float[Array, "B T D"]:
+def rms_norm(
+    x: Float[Array, "B T D"], gain: Float[Array, "D"], eps: float
+) -> Float[Array, "B T D"]:
     """x / sqrt(mean(x^2) + eps) * gain, the mean in float32."""
     wide = x.astype(jnp.float32)
     scale = lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + eps)
@@ -28,9 +42,9 @@ def swiglu(
     w_down: Float[Array, "F D"],
 ) -> Float[Array, "B T D"]:
     """(silu(x W_gate) * x W_up) W_down. Source: Shazeer, "GLU variants" (arXiv 2002.05202)."""
-    gate = contract("btd,df->btf", x, w_gate, "batch", "seq", "mlp")
-    up = contract("btd,df->btf", x, w_up, "batch", "seq", "mlp")
-    return contract("btf,fd->btd", jax.nn.silu(gate) * up, w_down, "batch", "seq", None)
+    gate = contract("btd,df->btf", x, w_gate, "mlp")
+    up = contract("btd,df->btf", x, w_up, "mlp")
+    return contract("btf,fd->btd", jax.nn.silu(gate) * up, w_down, None)
 
 
 def _look_up(
@@ -57,9 +71,9 @@ def embed(
     """
     if not has_mesh():
         return _look_up(table, ids, keep, None)
-    rows = spec("batch", "seq")
+    rows = PartitionSpec(*placed_rows(ids))
     return jax.shard_map(
         lambda *arrays: _look_up(*arrays, "tensor"),
         in_specs=(spec("vocab", None), rows, rows),
-        out_specs=spec("batch", "seq", None),
+        out_specs=PartitionSpec(*rows, None),
     )(table, ids, keep)

@@ -27,7 +27,7 @@ AXES = ("data", "fsdp", "seq", "tensor")
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """The mesh axes that divide each logical axis; `None` means that every device holds all of it."""
+    """The mesh axes that divide each logical axis; with `None` every device holds all of it."""
 
     batch: tuple[str, ...] | None = ("data", "fsdp")
     seq: str | None = "seq"
@@ -85,8 +85,8 @@ def make_mesh(
     if shape.devices > len(available):
         raise InputError(
             f"the mesh {'x'.join(map(str, shape.sizes))} (data x fsdp x seq x tensor) needs "
-            f"{shape.devices} devices and there are {len(available)}: make an axis smaller, or on a "
-            f"CPU set XLA_FLAGS=--xla_force_host_platform_device_count={shape.devices}"
+            f"{shape.devices} devices and there are {len(available)}: make an axis smaller, or on "
+            f"a CPU set XLA_FLAGS=--xla_force_host_platform_device_count={shape.devices}"
         )
     grid = np.asarray(available[: shape.devices], dtype=object).reshape(shape.sizes)
     return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * len(AXES))

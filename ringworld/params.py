@@ -110,7 +110,7 @@ def init(specs: T, seed: int, dtype: jnp.dtype = jnp.float32) -> T:
 
 
 def gather(weights: T, specs: T) -> T:
-    """Weights with their fsdp axis gathered, ready to compute with; the backward scatters the sum."""
+    """Weights with their fsdp axis gathered, to compute with; the backward scatters the sum."""
     return jax.tree.map(
         lambda p, w: shard(w, *p.axes, rules=GATHERED), specs, weights, is_leaf=_is_param
     )

@@ -1,4 +1,4 @@
-"""What the model reads: examples, books, needles, mixes and batches, and how bad input is refused."""
+"""What the model reads: examples, books, needles, mixes, batches; bad input is refused."""
 
 from collections.abc import Callable
 from pathlib import Path

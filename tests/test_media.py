@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -60,10 +61,10 @@ def film(
     return path
 
 
-def refusal(source: str | Path | bytes, **asked: object) -> str:
-    """The sentence with which a film is refused; it must be one, and tell nothing of our insides."""
+def refusal(source: str | Path | bytes, **asked: Any) -> str:
+    """The sentence with which a film is refused; it tells nothing of our insides."""
     with pytest.raises(InputError) as caught:
-        read_video(source, **({"fps": 2.0, "size": SIZE} | asked))
+        read_video(source, fps=asked.pop("fps", 2.0), size=asked.pop("size", SIZE), **asked)
     sentence = str(caught.value)
     assert sentence.endswith(".")
     assert not any(leak in sentence for leak in ("0x", "Traceback", "Errno", "\n", "decoder-"))
@@ -252,7 +253,7 @@ def test_a_caller_hears_how_far_the_reading_is(tmp_path):
     heard: list[tuple[float, float]] = []
     read_video(path, fps=1.0, size=SIZE, on_frame=lambda at, length: heard.append((at, length)))
     assert [at for at, _ in heard] == [0.0, 1.0, 2.0]
-    assert {length for _, length in heard} == {pytest.approx(3.0, abs=0.15)}
+    assert all(length == pytest.approx(3.0, abs=0.15) for _, length in heard)
 
 
 def test_a_picture_comes_through_the_same_door(tmp_path):

@@ -1,9 +1,9 @@
 """Attention. `attend` is the only door; the rooms behind it are
 
-    mask      who sees whom, as data             dense    the definition, and the oracle
-    online    the running softmax and its merge  block    tiles of one device, forward and backward
-    ring      keys travel, queries stay          layout   the order of a row over the ring
-    decode    new tokens against a divided cache
+mask      who sees whom, as data             dense    the definition, and the oracle
+online    the running softmax and its merge  block    tiles of one device, forward and backward
+ring      keys travel, queries stay          layout   the order of a row over the ring
+decode    new tokens against a divided cache
 """
 
 from collections.abc import Callable
@@ -53,25 +53,26 @@ def attend(
 
 def attend_new(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
+    new: tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]],
     queries: Where,
+    cached: tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]],
     keys: Where,
 ) -> Float[Array, "B T N H"]:
-    """Causal attention of a few new tokens to a cache [B/(data,fsdp), S/seq, K/tensor, H].
+    """Causal attention of a few new tokens to each other and to a cache of keys and values.
 
-    The queries are not divided along the sequence; each device attends to its part of the cache.
+    The cache is divided [B/(data,fsdp), S/seq, K/tensor, H] and stays where it is; the new tokens
+    are not divided along the sequence, and each device attends with them to its part.
     """
     if not has_mesh():
-        return attend_cache(q, k, v, queries, keys, None)
-    new, cached = spec("batch", None, "heads", None), spec("batch", "seq", "kv_heads", None)
-    of_new, of_cached = spec("batch", None), spec("batch", "seq")
+        return attend_cache(q, new, queries, cached, keys, None)
+    tokens, token_keys = spec("batch", None, "heads", None), spec("batch", None, "kv_heads", None)
+    cache = spec("batch", "seq", "kv_heads", None)
     axis = "seq" if axis_size("seq") > 1 else None
     return jax.shard_map(
         lambda *arrays: attend_cache(*arrays, axis),
-        in_specs=(new, cached, cached, of_new, of_cached),
-        out_specs=new,
-    )(q, k, v, queries, keys)
+        in_specs=(tokens, token_keys, spec("batch", None), cache, spec("batch", "seq")),
+        out_specs=tokens,
+    )(q, new, queries, cached, keys)
 
 
 def _attend_ring_self(

@@ -1,11 +1,11 @@
 """Attention between a device's queries and one shard of keys, tile by tile.
 
-Queries and keys are cut into tiles; a tile pair that the mask empties is skipped, one that it leaves
-whole is not masked. Memory is that of one tile's scores, forward and backward. The backward
+Queries and keys are cut into tiles; a pair of tiles that the mask empties is skipped, one that it
+leaves whole is not masked. Memory is that of one tile's scores, forward and backward. The backward
 recomputes each tile's weights from the *global* log-sum-exp and output, as the ring needs.
 
-Rows are walked one after another: a tile of one row fits a core's cache, and each row skips by its own
-mask. Letters here: I query tiles, J key tiles, T and S their lengths.
+Rows are walked one after another: a tile of one row fits a core's cache, and each row skips by its
+own mask. Letters here: I query tiles, J key tiles, T and S their lengths.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ TILE = 256
 
 @node
 class Queries:
-    """Tiles of queries: `q` `[B, I, K, G, T, H]`, already scaled, and where each stands `[B, I, T]`."""
+    """Tiles of scaled queries: `q` `[B, I, K, G, T, H]`, and where they stand `[B, I, T]`."""
 
     q: Weight
     where: Where
@@ -61,6 +61,11 @@ def cut(x: Float[Array, "B T N H"], groups: int) -> Float[Array, "B I K G t H"]:
     x = jnp.pad(x, ((0, 0), (0, -length % tile), (0, 0), (0, 0)))
     x = x.reshape(B, -1, tile, N // groups, groups, H)
     return x.transpose(0, 1, 3, 4, 2, 5)
+
+
+def cut_keys(k: Float[Array, "B S K H"], v: Float[Array, "B S K H"], where: Where) -> Keys:
+    """Keys and values cut into tiles."""
+    return Keys(cut(k, 1)[:, :, :, 0], cut(v, 1)[:, :, :, 0], cut_where(where))
 
 
 def join(x: Float[Array, "B I K G t H"], length: int) -> Float[Array, "B T N H"]:
@@ -132,7 +137,7 @@ def _see_row(queries: Queries, keys: Keys, partials: Partial, causal: bool) -> P
 
 @node
 class Saved:
-    """What the backward knows of a query tile: `out`'s cotangent, log-sum-exp and delta = out . dout."""
+    """What the backward knows of a query tile: dout, the log-sum-exp, and delta = out . dout."""
 
     dout: Weight
     lse: Weight
@@ -145,9 +150,7 @@ def _pull_tile(
     """One pair's share of dq, dk, dv (float32), with respect to the scaled queries."""
     scores = mask(_scores(queries.q, keys.k))
     weights = jnp.exp(scores - finite(saved.lse)[..., None])
-    dweights = jnp.einsum(
-        "kgth,ksh->kgts", saved.dout, keys.v, preferred_element_type=jnp.float32
-    )
+    dweights = jnp.einsum("kgth,ksh->kgts", saved.dout, keys.v, preferred_element_type=jnp.float32)
     dscores = (weights * (dweights - saved.delta[..., None])).astype(queries.q.dtype)
     weights = weights.astype(queries.q.dtype)
     wide = jnp.float32

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from ringworld.attention.block import Keys, Queries, cut, cut_where, join, see
+from ringworld.attention.block import Queries, cut, cut_keys, cut_where, join, see
 from ringworld.attention.mask import Where
 from ringworld.attention.online import Partial, finish, finite, nothing_seen
 
@@ -26,24 +26,25 @@ def merge_ring(part: Partial, axis: str) -> Partial:
 
 def attend_cache(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
+    new: tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]],
     queries: Where,
+    cached: tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]],
     keys: Where,
     axis: str | None,
 ) -> Float[Array, "B T N H"]:
-    """Causal attention of new tokens, which every device of the ring holds, to the ring's cache.
+    """Causal attention of new tokens to the ring's cache and to each other.
 
-    `axis` names the ring inside `shard_map`, where S is the local length; `None` is one device.
+    `new` and `cached` are keys and values. Every device of the ring holds the new tokens; `axis`
+    names the ring inside `shard_map`, where S is the local length, and `None` is one device.
     """
-    length, head_width, groups = q.shape[1], q.shape[-1], q.shape[2] // k.shape[2]
+    length, head_width, groups = q.shape[1], q.shape[-1], q.shape[2] // new[0].shape[2]
     tiles = Queries(cut(q * head_width**-0.5, groups), cut_where(queries))
-    cache = Keys(cut(k, 1)[:, :, :, 0], cut(v, 1)[:, :, :, 0], cut_where(keys))
+    cache, own = cut_keys(*cached, keys), cut_keys(*new, queries)
+    seen = nothing_seen(tiles.q)
     if axis is None:
-        seen = see(tiles, cache, nothing_seen(tiles.q), causal=True)
+        seen = see(tiles, cache, seen, causal=True)
     else:
-        start = jax.tree.map(
-            lambda x: lax.pcast(x, axis, to="varying"), nothing_seen(tiles.q)
-        )
-        seen = merge_ring(see(tiles, cache, start, causal=True), axis)
-    return join(finish(seen)[0].astype(q.dtype), length)
+        seen = jax.tree.map(lambda x: lax.pcast(x, axis, to="varying"), seen)
+        seen = merge_ring(see(tiles, cache, seen, causal=True), axis)
+    out, _ = finish(see(tiles, own, seen, causal=True))
+    return join(out.astype(q.dtype), length)

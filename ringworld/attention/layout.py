@@ -20,7 +20,7 @@ def zigzag_order(length: int, ring: int) -> Int[np.ndarray, "T"]:
     """
     if length % (2 * ring):
         raise InputError(
-            f"a row of {length} tokens does not divide into {2 * ring} pieces for a zig-zag ring of "
+            f"a row of {length} tokens does not divide into {2 * ring} pieces for a ring of "
             f"{ring}: make the sequence length a multiple of {2 * ring}"
         )
     pieces = np.arange(length).reshape(2 * ring, -1)

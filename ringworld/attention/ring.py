@@ -21,10 +21,19 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from ringworld.attention.block import Keys, Queries, Saved, cut, cut_where, join, pull, see
+from ringworld.attention.block import (
+    Keys,
+    Queries,
+    Saved,
+    cut,
+    cut_keys,
+    cut_where,
+    join,
+    pull,
+    see,
+)
 from ringworld.attention.mask import Where
 from ringworld.attention.online import Partial, finish, nothing_seen
-
 
 Tree = TypeVar("Tree")
 
@@ -33,7 +42,7 @@ SAVED = ("attention_out", "attention_lse")
 
 
 def rotate(tree: Tree, axis: str | None) -> Tree:
-    """Every device hands what it holds to the next one along the ring; without a ring, nothing moves."""
+    """Every device hands what it holds to the next one; without a ring, nothing moves."""
     if axis is None:
         return tree
     size = lax.axis_size(axis)
@@ -128,5 +137,4 @@ def attend_ring(
     q, queries, keys = lax.optimization_barrier((q, queries, keys))
     length, head_width, groups = q.shape[1], q.shape[-1], q.shape[2] // k.shape[2]
     tiles = Queries(cut(q * head_width**-0.5, groups), cut_where(queries))
-    ring = Keys(cut(k, 1)[:, :, :, 0], cut(v, 1)[:, :, :, 0], cut_where(keys))
-    return join(_attend_tiles(tiles, ring, causal, axis), length)
+    return join(_attend_tiles(tiles, cut_keys(k, v, keys), causal, axis), length)

@@ -72,7 +72,7 @@ class Film:
         self.file, self.pixels = file, pixels
         options = {"format_whitelist": FILM_FORMATS, "protocol_whitelist": "none"}
         try:
-            self.container = av.open(file, options=options, buffer_size=1 << 20)
+            self.container = av.open(file, "r", options=options, buffer_size=1 << 20)
         except MemoryError:
             raise
         except FFmpegError as error:

@@ -33,7 +33,7 @@ def text(ids: Sequence[int] | Int[np.ndarray, "n"], weight: float) -> Example:
 
 
 def frames(codes: Int[np.ndarray, "Z Q"], vocabulary: Vocabulary, weight: float) -> Example:
-    """Frames of codes, each ended by `eof` and the last by `eov`; `[Z, Q]` becomes Z (Q + 1) ids."""
+    """Frames of codes, each ended by `eof`, the last by `eov`; `[Z, Q]` becomes Z (Q + 1) ids."""
     ends = np.full((len(codes), 1), vocabulary.eof)
     ends[-1] = vocabulary.eov
     tokens = np.concatenate([codes, ends], axis=1).reshape(-1).astype(np.int32)

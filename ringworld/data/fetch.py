@@ -16,9 +16,10 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -252,20 +253,20 @@ def unpack(archive: IO[bytes], members: tuple[str, ...], staged: Path, size: int
     first, *rest = members
     if rest:
         with tempfile.TemporaryFile(dir=staged.parent) as inner:
-            for _, member in matching(archive, first):
-                copy(member, inner, LARGEST_MEMBER)
+            for _, blocks in matching(archive, first):
+                copy(blocks, inner, LARGEST_MEMBER)
             unpack(inner, tuple(rest), staged, size)
         return
     folder = "*" in first
     if folder:
         staged.mkdir()
-    for name, member in matching(archive, first):
+    for name, blocks in matching(archive, first):
         with open(staged / PurePosixPath(name).name if folder else staged, "wb") as out:
-            size -= copy(member, out, size)
+            size -= copy(blocks, out, size)
 
 
-def matching(archive: IO[bytes], pattern: str) -> Iterator[tuple[str, IO[bytes]]]:
-    """(name, content) of the regular files of a tar or zip archive whose whole path matches."""
+def matching(archive: IO[bytes], pattern: str) -> Iterator[tuple[str, Iterator[bytes]]]:
+    """(name, blocks) of the regular files of a tar or zip archive whose whole path matches."""
     depth = len(PurePosixPath(pattern).parts)
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as pack:
@@ -273,7 +274,7 @@ def matching(archive: IO[bytes], pattern: str) -> Iterator[tuple[str, IO[bytes]]
                 path = PurePosixPath(entry.filename)
                 if not entry.is_dir() and len(path.parts) == depth and path.match(pattern):
                     with pack.open(entry) as member:
-                        yield entry.filename, member
+                        yield entry.filename, iter(partial(member.read, BLOCK), b"")
         return
     archive.seek(0)
     with tarfile.open(fileobj=archive, mode="r:*") as pack:
@@ -282,13 +283,13 @@ def matching(archive: IO[bytes], pattern: str) -> Iterator[tuple[str, IO[bytes]]
             if entry.isreg() and len(path.parts) == depth and path.match(pattern):
                 member = pack.extractfile(entry)
                 if member is not None:
-                    yield entry.name, member
+                    yield entry.name, iter(partial(member.read, BLOCK), b"")
 
 
-def copy(source: IO[bytes], out: IO[bytes], most: int) -> int:
-    """Copy a stream and return its length in bytes; more than `most` is refused."""
+def copy(blocks: Iterable[bytes], out: IO[bytes], most: int) -> int:
+    """Write the blocks and return their length in bytes; more than `most` is refused."""
     total = 0
-    while block := source.read(BLOCK):
+    for block in blocks:
         total += len(block)
         if total > most:
             raise InputError(

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -38,8 +38,7 @@ MOST_THREADS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class MediaLimits:
-    """How much one media file may cost; the defaults suit a person's own films, up to four hours of
-    4K.
+    """How much one media file may cost; the defaults suit a person's own films, 4 hours of 4K.
 
     `bytes` of file, `pixels` of one frame, `frames` returned, `seconds` of film read, `memory` of
     the decoding process in bytes, and `timeout`, the seconds that the caller waits for the decoder
@@ -66,9 +65,7 @@ STRANGERS = MediaLimits(bytes=100 << 20, frames=2048, seconds=3600.0, memory=1 <
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """Frames and the moments they appear on screen, in seconds from the film's start, never
-    decreasing.
-    """
+    """Frames and when each appears, in seconds from the film's start, never decreasing."""
 
     frames: UInt8[np.ndarray, "Z Y X 3"]
     seconds: Float64[np.ndarray, " Z"]
@@ -83,15 +80,14 @@ def stream_video(
     start: float = 0.0,
     end: float | None = None,
     on_length: Callable[[float], None] | None = None,
-) -> Iterator[tuple[float, UInt8[np.ndarray, "Y X 3"]]]:
-    """Yield (timestamp in seconds, frame) of what is on screen at start, start + 1/fps, ... before
-    `end`.
+) -> Generator[tuple[float, UInt8[np.ndarray, "Y X 3"]], None, None]:
+    """Yield (timestamp in seconds, frame) of the screen at start, start + 1/fps, ... before `end`.
 
     Frames are cut to `size` x `size` as LWM does: shorter side resized (bicubic), centre kept. A
     frame that stays on screen for several samples is yielded as often, with the same timestamp.
     `source` is a path or the file's content. `on_length` hears the film's length in seconds once,
-    nan where the file does not say. Raises InputError for a file that is missing, no film, cut
-    short, damaged or over a limit.
+    nan where the file does not say. Closing the generator ends the decoder. Raises InputError for
+    a file that is missing, no film, cut short, damaged or over a limit.
     """
     check_request(fps=fps, size=size, start=start, end=end)
     ask = {"still": False, "fps": fps, "start": start, "end": end, "size": size}
@@ -108,10 +104,10 @@ def read_video(
     *,
     fps: float,
     size: int,
+    on_frame: Callable[[float, float], None] | None = None,
     limits: MediaLimits = OWN_FILES,
     start: float = 0.0,
     end: float | None = None,
-    on_frame: Callable[[float, float], None] | None = None,
 ) -> Clip:
     """`stream_video`, collected; `on_frame` hears (the frame's, the film's seconds or nan)."""
     pixels, seconds, length = bytearray(), [], [math.nan]
@@ -130,9 +126,7 @@ def read_video(
 def read_image(
     source: str | Path | bytes, *, size: int, limits: MediaLimits = OWN_FILES
 ) -> UInt8[np.ndarray, "Y X 3"]:
-    """A PNG, JPEG, WebP or GIF picture (its first frame), fitted to `size` x `size` like a film's
-    frames.
-    """
+    """A PNG, JPEG, WebP or GIF picture (its first frame), fitted to `size` x `size` pixels."""
     check_request(fps=1.0, size=size, start=0.0, end=None)
     with opened(source, limits) as (name, descriptor):
         records = list(converse({"still": True, "size": size}, name, descriptor, limits))
@@ -153,9 +147,7 @@ def check_request(*, fps: float, size: int, start: float, end: float | None) -> 
 
 @contextmanager
 def opened(source: str | Path | bytes, limits: MediaLimits) -> Iterator[tuple[str, int]]:
-    """(name for messages, read-only descriptor at offset 0) of a regular file within the size
-    limit.
-    """
+    """(name for messages, read-only descriptor at offset 0) of a regular file of allowed size."""
     if isinstance(source, bytes):
         with tempfile.TemporaryFile() as file:
             file.write(source)
@@ -211,11 +203,12 @@ def explain(word: str, name: str, limits: MediaLimits, *, still: bool) -> str:
 
 
 def converse(
-    ask: dict[str, object], name: str, descriptor: int, limits: MediaLimits
+    ask: Mapping[str, object], name: str, descriptor: int, limits: MediaLimits
 ) -> Iterator[tuple[str, float, UInt8[np.ndarray, "Y X 3"]]]:
     """Start the decoder on `descriptor`; yield its (word, value, pixels) records until its end."""
     threads = min(os.cpu_count() or 1, MOST_THREADS)
-    ask = ask | {
+    request = {
+        **ask,
         "file": descriptor,
         "pixels": limits.pixels,
         "frames": limits.frames,
@@ -225,7 +218,7 @@ def converse(
         "cpu_seconds": math.ceil(limits.timeout * threads),
     }
     still, size = bool(ask["still"]), int(str(ask["size"]))
-    with child(json.dumps(ask), descriptor) as process:
+    with child(json.dumps(request), descriptor) as process:
         answer = Answer(process, limits.timeout)
         while True:
             header = answer.read(HEADER.size)
@@ -300,9 +293,7 @@ class Answer:
 
 
 def write_animation(path: str | Path, frames: UInt8[np.ndarray, "Z Y X 3"], fps: float) -> None:
-    """Write frames as a looping GIF or an MP4, by the path's suffix; the file appears whole or not
-    at all.
-    """
+    """Write frames as a looping GIF or an MP4, by the path's suffix, whole or not at all."""
     path = Path(path)
     writers = {".gif": write_gif, ".mp4": write_mp4}
     if path.suffix.lower() not in writers:

@@ -27,7 +27,9 @@ def draw_examples(
     """
     unknown = sorted(set(shares) - set(sources))
     if unknown:
-        raise InputError(f"the mix names {unknown[0]}, which is no source: use {', '.join(sources)}")
+        raise InputError(
+            f"the mix names {unknown[0]}, which is no source: use {', '.join(sources)}"
+        )
     given = {name: 0 for name, share in shares.items() if share > 0}
     examples: list[Example] = []
     while sum(given.values()) < tokens:

@@ -22,12 +22,77 @@ RULES = (
 # Room for the answer: seven digits and the end of the text, with some to spare.
 ANSWER_ROOM = 16
 CITIES = tuple(
-    "Accra Algiers Amman Amsterdam Ankara Athens Auckland Baghdad Baku Bangkok Barcelona Beirut "
-    "Belgrade Berlin Bogota Brussels Bucharest Budapest Cairo Caracas Chicago Colombo Copenhagen "
-    "Dakar Damascus Delhi Dhaka Doha Dublin Geneva Hanoi Havana Helsinki Istanbul Jakarta "
-    "Jerusalem Kampala Kathmandu Khartoum Kigali Kinshasa Kyiv Lagos Lima Lisbon London Luanda "
-    "Madrid Manila Melbourne Milan Montreal Moscow Mumbai Nairobi Oslo Paris Prague Quito Riga "
-    "Rome Seattle Seoul Sofia Tallinn Tokyo Vienna Warsaw Zagreb".split()
+    [
+        "Accra",
+        "Algiers",
+        "Amman",
+        "Amsterdam",
+        "Ankara",
+        "Athens",
+        "Auckland",
+        "Baghdad",
+        "Baku",
+        "Bangkok",
+        "Barcelona",
+        "Beirut",
+        "Belgrade",
+        "Berlin",
+        "Bogota",
+        "Brussels",
+        "Bucharest",
+        "Budapest",
+        "Cairo",
+        "Caracas",
+        "Chicago",
+        "Colombo",
+        "Copenhagen",
+        "Dakar",
+        "Damascus",
+        "Delhi",
+        "Dhaka",
+        "Doha",
+        "Dublin",
+        "Geneva",
+        "Hanoi",
+        "Havana",
+        "Helsinki",
+        "Istanbul",
+        "Jakarta",
+        "Jerusalem",
+        "Kampala",
+        "Kathmandu",
+        "Khartoum",
+        "Kigali",
+        "Kinshasa",
+        "Kyiv",
+        "Lagos",
+        "Lima",
+        "Lisbon",
+        "London",
+        "Luanda",
+        "Madrid",
+        "Manila",
+        "Melbourne",
+        "Milan",
+        "Montreal",
+        "Moscow",
+        "Mumbai",
+        "Nairobi",
+        "Oslo",
+        "Paris",
+        "Prague",
+        "Quito",
+        "Riga",
+        "Rome",
+        "Seattle",
+        "Seoul",
+        "Sofia",
+        "Tallinn",
+        "Tokyo",
+        "Vienna",
+        "Warsaw",
+        "Zagreb",
+    ]
 )
 
 
@@ -88,7 +153,7 @@ def _ask_again(needle: Needle, tokenizer: Tokenizer) -> list[int]:
 
 
 def room(length: int, needles: Sequence[Needle], tokenizer: Tokenizer) -> int:
-    """How many haystack tokens fit into `length` beside the needles, a question for each, and answers.
+    """The haystack tokens that fit into `length` beside needles, a question for each, and answers.
 
     Raises InputError when none does.
     """
@@ -103,7 +168,14 @@ def room(length: int, needles: Sequence[Needle], tokenizer: Tokenizer) -> int:
     return left
 
 
-def prompt(hidden: Int[np.ndarray, "n"], asked: Needle, tokenizer: Tokenizer) -> Int[np.ndarray, "m"]:
+def longest_needles(length: int) -> int:
+    """How many needles leave at least a third of `length` tokens to the haystack; 16 at the most."""
+    return max(1, min(16, (length - 128) // 96))
+
+
+def prompt(
+    hidden: Int[np.ndarray, "n"], asked: Needle, tokenizer: Tokenizer
+) -> Int[np.ndarray, "m"]:
     """LWM's prompt: the book with its needle, the question, the rules; the answer comes next."""
     return np.concatenate([_opening(tokenizer), hidden, _ask(asked, tokenizer)]).astype(np.int32)
 
@@ -114,7 +186,7 @@ def recall_example(
     needles: Sequence[Needle],
     tokenizer: Tokenizer,
 ) -> Example:
-    """A book with needles at random depths and one turn of chat for each; loss on the answers only."""
+    """A book with needles at random depths and a turn of chat for each; only answers are learned."""
     hidden = hide(haystack, needles, rng.random(len(needles)).tolist(), tokenizer)
     parts = [text(_opening(tokenizer), 0.0), text(hidden, 0.0)]
     for turn, i in enumerate(rng.permutation(len(needles))):

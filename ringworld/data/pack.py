@@ -1,7 +1,7 @@
 """Masked packing: examples of any length into full rows, nothing leaking between them.
 
-A plan says which pieces of which examples make up each row; it is made once, from the lengths alone,
-so that every row is random-access. Each piece becomes a segment: attention stays inside it, its
+A plan says which pieces of which examples make up each row; it is made once, from the lengths
+alone, so that every row is random-access. Each piece becomes a segment: attention stays inside it, its
 positions start at 0, and its targets never reach into the next.
 """
 
@@ -64,9 +64,7 @@ def efficiency(rows: Sequence[tuple[Piece, ...]], context: int) -> float:
     return sum(piece.inputs for row in rows for piece in row) / (len(rows) * context)
 
 
-def pack_row(
-    row: Sequence[Piece], example: Callable[[int], Example], context: int
-) -> Batch:
+def pack_row(row: Sequence[Piece], example: Callable[[int], Example], context: int) -> Batch:
     """One row as numpy arrays `[context]`; places without a token have segment 0 and weight 0."""
     out = Batch(
         tokens=np.zeros(context, np.int32),

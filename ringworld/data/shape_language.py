@@ -144,10 +144,13 @@ def score_clip(frames: UInt8[np.ndarray, "Z Y X 3"], scene: Scene) -> ClipScore:
 def see(frames: UInt8[np.ndarray, "Z Y X 3"]) -> dict[str, tuple[str, str]]:
     """The (shape, motion) of every colour that at least half of the frames show a thing of."""
     seen = {}
+    least = LEAST_AREA * frames[0, :, :, 0].size
     for colour in COLOURS:
-        patches = [largest_patch(mask) for mask in find_colour(frames, colour)]
-        least = LEAST_AREA * frames[0, :, :, 0].size
-        kept = [(z, patch) for z, patch in enumerate(patches) if patch.sum() >= least]
+        kept = [
+            (z, patch)
+            for z, mask in enumerate(find_colour(frames, colour))
+            if mask.sum() >= least and (patch := largest_patch(mask)).sum() >= least
+        ]
         if 2 * len(kept) >= len(frames):
             votes = sum(compare_shapes(patch) for _, patch in kept)
             seen[colour] = (SHAPES[int(np.argmax(votes))], follow(kept, len(frames)))
@@ -163,7 +166,7 @@ def find_colour(frames: UInt8[np.ndarray, "Z Y X 3"], colour: str) -> Bool[np.nd
     hue, chroma = hue_and_chroma(pixels)
     if colour == "white":
         return (chroma < WHITE_CHROMA) & (pixels.min(-1) > WHITE_FLOOR)
-    own_hue, own_chroma = hue_and_chroma(np.array(COLOURS[colour], np.float64))
+    own_hue, own_chroma = hue_and_chroma(np.array([COLOURS[colour]], np.float64))
     away = np.abs((hue - own_hue + 180) % 360 - 180)
     return (away < HUE_SLACK) & (chroma > own_chroma / 2)
 

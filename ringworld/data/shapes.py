@@ -6,7 +6,6 @@ of frames. The same random generator gives the same scene, and a scene always th
 """
 
 from dataclasses import dataclass, field
-from itertools import combinations
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -33,7 +32,8 @@ GROUNDS = (16, 40, 64, 88)
 RADIUS = (0.125, 0.20)
 TRAVEL = (0.32, 0.50)
 GAP = 0.02
-TRIES = 300
+TRIES = 30
+PLACES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,17 +97,34 @@ def sample_scene(
     colours = rng.choice(list(COLOURS), count, replace=False)
     words = [(str(c), str(rng.choice(SHAPES)), str(rng.choice(list(MOTIONS)))) for c in colours]
     ground = int(rng.choice(GROUNDS))
-    best: tuple[Thing, ...] = ()
-    least = np.inf
-    for turn in range(TRIES):
-        room = RADIUS[1] - (RADIUS[1] - RADIUS[0]) * turn / TRIES
-        things = tuple(place(rng, *word, largest=room) for word in words)
-        clash = sum(overlap(one, other) for one, other in combinations(things, 2))
+    best, least = arrange(rng, words, largest=RADIUS[1])
+    for turn in range(1, TRIES):
+        if least == 0:
+            break
+        largest = RADIUS[1] - (RADIUS[1] - RADIUS[0]) * turn / TRIES
+        things, clash = arrange(rng, words, largest=largest)
         if clash < least:
             best, least = things, clash
-        if clash == 0:
-            break
     return Scene(things=best, ground=ground, film=film)
+
+
+def arrange(
+    rng: np.random.Generator, words: list[tuple[str, str, str]], *, largest: float
+) -> tuple[tuple[Thing, ...], float]:
+    """Things with these words, one placed after the other, and how much they overlap."""
+    things: tuple[Thing, ...] = ()
+    total = 0.0
+    for word in words:
+        drawn = []
+        for _ in range(PLACES):
+            thing = place(rng, *word, largest=largest)
+            clash = sum(overlap(thing, other) for other in things)
+            drawn.append((clash, thing))
+            if clash == 0:
+                break
+        clash, thing = min(drawn, key=lambda pair: pair[0])
+        things, total = (*things, thing), total + clash
+    return things, total
 
 
 def place(

@@ -23,13 +23,15 @@ class Book:
 
 
 def read_books(path: Path) -> list[Book]:
-    """The books of a folder of text files (Project Gutenberg's headers removed) or a JSONL of verses.
+    """The books of a folder of text files, without Gutenberg headers, or of a JSONL of verses.
 
     Raises InputError when there is nothing to read.
     """
     if path.is_dir():
         files = sorted(path.rglob("*.txt"))
-        books = [Book(file.stem, strip_gutenberg(file.read_text("utf-8", "replace"))) for file in files]
+        books = [
+            Book(file.stem, strip_gutenberg(file.read_text("utf-8", "replace"))) for file in files
+        ]
     elif path.is_file():
         books = _books_of_verses(path)
     else:
@@ -80,3 +82,15 @@ def draw_passage(
 def passage_example(passage: Int[np.ndarray, "n"], tokenizer: Tokenizer) -> Example:
     """A passage of a book, every token learned."""
     return join([text([tokenizer.bos], 0.0), text(passage, 1.0)])
+
+
+def echo_example(
+    rng: np.random.Generator, passage: Int[np.ndarray, "n"], tokenizer: Tokenizer
+) -> Example:
+    """A passage's ids in random order, and once more in that order, learned the second time.
+
+    Only copying predicts it, so it is the shortest way to the heads that find what was seen before
+    (Olsson et al., "In-context learning and induction heads", arXiv 2209.11895).
+    """
+    shuffled = rng.permutation(passage)
+    return join([text([tokenizer.bos, *shuffled], 0.0), text(shuffled, 1.0)])

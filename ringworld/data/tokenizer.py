@@ -31,7 +31,9 @@ class Tokenizer:
         """The id of a whole token. Raises InputError when the vocabulary lacks it."""
         found = self.bpe.token_to_id(token)
         if found is None:
-            raise InputError(f"the tokenizer has no token {token}: use one that was made for a world model")
+            raise InputError(
+                f"the tokenizer has no token {token}: use one that was made for a world model"
+            )
         return found
 
     def encode(self, written: str) -> list[int]:
@@ -46,7 +48,9 @@ class Tokenizer:
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a `tokenizer.json`. Raises InputError when the file is missing or broken."""
     if not path.is_file():
-        raise InputError(f"there is no tokenizer at {path}: give a model folder with a tokenizer.json")
+        raise InputError(
+            f"there is no tokenizer at {path}: give a model folder with a tokenizer.json"
+        )
     try:
         return Tokenizer(Bpe.from_file(str(path)))
     except Exception as error:

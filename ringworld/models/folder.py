@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -32,7 +33,7 @@ CONFIG = "config.json"
 TENSORS = "model.safetensors"
 
 
-def save_folder(path: Path, kind: str, config: Any, weights: Any, dtype: jnp.dtype) -> None:
+def save_folder(path: Path, kind: str, config: Any, weights: Any, dtype: DTypeLike) -> None:
     """Write a model to the new folder `path`, all of it or nothing.
 
     `config` is a dataclass, `weights` any pytree of arrays; they are stored as `dtype`. The folder
@@ -79,7 +80,7 @@ def make_config(cls: type[C], values: Mapping[str, Any]) -> C:
     return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
 
 
-def fill(specs: T, tensors: Mapping[str, np.ndarray], dtype: jnp.dtype) -> T:
+def fill(specs: T, tensors: Mapping[str, np.ndarray], dtype: DTypeLike) -> T:
     """The spec table with each Param replaced by the tensor of its name, cast to `dtype`.
 
     Raises InputError when a tensor is missing, is not in the table, or has another shape.
@@ -96,11 +97,11 @@ def fill(specs: T, tensors: Mapping[str, np.ndarray], dtype: jnp.dtype) -> T:
     return jax.tree.unflatten(tree, leaves)
 
 
-def _place(name: str, param: Param, tensor: np.ndarray, dtype: jnp.dtype) -> jax.Array:
+def _place(name: str, param: Param, tensor: np.ndarray, dtype: DTypeLike) -> jax.Array:
     if tensor.shape != param.shape:
         raise InputError(
-            f"the tensor {name} has the shape {tensor.shape} and the config asks for {param.shape}: "
-            "use the config that the weights came with"
+            f"the tensor {name} has the shape {tensor.shape} and the config asks for "
+            f"{param.shape}: use the config that the weights came with"
         )
     return shard(jnp.asarray(tensor, dtype), *param.axes)
 

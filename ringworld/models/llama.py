@@ -88,10 +88,9 @@ def read(
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
     """What a layer asks and offers: its queries, keys and values, turned by their positions."""
     h = rms_norm(x, w.attn_norm, c.norm_eps)
-    heads, keys = ("batch", "seq", "heads", None), ("batch", "seq", "kv_heads", None)
-    q = contract("btd,dnh->btnh", h, w.wq, *heads)
-    k = contract("btd,dkh->btkh", h, w.wk, *keys)
-    v = contract("btd,dkh->btkh", h, w.wv, *keys)
+    q = contract("btd,dnh->btnh", h, w.wq, "heads", None)
+    k = contract("btd,dkh->btkh", h, w.wk, "kv_heads", None)
+    v = contract("btd,dkh->btkh", h, w.wv, "kv_heads", None)
     return rope(q, positions, c.rope_theta), rope(k, positions, c.rope_theta), v
 
 
@@ -99,7 +98,7 @@ def write(
     x: Float[Array, "B T D"], attended: Float[Array, "B T N H"], w: Block, c: Llama
 ) -> Float[Array, "B T D"]:
     """The residual stream after a layer, from what its heads attended to."""
-    x = x + contract("btnh,nhd->btd", attended, w.wo, "batch", "seq", None)
+    x = x + contract("btnh,nhd->btd", attended, w.wo, None)
     return x + swiglu(rms_norm(x, w.mlp_norm, c.norm_eps), w.w_gate, w.w_up, w.w_down)
 
 
@@ -127,7 +126,7 @@ def decode(
 
 
 def flops_per_token(c: Llama, context: int, head_rows: int) -> float:
-    """Training FLOPs a token in rows of one causal document: 6 a weight, and 3.5 x attention's forward.
+    """Training FLOPs a token in rows of one causal document: 6 a weight, 3.5 x attention's forward.
 
     `head_rows` is the number of vocabulary rows that the loss reads.
     """

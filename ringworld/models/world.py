@@ -10,11 +10,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ringworld.attention.mask import Where
-from ringworld.layers import contract, embed, rms_norm
+from ringworld.layers import embed, rms_norm
+from ringworld.mesh import shard
 from ringworld.models import llama
 from ringworld.models.llama import COMPUTE, Block, Llama
 from ringworld.params import Param, Weight, constant, dense, gather, node
 from ringworld.vocab import Vocabulary
+
+
+# A token's own vector outweighs what fresh layers add to it (about 0.2), so that copying is learned.
+TABLE_SCALE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +69,7 @@ def specs(c: World) -> WorldWeights:
 
 
 def _table(rows: int, width: int) -> Param:
-    return Param((rows, width), ("vocab", "embed"), scale=width**-0.5)
+    return Param((rows, width), ("vocab", "embed"), scale=TABLE_SCALE)
 
 
 def embed_tokens(
@@ -93,6 +98,6 @@ def forward(
     return rms_norm(x, weights.heads.norm, c.llama.norm_eps)
 
 
-def logits(x: Float[Array, "B T D"], head: Float[Array, "D V"]) -> Float[Array, "B T V"]:
-    """Float32 logits of one head; for a few positions only, the loss never makes them all."""
-    return contract("btd,dv->btv", x.astype(jnp.float32), head, "batch", None, "vocab")
+def read_head(x: Float[Array, "B D"], head: Float[Array, "D V"]) -> Float[Array, "B V"]:
+    """Float32 logits of a gathered head for one token a row; all of it on every device."""
+    return x.astype(jnp.float32) @ shard(head, None, None).astype(jnp.float32)

@@ -8,16 +8,20 @@ believed. A step lives in `step_00000020/`:
     optimizer/       the optimiser's state
     manifest.json    the step, the identity of the run, every array, every file and its hash
 
-While it is written its folder is called `.tmp`; renaming it is the commit. A folder that fails its
+While it is written its folder is called `.tmp-0`; renaming it is the commit. One that fails its
 hashes is set aside as `.bad` and the step before it is used. No random key and no pickle is stored.
 """
 
+import itertools
 import json
 import logging
 import math
 import os
 import re
 import shutil
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +42,10 @@ from ringworld.train.state import TrainState
 FOLDER = "checkpoints"
 PARTS = ("weights", "optimizer")
 HEADROOM = 1.1  # of the arrays' bytes: Orbax's index and the manifest
+# After a failed write, threads of Orbax and TensorStore go on writing for a moment: they are waited
+# for, the folder is removed again and again, and no two attempts of a process share a folder.
+ATTEMPTS = itertools.count()
+REST_S, REMOVALS, PAUSE_S = 30.0, 10, 0.05
 STEP = re.compile(r"step_(\d{8,})")
 
 
@@ -65,10 +73,11 @@ class Checkpoints:
         matches = [STEP.fullmatch(path.name) for path in self.folder.glob("step_*")]
         return sorted(int(match[1]) for match in matches if match)
 
-    def prepare(self, state: Any) -> None:
-        """Make the folder, remove what killed saves left, and see that one more step fits.
+    def prepare(self) -> None:
+        """Make the folder and remove what killed saves left.
 
-        Raises InputError when the folder cannot be written or the disk is too full.
+        Only the one process that trains here may call it. Raises InputError when the folder cannot
+        be written.
         """
         with writing_to(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -76,6 +85,9 @@ class Checkpoints:
                 for stale in self.folder.glob("step_*.tmp*"):
                     shutil.rmtree(stale)
         _barrier("prepare")
+
+    def check_space(self, state: Any) -> None:
+        """Raise InputError when one more checkpoint of `state` does not fit on the disk."""
         check_space(self.folder, _bytes(state))
 
     def save(self, state: TrainState, identity: dict[str, Any]) -> Path:
@@ -86,20 +98,20 @@ class Checkpoints:
         InputError when the disk is full or fails, and when the step is there already.
         """
         final = self._path(int(state.step))
-        temporary = final.with_name(f"{final.name}.tmp")
+        temporary = final.with_name(f"{final.name}.tmp-{next(ATTEMPTS)}")
         if final.exists():
             raise InputError(f"{final} is there already: restore from it or use another folder")
-        try:
-            with writing_to(self.folder):
-                check_space(self.folder, _bytes(state))
+        with _quiet(), writing_to(self.folder):
+            self.check_space(state)
+            try:
                 _write(temporary, state, identity)
                 if _is_first():
                     os.rename(temporary, final)
                     sync(self.folder)
-                _barrier("commit")
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+            except BaseException:
+                _remove(temporary)
+                raise
+            _barrier("commit")
         if _is_first():
             self._retire(int(state.step))
         return final
@@ -178,7 +190,7 @@ def load_weights(folder: Path, abstract: Any) -> Any:
 
 
 def _write(folder: Path, state: TrainState, identity: dict[str, Any]) -> None:
-    with _quiet(), ocp.PyTreeCheckpointer() as orbax:
+    with _orbax() as orbax:
         for part in PARTS:
             arrays = paths(getattr(state, part))
             orbax.save((folder / part).absolute(), args=ocp.args.PyTreeSave(arrays))
@@ -196,7 +208,7 @@ def _write(folder: Path, state: TrainState, identity: dict[str, Any]) -> None:
 def _read(folder: Path, part: str, abstract: Any) -> Any:
     wanted = paths(jax.tree.map(_placed, abstract))
     how = ocp.checkpoint_utils.construct_restore_args(wanted)
-    with _quiet(), ocp.PyTreeCheckpointer() as orbax:
+    with _orbax() as orbax:
         arrays = orbax.restore(
             (folder / part).absolute(), args=ocp.args.PyTreeRestore(wanted, restore_args=how)
         )
@@ -209,8 +221,7 @@ def _placed(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 
 def _describe(part: str, tree: Any) -> dict[str, str]:
-    leaves: dict[str, Any] = paths(tree)
-    return {f"{part}.{name}": f"{x.dtype}{list(x.shape)}" for name, x in leaves.items()}
+    return {f"{part}.{name}": f"{x.dtype}{list(x.shape)}" for name, x in paths(tree).items()}
 
 
 def _check_same(
@@ -249,15 +260,35 @@ def _bytes(state: Any) -> int:
 
 
 @contextmanager
+def _orbax() -> Iterator[ocp.Checkpointer]:
+    """Orbax, at rest when this ends: after an error in one of its threads the others go on."""
+    try:
+        with ocp.PyTreeCheckpointer() as orbax:
+            yield orbax
+    finally:
+        for thread in threading.enumerate():
+            if type(thread).__module__.startswith("orbax"):
+                thread.join(REST_S)
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Orbax's tracebacks of its threads off the terminal: the error itself is raised."""
-    logger = logging.getLogger("absl")
+    """Keep the tracebacks of the threads of a failed save off the terminal: its error is raised."""
+    logger, hook = logging.getLogger("absl"), sys.unraisablehook
     level = logger.level
     logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda unraisable: None
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         logger.setLevel(level)
+
+
+def _remove(folder: Path) -> None:
+    for _ in range(REMOVALS):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(PAUSE_S)
 
 
 def _is_first() -> bool:

@@ -28,7 +28,7 @@ def writing_to(folder: Path) -> Iterator[None]:
             raise
         raise InputError(
             f"{folder} could not be written ({os.strerror(number).lower()}): free some space or "
-            "use another disk, then run again to go on; earlier checkpoints are whole"
+            "use another folder, then run again to go on; earlier checkpoints are whole"
         ) from error
 
 

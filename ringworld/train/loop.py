@@ -67,13 +67,15 @@ def fit(
         folder=folder / FOLDER, keep=loop.keep, milestones=loop.milestones, announce=announce
     )
     with _alone_in(folder):
-        checkpoints.prepare(state)
+        checkpoints.prepare()
         state = checkpoints.restore(outline(state), identity) or state
         start = int(state.step)
+        if start >= loop.steps:
+            announce(f"{folder}: trained to step {start} already")
+            return state
         if start:
             announce(f"{folder}: going on from step {start} of {loop.steps}")
-        if start >= loop.steps:
-            return state
+        checkpoints.check_space(state)
         log = MetricsLog(
             folder,
             start=start,
@@ -103,7 +105,7 @@ def fit(
 
 def _prefetch(
     batches: Callable[[int], Any], start: int, end: int
-) -> Generator[tuple[int, Any, float]]:
+) -> Generator[tuple[int, Any, float], None, None]:
     """Each step's number, its batch, and the seconds it was waited for; one batch is made ahead."""
     mesh = jax.sharding.get_mesh()  # a mesh is set per thread
 

@@ -92,7 +92,7 @@ def _sums(
 
 
 def nll_sums(x: Float[Array, "B T D"], heads: Heads, batch: Batch) -> Float[Array, "2"]:
-    """The batch's weighted nll sums, text and vision, from the residual stream and gathered heads."""
+    """The batch's weighted nll sums, text and vision; the heads are gathered."""
     arrays = (x, heads, batch.targets, batch.target_vision, batch.weights)
     if not has_mesh():
         return _sums(*arrays, None)
@@ -124,5 +124,3 @@ def loss(
     vision = sums[1] / jnp.maximum(vision_weight, 1e-9)
     total = (1 - vision_share) * text + vision_share * vision
     return total, {"text_loss": text, "vision_loss": vision}
-
-

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +80,7 @@ class MetricsLog:
         peak_flops()
         self._since = time.perf_counter()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "MetricsLog":
         self._bar.start()
         return self
 
@@ -160,7 +160,7 @@ def keep_before(path: Path, start: int) -> None:
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
 

@@ -51,7 +51,7 @@ def train_stage(
     folder: Path,
     announce: Callable[[str], None],
 ) -> WorldWeights:
-    """Train `model` at the stage's length from `weights` (or fresh ones); returns host-ready weights.
+    """Train `model` at the stage's length from `weights` or fresh ones; the result is on the host.
 
     Goes on from the newest checkpoint in `folder`. Raises InputError when the mesh does not fit the
     devices, or the rows do not divide over it.
@@ -62,8 +62,10 @@ def train_stage(
     rows = PackedRows(examples, stage.context)
     optimizer = make_optimizer(stage.optimizer, stage.loop.steps, specs(c))
     with jax.set_mesh(mesh):
-        placed = jax.jit(lambda: init(specs(c), stage.seed))() if weights is None else (
-            jax.device_put(weights, shardings(specs(c), mesh))
+        placed = (
+            jax.jit(lambda: init(specs(c), stage.seed))()
+            if weights is None
+            else (jax.device_put(weights, shardings(specs(c), mesh)))
         )
         state = fit(
             state=start(placed, optimizer),

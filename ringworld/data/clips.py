@@ -1,0 +1,115 @@
+"""Clips with words, in both orders, in LWM's chat forms.
+
+    text then video    <s>... USER: Generate a video of {caption} ASSISTANT: <vision>...</vision></s>
+    video then text    <s>... USER: {question}\\n<vision>...</vision> ASSISTANT: {answer}</s>
+    video alone        <s><vision>...</vision></s>
+
+What is given is not learned, so an example teaches one modality. The bare video teaches what
+guidance moves away from.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+from ringworld.data.example import Example, frames, join, text
+from ringworld.data.needle import SYSTEM
+from ringworld.data.shape_language import caption, questions
+from ringworld.data.shapes import Scene
+from ringworld.data.tokenizer import Tokenizer
+from ringworld.vocab import Vocabulary
+
+DESCRIBE = "Describe the video."
+
+
+@dataclass(frozen=True)
+class CodedClip:
+    """A scene and the codes of its frames `[Z, Q]`."""
+
+    scene: Scene
+    codes: Int[np.ndarray, "Z Q"]
+
+
+def request(wish: str, tokenizer: Tokenizer) -> Example:
+    """The prompt that asks for a video, up to `<vision>`: codes come next."""
+    ids = tokenizer.encode(f"{SYSTEM} USER: Generate a video of {wish} ASSISTANT: ")
+    return text([tokenizer.bos, *ids, tokenizer.vision_start], 0.0)
+
+
+def bare(tokenizer: Tokenizer) -> Example:
+    """The prompt without a wish, that guidance moves away from."""
+    return text([tokenizer.bos, tokenizer.vision_start], 0.0)
+
+
+def _ending(tokenizer: Tokenizer) -> Example:
+    return text([tokenizer.vision_end, tokenizer.eos], 0.0)
+
+
+def draw_example(
+    wish: str, codes: Int[np.ndarray, "Z Q"], tokenizer: Tokenizer, vocabulary: Vocabulary
+) -> Example:
+    """Text then video: the frames are learned."""
+    return join([request(wish, tokenizer), frames(codes, vocabulary, 1.0), _ending(tokenizer)])
+
+
+def film_example(
+    codes: Int[np.ndarray, "Z Q"], tokenizer: Tokenizer, vocabulary: Vocabulary
+) -> Example:
+    """Video alone: the frames are learned."""
+    return join([bare(tokenizer), frames(codes, vocabulary, 1.0), _ending(tokenizer)])
+
+
+def question_prompt(
+    asked: str, codes: Int[np.ndarray, "Z Q"], tokenizer: Tokenizer, vocabulary: Vocabulary
+) -> Example:
+    """A question and its video, up to the answer."""
+    opening = [
+        tokenizer.bos,
+        *tokenizer.encode(f"{SYSTEM} USER: {asked}\n"),
+        tokenizer.vision_start,
+    ]
+    return join(
+        [
+            text(opening, 0.0),
+            frames(codes, vocabulary, 0.0),
+            text([tokenizer.vision_end, *tokenizer.encode(" ASSISTANT:")], 0.0),
+        ]
+    )
+
+
+def answer_example(
+    asked: str,
+    answer: str,
+    codes: Int[np.ndarray, "Z Q"],
+    tokenizer: Tokenizer,
+    vocabulary: Vocabulary,
+) -> Example:
+    """Video then text: the answer is learned."""
+    learned = text([*tokenizer.encode(f" {answer}"), tokenizer.eos], 1.0)
+    return join([question_prompt(asked, codes, tokenizer, vocabulary), learned])
+
+
+def clip_example(
+    rng: np.random.Generator, clip: CodedClip, tokenizer: Tokenizer, vocabulary: Vocabulary
+) -> Example:
+    """The clip drawn from words (4 in 10), told in words (2), asked about (3), or bare (1)."""
+    form = rng.choice(4, p=(0.4, 0.2, 0.3, 0.1))
+    words = caption(clip.scene)
+    if form == 0:
+        return draw_example(words, clip.codes, tokenizer, vocabulary)
+    if form == 3:
+        return film_example(clip.codes, tokenizer, vocabulary)
+    pairs = questions(clip.scene)
+    asked, answer = (DESCRIBE, words) if form == 1 else pairs[int(rng.integers(len(pairs)))]
+    return answer_example(asked, answer, clip.codes, tokenizer, vocabulary)
+
+
+def words_of(clips: Iterable[Scene]) -> list[str]:
+    """Everything said about the scenes: what a tokenizer should know."""
+    said = []
+    for scene in clips:
+        said.append(f"{SYSTEM} USER: Generate a video of {caption(scene)} ASSISTANT:")
+        said += [f"{asked}\n {answer}" for asked, answer in questions(scene)]
+    return said

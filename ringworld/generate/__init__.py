@@ -1,0 +1,1 @@
+"""Generation: the cache, sampling, text and vision."""

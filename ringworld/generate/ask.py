@@ -1,0 +1,106 @@
+"""What a person asks of a model: questions about a clip, a clip from words, what happens next."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from ringworld.data.clips import bare, question_prompt, request
+from ringworld.data.example import frames as frame_tokens
+from ringworld.data.example import join
+from ringworld.data.media import write_animation
+from ringworld.generate.model import Model, load_model
+from ringworld.generate.sample import Sampling
+from ringworld.generate.text import write_text
+from ringworld.generate.vision import draw_frames
+from ringworld.mesh import MeshShape, make_mesh
+
+# The longest answer to a question about a clip: a description of three shapes.
+ANSWER_STEPS = 48
+
+
+def answer_questions(
+    model: Model, asked: Sequence[str], codes: Sequence[Int[np.ndarray, "Z Q"]]
+) -> list[str]:
+    """The model's answer to each question about the clip beside it, drawn greedily."""
+    words = model.config.vocabulary
+    prompts = [
+        question_prompt(question, clip, model.tokenizer, words)
+        for question, clip in zip(asked, codes, strict=True)
+    ]
+    written = write_text(
+        model.placed(), prompts, model.config, steps=ANSWER_STEPS, sampling=Sampling(), seed=0
+    )
+    return [model.tokenizer.decode(ids).strip() for ids in written]
+
+
+def draw_wishes(
+    model: Model,
+    wishes: Sequence[str],
+    *,
+    frames: int,
+    guidance: float,
+    sampling: Sampling,
+    seed: int,
+) -> list[UInt8[np.ndarray, "Z Y X 3"]]:
+    """A clip for each wish, guided away from what the model draws without one."""
+    codes = draw_frames(
+        model.placed(),
+        [request(wish, model.tokenizer) for wish in wishes],
+        [bare(model.tokenizer)] * len(wishes),
+        model.config,
+        frames=frames,
+        guidance=guidance,
+        sampling=sampling,
+        seed=seed,
+    )
+    return [model.seeing.decode(clip) for clip in codes]
+
+
+def continue_scene(
+    model: Model,
+    given: Int[np.ndarray, "Z Q"],
+    *,
+    frames_more: int,
+    sampling: Sampling,
+    seed: int,
+) -> UInt8[np.ndarray, "Z Y X 3"]:
+    """The frames that the model draws after the given ones."""
+    words = model.config.vocabulary
+    seen = join([bare(model.tokenizer), frame_tokens(given, words, 0.0)])
+    seen.tokens[-1] = words.eof
+    codes = draw_frames(
+        model.placed(),
+        [seen],
+        [seen],
+        model.config,
+        frames=frames_more,
+        guidance=1.0,
+        sampling=sampling,
+        seed=seed,
+    )
+    return model.seeing.decode(codes[0])
+
+
+def draw_video(
+    folder: Path,
+    wish: str,
+    output: Path,
+    *,
+    frames: int,
+    fps: float,
+    guidance: float,
+    sampling: Sampling,
+    seed: int,
+    mesh: MeshShape,
+) -> None:
+    """Draw one clip with the model of a folder and write it as .gif or .mp4."""
+    model = load_model(folder)
+    with jax.set_mesh(make_mesh(**asdict(mesh))):
+        clips = draw_wishes(
+            model, [wish], frames=frames, guidance=guidance, sampling=sampling, seed=seed
+        )
+    write_animation(output, clips[0], fps)

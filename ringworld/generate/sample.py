@@ -1,0 +1,61 @@
+"""From logits to the next token: greedy, temperature, top-k, top-p; and guidance."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from ringworld.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a token is drawn. Temperature 0 is greedy; top_k 0 and top_p 1 keep every token."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise InputError(
+                f"temperature {self.temperature}, top_k {self.top_k} and top_p {self.top_p} cannot "
+                "be sampled with: use temperature and top_k from 0 up and top_p in (0, 1]"
+            )
+
+
+def keep_top_k(logits: Float[Array, "B V"], k: int) -> Float[Array, "B V"]:
+    """The k greatest logits of each row; the others become -inf."""
+    least = jax.lax.top_k(logits, min(k, logits.shape[-1]))[0][:, -1:]
+    return jnp.where(logits >= least, logits, -jnp.inf)
+
+
+def keep_top_p(logits: Float[Array, "B V"], p: float) -> Float[Array, "B V"]:
+    """The fewest most likely tokens of a row whose probability reaches p; the others are -inf."""
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    before = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1) - jax.nn.softmax(
+        ordered, axis=-1
+    )
+    least = jnp.where(before < p, ordered, jnp.inf).min(-1, keepdims=True)
+    return jnp.where(logits >= least, logits, -jnp.inf)
+
+
+def draw_token(
+    key: PRNGKeyArray, logits: Float[Array, "B V"], sampling: Sampling
+) -> Int[Array, "B"]:
+    """One token for each row."""
+    if sampling.temperature == 0:
+        return jnp.argmax(logits, -1).astype(jnp.int32)
+    logits = logits / sampling.temperature
+    if sampling.top_k:
+        logits = keep_top_k(logits, sampling.top_k)
+    if sampling.top_p < 1:
+        logits = keep_top_p(logits, sampling.top_p)
+    return jax.random.categorical(key, logits).astype(jnp.int32)
+
+
+def guide(logits: Float[Array, "2*B V"], scale: float) -> Float[Array, "B V"]:
+    """Classifier-free guidance: uncond + scale (cond - uncond); conditional rows come first."""
+    cond, uncond = jnp.split(logits, 2)
+    return uncond + scale * (cond - uncond)

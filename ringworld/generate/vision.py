@@ -1,0 +1,77 @@
+"""Drawn frames: image codes after a prompt, with classifier-free guidance.
+
+Each step draws a code from uncond + scale (cond - uncond) and gives it to both halves of the batch.
+Every (Q + 1)-th token is the end of a frame, and inside a frame only codes can be drawn.
+Source: LWM (arXiv 2402.08268); guidance: Ho and Salimans (arXiv 2207.12598).
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from ringworld.data.example import Example
+from ringworld.errors import InputError
+from ringworld.generate.prompt import Prompts, follow, make_prompts, start
+from ringworld.generate.sample import Sampling, draw_token, guide
+from ringworld.models.world import World, WorldWeights, read_head, specs
+from ringworld.params import gather
+
+
+@partial(jax.jit, static_argnames=("c", "frames", "sampling"))
+def _draw(
+    weights: WorldWeights,
+    prompts: Prompts,
+    scale: Float[Array, ""],
+    seed: Int[Array, ""],
+    c: World,
+    frames: int,
+    sampling: Sampling,
+) -> Int[Array, "B T"]:
+    words = c.vocabulary
+    head = gather(weights.heads.vision, specs(c).heads.vision)
+    root = jax.random.key(seed)
+    is_code = jnp.arange(words.vision_rows) < words.codes
+
+    def step(carry: tuple, i: Array) -> tuple[tuple, Array]:
+        x, cache = carry
+        logits = jnp.where(is_code, guide(read_head(x, head), scale), -jnp.inf)
+        drawn = draw_token(jax.random.fold_in(root, i), logits, sampling)
+        ends = (i + 1) % words.frame_length == 0
+        tokens = jnp.tile(jnp.where(ends, words.eof, drawn), 2)
+        return follow(weights, cache, prompts, tokens, jnp.ones_like(tokens, bool), i, c), drawn
+
+    steps = jnp.arange(frames * words.frame_length - 1, dtype=jnp.int32)
+    _, tokens = lax.scan(step, start(weights, prompts, c), steps)
+    return tokens.swapaxes(0, 1)
+
+
+def draw_frames(
+    weights: WorldWeights,
+    conditional: Sequence[Example],
+    unconditional: Sequence[Example],
+    c: World,
+    *,
+    frames: int,
+    guidance: float,
+    sampling: Sampling,
+    seed: int,
+) -> Int[np.ndarray, "B Z Q"]:
+    """The codes of `frames` frames after each prompt.
+
+    `unconditional[i]` is what the i-th prompt is guided away from, such as a bare `<s><vision>`.
+    Raises InputError when the model has no vision or the frames do not fit its context.
+    """
+    words = c.vocabulary
+    if not words.codes:
+        raise InputError("this model has no image codes: use a world model to draw")
+    prompts = [*conditional, *unconditional]
+    steps = frames * words.frame_length
+    rows = make_prompts(prompts, max(len(prompt) for prompt in prompts) + steps, c)
+    tokens = jax.device_get(_draw(weights, rows, guidance, seed, c, frames, sampling))
+    ended = np.pad(tokens, ((0, 0), (0, 1))).reshape(len(conditional), frames, words.frame_length)
+    return ended[:, :, :-1]

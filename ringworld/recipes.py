@@ -1,0 +1,190 @@
+"""Runs as functions. A recipe says which model, which stages, which data, and from which start.
+
+nano_base    the shipped model: text first, then the world, from fresh weights, at 1K
+demo         the shipped model grown from 1K to 4K to 16K over a ring of eight
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from ringworld.data.codec import load_codec
+from ringworld.data.corpus import draw_clips, read_film, read_shelf
+from ringworld.data.fetch import fetch
+from ringworld.data.mix import Source, draw_examples
+from ringworld.data.sources import text_sources, vision_sources
+from ringworld.data.tokenizer import Tokenizer, load_tokenizer
+from ringworld.errors import InputError
+from ringworld.generate.model import CODEC, TOKENIZER, load_model, save_model
+from ringworld.mesh import MeshShape
+from ringworld.models.llama import Llama
+from ringworld.models.world import World
+from ringworld.rope import rope_theta, stable_base
+from ringworld.train.disk import writing_to
+from ringworld.train.loop import Loop
+from ringworld.train.optimizer import AdamW
+from ringworld.train.stage import Stage, train_stage
+from ringworld.vocab import Vocabulary
+
+ASSETS = Path(__file__).parent / "assets"
+NANO = ASSETS / "nano"
+
+NANO_WORLD = World(
+    llama=Llama(
+        layers=4,
+        model=192,
+        mlp=512,
+        heads=3,
+        kv_heads=1,
+        head_width=64,
+        context=1024,
+        rope_theta=stable_base(1024, 64),
+    ),
+    vocabulary=Vocabulary(text=2048, bos=1, eos=2, codes=512, codes_per_frame=64, vision_rows=520),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A chain of stages. `start` is a model folder, or None for fresh weights.
+
+    `clips` is how many clips of moving shapes the corpus holds, drawn from `seed`.
+    """
+
+    name: str
+    model: World
+    stages: tuple[Stage, ...]
+    clips: int
+    seed: int
+    start: Path | None
+
+
+def nano_base() -> Recipe:
+    """The shipped model from fresh weights: language first, as in LWM, then language and vision."""
+
+    def stage(name: str, context: int, batch: int, steps: int, lr: float, **rest: Any) -> Stage:
+        return Stage(
+            name=name,
+            context=context,
+            rope_theta=NANO_WORLD.llama.rope_theta,
+            batch=batch,
+            loop=Loop(steps=steps, save_every=50),
+            optimizer=AdamW(schedule="cosine", peak_lr=lr, end_lr=lr / 10, warmup_steps=30),
+            mesh=MeshShape(data=2),
+            **rest,
+        )
+
+    text = {"recall": 0.4, "echo": 0.4, "books": 0.2}
+    world = {"recall": 0.35, "books": 0.1, "clips": 0.45, "film": 0.1}
+    return Recipe(
+        name="nano-base",
+        model=NANO_WORLD,
+        stages=(
+            stage("text-256", 256, 8, 2000, 2e-3, shares=text, vision_share=0.0, seed=1),
+            stage("text-1k", 1024, 4, 200, 1e-3, shares=text, vision_share=0.0, seed=2),
+            stage("world-1k", 1024, 4, 800, 1.5e-3, shares=world, vision_share=0.5, seed=3),
+        ),
+        clips=4000,
+        seed=7,
+        start=None,
+    )
+
+
+def demo() -> Recipe:
+    """The shipped model grown from 1K to 4K to 16K on a ring of eight, the RoPE base from its law."""
+    shares = {"recall": 0.6, "books": 0.05, "clips": 0.25, "film": 0.1}
+    stages, (base, trained) = [], (NANO_WORLD.llama.rope_theta, NANO_WORLD.llama.context)
+    for context, steps, lr in ((1024, 20, 3e-4), (4096, 30, 5e-4), (16384, 16, 3e-4)):
+        base = rope_theta(context, NANO_WORLD.llama.head_width, base, trained)
+        trained = context
+        stages.append(
+            Stage(
+                name=f"{context // 1024}k",
+                context=context,
+                rope_theta=base,
+                batch=max(1, 8192 // context),
+                loop=Loop(steps=steps, save_every=10),
+                optimizer=AdamW(schedule="cosine", peak_lr=lr, end_lr=lr / 10, warmup_steps=3),
+                mesh=MeshShape(seq=8),
+                shares=shares,
+                seed=context,
+            )
+        )
+    return Recipe(
+        name="demo", model=NANO_WORLD, stages=tuple(stages), clips=600, seed=11, start=NANO
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {"nano-base": nano_base, "demo": demo}
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of that name. Raises InputError, naming those there are, when there is none."""
+    if name not in RECIPES:
+        raise InputError(f"there is no recipe {name}: choose one of {', '.join(RECIPES)}")
+    return RECIPES[name]()
+
+
+def make_vision(
+    recipe: Recipe, tokenizer: Tokenizer, parts: Path, cache: Path, announce: Callable[[str], None]
+) -> dict[str, Source]:
+    """The film and the moving shapes, through the codec of the model folder `parts`."""
+    codec = load_codec(parts / CODEC)
+    film = read_film(fetch("film"), codec, cache, announce)
+    clips = draw_clips(film, codec, recipe.clips, recipe.seed, cache, announce)
+    return vision_sources(film, clips, tokenizer, recipe.model.vocabulary)
+
+
+def run_recipe(recipe: Recipe, folder: Path, announce: Callable[[str], None]) -> Path:
+    """Train the chain in `folder`, one sub-folder a stage; returns the last stage's model folder.
+
+    Stages that are done are not repeated, the one that was interrupted goes on. The resolved
+    recipe is saved as `run.json`. Raises InputError when the folder holds another recipe's run.
+    """
+    record_run(recipe, folder)
+    parts = recipe.start or NANO
+    tokenizer = load_tokenizer(parts / TOKENIZER)
+    weights = load_model(recipe.start).weights if recipe.start else None
+    cache, sources, done = folder / "data", {}, parts
+    for stage in recipe.stages:
+        done = folder / stage.name / "model"
+        if not done.exists():
+            sources = sources or text_sources(read_shelf(tokenizer, cache, announce), tokenizer)
+            if not set(stage.shares) <= set(sources):
+                sources |= make_vision(recipe, tokenizer, parts, cache, announce)
+            announce(f"stage {stage.name}: {stage.tokens} tokens at {stage.context}")
+            examples = draw_examples(
+                sources, stage.shares, tokens=stage.tokens, longest=stage.context, seed=stage.seed
+            )
+            weights = train_stage(
+                stage, recipe.model, weights, examples, folder / stage.name, announce
+            )
+            config = recipe.model.at(stage.context, stage.rope_theta)
+            save_model(done, config, weights, parts, jnp.float32)
+        else:
+            weights = load_model(done).weights
+    return done
+
+
+def record_run(recipe: Recipe, folder: Path) -> None:
+    """Save the resolved recipe as `run.json` beside its checkpoints.
+
+    Raises InputError when the folder holds a run of something else.
+    """
+    resolved = json.dumps(asdict(recipe), indent=1, default=str) + "\n"
+    record = folder / "run.json"
+    if record.exists() and record.read_text() != resolved:
+        raise InputError(
+            f"{folder} holds the run of another recipe or of other settings: use another folder, or "
+            "remove it to start anew"
+        )
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = record.with_suffix(".part")
+        draft.write_text(resolved)
+        os.replace(draft, record)

@@ -1,0 +1,82 @@
+"""The command line: bad input is one sentence, exit code 2, and nothing left behind."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from ringworld import cli
+from ringworld.recipes import find_recipe
+
+ONE_SENTENCE = 400
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    """The exit code and what was said on stderr."""
+    before, sys.argv = sys.argv, ["ringworld", *words]
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        sys.argv = before
+    said = capsys.readouterr()
+    return code, said.err + said.out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("fly",), "no verb fly"),
+        (("train",), "which recipe"),
+        (("train", "gpt-9"), "no recipe gpt-9"),
+        (("fetch", "moon"), "moon"),
+        (("eval", "needle", "/nowhere"), "/nowhere"),
+        (("generate", "video", "/nowhere", "a red circle", "-o", "x.gif"), "/nowhere"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+) -> None:
+    code, text = run(capsys, *words)
+    assert code == 2
+    assert said in text and "Traceback" not in text and len(text) < ONE_SENTENCE
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("demo", "--fast"), ("train", "demo", "--wings", "2"), ("eval", "needle", "--mesh.seq", "x")],
+)
+def test_an_unknown_option_or_value_is_exit_code_2(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    code, text = run(capsys, *words)
+    assert code == 2 and words[-1].lstrip("-") in text and "Traceback" not in text
+
+
+def test_a_mesh_that_does_not_fit_the_devices_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    code, text = run(
+        capsys, "eval", "needle", "--mesh.seq", "64", "--folder", str(tmp_path / "out")
+    )
+    assert code == 2 and "64 devices" in text
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = run(capsys, "--help")
+    assert code == 0
+    for verb in ("demo", "fetch", "train", "eval needle", "generate video"):
+        assert verb in text
+
+
+def test_recipe_options_reach_every_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    seen = []
+    monkeypatch.setattr(cli, "run_recipe", lambda recipe, folder, say: seen.append(recipe))
+    words = ["train", "demo", "--folder", str(tmp_path), "--stages.1.loop.steps", "7"]
+    cli.run(words, lambda said: None)
+    assert seen[0].stages[1].loop.steps == 7
+    assert seen[0].stages[0] == find_recipe("demo").stages[0]

@@ -1,0 +1,143 @@
+"""Generation: what the cache gives is what a full forward gives, on any mesh."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ringworld.attention.mask import Where
+from ringworld.data.example import Example, frames, join, text
+from ringworld.errors import InputError
+from ringworld.generate.sample import Sampling, draw_token, guide, keep_top_k, keep_top_p
+from ringworld.generate.text import write_text
+from ringworld.generate.vision import draw_frames
+from ringworld.mesh import make_mesh
+from ringworld.models.llama import Llama
+from ringworld.models.world import World, WorldWeights, forward, specs
+from ringworld.params import init, shardings
+from ringworld.vocab import Vocabulary
+
+TINY = World(
+    llama=Llama(
+        layers=2,
+        model=32,
+        mlp=64,
+        heads=4,
+        kv_heads=2,
+        head_width=8,
+        context=128,
+        rope_theta=1e4,
+    ),
+    vocabulary=Vocabulary(text=64, bos=1, eos=2, codes=16, codes_per_frame=4, vision_rows=24),
+)
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def weights() -> WorldWeights:
+    # Four times the usual start, so that the greatest logit is clear of rounding.
+    return jax.tree.map(lambda x: 4 * x, init(specs(TINY), 0))
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[Example]:
+    rng = np.random.default_rng(0)
+    words = [text(rng.integers(3, 64, n).tolist(), 0.0) for n in (7, 12)]
+    codes = rng.integers(0, 16, (2, 4))
+    return [words[0], join([words[1], frames(codes, TINY.vocabulary, 0.0), words[0]])]
+
+
+def write_slowly(weights: WorldWeights, prompt: Example) -> list[int]:
+    """Greedy text from a whole forward a token, without a cache."""
+    tokens, vision = prompt.tokens.tolist(), prompt.vision.tolist()
+    for _ in range(STEPS):
+        n = len(tokens)
+        where = Where(jnp.arange(n, dtype=jnp.int32)[None], jnp.ones((1, n), jnp.int32))
+        x = forward(weights, jnp.asarray([tokens]), jnp.asarray([vision]), where, TINY)
+        tokens.append(int((x[0, -1] @ weights.heads.text).argmax()))
+        vision.append(False)
+    written = tokens[len(prompt.tokens) :]
+    return written[: written.index(2)] if 2 in written else written
+
+
+def test_cached_text_is_what_whole_forwards_write(
+    weights: WorldWeights, prompts: list[Example]
+) -> None:
+    slow = [write_slowly(weights, prompt) for prompt in prompts]
+    assert write_text(weights, prompts, TINY, steps=STEPS, sampling=Sampling(), seed=0) == slow
+
+
+@pytest.mark.parametrize("shape", [{"seq": 4}, {"fsdp": 2, "seq": 2, "tensor": 2}])
+def test_every_mesh_writes_and_draws_the_same(
+    weights: WorldWeights, prompts: list[Example], shape: dict[str, int]
+) -> None:
+    drawing = Sampling(temperature=1.0, top_k=8)
+
+    def both(weights: WorldWeights) -> tuple[list[list[int]], np.ndarray]:
+        written = write_text(weights, prompts, TINY, steps=STEPS, sampling=Sampling(), seed=0)
+        drawn = draw_frames(
+            weights,
+            prompts[:1],
+            prompts[1:],
+            TINY,
+            frames=2,
+            guidance=2.0,
+            sampling=drawing,
+            seed=1,
+        )
+        return written, drawn
+
+    written, drawn = both(weights)
+    with jax.set_mesh(make_mesh(**shape)):
+        placed = jax.device_put(weights, shardings(specs(TINY), jax.sharding.get_mesh()))
+        written_there, drawn_there = both(placed)
+    assert written_there == written
+    np.testing.assert_array_equal(drawn_there, drawn)
+
+
+def test_drawn_frames_hold_codes_only(weights: WorldWeights, prompts: list[Example]) -> None:
+    drawn = draw_frames(
+        weights,
+        prompts[:1],
+        prompts[:1],
+        TINY,
+        frames=3,
+        guidance=1.0,
+        sampling=Sampling(temperature=5.0),
+        seed=3,
+    )
+    assert drawn.shape == (1, 3, 4)
+    assert drawn.min() >= 0 and drawn.max() < TINY.vocabulary.codes
+
+
+def test_a_prompt_beyond_the_context_is_refused_with_both_numbers(weights: WorldWeights) -> None:
+    long = text([5] * 125, 0.0)
+    with pytest.raises(InputError, match=r"130 tokens .* context is 128"):
+        write_text(weights, [long], TINY, steps=STEPS, sampling=Sampling(), seed=0)
+
+
+def test_guidance_of_one_is_the_conditional_model() -> None:
+    logits = jnp.asarray([[1.0, 2.0], [5.0, -3.0]])
+    np.testing.assert_array_equal(guide(logits, 1.0), logits[:1])
+    np.testing.assert_array_equal(guide(logits, 2.0), [[-3.0, 7.0]])
+
+
+def test_top_k_and_top_p_keep_the_likeliest() -> None:
+    logits = jnp.log(jnp.asarray([[0.5, 0.3, 0.15, 0.05]]))
+    assert jnp.isfinite(keep_top_k(logits, 2)).tolist() == [[True, True, False, False]]
+    assert jnp.isfinite(keep_top_p(logits, 0.75)).tolist() == [[True, True, False, False]]
+    assert jnp.isfinite(keep_top_p(logits, 1e-6)).tolist() == [[True, False, False, False]]
+
+
+def test_temperature_zero_is_greedy_and_draws_follow_the_odds() -> None:
+    logits = jnp.log(jnp.asarray([[0.7, 0.2, 0.1]] * 4000))
+    assert draw_token(jax.random.key(0), logits, Sampling()).sum() == 0
+    drawn = draw_token(jax.random.key(0), logits, Sampling(temperature=1.0))
+    # 4000 draws: three standard deviations of a share of 0.7 are 0.022.
+    assert abs(float((drawn == 0).mean()) - 0.7) < 0.022
+
+
+def test_sampling_that_cannot_be_is_refused() -> None:
+    for bad in ({"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}):
+        with pytest.raises(InputError):
+            Sampling(**bad)

@@ -1,0 +1,111 @@
+"""The record of a run has each step once, in order, with the exact numbers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ringworld.errors import InputError
+from ringworld.train.metrics import NAME, MetricsLog, describe, keep_before, mfu, peak_flops
+
+
+def record(folder: Path, said: list[str], **changes: Any) -> MetricsLog:
+    """A log of ten steps that speaks at every fifth."""
+    arguments = {
+        "start": 0,
+        "steps": 10,
+        "log_every": 5,
+        "flops_per_step": 1e6,
+        "tokens_per_step": 100,
+        "announce": said.append,
+    }
+    return MetricsLog(folder, **{**arguments, **changes})
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """What `metrics.jsonl` holds."""
+    return [json.loads(line) for line in (folder / NAME).read_text().splitlines()]
+
+
+def write(folder: Path, losses: list[Any], *, start: int = 0) -> list[str]:
+    """Log these losses from step `start`; returns what was said."""
+    said: list[str] = []
+    with record(folder, said, start=start) as log:
+        for n, loss in enumerate(losses, start):
+            log.push(n, {"loss": jnp.float32(loss), "grad_norm": jnp.float32(1)}, wait_s=0.0)
+        log.flush()
+    return said
+
+
+def test_floats_come_back_to_the_bit(tmp_path: Path) -> None:
+    losses = np.random.default_rng(0).standard_normal(10).astype(np.float32)
+    write(tmp_path, list(losses))
+    stored = np.array([row["loss"] for row in rows(tmp_path)], np.float32)
+    assert stored.tobytes() == losses.tobytes()
+
+
+def test_a_step_is_reported_after_the_next_one_was_started(tmp_path: Path) -> None:
+    with record(tmp_path, []) as log:
+        log.push(0, {"loss": jnp.float32(1)}, wait_s=0.25)
+        assert not (tmp_path / NAME).exists()
+        log.push(1, {"loss": jnp.float32(2)}, wait_s=0.5)
+        assert [row["step"] for row in rows(tmp_path)] == [0]
+        log.flush()
+    assert [(row["step"], row["wait_s"]) for row in rows(tmp_path)] == [(0, 0.25), (1, 0.5)]
+
+
+def test_going_on_from_a_step_drops_it_and_all_after_it(tmp_path: Path) -> None:
+    write(tmp_path, [1, 2, 3, 4, 5, 6])
+    with open(tmp_path / NAME, "a") as file:
+        file.write('{"step": 6, "lo')
+    write(tmp_path, [40, 50], start=3)
+    assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [
+        (0, 1),
+        (1, 2),
+        (2, 3),
+        (3, 40),
+        (4, 50),
+    ]
+
+
+@pytest.mark.parametrize("broken", ['{"step": 1, "lo', "[]", '{"loss": 1}', "\x00\x00", ""])
+def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path: Path, broken: str) -> None:
+    (tmp_path / NAME).write_text('{"step": 0}\n' + broken)
+    keep_before(tmp_path / NAME, 9)
+    assert (tmp_path / NAME).read_text() == '{"step": 0}\n'
+
+
+def test_plain_lines_are_said_every_few_steps_and_at_the_end(tmp_path: Path) -> None:
+    said = write(tmp_path, list(range(10)))
+    assert [line.split(" tokens/s")[0] for line in said] == [
+        "step 0 loss 0.0000 grad_norm 1.0000",
+        "step 5 loss 5.0000 grad_norm 1.0000",
+        "step 9 loss 9.0000 grad_norm 1.0000",
+    ]
+
+
+def test_a_line_says_step_loss_gradient_speed_and_utilisation() -> None:
+    row = {"step": 7, "loss": 1.5, "grad_norm": 0.25, "tokens_per_s": 1e3, "mfu": 0.421}
+    assert describe(row) == "step 7 loss 1.5000 grad_norm 0.2500 tokens/s 1000 mfu 42.1%"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_and_is_not_recorded(tmp_path: Path, bad: float) -> None:
+    with pytest.raises(InputError, match=f"loss is {bad} at step 2: lower the learning rate"):
+        write(tmp_path, [1, 2, bad])
+    assert [row["step"] for row in rows(tmp_path)] == [0, 1]
+
+
+def test_another_metric_that_is_not_finite_is_null(tmp_path: Path) -> None:
+    with record(tmp_path, []) as log:
+        log.push(0, {"loss": jnp.float32(1), "vision": jnp.float32("nan")}, wait_s=0.0)
+        log.flush()
+    assert rows(tmp_path)[0]["vision"] is None
+
+
+def test_utilisation_is_the_share_of_the_measured_peak() -> None:
+    assert peak_flops() > 1e8
+    np.testing.assert_allclose(mfu(0.25 * peak_flops(), seconds=0.5), 0.5)

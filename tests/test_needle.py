@@ -1,0 +1,94 @@
+"""The needle test itself: judged fairly, kept after every length, and drawn."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ringworld.data.needle import CITIES
+from ringworld.data.tokenizer import load_tokenizer
+from ringworld.errors import InputError
+from ringworld.evals import needle
+from ringworld.evals.heatmap import draw_heatmap, name_length
+from ringworld.evals.needle import Grid, accuracy, read_trials, run_needle
+from ringworld.models.world import specs
+from ringworld.params import init
+from ringworld.recipes import NANO, NANO_WORLD
+
+# The model is replaced by a reader, which does not look at the weights.
+NOTHING = init(specs(NANO_WORLD), 0)
+GRID = Grid(lengths=(256, 512), depths=(0.0, 0.5, 1.0), rounds=2)
+
+
+def read_from_prompt(tokenizer, prompt, right: bool) -> list[int]:
+    """A model that reads: the number of the city that is asked for, or another number."""
+    written = tokenizer.decode(prompt.tokens.tolist())
+    city = written.rsplit("magic ", 1)[1].split(" number")[0]
+    number = written.split(f"magic {city} number is: ")[1][:7]
+    return tokenizer.encode(number if right else "1234567")
+
+
+@pytest.fixture
+def books() -> list[np.ndarray]:
+    tokenizer = load_tokenizer(NANO / "tokenizer.json")
+    page = "To be, or not to be, that is the question. Whether it is nobler in the mind? "
+    return [np.asarray(tokenizer.encode(page * 60), np.int32)]
+
+
+def run(books, tmp_path: Path, grid: Grid, monkeypatch, reader) -> list[needle.Trial]:
+    tokenizer = load_tokenizer(NANO / "tokenizer.json")
+    asked = []
+
+    def write(weights, prompts, c, *, steps, sampling, seed) -> list[list[int]]:
+        asked.extend(prompts)
+        return [reader(tokenizer, prompt) for prompt in prompts]
+
+    monkeypatch.setattr(needle, "write_text", write)
+    trials = run_needle(
+        NOTHING, NANO_WORLD, tokenizer, books, grid, tmp_path / "needle.json", lambda said: None
+    )
+    for prompt in asked:
+        assert len(prompt) <= max(grid.lengths)
+    return trials
+
+
+def test_a_model_that_reads_finds_every_needle(books, tmp_path, monkeypatch) -> None:
+    trials = run(books, tmp_path, GRID, monkeypatch, lambda t, p: read_from_prompt(t, p, True))
+    assert len(trials) == 12 and all(trial.found for trial in trials)
+    assert {trial.city for trial in trials} <= set(CITIES)
+
+
+def test_a_model_that_guesses_finds_none(books, tmp_path, monkeypatch) -> None:
+    trials = run(books, tmp_path, GRID, monkeypatch, lambda t, p: read_from_prompt(t, p, False))
+    assert not any(trial.found for trial in trials)
+
+
+def test_a_stopped_evaluation_goes_on_where_it_stopped(books, tmp_path, monkeypatch) -> None:
+    def reader(tokenizer, prompt) -> list[int]:
+        return read_from_prompt(tokenizer, prompt, True)
+
+    first = run(books, tmp_path, replace(GRID, lengths=(256,)), monkeypatch, reader)
+    asked = []
+    both = run(books, tmp_path, GRID, monkeypatch, lambda t, p: asked.append(p) or reader(t, p))
+    assert both[: len(first)] == first and len(asked) == 6
+
+
+def test_a_file_that_is_no_result_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "needle.json").write_text(json.dumps({"other": 1}))
+    with pytest.raises(InputError, match="not a needle result"):
+        read_trials(tmp_path / "needle.json")
+
+
+def test_books_too_short_for_a_haystack_are_refused(books, tmp_path, monkeypatch) -> None:
+    with pytest.raises(InputError, match="add books"):
+        run(books, tmp_path, replace(GRID, lengths=(8192,)), monkeypatch, lambda t, p: [])
+
+
+def test_the_heat_map_is_a_picture_of_every_cell(books, tmp_path, monkeypatch) -> None:
+    trials = run(books, tmp_path, GRID, monkeypatch, lambda t, p: read_from_prompt(t, p, True))
+    lengths, depths, share = accuracy(trials)
+    assert (lengths, depths) == ([256, 512], [0.0, 0.5, 1.0]) and (share == 1).all()
+    assert draw_heatmap(trials, "needles").startswith(b"\x89PNG")
+    assert [name_length(n) for n in (1024, 16384, 1 << 20, 1500)] == ["1K", "16K", "1M", "1500"]

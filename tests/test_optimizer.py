@@ -1,0 +1,111 @@
+"""The optimiser is AdamW as it is written down, on any mesh, with decay on matrices alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_run import SPECS
+
+from ringworld.errors import InputError
+from ringworld.mesh import make_mesh
+from ringworld.params import init, map_specs, stacked
+from ringworld.train.optimizer import AdamW, learning_rate, make_optimizer
+
+STEPS = 40
+CONFIG = AdamW(peak_lr=1e-2, end_lr=1e-3, warmup_steps=4, schedule="cosine", clip_norm=1.0)
+
+
+def grads_at(step: int) -> object:
+    """Gradients that depend on the step alone, large enough to be clipped at first."""
+    rng = np.random.default_rng(step)
+    return map_specs(
+        lambda p: jnp.asarray(rng.standard_normal(p.shape) / (step + 1), jnp.float32), SPECS
+    )
+
+
+def test_the_rate_rises_in_a_line_and_falls_along_half_a_cosine() -> None:
+    rates = [float(learning_rate(CONFIG, STEPS, n)) for n in range(STEPS + 1)]
+    np.testing.assert_allclose(rates[:5], [0, 0.0025, 0.005, 0.0075, 0.01], rtol=1e-6)
+    middle = 4 + (STEPS - 4) // 2
+    np.testing.assert_allclose(rates[middle], (1e-2 + 1e-3) / 2, rtol=1e-6)
+    np.testing.assert_allclose(rates[STEPS], 1e-3, rtol=1e-6)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+
+
+def test_a_constant_rate_stays_at_the_peak_after_the_warm_up() -> None:
+    config = AdamW(peak_lr=4e-5, warmup_steps=2)
+    rates = [float(learning_rate(config, 9, jnp.asarray(n))) for n in range(9)]
+    np.testing.assert_allclose(rates, [0, 2e-5, *[4e-5] * 7], rtol=1e-6)
+    assert float(learning_rate(AdamW(warmup_steps=0), 9, 0)) == np.float32(4e-5)
+
+
+def test_the_updates_are_those_of_adamw_written_out_in_float64() -> None:
+    optimizer = make_optimizer(CONFIG, STEPS, SPECS)
+    weights = init(SPECS, seed=1)
+    state, update = optimizer.init(weights), jax.jit(optimizer.update)
+    slow = [np.asarray(w, np.float64) for w in jax.tree.leaves(weights)]
+    mu, nu = [np.zeros_like(w) for w in slow], [np.zeros_like(w) for w in slow]
+    for n in range(8):
+        updates, state = update(grads_at(n), state, weights)
+        weights = jax.tree.map(jnp.add, weights, updates)
+        grads = [np.asarray(g, np.float64) for g in jax.tree.leaves(grads_at(n))]
+        norm = np.sqrt(sum((g**2).sum() for g in grads))
+        for i, g in enumerate(grads):
+            g = g / max(norm, 1.0)
+            mu[i] = 0.9 * mu[i] + 0.1 * g
+            nu[i] = 0.95 * nu[i] + 0.05 * g**2
+            step = mu[i] / (1 - 0.9 ** (n + 1))
+            step = step / (np.sqrt(nu[i] / (1 - 0.95 ** (n + 1))) + 1e-8)
+            step = step + (0.1 * slow[i] if slow[i].ndim >= 2 else 0.0)
+            slow[i] = slow[i] - float(learning_rate(CONFIG, STEPS, n)) * step
+    for fast, exact in zip(jax.tree.leaves(weights), slow, strict=True):
+        np.testing.assert_allclose(fast, exact, rtol=1e-4, atol=1e-6)
+
+
+def test_stacked_gains_and_biases_do_not_decay() -> None:
+    specs = stacked(3, SPECS)
+    optimizer = make_optimizer(AdamW(warmup_steps=0), 2, specs)
+    weights = map_specs(lambda p: jnp.ones(p.shape), specs)
+    nothing = jax.tree.map(jnp.zeros_like, weights)
+    updates, _ = optimizer.update(nothing, optimizer.init(weights), weights)
+    assert not updates.bias.any()
+    np.testing.assert_allclose(updates.inner, -4e-5 * 0.1, rtol=1e-6)
+
+
+def test_a_mesh_changes_no_update() -> None:
+    def train() -> object:
+        weights = init(SPECS, seed=1)
+        optimizer = make_optimizer(CONFIG, STEPS, SPECS)
+        state, step = optimizer.init(weights), jax.jit(optimizer.update)
+        for n in range(4):
+            placed = jax.tree.map(lambda g, w: jax.device_put(g, w.sharding), grads_at(n), weights)
+            updates, state = step(placed, state, weights)
+            weights = jax.tree.map(jnp.add, weights, updates)
+        return weights
+
+    with jax.set_mesh(make_mesh()):
+        alone = train()
+    with jax.set_mesh(make_mesh(fsdp=4, tensor=2)):
+        divided = train()
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(divided), strict=True):
+        np.testing.assert_allclose(a, np.asarray(b), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"peak_lr": 0.0}, "peak_lr is 0.0: make it greater than 0"),
+        ({"end_lr": 1.0}, "end_lr is 1.0 and peak_lr 4e-05"),
+        ({"warmup_steps": -1}, "warmup_steps is -1"),
+        ({"b2": 1.0}, "b2 1.0: choose both"),
+        ({"clip_norm": 0.0}, "clip_norm 0.0"),
+    ],
+)
+def test_a_wrong_setting_is_said_in_one_sentence(wrong: dict[str, float], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        AdamW(**wrong)
+
+
+def test_a_warm_up_longer_than_the_run_is_refused() -> None:
+    with pytest.raises(InputError, match="a warm-up of 100 steps does not fit into 50 steps"):
+        make_optimizer(AdamW(), 50, SPECS)
