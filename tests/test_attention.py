@@ -188,6 +188,16 @@ def test_scores_of_a_thousand_do_not_overflow(name: str) -> None:
         assert np.abs(a - b).max() <= 3e-4 * np.abs(b).max()
 
 
+def test_bfloat16_heads_are_summed_in_float32() -> None:
+    where, narrow = packed(), [x.astype(jnp.bfloat16) for x in draw(T, 2)]
+    found = run("ring", 0, tuple(narrow), where, True)
+    assert all(x.dtype == jnp.bfloat16 for x in found)
+    # Weights, scores' gradients and results are each rounded to 8 bits, 2^-9; sums are not, which
+    # at 128 terms would be some 2^-5.
+    for a, b in zip(found, definition(*narrow, where, True), strict=True):
+        assert np.abs(a.astype(np.float64) - b).max() <= 2**-7 * np.abs(b).max()
+
+
 @pytest.mark.parametrize("shape", [{"data": 2, "seq": 2, "tensor": 2}, {"fsdp": 2, "tensor": 4}])
 def test_batch_and_heads_are_divided_without_a_change(shape: dict[str, int]) -> None:
     arrays, where, mesh = draw(T, 4), packed(), make_mesh(**shape)

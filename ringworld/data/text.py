@@ -53,7 +53,7 @@ def _books_of_verses(path: Path) -> list[Book]:
     try:
         lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
         by_book = groupby(lines, key=lambda line: line["book"])
-        return [Book(title, " ".join(verse["text"] for verse in verses)) for title, verses in by_book]
+        return [Book(title, " ".join(line["text"] for line in verses)) for title, verses in by_book]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f'{path} is not a JSONL of verses: give lines of {{"book": ..., "text": ...}}, or a '

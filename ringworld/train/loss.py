@@ -99,11 +99,13 @@ def nll_sums(x: Float[Array, "B T D"], heads: Heads, batch: Batch) -> Float[Arra
     rows, table = spec("batch", "seq"), spec(None, "vocab")
     of_heads = Heads(spec(None), table, None if heads.vision is None else table)
 
-    def everywhere(x: Array, heads: Heads, *of_targets: Array) -> Array:
+    def everywhere(
+        x: Array, heads: Heads, targets: Array, of_vision: Array, weights: Array
+    ) -> Array:
         # Each device sums its own gradient of the heads over its chunks, and one sum over devices
         # follows. Left to autodiff it would stand in the branch that a device may skip: a deadlock.
         heads = jax.tree.map(lambda w: lax.pcast(w, ROWS, to="varying"), heads)
-        return lax.psum(_sums(x, heads, *of_targets, "tensor"), ROWS)
+        return lax.psum(_sums(x, heads, targets, of_vision, weights, "tensor"), ROWS)
 
     return jax.shard_map(
         everywhere,
