@@ -1,4 +1,4 @@
-"""Stages: a tiny one learns, hands its weights on, and goes on after a stop as if there were none."""
+"""Stages: a tiny one learns, hands its weights on, and goes on after a stop as if never stopped."""
 
 import json
 from dataclasses import replace
