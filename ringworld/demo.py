@@ -28,6 +28,7 @@ from ringworld.data.corpus import FRAMES_A_CLIP, HELD_MINUTES, Film, Shelf, read
 from ringworld.data.fetch import fetch
 from ringworld.data.shape_language import caption, questions, score_clip
 from ringworld.data.shapes import draw, sample_scene
+from ringworld.evals.heatmap import draw_heatmaps
 from ringworld.evals.needle import Grid, Trial, accuracy, run_needle
 from ringworld.evals.report import write_report
 from ringworld.evals.story import (
@@ -131,6 +132,8 @@ def run_demo(folder: Path, announce: Announce) -> Path:
         numbers=list_numbers(seen, before, after, answers, drawings),
         notes=NOTES,
     )
+    with whole(folder / "needles.png") as draft:
+        draft.write_bytes(draw_heatmaps({"before": before, "after": after}))
     page = folder / "report.html"
     write_report(page, story)
     return page

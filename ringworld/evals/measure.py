@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from ringworld.data.corpus import read_shelf
-from ringworld.evals.heatmap import draw_heatmap
+from ringworld.evals.heatmap import draw_heatmaps
 from ringworld.evals.needle import Grid, run_needle
 from ringworld.files import whole
 from ringworld.generate.model import load_model
@@ -34,5 +34,5 @@ def measure_needles(
             announce,
         )
     with whole(out / "needle.png") as draft:
-        draft.write_bytes(draw_heatmap(trials, f"needles of {folder.name}"))
+        draft.write_bytes(draw_heatmaps({f"needles of {folder.name}": trials}))
     announce(f"wrote {out / 'needle.json'} and {out / 'needle.png'}")

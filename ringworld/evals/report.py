@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ringworld.evals.curve import LOSSES, draw_losses, span
-from ringworld.evals.heatmap import draw_heatmap, name_length
+from ringworld.evals.heatmap import draw_heatmaps, name_length
 from ringworld.evals.needle import Trial
 from ringworld.evals.page import (
     Html,
@@ -147,7 +147,7 @@ def _prove(story: Story) -> str:
     if not story.after:
         return ""
     maps = [
-        element("div", picture(draw_heatmap(trials, title), _map_in_words(trials, title), "map"))
+        element("div", picture(draw_heatmaps({title: trials}), _map_in_words(trials, title), "map"))
         for trials, title in ((story.before, "Before"), (story.after, "After"))
         if trials
     ]
