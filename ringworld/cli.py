@@ -24,6 +24,7 @@ from ringworld.recipes import NANO, RECIPES, find_recipe, run_recipe
 
 Positional = tyro.conf.Positional
 VIRTUAL_DEVICES = "xla_force_host_platform_device_count"
+NUM_DEVICES = "JAX_NUM_CPU_DEVICES"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,5 +164,6 @@ def train(words: list[str], announce: Callable[[str], None]) -> None:
 
 def use_devices(count: int) -> None:
     """Give a CPU at least `count` virtual devices, unless the environment has said how many."""
-    if VIRTUAL_DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    said = VIRTUAL_DEVICES in os.environ.get("XLA_FLAGS", "") or NUM_DEVICES in os.environ
+    if not said:
         jax.config.update("jax_num_cpu_devices", count)

@@ -10,7 +10,6 @@ F/sheet.png       what the codec makes of held-out frames and shapes, each under
 """
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from ringworld.data.media import read_video
 from ringworld.data.pixels import PixelMix, held_out, pixel_batches
 from ringworld.data.shapes import draw, sample_scene
 from ringworld.errors import InputError
+from ringworld.files import whole
 from ringworld.models.folder import save_folder
 from ringworld.models.vqgan import NANO, VQGAN, Weights
 from ringworld.train.codec import CodecTraining, codec_step, make_codec_step, start_codec
@@ -125,7 +125,7 @@ def train_codec(recipe: CodecRecipe, film: Frames, folder: Path, announce: Annou
     """The weights after the last step. Goes on from the newest checkpoint in `folder`."""
     identity = {"model": asdict(recipe.model), "training": asdict(recipe.training)}
     state = fit(
-        state=start_codec(recipe.model, recipe.training),
+        state=jax.jit(lambda: start_codec(recipe.model, recipe.training))(),
         step=make_codec_step(recipe.model, recipe.training),
         batches=pixel_batches(film, recipe.pictures),
         loop=Loop(steps=recipe.training.steps, save_every=recipe.save_every),
@@ -159,9 +159,8 @@ def measure(codec: Codec, unseen: Unseen, sheet: Path, announce: Announce) -> No
         shown = np.linspace(0, len(frames) - 1, SHOWN).astype(int)
         rows += [np.concatenate(list(some[shown]), axis=1) for some in (frames, drawn)]
     announce(f"codes in use: {len(used)} of {codec.config.codebook}")
-    draft = sheet.with_suffix(".part.png")
-    Image.fromarray(np.concatenate(rows)).save(draft)
-    os.replace(draft, sheet)
+    with whole(sheet) as draft:
+        Image.fromarray(np.concatenate(rows)).save(draft)
 
 
 def draw_shapes(unseen: Unseen, size: int) -> Frames:

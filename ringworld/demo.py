@@ -28,6 +28,7 @@ from ringworld.data.corpus import FRAMES_A_CLIP, HELD_MINUTES, Film, Shelf, read
 from ringworld.data.fetch import fetch
 from ringworld.data.shape_language import caption, questions, score_clip
 from ringworld.data.shapes import draw, sample_scene
+from ringworld.evals.heatmap import draw_heatmaps
 from ringworld.evals.needle import Grid, Trial, accuracy, run_needle
 from ringworld.evals.report import write_report
 from ringworld.evals.story import (
@@ -41,6 +42,7 @@ from ringworld.evals.story import (
     StageRecord,
     Story,
 )
+from ringworld.files import whole
 from ringworld.generate.ask import answer_questions, continue_scene, draw_wishes
 from ringworld.generate.model import Model, load_model
 from ringworld.generate.sample import Sampling
@@ -78,10 +80,8 @@ class Clock:
             yield
         finally:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - begin
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            draft = self.path.with_suffix(".part")
-            draft.write_text(json.dumps(self.seconds, indent=1))
-            os.replace(draft, self.path)
+            with whole(self.path) as draft:
+                draft.write_text(json.dumps(self.seconds, indent=1))
 
 
 def run_demo(folder: Path, announce: Announce) -> Path:
@@ -132,6 +132,8 @@ def run_demo(folder: Path, announce: Announce) -> Path:
         numbers=list_numbers(seen, before, after, answers, drawings),
         notes=NOTES,
     )
+    with whole(folder / "needles.png") as draft:
+        draft.write_bytes(draw_heatmaps({"before": before, "after": after}))
     page = folder / "report.html"
     write_report(page, story)
     return page

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from tiny_run import FAILPOINTS, IDENTITY, SPECS, at, launch, tiny_state, train
 
+from ringworld import files
 from ringworld.errors import InputError
 from ringworld.mesh import make_mesh
 from ringworld.params import abstract, shardings
-from ringworld.train import checkpoint, disk
+from ringworld.train import checkpoint
 from ringworld.train.checkpoint import FOLDER, Checkpoints, load_weights
 from ringworld.train.manifest import NAME, Damaged, read_manifest, verify
 from ringworld.train.state import TrainState, outline
@@ -210,7 +211,9 @@ def test_a_run_or_a_save_that_cannot_fit_is_not_begun(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     box = store(run)
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9, 9, 0))
+    monkeypatch.setattr(
+        files.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9, 9, 0)
+    )
     with pytest.raises(InputError, match="has 0.0 MB free"):
         box.save(state_on((1, 1, 1, 1), 30), IDENTITY)
     with pytest.raises(InputError, match="has 0.0 MB free"):

@@ -11,7 +11,7 @@ from ringworld.data.needle import CITIES
 from ringworld.data.tokenizer import load_tokenizer
 from ringworld.errors import InputError
 from ringworld.evals import needle
-from ringworld.evals.heatmap import draw_heatmap, name_length
+from ringworld.evals.heatmap import draw_heatmaps, name_length
 from ringworld.evals.needle import Grid, accuracy, read_trials, run_needle
 from ringworld.models.world import specs
 from ringworld.params import init
@@ -90,5 +90,5 @@ def test_the_heat_map_is_a_picture_of_every_cell(books, tmp_path, monkeypatch) -
     trials = run(books, tmp_path, GRID, monkeypatch, lambda t, p: read_from_prompt(t, p, True))
     lengths, depths, share = accuracy(trials)
     assert (lengths, depths) == ([256, 512], [0.0, 0.5, 1.0]) and (share == 1).all()
-    assert draw_heatmap(trials, "needles").startswith(b"\x89PNG")
+    assert draw_heatmaps({"before": trials, "after": trials}).startswith(b"\x89PNG")
     assert [name_length(n) for n in (1024, 16384, 1 << 20, 1500)] == ["1K", "16K", "1M", "1500"]

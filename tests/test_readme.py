@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ringworld.cli import VERBS
-from ringworld.data.fetch import ASSETS
 from ringworld.codec_recipe import nano_codec
+from ringworld.data.fetch import ASSETS
 from ringworld.recipes import RECIPES, Recipe, demo, nano_base
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -4,7 +4,6 @@ Some books and some minutes of the film are held out: nothing is trained on them
 measured is measured on them.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from ringworld.data.media import read_video
 from ringworld.data.shapes import draw, sample_scene
 from ringworld.data.text import encode_books, read_books
 from ringworld.data.tokenizer import Tokenizer
+from ringworld.files import whole
 
 Announce = Callable[[str], None]
 
@@ -113,8 +113,6 @@ def read_shelf(tokenizer: Tokenizer, cache: Path, announce: Announce) -> Shelf:
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:
-    """Numpy arrays as an `.npz` that is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".part.npz")
-    np.savez(draft, **arrays)
-    os.replace(draft, path)
+    """An `.npz` that is whole or absent."""
+    with whole(path) as draft:
+        np.savez(draft, **arrays)

@@ -29,6 +29,7 @@ from PIL import Image
 
 from ringworld.data.decoder import HEADER
 from ringworld.errors import InputError
+from ringworld.files import whole
 
 DECODER = Path(__file__).with_name("decoder.py")
 LARGEST_SIDE = 4096
@@ -318,16 +319,8 @@ def write_animation(path: str | Path, frames: UInt8[np.ndarray, "Z Y X 3"], fps:
         raise InputError(f"{path.name} must end in .gif or .mp4 to say which kind to write.")
     if len(frames) == 0 or not 0 < fps < math.inf:
         raise InputError("An animation needs at least one frame and a frame rate above 0.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        writers[path.suffix.lower()](name, frames, fps)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with whole(path) as draft:
+        writers[path.suffix.lower()](str(draft), frames, fps)
 
 
 def write_gif(name: str, frames: UInt8[np.ndarray, "Z Y X 3"], fps: float) -> None:

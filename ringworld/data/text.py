@@ -33,8 +33,7 @@ def read_books(path: Path) -> list[Book]:
             Book(file.stem, strip_gutenberg(file.read_text("utf-8", "replace"))) for file in files
         ]
     elif path.is_file():
-        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-        books = _books_of_verses(lines)
+        books = _books_of_verses(path)
     else:
         raise InputError(f"there are no books at {path}: run `ringworld fetch` first")
     books = [book for book in books if book.written]
@@ -50,9 +49,16 @@ def strip_gutenberg(written: str) -> str:
     return written[start.end() if start else 0 : end.start() if end else None].strip()
 
 
-def _books_of_verses(lines: list[dict[str, str]]) -> list[Book]:
-    by_book = groupby(lines, key=lambda line: line["book"])
-    return [Book(title, " ".join(verse["text"] for verse in verses)) for title, verses in by_book]
+def _books_of_verses(path: Path) -> list[Book]:
+    try:
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+        by_book = groupby(lines, key=lambda line: line["book"])
+        return [Book(title, " ".join(line["text"] for line in verses)) for title, verses in by_book]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f'{path} is not a JSONL of verses: give lines of {{"book": ..., "text": ...}}, or a '
+            "folder of .txt files"
+        ) from error
 
 
 def encode_books(books: list[Book], tokenizer: Tokenizer) -> list[Int[np.ndarray, "_"]]:

@@ -12,17 +12,19 @@ SPECIAL = ("<unk>", "<s>", "</s>", "<vision>", "</vision>")
 
 
 class Tokenizer:
-    """Text to ids and back, read from a `tokenizer.json`; digits are single tokens in ours."""
+    """Text to ids and back, read from a `tokenizer.json`; digits are single tokens in ours.
+
+    Special tokens are put in by id only: a text that spells "</s>" is four letters and no end.
+    """
 
     def __init__(self, bpe: Bpe) -> None:
+        bpe.encode_special_tokens = True
         self.bpe = bpe
         self.size = bpe.get_vocab_size()
         self.bos, self.eos = self.id("<s>"), self.id("</s>")
-        self.sentence_ends = [
-            i
-            for token, i in bpe.get_vocab().items()
-            if token.rstrip("ĠĊ").endswith((".", "?", "!"))
-        ]
+        self.sentence_ends = sorted(
+            i for word, i in bpe.get_vocab().items() if word.rstrip("ĠĊ").endswith((".", "?", "!"))
+        )
         self.vision_start, self.vision_end = self.id("<vision>"), self.id("</vision>")
 
     def id(self, token: str) -> int:

@@ -1,11 +1,13 @@
 """The famous picture: needle accuracy over context lengths and depths."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from ringworld.evals.needle import Trial, accuracy
 
@@ -18,12 +20,22 @@ def name_length(tokens: int) -> str:
     return str(tokens)
 
 
-def draw_heatmap(trials: Sequence[Trial], title: str) -> bytes:
-    """A PNG with a cell for each length and depth, from red (never found) to green (always)."""
-    lengths, depths, share = accuracy(trials)
-    figure = Figure(figsize=(1.6 + 0.9 * len(lengths), 1.3 + 0.42 * len(depths)), dpi=144)
+def draw_heatmaps(maps: Mapping[str, Sequence[Trial]]) -> bytes:
+    """A PNG of maps side by side, by title; a cell is red when never found, green when always."""
+    lengths, depths, _ = accuracy(next(iter(maps.values())))
+    width = 1.6 + 0.9 * len(lengths)
+    figure = Figure(figsize=(width * len(maps), 1.3 + 0.42 * len(depths)), dpi=144)
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    panels = figure.subplots(1, len(maps), squeeze=False)[0]
+    drawn = [_draw_map(axes, *named) for axes, named in zip(panels, maps.items(), strict=True)]
+    figure.colorbar(drawn[0], ax=list(panels), label="share found")
+    out = BytesIO()
+    figure.savefig(out, format="png", bbox_inches="tight")
+    return out.getvalue()
+
+
+def _draw_map(axes: Axes, title: str, trials: Sequence[Trial]) -> AxesImage:
+    lengths, depths, share = accuracy(trials)
     picture = axes.imshow(share, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
     axes.set_xticks(range(len(lengths)), [name_length(length) for length in lengths])
     axes.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths])
@@ -33,7 +45,4 @@ def draw_heatmap(trials: Sequence[Trial], title: str) -> bytes:
     for (row, column), found in np.ndenumerate(share):
         ink = "white" if abs(found - 0.5) > 0.35 else "black"
         axes.text(column, row, f"{found:.2f}", ha="center", va="center", size=8, color=ink)
-    figure.colorbar(picture, ax=axes, label="share found")
-    out = BytesIO()
-    figure.savefig(out, format="png", bbox_inches="tight")
-    return out.getvalue()
+    return picture

@@ -34,8 +34,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from ringworld.errors import InputError
+from ringworld.files import check_space, sync, writing_to
 from ringworld.params import paths
-from ringworld.train.disk import check_space, sync, writing_to
 from ringworld.train.manifest import Damaged, read_manifest, verify, write_manifest
 from ringworld.train.state import TrainState
 

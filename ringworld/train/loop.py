@@ -18,8 +18,8 @@ from typing import Any
 import jax
 
 from ringworld.errors import InputError
+from ringworld.files import writing_to
 from ringworld.train.checkpoint import FOLDER, Checkpoints
-from ringworld.train.disk import writing_to
 from ringworld.train.metrics import MetricsLog
 from ringworld.train.state import TrainState, is_finite, outline
 

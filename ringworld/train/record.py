@@ -1,13 +1,12 @@
 """What a run's folder is the run of: the resolved recipe, written before anything else."""
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ringworld.errors import InputError
-from ringworld.train.disk import writing_to
+from ringworld.files import whole
 
 
 def record_run(recipe: Any, folder: Path) -> None:
@@ -22,8 +21,5 @@ def record_run(recipe: Any, folder: Path) -> None:
             f"{folder} holds the run of another recipe or of other settings: use another folder, "
             "or remove it to start anew"
         )
-    with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = record.with_suffix(".part")
+    with whole(record) as draft:
         draft.write_text(resolved)
-        os.replace(draft, record)

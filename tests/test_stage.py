@@ -1,0 +1,144 @@
+"""Stages: a tiny one learns, hands its weights on, and goes on after a stop as if never stopped."""
+
+import json
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from ringworld.data import example
+from ringworld.data.example import Example
+from ringworld.errors import InputError
+from ringworld.mesh import MeshShape
+from ringworld.models.llama import Llama
+from ringworld.models.world import World
+from ringworld.train.loop import Loop
+from ringworld.train.optimizer import AdamW
+from ringworld.train.stage import Stage, train_stage
+from ringworld.vocab import Vocabulary
+
+CONTEXT, STEPS = 32, 20
+VOCABULARY = Vocabulary(text=32, bos=1, eos=2, codes=6, codes_per_frame=3, vision_rows=8)
+TINY = World(
+    llama=Llama(
+        layers=1,
+        model=32,
+        mlp=32,
+        heads=2,
+        kv_heads=1,
+        head_width=16,
+        context=CONTEXT,
+        rope_theta=100.0,
+    ),
+    vocabulary=VOCABULARY,
+)
+FIRST = Stage(
+    name="first",
+    context=CONTEXT,
+    rope_theta=100.0,
+    batch=4,
+    loop=Loop(steps=STEPS, save_every=5, log_every=1),
+    optimizer=AdamW(peak_lr=3e-2, end_lr=3e-3, warmup_steps=2, schedule="cosine"),
+    mesh=MeshShape(data=2, seq=2),
+    shares={},
+)
+# Another length, base and mesh; a rate so small that float32 weights do not move.
+SECOND = replace(
+    FIRST,
+    name="second",
+    context=2 * CONTEXT,
+    rope_theta=400.0,
+    batch=2,
+    loop=Loop(steps=1),
+    optimizer=AdamW(peak_lr=1e-30, end_lr=0.0, warmup_steps=0),
+    mesh=MeshShape(seq=4),
+)
+
+
+@cache
+def toys() -> list[Example]:
+    """Text in which each id follows from the one before it, and films of one code that stays."""
+    rng = np.random.default_rng(0)
+    examples = []
+    for _ in range(60):
+        ids = [int(rng.integers(3, 32))]
+        for _ in range(int(rng.integers(5, 15))):
+            ids.append(3 + (ids[-1] * 5 + 1) % 29)
+        clip = np.full((int(rng.integers(1, 4)), 3), rng.integers(0, VOCABULARY.codes))
+        parts = [example.text(ids, 1.0), example.frames(clip, VOCABULARY, 1.0)]
+        examples.append(example.join(parts))
+    return examples
+
+
+def losses(folder: Path, name: str = "loss") -> list[float]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)[name] for line in lines]
+
+
+def train(stage: Stage, folder: Path, weights: Any = None, announce: Any = print) -> Any:
+    return train_stage(stage, TINY, weights, toys(), folder, announce)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A stage that was never stopped: its folder and its weights."""
+    folder = tmp_path_factory.mktemp("stage") / "first"
+    return folder, train(FIRST, folder)
+
+
+def assert_same_bits(found: Any, wanted: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+@pytest.mark.parametrize("name", ["loss", "text_loss", "vision_loss"])
+def test_a_tiny_stage_learns_to_read_and_to_see(whole: tuple[Path, Any], name: str) -> None:
+    values = losses(whole[0], name)
+    assert len(values) == STEPS
+    assert np.mean(values[-3:]) < 0.5 * values[0]
+
+
+def test_the_next_stage_starts_from_the_weights_of_the_last(
+    whole: tuple[Path, Any], tmp_path: Path
+) -> None:
+    folder, weights = whole
+    after = train(SECOND, tmp_path / "second", weights)
+    assert_same_bits(after, weights)
+    assert losses(tmp_path / "second")[0] < 0.6 * losses(folder)[0]
+
+
+def test_a_stage_stopped_between_two_saves_goes_on_with_the_same_losses(
+    whole: tuple[Path, Any], tmp_path: Path
+) -> None:
+    said: list[str] = []
+
+    def stop(line: str) -> None:
+        said.append(line)
+        if len(losses(tmp_path)) == 13:
+            raise RuntimeError("the power is gone")
+
+    with pytest.raises(RuntimeError, match="the power is gone"):
+        train(FIRST, tmp_path, announce=stop)
+    weights = train(FIRST, tmp_path, announce=said.append)
+    assert f"{tmp_path}: going on from step 10 of {STEPS}" in said
+    assert losses(tmp_path) == losses(whole[0])
+    assert_same_bits(weights, whole[1])
+
+
+def test_a_stage_that_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    for change, said in (
+        ({"mesh": MeshShape(seq=16)}, "needs 16 devices and there are 8"),
+        ({"context": 30}, "multiple of 4"),
+        ({"batch": 3}, "3 rows do not divide over 2 groups"),
+        ({"loop": Loop(steps=2)}, "a warm-up of 2 steps does not fit into 2 steps"),
+    ):
+        with pytest.raises(InputError, match=said):
+            train(replace(FIRST, **change), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_stage_knows_how_many_tokens_it_trains_on() -> None:
+    assert FIRST.tokens == STEPS * 4 * CONTEXT
