@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ from ringworld.errors import InputError
 from ringworld.files import whole
 from ringworld.models.folder import save_folder
 from ringworld.models.vqgan import NANO, VQGAN, Weights
-from ringworld.train.codec import CodecTraining, codec_step, make_codec_step, start_codec
+from ringworld.train.codec import CodecTraining, make_codec_step, start_codec
 from ringworld.train.loop import Loop, fit
 from ringworld.train.record import record_run
 
@@ -124,27 +125,26 @@ def read_pictures(
 def train_codec(recipe: CodecRecipe, film: Frames, folder: Path, announce: Announce) -> Weights:
     """The weights after the last step. Goes on from the newest checkpoint in `folder`."""
     identity = {"model": asdict(recipe.model), "training": asdict(recipe.training)}
-    state = fit(
-        state=jax.jit(lambda: start_codec(recipe.model, recipe.training))(),
-        step=make_codec_step(recipe.model, recipe.training),
-        batches=pixel_batches(film, recipe.pictures),
+    state = jax.jit(lambda: start_codec(recipe.model, recipe.training))()
+    step = make_codec_step(recipe.model, recipe.training)
+    batches = pixel_batches(film, recipe.pictures)
+    trained = fit(
+        state=state,
+        step=step,
+        batches=batches,
         loop=Loop(steps=recipe.training.steps, save_every=recipe.save_every),
         folder=folder,
         identity=json.loads(json.dumps(identity)),
-        flops_per_step=count_flops(recipe),
+        flops_per_step=count_flops(step, state, batches(0)),
         tokens_per_step=recipe.pictures.batch * recipe.model.side**2,
         announce=announce,
     )
-    return state.weights
+    return trained.weights
 
 
-def count_flops(recipe: CodecRecipe) -> float:
-    """Floating point operations of one step, as XLA counts them; 0 where it does not."""
-    size, c, training = recipe.model.size, recipe.model, recipe.training
-    pixels = jax.ShapeDtypeStruct((recipe.pictures.batch, size, size, 3), jnp.float32)
-    state = jax.eval_shape(lambda: start_codec(c, training))
-    step = jax.jit(lambda state, x: codec_step(state, x, c, training)).lower(state, pixels)
-    return float((step.cost_analysis() or {}).get("flops", 0.0))
+def count_flops(step: Callable[..., Any], *arguments: Any) -> float:
+    """Floating point operations of a step, as XLA counts them; 0 where it does not."""
+    return float((jax.jit(step).lower(*arguments).cost_analysis() or {}).get("flops", 0.0))
 
 
 def measure(codec: Codec, unseen: Unseen, sheet: Path, announce: Announce) -> None:

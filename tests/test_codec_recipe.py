@@ -13,7 +13,7 @@ from ringworld import cli, codec_recipe
 from ringworld.codec_recipe import CodecRecipe, nano_codec, run_codec_recipe
 from ringworld.data.codec import load_codec
 from ringworld.data.media import write_animation
-from ringworld.data.pixels import PixelMix
+from ringworld.data.pixels import PixelMix, pixel_batches
 from ringworld.errors import InputError
 from ringworld.models.vqgan import NANO, VQGAN
 from ringworld.train.codec import CodecTraining
@@ -48,10 +48,10 @@ def losses(folder: Path) -> list[float]:
 
 
 def stop_at(step: int) -> Callable[..., Callable[[int], np.ndarray]]:
-    """`pixel_batches`, but the batch of `step` is not made: the process is as good as killed."""
+    """`pixel_batches`, but the batch of `step` is never made."""
 
     def batches(film: np.ndarray, mix: PixelMix) -> Callable[[int], np.ndarray]:
-        whole = codec_recipe_batches(film, mix)
+        whole = pixel_batches(film, mix)
 
         def batch(n: int) -> np.ndarray:
             if n == step:
@@ -61,9 +61,6 @@ def stop_at(step: int) -> Callable[..., Callable[[int], np.ndarray]]:
         return batch
 
     return batches
-
-
-codec_recipe_batches = codec_recipe.pixel_batches
 
 
 def test_a_codec_is_made_goes_on_after_a_stop_and_is_not_made_twice(
