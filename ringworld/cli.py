@@ -106,9 +106,7 @@ def run(words: list[str], announce: Callable[[str], None]) -> None:
         return
     length = next((n for n in (1, 2) if " ".join(words[:n]) in VERBS), 0)
     if not length:
-        raise InputError(
-            f"there is no verb {words[0]}: use one of demo, fetch, train, eval needle, generate video"
-        )
+        raise InputError(f"there is no verb {words[0]}: use one of train, {', '.join(VERBS)}")
     verb = " ".join(words[:length])
     act(tyro.cli(VERBS[verb], prog=f"ringworld {verb}", args=words[length:]), announce)
 

@@ -16,7 +16,7 @@ import json
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +41,7 @@ from ringworld.evals.story import (
     StageRecord,
     Story,
 )
+from ringworld.files import whole
 from ringworld.generate.ask import answer_questions, continue_scene, draw_wishes
 from ringworld.generate.model import Model, load_model
 from ringworld.generate.sample import Sampling
@@ -71,17 +72,15 @@ class Clock:
         )
 
     @contextmanager
-    def timed(self, part: str) -> Iterator[None]:
+    def timed(self, part: str) -> Generator[None, None, None]:
         """Count the time of this block to `part`, even when it is interrupted."""
         begin = time.monotonic()
         try:
             yield
         finally:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - begin
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            draft = self.path.with_suffix(".part")
-            draft.write_text(json.dumps(self.seconds, indent=1))
-            os.replace(draft, self.path)
+            with whole(self.path) as draft:
+                draft.write_text(json.dumps(self.seconds, indent=1))
 
 
 def run_demo(folder: Path, announce: Announce) -> Path:
@@ -148,7 +147,7 @@ def total(books: list[np.ndarray]) -> int:
 
 
 def reconstruct(film: Film, model: Model) -> Reconstruction:
-    """Ten frames of the held-out minutes beside their reconstructions, and the PSNR of all of them."""
+    """Ten held-out frames of the film beside their reconstructions, and the PSNR of all of them."""
     held = film.held_out
     original, rebuilt = film.frames[held], model.seeing.decode(film.codes[held])
     error = (original / 255.0 - rebuilt / 255.0) ** 2

@@ -1,5 +1,6 @@
 """The pieces of a decoder layer, a few lines each. Weights come gathered (see `params.gather`)."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -66,14 +67,14 @@ def embed(
 ) -> Float[Array, "B T D"]:
     """The table's rows at `ids` where `keep` is true, and 0 elsewhere.
 
-    The table's rows are divided over `tensor`: each device looks up what it holds, and the parts are
-    summed. (A plain gather of a divided table makes the compiler replicate it.)
+    The table's rows are divided over `tensor`: each device looks up what it holds, and the parts
+    are summed. (A plain gather of a divided table makes the compiler replicate it.)
     """
     if not has_mesh():
         return _look_up(table, ids, keep, None)
     rows = PartitionSpec(*placed_rows(ids))
     return jax.shard_map(
-        lambda *arrays: _look_up(*arrays, "tensor"),
+        partial(_look_up, axis="tensor"),
         in_specs=(spec("vocab", None), rows, rows),
         out_specs=PartitionSpec(*rows, None),
     )(table, ids, keep)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, dataclass_transform
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from ringworld.mesh import GATHERED, named_sharding, shard
 
@@ -69,18 +70,18 @@ def stacked(layers: int, specs: T) -> T:
     )
 
 
-def paths(specs: T) -> dict[str, Any]:
+def paths(specs: Any) -> dict[str, Any]:
     """Each weight's dotted name and its Param (or array), in the tree's order."""
     leaves = jax.tree_util.tree_leaves_with_path(specs, is_leaf=_is_param)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def count(specs: T) -> int:
+def count(specs: Any) -> int:
     """The number of parameters."""
     return sum(math.prod(p.shape) for p in jax.tree.leaves(specs, is_leaf=_is_param))
 
 
-def abstract(specs: T, dtype: jnp.dtype = jnp.float32) -> T:
+def abstract(specs: T, dtype: DTypeLike = jnp.float32) -> T:
     """Shapes and dtypes without memory, for tracing and for restoring."""
     return map_specs(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), specs)
 
@@ -90,7 +91,7 @@ def shardings(specs: T, mesh: Mesh) -> T:
     return map_specs(lambda p: named_sharding(mesh, *p.axes), specs)
 
 
-def init(specs: T, seed: int, dtype: jnp.dtype = jnp.float32) -> T:
+def init(specs: T, seed: int, dtype: DTypeLike = jnp.float32) -> T:
     """Fresh weights, the same on every mesh.
 
     Each weight draws from a key folded with its own name, so that adding one leaves the others be.

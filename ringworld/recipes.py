@@ -5,7 +5,6 @@ demo         the shipped model grown from 1K to 4K to 16K over a ring of eight
 """
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,12 +19,12 @@ from ringworld.data.mix import Source, draw_examples
 from ringworld.data.sources import text_sources, vision_sources
 from ringworld.data.tokenizer import Tokenizer, load_tokenizer
 from ringworld.errors import InputError
+from ringworld.files import whole
 from ringworld.generate.model import CODEC, TOKENIZER, load_model, save_model
 from ringworld.mesh import MeshShape
 from ringworld.models.llama import Llama
 from ringworld.models.world import World
 from ringworld.rope import rope_theta, stable_base
-from ringworld.train.disk import writing_to
 from ringworld.train.loop import Loop
 from ringworld.train.optimizer import AdamW
 from ringworld.train.stage import Stage, train_stage
@@ -79,15 +78,16 @@ def nano_base() -> Recipe:
             **rest,
         )
 
-    text = {"recall": 0.4, "echo": 0.4, "books": 0.2}
+    echo = {"echo": 0.8, "books": 0.2}
+    text = {"recall": 0.5, "echo": 0.25, "books": 0.25}
     world = {"recall": 0.35, "books": 0.1, "clips": 0.45, "film": 0.1}
     return Recipe(
         name="nano-base",
         model=NANO_WORLD,
         stages=(
-            stage("text-256", 256, 8, 2000, 2e-3, shares=text, vision_share=0.0, seed=1),
-            stage("text-1k", 1024, 4, 200, 1e-3, shares=text, vision_share=0.0, seed=2),
-            stage("world-1k", 1024, 4, 800, 1.5e-3, shares=world, vision_share=0.5, seed=3),
+            stage("echo-64", 64, 64, 500, 2e-3, shares=echo, vision_share=0.0, seed=1),
+            stage("text-256", 256, 16, 600, 2e-3, shares=text, vision_share=0.0, seed=2),
+            stage("world-1k", 1024, 4, 1200, 1.5e-3, shares=world, vision_share=0.5, seed=3),
         ),
         clips=4000,
         seed=7,
@@ -96,7 +96,7 @@ def nano_base() -> Recipe:
 
 
 def demo() -> Recipe:
-    """The shipped model grown from 1K to 4K to 16K on a ring of eight, the RoPE base from its law."""
+    """The shipped model grown from 1K to 16K on a ring of eight, its RoPE base by the law."""
     shares = {"recall": 0.6, "books": 0.05, "clips": 0.25, "film": 0.1}
     stages, (base, trained) = [], (NANO_WORLD.llama.rope_theta, NANO_WORLD.llama.context)
     for context, steps, lr in ((1024, 20, 3e-4), (4096, 30, 5e-4), (16384, 16, 3e-4)):
@@ -180,11 +180,8 @@ def record_run(recipe: Recipe, folder: Path) -> None:
     record = folder / "run.json"
     if record.exists() and record.read_text() != resolved:
         raise InputError(
-            f"{folder} holds the run of another recipe or of other settings: use another folder, or "
-            "remove it to start anew"
+            f"{folder} holds the run of another recipe or of other settings: use another folder, "
+            "or remove it to start anew"
         )
-    with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = record.with_suffix(".part")
+    with whole(record) as draft:
         draft.write_text(resolved)
-        os.replace(draft, record)

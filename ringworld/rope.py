@@ -1,7 +1,7 @@
 """Rotary positions, and the law of their base.
 
-Dimension pair i of a head turns by position * theta^(-2i/H); a score then depends on the distance of
-the two tokens only. Angles are float32 (bfloat16 rounds 257 to 256). Pairs are (i, i + H/2), the
+Dimension pair i of a head turns by position * theta^(-2i/H); a score then depends on the distance
+of the two tokens only. Angles are float32 (bfloat16 rounds 257 to 256). Pairs are (i, i + H/2), the
 order of Hugging Face's weights. Source: Su et al., "RoFormer" (arXiv 2104.09864).
 """
 
@@ -44,8 +44,8 @@ def stable_base(context: int, head_width: int) -> float:
     """The least base from which a similar key is never scored below a random one within `context`.
 
     The criterion is sum_i cos(m theta^(-2i/H)) >= 0 for every distance m up to the context
-    (Men et al., arXiv 2405.14591). The sum is not monotone in the base, so this is the first base of
-    the grid from which every larger one passes.
+    (Men et al., arXiv 2405.14591). The sum is not monotone in the base, so this is the first base
+    of the grid from which every larger one passes.
     """
     for i in range(len(GRID) - 1, -1, -1):
         if not _is_stable(GRID[i], context, head_width):

@@ -27,8 +27,8 @@ class Vocabulary:
     def __post_init__(self) -> None:
         if self.codes and self.vision_rows < self.codes + 2:
             raise InputError(
-                f"{self.vision_rows} vision rows cannot hold {self.codes} codes and the ends of frame "
-                f"and vision: set vision_rows to at least {self.codes + 2}"
+                f"{self.vision_rows} vision rows cannot hold {self.codes} codes and the ends of "
+                f"frame and vision: set vision_rows to at least {self.codes + 2}"
             )
 
     @property

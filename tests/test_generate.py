@@ -117,9 +117,9 @@ def test_a_prompt_beyond_the_context_is_refused_with_both_numbers(weights: World
 
 
 def test_guidance_of_one_is_the_conditional_model() -> None:
-    logits = jnp.asarray([[1.0, 2.0], [5.0, -3.0]])
-    np.testing.assert_array_equal(guide(logits, 1.0), logits[:1])
-    np.testing.assert_array_equal(guide(logits, 2.0), [[-3.0, 7.0]])
+    cond, uncond = jnp.asarray([[1.0, 2.0]]), jnp.asarray([[5.0, -3.0]])
+    np.testing.assert_array_equal(guide(cond, uncond, 1.0), cond)
+    np.testing.assert_array_equal(guide(cond, uncond, 2.0), [[-3.0, 7.0]])
 
 
 def test_top_k_and_top_p_keep_the_likeliest() -> None:

@@ -35,6 +35,7 @@ RANKS = {
     for rank, names in enumerate(
         [
             ["errors"],
+            ["files"],
             ["vocab", "mesh", "rope"],
             ["params"],
             ["layers", "attention"],

@@ -223,7 +223,7 @@ def pull_of_one_target() -> Any:
 
     def run(weights: Any, batch: Batch, place: Any) -> Any:
         def nll(x: Any) -> Any:
-            x = llama.decode(x, weights.blocks, batch.where, TINY.llama)
+            x = llama.run_layers(x, weights.blocks, batch.where, TINY.llama)
             x = rms_norm(x, weights.heads.norm, TINY.llama.norm_eps)
             here = jnp.where(place, 1.0, jnp.zeros_like(batch.weights))
             one = Batch(**{**vars(batch), "weights": here})

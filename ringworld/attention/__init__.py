@@ -47,7 +47,7 @@ def attend(
     if impl == "dense":
         return _attend_whole_rows(q, k, v, where, causal)
     axis = "seq" if axis_size("seq") > 1 else None
-    local = partial(_attend_ring_self, causal=causal, axis=axis)
+    local = partial(attend_ring, causal=causal, axis=axis)
     return _over_mesh(local, q, k, v, where)
 
 
@@ -69,22 +69,17 @@ def attend_new(
     cache = spec("batch", "seq", "kv_heads", None)
     axis = "seq" if axis_size("seq") > 1 else None
     return jax.shard_map(
-        lambda *arrays: attend_cache(*arrays, axis),
+        partial(attend_cache, axis=axis),
         in_specs=(tokens, token_keys, spec("batch", None), cache, spec("batch", "seq")),
         out_specs=tokens,
     )(q, new, queries, cached, keys)
 
 
-def _attend_ring_self(
-    q: Array, k: Array, v: Array, where: Where, causal: bool, axis: str | None
-) -> Array:
-    return attend_ring(q, k, v, where, where, causal, axis)
-
-
 def _attend_whole_rows(q: Array, k: Array, v: Array, where: Where, causal: bool) -> Array:
     heads = ("batch", None, "heads", None)
     rows = jax.tree.map(lambda x: shard(x, "batch", None), where)
-    out = attend_dense(*(shard(x, *heads) for x in (q, k, v)), rows, rows, causal)
+    q, k, v = (shard(x, *heads) for x in (q, k, v))
+    out = attend_dense(q, k, v, rows, causal)
     return shard(out, "batch", "seq", "heads", None)
 
 

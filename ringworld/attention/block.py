@@ -108,11 +108,12 @@ def _select(keys: Keys, j: Array) -> Keys:
 
 def see(queries: Queries, keys: Keys, partials: Partial, causal: bool) -> Partial:
     """What the queries know after these keys too. `partials` has the tiles of the queries."""
-    return lax.map(lambda row: _see_row(*row, causal), (queries, keys, partials))
+    return lax.map(lambda row: _see_row(row, causal), (queries, keys, partials))
 
 
-def _see_row(queries: Queries, keys: Keys, partials: Partial, causal: bool) -> Partial:
+def _see_row(row: tuple[Queries, Keys, Partial], causal: bool) -> Partial:
     """The key tiles of one row, walked for one query tile after another."""
+    queries, keys, partials = row
 
     def walk(tile: tuple[Queries, Partial]) -> Partial:
         queries, partial = tile
@@ -144,9 +145,10 @@ class Saved:
     delta: Weight
 
 
-def _pull_tile(
-    queries: Queries, keys: Keys, saved: Saved, mask: Callable[[Array], Array]
-) -> tuple[Array, Array, Array]:
+Grads = tuple[Array, Array, Array]  # dq, dk, dv
+
+
+def _pull_tile(queries: Queries, keys: Keys, saved: Saved, mask: Callable[[Array], Array]) -> Grads:
     """One pair's share of dq, dk, dv (float32), with respect to the scaled queries."""
     scores = mask(_scores(queries.q, keys.k))
     weights = jnp.exp(scores - finite(saved.lse)[..., None])
@@ -160,7 +162,10 @@ def _pull_tile(
     return dq, dk, dv
 
 
-Grads = tuple[Array, Array, Array]
+def no_grads(queries: Queries, keys: Keys) -> Grads:
+    """No share of dq, dk and dv yet: float32 zeros that live where these queries and keys do."""
+    q, k, v = (jnp.zeros_like(x, jnp.float32) for x in (queries.q, keys.k, keys.v))
+    return q, k, v
 
 
 def pull(queries: Queries, keys: Keys, saved: Saved, grads: Grads, causal: bool) -> Grads:
@@ -168,10 +173,13 @@ def pull(queries: Queries, keys: Keys, saved: Saved, grads: Grads, causal: bool)
 
     They are float32 sums, with respect to the scaled queries.
     """
-    return lax.map(lambda row: _pull_row(*row, causal), (queries, keys, saved, grads))
+    return lax.map(lambda row: _pull_row(row, causal), (queries, keys, saved, grads))
 
 
-def _pull_row(queries: Queries, keys: Keys, saved: Saved, grads: Grads, causal: bool) -> Grads:
+def _pull_row(row: tuple[Queries, Keys, Saved, Grads], causal: bool) -> Grads:
+    """The key tiles of one row, walked for one query tile after another."""
+    queries, keys, saved, (dq, dk, dv) = row
+
     def walk(sums: tuple[Array, Array], tile: tuple[Queries, Saved, Array]) -> tuple[Any, Array]:
         queries, saved, dq = tile
 
@@ -187,9 +195,7 @@ def _pull_row(queries: Queries, keys: Keys, saved: Saved, grads: Grads, causal: 
                 return _pull_tile(queries, near, saved, lambda s: s)
 
             def empty() -> Grads:
-                return jax.tree.map(
-                    lambda x: jnp.zeros_like(x, jnp.float32), (queries.q, near.k, near.v)
-                )
+                return no_grads(queries, near)
 
             kind = _choose(queries.where, near.where, causal)
             more_q, more_k, more_v = lax.switch(kind, (empty, masked, whole))
@@ -199,6 +205,5 @@ def _pull_row(queries: Queries, keys: Keys, saved: Saved, grads: Grads, causal: 
         dq, dk, dv = lax.fori_loop(0, keys.k.shape[0], step, (dq, *sums))
         return (dk, dv), dq
 
-    dq, dk, dv = grads
     (dk, dv), dq = lax.scan(walk, (dk, dv), (queries, saved, dq))
     return dq, dk, dv

@@ -9,10 +9,9 @@ from ringworld.attention.mask import Where, sees
 
 def attend_dense(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    queries: Where,
-    keys: Where,
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    where: Where,
     causal: bool,
 ) -> Float[Array, "B T N H"]:
     """softmax(q k / sqrt(H)) v over the keys that each query sees; 0 where it sees none.
@@ -24,7 +23,7 @@ def attend_dense(
     wide = jnp.promote_types(q.dtype, jnp.float32)
     grouped = q.reshape(B, T, K, N // K, H).astype(wide) * H**-0.5
     scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k.astype(wide))
-    mask = sees(queries, keys, causal)[:, None, None]
+    mask = sees(where, where, causal)[:, None, None]
     scores = jnp.where(mask, scores, -jnp.inf)
     top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
     weights = jnp.where(mask, jnp.exp(scores - jnp.where(jnp.isneginf(top), 0.0, top)), 0.0)

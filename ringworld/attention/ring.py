@@ -13,7 +13,7 @@ Source: Liu, Zaharia, Abbeel, "Ring Attention with Blockwise Transformers" (arXi
 """
 
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from ringworld.attention.block import (
+    Grads,
     Keys,
     Queries,
     Saved,
@@ -29,6 +30,7 @@ from ringworld.attention.block import (
     cut_keys,
     cut_where,
     join,
+    no_grads,
     pull,
     see,
 )
@@ -96,17 +98,16 @@ def _attend_tiles_backward(
     queries, keys, out, lse = residuals
     delta = jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32), -1)
     saved = Saved(dout, lse, delta)
-    wide = jnp.float32
 
-    def step(carry: tuple[Keys, Array, Array, Array], _: None) -> tuple[Any, None]:
-        here, dq, dk, dv = carry
+    def step(carry: tuple[Keys, Grads], _: None) -> tuple[tuple[Keys, Grads], None]:
+        here, grads = carry
         coming = rotate(here, axis)
-        dq, dk, dv = pull(queries, here, saved, (dq, dk, dv), causal)
-        return (coming, dq, *rotate((dk, dv), axis)), None
+        dq, dk, dv = pull(queries, here, saved, grads, causal)
+        return (coming, (dq, *rotate((dk, dv), axis))), None
 
-    zeros = tuple(jnp.zeros_like(x, wide) for x in (queries.q, keys.k, keys.v))
-    (last, *grads), _ = lax.scan(step, (keys, *zeros), length=ring_size(axis) - 1)
-    dq, dk, dv = pull(queries, last, saved, tuple(grads), causal)
+    start = (keys, no_grads(queries, keys))
+    (last, grads), _ = lax.scan(step, start, length=ring_size(axis) - 1)
+    dq, dk, dv = pull(queries, last, saved, grads, causal)
     dk, dv = rotate((dk, dv), axis)
     still = Where(None, None)
     return (
@@ -120,21 +121,20 @@ _attend_tiles.defvjp(_attend_tiles_forward, _attend_tiles_backward)
 
 def attend_ring(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    queries: Where,
-    keys: Where,
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    where: Where,
     causal: bool,
     axis: str | None,
 ) -> Float[Array, "B T N H"]:
-    """Attention of this device's queries to the keys of the whole ring. T, S, B are local sizes.
+    """Attention of this device's queries to the keys of the whole ring; all sizes are local.
 
     `axis` names the mesh axis of the ring inside `shard_map`; `None` is a ring of one device:
     blockwise attention.
     """
     # The mask depends on nothing that layers change. Left to itself, the backward of a scan over
     # layers takes all of it, T x T, out of the scan; tied to the queries, it is made tile by tile.
-    q, queries, keys = lax.optimization_barrier((q, queries, keys))
+    q, where = lax.optimization_barrier((q, where))
     length, head_width, groups = q.shape[1], q.shape[-1], q.shape[2] // k.shape[2]
-    tiles = Queries(cut(q * head_width**-0.5, groups), cut_where(queries))
-    return join(_attend_tiles(tiles, cut_keys(k, v, keys), causal, axis), length)
+    tiles = Queries(cut(q * head_width**-0.5, groups), cut_where(where))
+    return join(_attend_tiles(tiles, cut_keys(k, v, where), causal, axis), length)

@@ -1,6 +1,6 @@
 """Clips with words, in both orders, in LWM's chat forms.
 
-    text then video    <s>... USER: Generate a video of {caption} ASSISTANT: <vision>...</vision></s>
+    text then video    <s>... USER: Generate a video of {wish} ASSISTANT: <vision>...</vision></s>
     video then text    <s>... USER: {question}\\n<vision>...</vision> ASSISTANT: {answer}</s>
     video alone        <s><vision>...</vision></s>
 

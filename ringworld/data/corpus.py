@@ -4,21 +4,22 @@ Some books and some minutes of the film are held out: nothing is trained on them
 measured is measured on them.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from ringworld.data.clips import CodedClip
 from ringworld.data.codec import Codec
 from ringworld.data.fetch import fetch
-from ringworld.data.media import Clip, read_video
+from ringworld.data.media import read_video
 from ringworld.data.shapes import draw, sample_scene
 from ringworld.data.text import encode_books, read_books
 from ringworld.data.tokenizer import Tokenizer
+from ringworld.files import whole
 
 Announce = Callable[[str], None]
 
@@ -37,12 +38,12 @@ class Film:
     codes: Int[np.ndarray, "Z Q"]
 
     @property
-    def held_out(self) -> np.ndarray:
+    def held_out(self) -> Bool[np.ndarray, "Z"]:
         """Which frames no training has seen."""
         return np.isin(self.seconds // 60, HELD_MINUTES)
 
     @property
-    def learned_runs(self) -> list[Int[np.ndarray, "Z Q"]]:
+    def learned_runs(self) -> list[Int[np.ndarray, "_ Q"]]:
         """The codes of each unbroken stretch of film that may be trained on."""
         edges = np.flatnonzero(np.diff(self.held_out)) + 1
         stretches = np.split(np.arange(len(self.seconds)), edges)
@@ -53,8 +54,8 @@ class Film:
 class Shelf:
     """The ids of each book to train on, and of each held out."""
 
-    books: list[Int[np.ndarray, "n"]]
-    held_out: list[Int[np.ndarray, "n"]]
+    books: list[Int[np.ndarray, "_"]]
+    held_out: list[Int[np.ndarray, "_"]]
 
 
 def read_film(path: Path, codec: Codec, cache: Path, announce: Announce) -> Film:
@@ -62,7 +63,7 @@ def read_film(path: Path, codec: Codec, cache: Path, announce: Announce) -> Film
     kept = cache / "film.npz"
     if not kept.exists():
         announce(f"decoding {path.name} at one frame a second")
-        clip: Clip = read_video(path, fps=1.0, size=codec.config.size)
+        clip = read_video(path, fps=1.0, size=codec.config.size)
         announce(f"encoding {len(clip.frames)} frames")
         write_arrays(
             kept, frames=clip.frames, seconds=clip.seconds, codes=codec.encode(clip.frames)
@@ -111,9 +112,7 @@ def read_shelf(tokenizer: Tokenizer, cache: Path, announce: Announce) -> Shelf:
     )
 
 
-def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+def write_arrays(path: Path, **arrays: Any) -> None:
     """An `.npz` that is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".part.npz")
-    np.savez(draft, **arrays)
-    os.replace(draft, path)
+    with whole(path) as draft:
+        np.savez(draft, **arrays)

@@ -16,7 +16,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -156,7 +156,7 @@ def note_path(asset: Asset, cache: Path) -> Path:
 
 
 @contextmanager
-def told_plainly(asset: Asset, cache: Path) -> Iterator[None]:
+def told_plainly(asset: Asset, cache: Path) -> Generator[None, None, None]:
     """Turn what a disk can refuse into one sentence."""
     try:
         yield
@@ -174,7 +174,7 @@ def told_plainly(asset: Asset, cache: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(cache: Path) -> Iterator[None]:
+def locked(cache: Path) -> Generator[None, None, None]:
     """One fetch at a time in this cache; what a killed one left behind is cleared away."""
     with open(cache / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

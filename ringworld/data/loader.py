@@ -25,9 +25,9 @@ class PackedRows:
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __getitem__(self, row: int) -> Batch:
-        """Row `row` as numpy arrays `[context]`."""
-        return pack_row(self.plan[row], self.examples.__getitem__, self.context)
+    def __getitem__(self, index: int) -> Batch:
+        """Row `index` as numpy arrays `[context]`."""
+        return pack_row(self.plan[index], self.examples.__getitem__, self.context)
 
 
 def deal_order(context: int, rows: int, shape: MeshShape) -> Int[np.ndarray, "T"]:

@@ -27,9 +27,9 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 from PIL import Image
 
+from ringworld.data.decoder import HEADER
 from ringworld.errors import InputError
-
-from .decoder import HEADER
+from ringworld.files import whole
 
 DECODER = Path(__file__).with_name("decoder.py")
 LARGEST_SIDE = 4096
@@ -68,7 +68,7 @@ class Clip:
     """Frames and when each appears, in seconds from the film's start, never decreasing."""
 
     frames: UInt8[np.ndarray, "Z Y X 3"]
-    seconds: Float64[np.ndarray, " Z"]
+    seconds: Float64[np.ndarray, "Z"]
 
 
 def stream_video(
@@ -146,7 +146,9 @@ def check_request(*, fps: float, size: int, start: float, end: float | None) -> 
 
 
 @contextmanager
-def opened(source: str | Path | bytes, limits: MediaLimits) -> Iterator[tuple[str, int]]:
+def opened(
+    source: str | Path | bytes, limits: MediaLimits
+) -> Generator[tuple[str, int], None, None]:
     """(name for messages, read-only descriptor at offset 0) of a regular file of allowed size."""
     if isinstance(source, bytes):
         with tempfile.TemporaryFile() as file:
@@ -238,7 +240,7 @@ def converse(
 
 
 @contextmanager
-def child(ask: str, descriptor: int) -> Iterator[subprocess.Popen[bytes]]:
+def child(ask: str, descriptor: int) -> Generator[subprocess.Popen[bytes], None, None]:
     """A decoder in an empty folder with an empty environment; killed when the block is left."""
     environment = {"LC_ALL": "C", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
     with tempfile.TemporaryDirectory(prefix="ringworld-decoder-") as folder:
@@ -300,16 +302,8 @@ def write_animation(path: str | Path, frames: UInt8[np.ndarray, "Z Y X 3"], fps:
         raise InputError(f"{path.name} must end in .gif or .mp4 to say which kind to write.")
     if len(frames) == 0 or not 0 < fps < math.inf:
         raise InputError("An animation needs at least one frame and a frame rate above 0.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        writers[path.suffix.lower()](name, frames, fps)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with whole(path) as draft:
+        writers[path.suffix.lower()](str(draft), frames, fps)
 
 
 def write_gif(name: str, frames: UInt8[np.ndarray, "Z Y X 3"], fps: float) -> None:

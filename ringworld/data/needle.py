@@ -21,79 +21,15 @@ RULES = (
 )
 # Room for the answer: seven digits and the end of the text, with some to spare.
 ANSWER_ROOM = 16
-CITIES = tuple(
-    [
-        "Accra",
-        "Algiers",
-        "Amman",
-        "Amsterdam",
-        "Ankara",
-        "Athens",
-        "Auckland",
-        "Baghdad",
-        "Baku",
-        "Bangkok",
-        "Barcelona",
-        "Beirut",
-        "Belgrade",
-        "Berlin",
-        "Bogota",
-        "Brussels",
-        "Bucharest",
-        "Budapest",
-        "Cairo",
-        "Caracas",
-        "Chicago",
-        "Colombo",
-        "Copenhagen",
-        "Dakar",
-        "Damascus",
-        "Delhi",
-        "Dhaka",
-        "Doha",
-        "Dublin",
-        "Geneva",
-        "Hanoi",
-        "Havana",
-        "Helsinki",
-        "Istanbul",
-        "Jakarta",
-        "Jerusalem",
-        "Kampala",
-        "Kathmandu",
-        "Khartoum",
-        "Kigali",
-        "Kinshasa",
-        "Kyiv",
-        "Lagos",
-        "Lima",
-        "Lisbon",
-        "London",
-        "Luanda",
-        "Madrid",
-        "Manila",
-        "Melbourne",
-        "Milan",
-        "Montreal",
-        "Moscow",
-        "Mumbai",
-        "Nairobi",
-        "Oslo",
-        "Paris",
-        "Prague",
-        "Quito",
-        "Riga",
-        "Rome",
-        "Seattle",
-        "Seoul",
-        "Sofia",
-        "Tallinn",
-        "Tokyo",
-        "Vienna",
-        "Warsaw",
-        "Zagreb",
-    ]
-)
+NAMES = """
+    Accra Algiers Amman Amsterdam Ankara Athens Auckland Baghdad Baku Bangkok Barcelona Beirut
+    Belgrade Berlin Bogota Brussels Bucharest Budapest Cairo Caracas Chicago Colombo Copenhagen
+    Dakar Damascus Delhi Dhaka Doha Dublin Geneva Hanoi Havana Helsinki Istanbul Jakarta
+    Jerusalem Kampala Kathmandu Khartoum Kigali Kinshasa Kyiv Lagos Lima Lisbon London Luanda
+    Madrid Manila Melbourne Milan Montreal Moscow Mumbai Nairobi Oslo Paris Prague Quito Riga
+    Rome Seattle Seoul Sofia Tallinn Tokyo Vienna Warsaw Zagreb
+"""
+CITIES = tuple(NAMES.split())
 
 
 @dataclass(frozen=True)
@@ -169,7 +105,7 @@ def room(length: int, needles: Sequence[Needle], tokenizer: Tokenizer) -> int:
 
 
 def longest_needles(length: int) -> int:
-    """How many needles leave at least a third of `length` tokens to the haystack; 16 at the most."""
+    """How many needles leave a third of `length` tokens or more to the haystack; at most 16."""
     return max(1, min(16, (length - 128) // 96))
 
 
@@ -186,7 +122,7 @@ def recall_example(
     needles: Sequence[Needle],
     tokenizer: Tokenizer,
 ) -> Example:
-    """A book with needles at random depths and a turn of chat for each; only answers are learned."""
+    """A book with needles at random depths, asked for one by one; only answers are learned."""
     hidden = hide(haystack, needles, rng.random(len(needles)).tolist(), tokenizer)
     parts = [text(_opening(tokenizer), 0.0), text(hidden, 0.0)]
     for turn, i in enumerate(rng.permutation(len(needles))):

@@ -1,8 +1,8 @@
 """Masked packing: examples of any length into full rows, nothing leaking between them.
 
 A plan says which pieces of which examples make up each row; it is made once, from the lengths
-alone, so that every row is random-access. Each piece becomes a segment: attention stays inside it, its
-positions start at 0, and its targets never reach into the next.
+alone, so that every row is random-access. Each piece becomes a segment: attention stays inside it,
+its positions start at 0, and its targets never reach into the next.
 """
 
 import bisect

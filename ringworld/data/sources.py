@@ -21,7 +21,8 @@ def text_sources(shelf: Shelf, tokenizer: Tokenizer) -> dict[str, Source]:
     """Passages of books, needles hidden in them with a question for each, and shuffled echoes.
 
     Lengths of recall are drawn evenly over their logarithm from a quarter of the longest, so that
-    each stage sees the lengths it is for. Half of the examples have one needle, the others up to 16.
+    each stage sees the lengths it is for. Half of the examples have one needle, the others as many
+    as fit, up to 16.
     """
 
     def books(rng: np.random.Generator, longest: int) -> Example:

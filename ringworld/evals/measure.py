@@ -9,6 +9,7 @@ import jax
 from ringworld.data.corpus import read_shelf
 from ringworld.evals.heatmap import draw_heatmap
 from ringworld.evals.needle import Grid, run_needle
+from ringworld.files import whole
 from ringworld.generate.model import load_model
 from ringworld.mesh import MeshShape, make_mesh
 
@@ -32,5 +33,6 @@ def measure_needles(
             out / "needle.json",
             announce,
         )
-    (out / "needle.png").write_bytes(draw_heatmap(trials, f"needles of {folder.name}"))
+    with whole(out / "needle.png") as draft:
+        draft.write_bytes(draw_heatmap(trials, f"needles of {folder.name}"))
     announce(f"wrote {out / 'needle.json'} and {out / 'needle.png'}")

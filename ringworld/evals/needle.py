@@ -6,7 +6,6 @@ after every length, and a run that was stopped goes on.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from ringworld.data.example import text
 from ringworld.data.needle import ANSWER_ROOM, Needle, draw_needles, hide, prompt, room
 from ringworld.data.tokenizer import Tokenizer
 from ringworld.errors import InputError
+from ringworld.files import whole
 from ringworld.generate.sample import Sampling
 from ringworld.generate.text import write_text
 from ringworld.models.world import World, WorldWeights
@@ -50,7 +50,7 @@ def run_needle(
     weights: WorldWeights,
     c: World,
     tokenizer: Tokenizer,
-    books: Sequence[Int[np.ndarray, "n"]],
+    books: Sequence[Int[np.ndarray, "_"]],
     grid: Grid,
     results: Path,
     announce: Callable[[str], None],
@@ -124,10 +124,8 @@ def read_trials(path: Path) -> list[Trial]:
 
 
 def _write_trials(path: Path, trials: Iterable[Trial]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".part")
-    draft.write_text(json.dumps({"trials": [asdict(trial) for trial in trials]}, indent=1))
-    os.replace(draft, path)
+    with whole(path) as draft:
+        draft.write_text(json.dumps({"trials": [asdict(trial) for trial in trials]}, indent=1))
 
 
 def accuracy(

@@ -3,7 +3,6 @@
 Every figure says how it was measured, and what a run has no value for is left out.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from ringworld.evals.page import (
     table,
 )
 from ringworld.evals.story import Answer, Continuation, Drawing, Machine, StageRecord, Story
-from ringworld.train.disk import writing_to
+from ringworld.files import whole
 
 FPS = 4.0  # of the animations, whatever the rate of the frames
 
@@ -36,14 +35,8 @@ def write_report(path: Path, story: Story) -> None:
     chapters = [part for part in (tell(story) for tell in CHAPTERS) if part]
     header = [element("h1", story.title), element("p", story.summary, class_="summary")]
     content = page(story.title, join([*header, _key_figures(story)]), join(chapters))
-    draft = path.with_name(f"{path.name}.part")
-    try:
-        with writing_to(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(content, encoding="utf-8")
-            os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with whole(path) as draft:
+        draft.write_text(content, encoding="utf-8")
 
 
 def clock(seconds: float) -> str:

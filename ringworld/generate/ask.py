@@ -23,7 +23,7 @@ ANSWER_STEPS = 48
 
 
 def answer_questions(
-    model: Model, asked: Sequence[str], codes: Sequence[Int[np.ndarray, "Z Q"]]
+    model: Model, asked: Sequence[str], codes: Sequence[Int[np.ndarray, "_ Q"]]
 ) -> list[str]:
     """The model's answer to each question about the clip beside it, drawn greedily."""
     words = model.config.vocabulary
@@ -45,7 +45,7 @@ def draw_wishes(
     guidance: float,
     sampling: Sampling,
     seed: int,
-) -> list[UInt8[np.ndarray, "Z Y X 3"]]:
+) -> list[UInt8[np.ndarray, "_ Y X 3"]]:
     """A clip for each wish, guided away from what the model draws without one."""
     codes = draw_frames(
         model.placed(),
@@ -67,7 +67,7 @@ def continue_scene(
     frames_more: int,
     sampling: Sampling,
     seed: int,
-) -> UInt8[np.ndarray, "Z Y X 3"]:
+) -> UInt8[np.ndarray, "more Y X 3"]:
     """The frames that the model draws after the given ones."""
     words = model.config.vocabulary
     seen = join([bare(model.tokenizer), frame_tokens(given, words, 0.0)])

@@ -4,6 +4,8 @@ A cache has room for S tokens. Prefill fills the places of the prompt in the rin
 token's keys are written into the place that its position has in that order. Nothing is ever moved.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -13,7 +15,7 @@ from ringworld.attention import attend, attend_new
 from ringworld.attention.mask import Where
 from ringworld.layers import rms_norm
 from ringworld.mesh import axis_size, has_mesh, spec
-from ringworld.models.llama import block_specs, read, write
+from ringworld.models.llama import Block, block_specs, read, write
 from ringworld.models.world import World, WorldWeights, embed_tokens
 from ringworld.params import Weight, gather, node
 
@@ -36,7 +38,7 @@ def prefill(
 ) -> tuple[Float[Array, "B S D"], Cache]:
     """The residual stream of whole rows, padded behind the prompt, and the cache they fill."""
 
-    def layer(x: Array, w: Weight) -> tuple[Array, tuple[Array, Array]]:
+    def layer(x: Array, w: Block) -> tuple[Array, tuple[Array, Array]]:
         w = gather(w, block_specs(c.llama))
         q, k, v = read(x, w, where.positions, c.llama)
         return write(x, attend(q, k, v, where), w, c.llama), (k, v)
@@ -56,30 +58,35 @@ def extend(
 ) -> tuple[Float[Array, "B T D"], Cache]:
     """The residual stream of a few new tokens, and the cache with them written at `places`."""
 
-    def layer(x: Array, layer: tuple[Weight, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
-        w, *cached = layer
+    def layer(
+        x: Array, held: tuple[Block, tuple[Array, Array]]
+    ) -> tuple[Array, tuple[Array, Array]]:
+        w, cached = held
         w = gather(w, block_specs(c.llama))
         q, k, v = read(x, w, where.positions, c.llama)
-        attended = attend_new(q, (k, v), where, tuple(cached), cache.where)
+        attended = attend_new(q, (k, v), where, cached, cache.where)
         return write(x, attended, w, c.llama), (k, v)
 
     x = embed_tokens(weights, tokens, vision, c)
-    x, (k, v) = lax.scan(layer, x, (weights.blocks, cache.k, cache.v))
-    return rms_norm(x, weights.heads.norm, c.llama.norm_eps), _write(
-        cache, Cache(k, v, where), places
-    )
+    x, (k, v) = lax.scan(layer, x, (weights.blocks, (cache.k, cache.v)))
+    cache = _write(cache, Cache(k, v, where), places)
+    return rms_norm(x, weights.heads.norm, c.llama.norm_eps), cache
 
 
 def _write(cache: Cache, new: Cache, places: Int[Array, "B T"]) -> Cache:
     if not has_mesh():
         return _write_local(cache, new, places, None)
     axis = "seq" if axis_size("seq") > 1 else None
-    rows, few = spec("batch", "seq"), spec("batch", None)
-    held = Cache(*2 * (spec("layers", "batch", "seq", "kv_heads", None),), rows)
-    coming = Cache(*2 * (spec("layers", "batch", None, "kv_heads", None),), few)
+    held, coming = (
+        Cache(keys, keys, Where(rows, rows))
+        for keys, rows in (
+            (spec("layers", "batch", axis, "kv_heads", None), spec("batch", axis))
+            for axis in ("seq", None)
+        )
+    )
     return jax.shard_map(
-        lambda *arrays: _write_local(*arrays, axis),
-        in_specs=(held, coming, few),
+        partial(_write_local, axis=axis),
+        in_specs=(held, coming, spec("batch", None)),
         out_specs=held,
     )(cache, new, places)
 

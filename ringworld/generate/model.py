@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ringworld.data.codec import Codec, load_codec
 from ringworld.data.tokenizer import Tokenizer, load_tokenizer
@@ -79,7 +80,7 @@ def _make_world(values: dict[str, Any]) -> World:
 
 
 def save_model(
-    path: Path, config: World, weights: WorldWeights, parts: Path, dtype: jnp.dtype
+    path: Path, config: World, weights: WorldWeights, parts: Path, dtype: DTypeLike
 ) -> None:
     """Write a model folder, its tokenizer and codec copied from the model folder `parts`.
 

@@ -19,7 +19,7 @@ from ringworld.params import Weight, node
 
 @node
 class Prompts:
-    """Rows `[B, S]` in the ring's order, their lengths `[B]`, and where each position lies `[S]`."""
+    """Rows `[B, S]` in the ring's order, their lengths `[B]`, the place of each position `[S]`."""
 
     tokens: Weight
     vision: Weight
@@ -84,10 +84,7 @@ def follow(
     tokens, vision = shard(tokens, "batch"), shard(vision, "batch")
     positions = (prompts.lengths + i)[:, None]
     where = Where(positions, jnp.ones_like(positions))
-    places = (
-        prompts.places[positions]
-        if not has_mesh()
-        else (prompts.places.at[positions].get(out_sharding=spec("batch", None)))
-    )
+    rows = spec("batch", None) if has_mesh() else None
+    places = prompts.places.at[positions].get(out_sharding=rows)
     x, cache = extend(weights, cache, tokens[:, None], vision[:, None], where, places, c)
     return shard(x[:, 0], None, None), cache

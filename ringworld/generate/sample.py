@@ -55,7 +55,8 @@ def draw_token(
     return jax.random.categorical(key, logits).astype(jnp.int32)
 
 
-def guide(logits: Float[Array, "2*B V"], scale: float) -> Float[Array, "B V"]:
-    """Classifier-free guidance: uncond + scale (cond - uncond); conditional rows come first."""
-    cond, uncond = jnp.split(logits, 2)
+def guide(
+    cond: Float[Array, "B V"], uncond: Float[Array, "B V"], scale: Float[Array, ""] | float
+) -> Float[Array, "B V"]:
+    """Classifier-free guidance: uncond + scale (cond - uncond)."""
     return uncond + scale * (cond - uncond)

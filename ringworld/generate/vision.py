@@ -39,7 +39,8 @@ def _draw(
 
     def step(carry: tuple, i: Array) -> tuple[tuple, Array]:
         x, cache = carry
-        logits = jnp.where(is_code, guide(read_head(x, head), scale), -jnp.inf)
+        cond, uncond = jnp.split(read_head(x, head), 2)
+        logits = jnp.where(is_code, guide(cond, uncond, scale), -jnp.inf)
         drawn = draw_token(jax.random.fold_in(root, i), logits, sampling)
         ends = (i + 1) % words.frame_length == 0
         tokens = jnp.tile(jnp.where(ends, words.eof, drawn), 2)

@@ -11,7 +11,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,9 +72,9 @@ def make_config(cls: type[C], values: Mapping[str, Any]) -> C:
 
     Raises InputError when a field is unknown or missing.
     """
-    known = {f.name for f in fields(cls)}
-    needed = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
-    if unknown := sorted(set(values) - known):
+    fields = signature(cls).parameters
+    needed = {name for name, field in fields.items() if field.default is field.empty}
+    if unknown := sorted(set(values) - set(fields)):
         raise InputError(f"{CONFIG} has the unknown field {unknown[0]}: remove it")
     if missing := sorted(needed - set(values)):
         raise InputError(f"{CONFIG} lacks the field {missing[0]}: add it")

@@ -21,6 +21,8 @@ from ringworld.layers import contract, rms_norm, swiglu
 from ringworld.params import Weight, constant, dense, gather, node, stacked
 from ringworld.rope import rope
 
+COMPUTE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Llama:
@@ -109,7 +111,7 @@ def layer(x: Float[Array, "B T D"], w: Block, where: Where, c: Llama) -> Float[A
     return write(x, attend(q, k, v, where), w, c)
 
 
-def decode(
+def run_layers(
     x: Float[Array, "B T D"], blocks: Block, where: Where, c: Llama
 ) -> Float[Array, "B T D"]:
     """All layers, one after another.
@@ -134,6 +136,3 @@ def flops_per_token(c: Llama, context: int, head_rows: int) -> float:
     weights = c.layers * (2 * D * N * H + 2 * D * K * H + 3 * D * F) + D * head_rows
     attention = c.layers * 2 * context * N * H
     return 6.0 * weights + 3.5 * attention
-
-
-COMPUTE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

@@ -17,8 +17,7 @@ from ringworld.models.llama import COMPUTE, Block, Llama
 from ringworld.params import Param, Weight, constant, dense, gather, node
 from ringworld.vocab import Vocabulary
 
-
-# A token's own vector outweighs what fresh layers add to it (about 0.2), so that copying is learned.
+# A token's own vector outweighs what fresh layers add (about 0.2), so that copying is learned.
 TABLE_SCALE = 0.5
 
 
@@ -94,7 +93,7 @@ def forward(
 ) -> Float[Array, "B T D"]:
     """The residual stream after the last layer and the final norm, ready for a head."""
     x = embed_tokens(weights, tokens, vision, c)
-    x = llama.decode(x, weights.blocks, where, c.llama)
+    x = llama.run_layers(x, weights.blocks, where, c.llama)
     return rms_norm(x, weights.heads.norm, c.llama.norm_eps)
 
 

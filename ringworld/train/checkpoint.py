@@ -22,7 +22,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +34,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from ringworld.errors import InputError
+from ringworld.files import check_space, sync, writing_to
 from ringworld.params import paths
-from ringworld.train.disk import check_space, sync, writing_to
 from ringworld.train.manifest import Damaged, read_manifest, verify, write_manifest
 from ringworld.train.state import TrainState
 
@@ -260,7 +260,7 @@ def _bytes(state: Any) -> int:
 
 
 @contextmanager
-def _orbax() -> Iterator[ocp.Checkpointer]:
+def _orbax() -> Generator[ocp.Checkpointer, None, None]:
     """Orbax, at rest when this ends: after an error in one of its threads the others go on."""
     try:
         with ocp.PyTreeCheckpointer() as orbax:
@@ -272,7 +272,7 @@ def _orbax() -> Iterator[ocp.Checkpointer]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None, None, None]:
     """Keep the tracebacks of the threads of a failed save off the terminal: its error is raised."""
     logger, hook = logging.getLogger("absl"), sys.unraisablehook
     level = logger.level

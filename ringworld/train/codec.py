@@ -3,8 +3,8 @@
 The decoder's error reaches the encoder straight through the codes. The codebook takes no gradient:
 each code moves to the running mean of the latents put to it (van den Oord et al., arXiv 1711.00937,
 appendix A.1). A code that nearly no latent chooses is *dead* and starts again at a latent of the
-batch; since a fresh codebook is dead everywhere, the first step fills it from the data. Rounding
-sets in gradually, so that the networks have something to say before the codes must say it.
+batch; since a fresh codebook is dead nearly everywhere, the first step fills it from the data.
+Rounding sets in gradually, so that the networks have something to say before the codes must say it.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ringworld.errors import InputError
 from ringworld.models.vqgan import VQGAN, Weights, latents, paint, quantise, specs
-from ringworld.params import init, node
+from ringworld.params import Weight, init, node
+from ringworld.train.state import TrainState
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -28,9 +29,10 @@ class CodecTraining:
     """How long and how fast a codec learns.
 
     `squared` is the share of the squared error in the reconstruction loss (the rest is the absolute
-    error), `decay` what a code keeps of its running mean at each step, and a code is dead when its
-    running count falls under the share `dead` of an even one. Latents go a share of the way to
-    their codes that rises from 0 to 1 over the first `soften` steps.
+    error), `colour` how much more an error of colour counts than one of brightness, `decay` what a
+    code keeps of its running mean at each step, and a code is dead when its running count falls
+    under the share `dead` of an even one. Latents go a share of the way to their codes that rises
+    from 0 to 1 over the first `soften` steps; gradients longer than `clip` are shortened to it.
     """
 
     steps: int
@@ -38,6 +40,7 @@ class CodecTraining:
     learning_rate: float
     seed: int = 0
     squared: float = 0.5
+    colour: float = 2.0
     decay: float = 0.98
     dead: float = 0.1
     soften: int = 300
@@ -50,22 +53,29 @@ class CodecTraining:
             )
         if not (0 <= self.squared <= 1 and 0 < self.decay < 1 and 0 <= self.dead < 1):
             raise InputError("squared, decay and dead are shares: set each between 0 and 1")
-        if min(self.learning_rate, self.clip, self.soften) <= 0:
-            raise InputError("learning_rate, clip and soften must be larger than 0: raise them")
+        if min(self.learning_rate, self.clip, self.soften, self.colour) <= 0:
+            raise InputError(
+                "learning_rate, clip, soften and colour must be larger than 0: raise them"
+            )
 
 
 @node
-class CodecState:
-    """All that a step changes; `counts` [U] and `sums` [U, E] are the codes' running sums."""
+class Tally:
+    """The running sums of each code: how many latents chose it [U], and their sum [U, E]."""
 
-    step: Int[Array, ""]
-    weights: Weights
+    counts: Weight
+    sums: Weight
+
+
+@node
+class CodecMemory:
+    """What a codec's step remembers beside the weights; the optimizer of its `TrainState`."""
+
     moments: Any
-    counts: Float[Array, "U"]
-    sums: Float[Array, "U E"]
+    tally: Tally
 
 
-def optimiser(training: CodecTraining) -> optax.GradientTransformation:
+def make_optimizer(training: CodecTraining) -> optax.GradientTransformation:
     """Adam with clipped gradients; the rate rises in a line and falls along a cosine to a 100th."""
     rate = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
@@ -77,16 +87,14 @@ def optimiser(training: CodecTraining) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(training.clip), optax.adam(rate, b2=0.99))
 
 
-def start(config: VQGAN, training: CodecTraining) -> CodecState:
+def start_codec(config: VQGAN, training: CodecTraining) -> TrainState:
     """The state before the first step, the same for a seed."""
-    weights = init(specs(config), training.seed)
-    return CodecState(
-        step=jnp.zeros((), jnp.int32),
-        weights=weights,
-        moments=optimiser(training).init(weights),
-        counts=jnp.zeros((config.codebook,), jnp.float32),
-        sums=jnp.zeros((config.codebook, config.width), jnp.float32),
-    )
+    weights: Any = init(specs(config), training.seed)
+    moments = make_optimizer(training).init(weights)
+    counts = jnp.zeros((config.codebook,), jnp.float32)
+    sums = jnp.zeros((config.codebook, config.width), jnp.float32)
+    tally = Tally(counts, sums)
+    return TrainState(jnp.zeros((), jnp.int32), weights, CodecMemory(moments, tally))
 
 
 def codec_loss(
@@ -98,89 +106,100 @@ def codec_loss(
 ) -> tuple[Float[Array, ""], tuple[Float[Array, "Z y x E"], Int[Array, "Z y x"], Metrics]]:
     """The loss, and beside it the latents, their codes and the metrics.
 
-    loss = s |error|^2 + (1 - s) |error| + commitment |latent - code|^2, means over all numbers.
+    loss = s |error|^2 + (1 - s) |error| + commitment |latent - code|^2, means over all numbers,
+    where the part of the error that is no change of brightness is first stretched by `colour`.
     """
     vectors = latents(weights, pixels, config)
     rounded, codes = quantise(vectors, weights.codebook)
     firmness = jnp.minimum((step + 1).astype(jnp.float32) / training.soften, 1.0)
     error = paint(weights, vectors + firmness * (rounded - vectors), config) - pixels
-    square, absolute = jnp.mean(jnp.square(error)), jnp.mean(jnp.abs(error))
+    grey = jnp.mean(error, axis=-1, keepdims=True)
+    felt = grey + training.colour * (error - grey)
+    square, absolute = jnp.mean(jnp.square(felt)), jnp.mean(jnp.abs(felt))
     commitment = jnp.mean(jnp.square(vectors - jax.lax.stop_gradient(rounded)))
     share = training.squared
     loss = share * square + (1 - share) * absolute + config.commitment * commitment
-    metrics = {"loss": loss, "square": square, "absolute": absolute, "commitment": commitment}
+    metrics = {
+        "loss": loss,
+        "square": square,
+        "absolute": absolute,
+        "commitment": commitment,
+        "psnr": psnr(jnp.mean(jnp.square(error)) / 4),
+    }
     return loss, (vectors, codes, metrics)
 
 
 def codec_step(
-    state: CodecState, pixels: Float[Array, "Z Y X C"], config: VQGAN, training: CodecTraining
-) -> tuple[CodecState, Metrics]:
+    state: TrainState, pixels: Float[Array, "Z Y X C"], config: VQGAN, training: CodecTraining
+) -> tuple[TrainState, Metrics]:
     """One step: the gradient moves the networks, the latents move the codebook.
 
-    Metrics: the parts of the loss, `psnr` in dB, `gradient` (its norm before the clip),
-    `perplexity` (the number of equally used codes that would be as varied as this batch's),
-    `used` (the share of codes that are alive) and `revived` (how many started again).
+    Metrics: the parts of the loss, `psnr` in dB, `grad_norm` before the clip, `perplexity` (how
+    many equally used codes would be as varied as this batch's), `used` (the share of codes that
+    are alive) and `revived` (how many started again).
     """
+    memory: CodecMemory = state.optimizer
     gradient_of = jax.value_and_grad(codec_loss, has_aux=True)
     (_, (vectors, codes, metrics)), gradient = gradient_of(
         state.weights, pixels, state.step, config, training
     )
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer counts
-        step, moments = optimiser(training).update(gradient, state.moments, state.weights)
-    weights = optax.apply_updates(state.weights, step)
-    followed = follow(state, vectors, codes, training)
-    counts, sums, dead = revive(followed, vectors, training)
-    book = sums / jnp.maximum(counts, jnp.finfo(jnp.float32).tiny)[:, None]
+        updates, moments = make_optimizer(training).update(gradient, memory.moments, state.weights)
+    moved: Any = optax.apply_updates(state.weights, updates)
+    followed = follow(memory.tally, vectors, codes, training)
+    tally, dead = revive(followed, vectors, state.step, training)
+    book = tally.sums / jnp.maximum(tally.counts, jnp.finfo(jnp.float32).tiny)[:, None]
     metrics = metrics | {
-        "psnr": psnr(metrics["square"] / 4),
-        "gradient": optax.tree.norm(gradient),
+        "grad_norm": optax.tree.norm(gradient),
         "perplexity": perplexity(codes, config.codebook),
         "used": 1 - jnp.mean(dead.astype(jnp.float32)),
         "revived": jnp.sum(dead).astype(jnp.float32),
     }
-    weights = replace(weights, codebook=book)
-    return CodecState(state.step + 1, weights, moments, counts, sums), metrics
+    weights = replace(moved, codebook=book)
+    return TrainState(state.step + 1, weights, CodecMemory(moments, tally)), metrics
 
 
-def jitted_step(
+def make_codec_step(
     config: VQGAN, training: CodecTraining
-) -> Callable[[CodecState, Float[Array, "Z Y X C"]], tuple[CodecState, Metrics]]:
-    """`codec_step` compiled for a codec, as `step(state, pixels)`; the old state is used up."""
+) -> Callable[[TrainState, Float[Array, "Z Y X C"]], tuple[TrainState, Metrics]]:
+    """`codec_step` compiled, as `ringworld.train.loop.fit` takes it; the old state is used up."""
     return jax.jit(lambda state, x: codec_step(state, x, config, training), donate_argnums=0)
 
 
 def follow(
-    state: CodecState,
+    tally: Tally,
     vectors: Float[Array, "Z y x E"],
     codes: Int[Array, "Z y x"],
     training: CodecTraining,
-) -> CodecState:
-    """The state with the codes' running counts and sums moved towards those of a batch."""
+) -> Tally:
+    """The running sums of the codes moved towards those of a batch."""
     flat, chosen, keep = vectors.reshape(-1, vectors.shape[-1]), codes.reshape(-1), training.decay
-    hits = jnp.zeros_like(state.counts).at[chosen].add(1.0)
-    sums = jnp.zeros_like(state.sums).at[chosen].add(flat)
-    return replace(
-        state,
-        counts=keep * state.counts + (1 - keep) * hits,
-        sums=keep * state.sums + (1 - keep) * sums,
+    hits = jnp.zeros_like(tally.counts).at[chosen].add(1.0)
+    sums = jnp.zeros_like(tally.sums).at[chosen].add(flat)
+    return Tally(
+        counts=keep * tally.counts + (1 - keep) * hits,
+        sums=keep * tally.sums + (1 - keep) * sums,
     )
 
 
 def revive(
-    state: CodecState, vectors: Float[Array, "Z y x E"], training: CodecTraining
-) -> tuple[Float[Array, "U"], Float[Array, "U E"], Array]:
-    """The counts and sums with dead codes put on latents of the batch, and which were dead.
+    tally: Tally,
+    vectors: Float[Array, "Z y x E"],
+    step: Int[Array, ""],
+    training: CodecTraining,
+) -> tuple[Tally, Bool[Array, "U"]]:
+    """The running sums with dead codes put on latents of the batch, and which codes were dead.
 
     The latents are drawn by the seed and the step. A revived code starts with an even count.
     """
-    flat = jax.lax.stop_gradient(vectors.reshape(-1, vectors.shape[-1]))
-    size = state.counts.shape[0]
+    flat = vectors.reshape(-1, vectors.shape[-1])
+    size = tally.counts.shape[0]
     even = flat.shape[0] / size
-    key = jax.random.fold_in(jax.random.key(training.seed), state.step)
+    key = jax.random.fold_in(jax.random.key(training.seed), step)
     picks = flat[jax.random.choice(key, flat.shape[0], (size,), replace=flat.shape[0] < size)]
-    dead = state.counts < training.dead * even
-    counts = jnp.where(dead, even, state.counts)
-    return counts, jnp.where(dead[:, None], even * picks, state.sums), dead
+    dead = tally.counts < training.dead * even
+    counts = jnp.where(dead, even, tally.counts)
+    return Tally(counts, jnp.where(dead[:, None], even * picks, tally.sums)), dead
 
 
 def perplexity(codes: Int[Array, "Z y x"], size: int) -> Float[Array, ""]:

@@ -8,7 +8,7 @@ import fcntl
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from typing import Any
 import jax
 
 from ringworld.errors import InputError
+from ringworld.files import writing_to
 from ringworld.train.checkpoint import FOLDER, Checkpoints
-from ringworld.train.disk import writing_to
 from ringworld.train.metrics import MetricsLog
 from ringworld.train.state import TrainState, is_finite, outline
 
@@ -133,7 +133,7 @@ def _check_finite(state: TrainState, n: int) -> None:
 
 
 @contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
+def _stop_signal() -> Generator[threading.Event, None, None]:
     """An event that SIGINT and SIGTERM set; a second signal acts as if this were not here."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -158,7 +158,7 @@ def _stop_signal() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def _alone_in(folder: Path) -> Generator[None, None, None]:
     """Hold the folder's lock, which the system drops when the process dies in any way."""
     if jax.process_index() > 0:
         yield

@@ -12,7 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from ringworld.batch import Batch
 from ringworld.mesh import has_mesh, spec
@@ -59,12 +59,7 @@ def _weighted_sum(
 
 
 def _sums(
-    x: Float[Array, "B T D"],
-    heads: Heads,
-    targets: Int[Array, "B T"],
-    of_vision: Bool[Array, "B T"],
-    weights: Float[Array, "B T"],
-    axis: str | None,
+    x: Float[Array, "B T D"], heads: Heads, batch: Batch, axis: str | None
 ) -> Float[Array, "2"]:
     """The weighted nll sums of this device's tokens: text, vision."""
     tokens = x.shape[0] * x.shape[1]
@@ -86,32 +81,30 @@ def _sums(
             vision = _weighted_sum(x, heads.vision, targets, weights, axis)
         return sums + jnp.stack([text, vision]), None
 
-    start = jnp.zeros_like(weights[0, :1], shape=(2,))
-    pieces = tuple(in_chunks(a) for a in (x, targets, of_vision, weights))
+    start = jnp.zeros_like(batch.weights[0, :1], shape=(2,))
+    arrays = (x, batch.targets, batch.target_vision, batch.weights)
+    pieces = tuple(in_chunks(a) for a in arrays)
     return lax.scan(step, start, pieces)[0]
 
 
 def nll_sums(x: Float[Array, "B T D"], heads: Heads, batch: Batch) -> Float[Array, "2"]:
     """The batch's weighted nll sums, text and vision; the heads are gathered."""
-    arrays = (x, heads, batch.targets, batch.target_vision, batch.weights)
     if not has_mesh():
-        return _sums(*arrays, None)
-    rows, table = spec("batch", "seq"), spec(None, "vocab")
+        return _sums(x, heads, batch, None)
+    table = spec(None, "vocab")
     of_heads = Heads(spec(None), table, None if heads.vision is None else table)
 
-    def everywhere(
-        x: Array, heads: Heads, targets: Array, of_vision: Array, weights: Array
-    ) -> Array:
+    def everywhere(x: Array, heads: Heads, batch: Batch) -> Array:
         # Each device sums its own gradient of the heads over its chunks, and one sum over devices
         # follows. Left to autodiff it would stand in the branch that a device may skip: a deadlock.
         heads = jax.tree.map(lambda w: lax.pcast(w, ROWS, to="varying"), heads)
-        return lax.psum(_sums(x, heads, targets, of_vision, weights, "tensor"), ROWS)
+        return lax.psum(_sums(x, heads, batch, "tensor"), ROWS)
 
     return jax.shard_map(
         everywhere,
-        in_specs=(spec("batch", "seq", None), of_heads, rows, rows, rows),
+        in_specs=(spec("batch", "seq", None), of_heads, spec("batch", "seq")),
         out_specs=spec(None),
-    )(*arrays)
+    )(x, heads, batch)
 
 
 def loss(

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ringworld.train.disk import sync
+from ringworld.files import sync
 
 NAME = "manifest.json"
 SCHEMA = 1

@@ -6,7 +6,6 @@ never keeps a device waiting.
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from functools import cache
@@ -20,8 +19,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ringworld.errors import InputError
+from ringworld.files import sync, whole, writing_to
 from ringworld.mesh import make_mesh
-from ringworld.train.disk import sync, writing_to
 
 NAME = "metrics.jsonl"
 MUST_BE_FINITE = ("loss", "grad_norm")
@@ -153,9 +152,8 @@ def keep_before(path: Path, start: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         return
     kept = [line for line in path.read_text().splitlines() if _step_of(line) < start]
-    whole = path.with_name(f"{path.name}.tmp")
-    whole.write_text("".join(f"{line}\n" for line in kept))
-    os.replace(whole, path)
+    with whole(path) as draft:
+        draft.write_text("".join(f"{line}\n" for line in kept))
 
 
 def _step_of(line: str) -> float:

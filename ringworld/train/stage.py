@@ -65,7 +65,7 @@ def train_stage(
         placed = (
             jax.jit(lambda: init(specs(c), stage.seed))()
             if weights is None
-            else (jax.device_put(weights, shardings(specs(c), mesh)))
+            else jax.device_put(weights, shardings(specs(c), mesh))
         )
         state = fit(
             state=start(placed, optimizer),

@@ -25,7 +25,7 @@ def make_step(
         (value, parts), grads = value_and_grad(state.weights, batch, c, vision_share)
         updates, moments = optimizer.update(grads, state.optimizer, state.weights)
         weights = optax.apply_updates(state.weights, updates)
-        metrics = {"loss": value, "grad_norm": optax.global_norm(grads), **parts}
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), **parts}
         return TrainState(state.step + 1, weights, moments), metrics
 
     return step

@@ -1,10 +1,10 @@
-"""Disks that fill up or fail, said in one sentence, and what it takes to survive a power cut."""
+"""Files that are whole or absent, and disks that fill up or fail, said in one sentence."""
 
 import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS, 
 
 
 @contextmanager
-def writing_to(folder: Path) -> Iterator[None]:
+def writing_to(folder: Path) -> Generator[None, None, None]:
     """Turn a full or failing disk into an InputError that names `folder`.
 
     TensorStore reports a failed write as a ValueError with the errno in its text; both are meant.
@@ -28,8 +28,25 @@ def writing_to(folder: Path) -> Iterator[None]:
             raise
         raise InputError(
             f"{folder} could not be written ({os.strerror(number).lower()}): free some space or "
-            "use another folder, then run again to go on; earlier checkpoints are whole"
+            "use another folder, then run again to go on; what was written before is whole"
         ) from error
+
+
+@contextmanager
+def whole(path: Path) -> Generator[Path, None, None]:
+    """A draft beside `path`, with its ending, that becomes `path` when the block ends well.
+
+    When it fails the draft is removed and `path` stays as it was. Makes the folder. Raises
+    InputError when the disk is full or fails.
+    """
+    draft = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        with writing_to(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield draft
+            os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def check_space(folder: Path, needed: int) -> None:

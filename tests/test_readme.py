@@ -1,0 +1,114 @@
+"""What the pages show works: their Python runs, their commands exist, their tree is the tree."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ringworld.cli import VERBS
+from ringworld.data.fetch import ASSETS
+from ringworld.recipes import RECIPES, find_recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = PAGES[0].read_text(encoding="utf-8")
+TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of a page in one language; "" are those that name none."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.S | re.M)
+    return [block for named, block in fenced if named == language]
+
+
+PYTHON = [
+    pytest.param(block, id=f"{page.stem}-{i}")
+    for page in PAGES
+    for i, block in enumerate(blocks(page.read_text(encoding="utf-8"), "python"), 1)
+]
+COMMANDS = [
+    line.split("#")[0].split()
+    for page in PAGES
+    for block in blocks(page.read_text(encoding="utf-8"), "sh")
+    for line in block.splitlines()
+    if line.startswith("ringworld ")
+]
+
+
+@pytest.mark.parametrize("block", PYTHON)
+def test_the_python_of_the_pages_runs(block: str, tmp_path: Path) -> None:
+    search = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", block],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": search},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    promised = re.findall(r"^print\(.*\)  # (.+)$", block, re.M)
+    assert done.stdout.splitlines()[: len(promised)] == promised
+
+
+def test_the_readme_shows_python() -> None:
+    assert blocks(README, "python")
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_the_commands_of_the_pages_exist(words: list[str]) -> None:
+    verb, *rest = words[1:]
+    if verb == "train":
+        assert rest[0] in RECIPES
+    elif verb == "fetch":
+        assert rest[0] in ASSETS
+    else:
+        assert verb in VERBS or f"{verb} {rest[0]}" in VERBS
+
+
+def test_every_command_is_in_the_readme() -> None:
+    shown = "\n".join(blocks(README, "sh"))
+    for verb in ("train", *VERBS):
+        assert f"ringworld {verb} " in shown
+
+
+def test_the_tree_of_the_readme_is_the_package() -> None:
+    tree = next(block for block in blocks(README, "") if block.startswith("ringworld/"))
+    named, folder = set(), ""
+    for line in tree.splitlines():
+        if opened := re.match(r" *(\w+)/ ", line):
+            folder = "" if opened[1] == "ringworld" else f"{opened[1]}/"
+        named |= {f"{folder}{name}.py" for name in re.findall(r"(?:^|\s)(\w+): ", line)}
+    package = ROOT / "ringworld"
+    files = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+    assert named == {file for file in files if not file.endswith("__init__.py")}
+
+
+def test_the_links_of_the_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#]+)", text):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_stages_of_a_recipe_are_those_of_the_training_page(name: str) -> None:
+    for stage in find_recipe(name).stages:
+        shares = ", ".join(f"{source} {share:g}" for source, share in stage.shares.items())
+        cells = [
+            stage.name,
+            f"{stage.context:,}",
+            f"{stage.rope_theta:,.0f}",
+            str(stage.batch),
+            str(stage.loop.steps),
+            f"{stage.tokens:,}",
+            f"{stage.optimizer.peak_lr:g}",
+            "x".join(map(str, stage.mesh.sizes)),
+            shares,
+            f"{stage.vision_share:g}",
+        ]
+        assert f"| {' | '.join(cells)} |" in TRAINING
