@@ -210,9 +210,13 @@ def test_batch_and_heads_are_divided_without_a_change(shape: dict[str, int]) -> 
 
 
 def rows_of(length: int) -> st.SearchStrategy[Where]:
+    """One row of any positions and segments, often of one segment: a tile that may be whole."""
     numbers = st.lists(st.integers(0, 3), min_size=length, max_size=length)
+    alike = st.integers(0, 2).map(lambda segment: [segment] * length)
     return st.builds(
-        lambda p, s: Where(np.array([p], np.int32), np.array([s], np.int32)), numbers, numbers
+        lambda p, s: Where(np.array([p], np.int32), np.array([s], np.int32)),
+        numbers,
+        alike | numbers,
     )
 
 
