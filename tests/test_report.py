@@ -275,8 +275,8 @@ def test_a_report_is_replaced_whole_or_not_at_all(
     write_report(path, bare)
     before = path.read_bytes()
 
-    def fill(*_: object, **__: object) -> None:
-        path.with_name("report.html.part").write_bytes(b"<!doctype")
+    def fill(draft: Path, *_: object, **__: object) -> None:
+        draft.write_bytes(b"<!doctype")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as disk:
