@@ -88,7 +88,7 @@ def nano_base() -> Recipe:
         stages=(
             stage("echo-64", 64, 64, 500, 2e-3, shares=echo, vision_share=0.0, seed=1),
             stage("text-256", 256, 16, 600, 2e-3, shares=text, vision_share=0.0, seed=2),
-            stage("world-1k", 1024, 4, 1200, 1.5e-3, shares=world, vision_share=0.5, seed=3),
+            stage("world-1k", 1024, 4, 500, 1.5e-3, shares=world, vision_share=0.5, seed=3),
         ),
         clips=4000,
         seed=7,
@@ -100,7 +100,7 @@ def demo() -> Recipe:
     """The shipped model grown from 1K to 16K on a ring of eight, its RoPE base by the law."""
     shares = {"recall": 0.6, "books": 0.05, "clips": 0.25, "film": 0.1}
     stages, (base, trained) = [], (NANO_WORLD.llama.rope_theta, NANO_WORLD.llama.context)
-    for context, steps, lr in ((1024, 20, 3e-4), (4096, 30, 5e-4), (16384, 16, 3e-4)):
+    for context, steps, lr in ((1024, 20, 3e-4), (4096, 40, 5e-4), (16384, 20, 3e-4)):
         base = rope_theta(context, NANO_WORLD.llama.head_width, base, trained)
         trained = context
         stages.append(
