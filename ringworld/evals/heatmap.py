@@ -26,8 +26,9 @@ def draw_heatmaps(maps: Mapping[str, Sequence[Trial]]) -> bytes:
     width = 1.6 + 0.9 * len(lengths)
     figure = Figure(figsize=(width * len(maps), 1.3 + 0.42 * len(depths)), dpi=144)
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(maps), squeeze=False)[0]
+    panels = figure.subplots(1, len(maps), squeeze=False, sharey=True)[0]
     drawn = [_draw_map(axes, *named) for axes, named in zip(panels, maps.items(), strict=True)]
+    panels[0].set_ylabel("depth of the needle")
     figure.colorbar(drawn[0], ax=list(panels), label="share found")
     out = BytesIO()
     figure.savefig(out, format="png", bbox_inches="tight")
@@ -40,7 +41,6 @@ def _draw_map(axes: Axes, title: str, trials: Sequence[Trial]) -> AxesImage:
     axes.set_xticks(range(len(lengths)), [name_length(length) for length in lengths])
     axes.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths])
     axes.set_xlabel("context length (tokens)")
-    axes.set_ylabel("depth of the needle")
     axes.set_title(title)
     for (row, column), found in np.ndenumerate(share):
         ink = "white" if abs(found - 0.5) > 0.35 else "black"
