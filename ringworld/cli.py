@@ -103,6 +103,7 @@ def run(words: list[str], announce: Callable[[str], None]) -> None:
     if not words or words[0] in ("-h", "--help"):
         print(USAGE.format(assets=", ".join(ASSETS), recipes=", ".join(RECIPES)))
         return
+    use_virtual_devices()
     if words[0] == "train":
         train(words[1:], announce)
         return
@@ -117,16 +118,13 @@ def act(asked: Any, announce: Callable[[str], None]) -> None:
     """Do one verb, its options parsed."""
     match asked:
         case Demo():
-            use_devices(8)
             page = run_demo(asked.folder, announce)
             announce(f"done: open {page}")
         case Fetch():
             announce(str(fetch(asked.name)))
         case Needle():
-            use_devices(asked.mesh.devices)
             measure_needles(asked.model, asked.grid, asked.mesh, asked.folder, announce)
         case Video():
-            use_devices(asked.mesh.devices)
             draw_video(
                 asked.model,
                 asked.wish,
@@ -157,13 +155,12 @@ def train(words: list[str], announce: Callable[[str], None]) -> None:
     if isinstance(recipe, CodecRecipe):
         done = run_codec_recipe(recipe, folder, announce)
     else:
-        use_devices(max(stage.mesh.devices for stage in recipe.stages))
         done = run_recipe(recipe, folder, announce)
     announce(f"done: {done}")
 
 
-def use_devices(count: int) -> None:
-    """Give a CPU at least `count` virtual devices, unless the environment has said how many."""
+def use_virtual_devices() -> None:
+    """Give a CPU eight virtual devices, unless the environment has said how many."""
     said = VIRTUAL_DEVICES in os.environ.get("XLA_FLAGS", "") or NUM_DEVICES in os.environ
     if not said:
-        jax.config.update("jax_num_cpu_devices", count)
+        jax.config.update("jax_num_cpu_devices", 8)

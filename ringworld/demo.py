@@ -9,7 +9,7 @@
     use      answer, draw, continue
     report   one page with everything
 
-Every step keeps what it made, so the demo can be stopped anywhere and goes on.
+Every step keeps what it made, so the demo can be stopped anywhere and goes on; the report is last.
 """
 
 import json
@@ -89,6 +89,10 @@ def run_demo(folder: Path, announce: Announce) -> Path:
 
     Raises InputError when something cannot be fetched, read or written.
     """
+    page = folder / "report.html"
+    if page.exists():
+        announce(f"{folder} has been told to its end: remove the folder to run it anew")
+        return page
     recipe, clock = demo(), Clock(folder)
     with clock.timed("fetch"):
         film_file = fetch("film")
@@ -134,7 +138,6 @@ def run_demo(folder: Path, announce: Announce) -> Path:
     )
     with whole(folder / "needles.png") as draft:
         draft.write_bytes(draw_heatmaps({"before": before, "after": after}))
-    page = folder / "report.html"
     write_report(page, story)
     return page
 

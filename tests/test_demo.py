@@ -77,9 +77,12 @@ def test_the_demo_tells_its_whole_story_and_a_second_run_repeats_nothing(
         assert word in written
     assert len([line for line in said if line.startswith("stage ")]) == 2
     metrics = (page.parent / "1k" / "metrics.jsonl").read_text()
+    page.unlink()
     _, again = story()
     assert not any(line.startswith(("stage ", "decoding", "needle:")) for line in again)
     assert (page.parent / "1k" / "metrics.jsonl").read_text() == metrics
+    _, third = story()
+    assert len(third) == 1 and "to its end" in third[0]
 
 
 def test_a_folder_of_another_run_is_refused(

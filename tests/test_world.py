@@ -102,7 +102,7 @@ def weights_of(c: World) -> Any:
 @cache
 def batches_of(shape: MeshShape) -> Any:
     rows = PackedRows(draw_examples(12, 40), CONTEXT)
-    return make_batches(rows, batch=2, seed=0, order=deal_order(CONTEXT, 2, shape))
+    return make_batches(rows, batch=2, seed=0, order=deal_order(CONTEXT, shape))
 
 
 @cache

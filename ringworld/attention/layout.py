@@ -13,16 +13,21 @@ from jaxtyping import Int
 from ringworld.errors import InputError
 
 
-def zigzag_order(length: int, ring: int) -> Int[np.ndarray, "T"]:
-    """For each place of the dealt row, the index of its token in the row as it was written.
-
-    Raises InputError unless 2 * ring divides the length.
-    """
+def check_zigzag(length: int, ring: int) -> None:
+    """Raise InputError unless a row of `length` tokens can be dealt in zig-zag to a ring."""
     if length % (2 * ring):
         raise InputError(
             f"a row of {length} tokens does not divide into {2 * ring} pieces for a ring of "
             f"{ring}: make the sequence length a multiple of {2 * ring}"
         )
+
+
+def zigzag_order(length: int, ring: int) -> Int[np.ndarray, "T"]:
+    """For each place of the dealt row, the index of its token in the row as it was written.
+
+    Raises InputError unless 2 * ring divides the length.
+    """
+    check_zigzag(length, ring)
     pieces = np.arange(length).reshape(2 * ring, -1)
     return np.concatenate([pieces[[r, 2 * ring - 1 - r]].reshape(-1) for r in range(ring)])
 

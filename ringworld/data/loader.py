@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from ringworld.attention.layout import zigzag_order
+from ringworld.attention.layout import check_zigzag, zigzag_order
 from ringworld.batch import Batch
 from ringworld.data.example import Example
 from ringworld.data.pack import pack_row, plan_rows
@@ -30,17 +30,20 @@ class PackedRows:
         return pack_row(self.plan[index], self.examples.__getitem__, self.context)
 
 
-def deal_order(context: int, rows: int, shape: MeshShape) -> Int[np.ndarray, "T"]:
-    """The zig-zag order in which the mesh's ring wants a row.
-
-    Raises InputError when the rows or the sequence do not divide over the mesh.
-    """
+def check_rows(context: int, rows: int, shape: MeshShape) -> None:
+    """Raise InputError unless `rows` rows of `context` tokens divide over the mesh."""
     groups = shape.data * shape.fsdp
     if rows % groups:
         raise InputError(
             f"{rows} rows do not divide over {groups} groups (data x fsdp): make the batch a "
             f"multiple of {groups}"
         )
+    if shape.seq > 1:
+        check_zigzag(context, shape.seq)
+
+
+def deal_order(context: int, shape: MeshShape) -> Int[np.ndarray, "T"]:
+    """The zig-zag order in which the mesh's ring wants a row; raises InputError as `check_rows`."""
     return np.arange(context) if shape.seq == 1 else zigzag_order(context, shape.seq)
 
 

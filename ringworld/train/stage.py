@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from ringworld.data.example import Example
-from ringworld.data.loader import PackedRows, deal_order, make_batches
+from ringworld.data.loader import PackedRows, check_rows, deal_order, make_batches
 from ringworld.mesh import MeshShape, make_mesh
 from ringworld.models.llama import flops_per_token
 from ringworld.models.world import World, WorldWeights, specs
@@ -37,6 +37,9 @@ class Stage:
     vision_share: float = 0.5
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        check_rows(self.context, self.batch, self.mesh)
+
     @property
     def tokens(self) -> int:
         """The tokens that the stage trains on."""
@@ -58,7 +61,7 @@ def train_stage(
     """
     c = model.at(stage.context, stage.rope_theta)
     mesh = make_mesh(**asdict(stage.mesh))
-    order = deal_order(stage.context, stage.batch, stage.mesh)
+    order = deal_order(stage.context, stage.mesh)
     rows = PackedRows(examples, stage.context)
     optimizer = make_optimizer(stage.optimizer, stage.loop.steps, specs(c))
     with jax.set_mesh(mesh):
