@@ -315,7 +315,8 @@ def list_numbers(
 
 
 NOTES = (
-    "The model is small and is trained for minutes: its prose is not worth reading.",
+    "The model is small and its vision was trained for minutes: its prose, its answers about clips "
+    "and its drawings are not yet better than guesses.",
     "Needles use words that training has seen with other numbers and other books, as in LWM's chat "
     "stages; a hard test of understanding they are not.",
 )
