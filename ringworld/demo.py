@@ -315,8 +315,8 @@ def list_numbers(
 
 
 NOTES = (
-    "The model is small and its vision was trained for minutes: its prose is not worth reading, and "
-    "the figures for answers and drawings say how often they are right.",
+    "The model is small and its vision was trained for minutes: its prose is not worth reading, "
+    "and the figures for answers and drawings say how often they are right.",
     "Needles use words that training has seen with other numbers and other books, as in LWM's chat "
     "stages; a hard test of understanding they are not.",
 )
