@@ -73,7 +73,7 @@ def nano_base() -> Recipe:
             context=context,
             rope_theta=NANO_WORLD.llama.rope_theta,
             batch=batch,
-            loop=Loop(steps=steps, save_every=50),
+            loop=Loop(steps=steps, save_every=100),
             optimizer=AdamW(schedule="cosine", peak_lr=lr, end_lr=lr / 10, warmup_steps=30),
             mesh=MeshShape(data=2),
             **rest,
@@ -81,18 +81,16 @@ def nano_base() -> Recipe:
 
     echo = {"echo": 0.8, "books": 0.2}
     text = {"recall": 0.5, "echo": 0.25, "books": 0.25}
-    clips = {"recall": 0.2, "clips": 0.75, "film": 0.05}
-    world = {"recall": 0.35, "books": 0.1, "clips": 0.45, "film": 0.1}
+    world = {"recall": 0.15, "books": 0.05, "clips": 0.72, "film": 0.08}
     return Recipe(
         name="nano-base",
         model=NANO_WORLD,
         stages=(
             stage("echo-64", 64, 64, 500, 2e-3, shares=echo, vision_share=0.0, seed=1),
             stage("text-256", 256, 16, 600, 2e-3, shares=text, vision_share=0.0, seed=2),
-            stage("world-1k", 1024, 4, 500, 1.5e-3, shares=world, vision_share=0.5, seed=3),
-            stage("clips-1k", 1024, 4, 600, 1.5e-3, shares=clips, vision_share=0.5, seed=4),
+            stage("world-1k", 1024, 4, 4500, 1.5e-3, shares=world, vision_share=0.5, seed=3),
         ),
-        clips=4000,
+        clips=12000,
         seed=7,
         start=None,
     )

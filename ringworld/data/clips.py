@@ -2,13 +2,14 @@
 
     text then video    <s>... USER: Generate a video of {wish} ASSISTANT: <vision>...</vision></s>
     video then text    <s>... USER: {question}\\n<vision>...</vision> ASSISTANT: {answer}</s>
+                       USER: {question} ASSISTANT: {answer}</s> ...
     video alone        <s><vision>...</vision></s>
 
 What is given is not learned, so an example teaches one modality. The bare video teaches what
 guidance moves away from.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,8 @@ from ringworld.data.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary
 
 DESCRIBE = "Describe the video."
+# The most turns of a talk about one clip: each tells of the same codes, which are read only once.
+TURNS = 8
 
 
 @dataclass(frozen=True)
@@ -79,31 +82,37 @@ def question_prompt(
     )
 
 
-def answer_example(
-    asked: str,
-    answer: str,
+def talk_example(
+    turns: Sequence[tuple[str, str]],
     codes: Int[np.ndarray, "Z Q"],
     tokenizer: Tokenizer,
     vocabulary: Vocabulary,
 ) -> Example:
-    """Video then text: the answer is learned."""
-    learned = text([*tokenizer.encode(f" {answer}"), tokenizer.eos], 1.0)
-    return join([question_prompt(asked, codes, tokenizer, vocabulary), learned])
+    """Video then text: (question, answer) turns about one clip, of which the answers are learned.
+
+    The first question comes before the video, the others follow the answer before them.
+    """
+    parts = [question_prompt(turns[0][0], codes, tokenizer, vocabulary)]
+    for i, (asked, answer) in enumerate(turns):
+        if i > 0:
+            parts.append(text(tokenizer.encode(f" USER: {asked} ASSISTANT:"), 0.0))
+        parts.append(text([*tokenizer.encode(f" {answer}"), tokenizer.eos], 1.0))
+    return join(parts)
 
 
 def clip_example(
     rng: np.random.Generator, clip: CodedClip, tokenizer: Tokenizer, vocabulary: Vocabulary
 ) -> Example:
-    """The clip drawn from words (4 in 10), told in words (2), asked about (3), or bare (1)."""
-    form = rng.choice(4, p=(0.4, 0.2, 0.3, 0.1))
+    """The clip drawn from words (5 in 10), talked about (4), or bare (1)."""
+    form = rng.choice(3, p=(0.5, 0.4, 0.1))
     words = caption(clip.scene)
     if form == 0:
         return draw_example(words, clip.codes, tokenizer, vocabulary)
-    if form == 3:
+    if form == 2:
         return film_example(clip.codes, tokenizer, vocabulary)
-    pairs = questions(clip.scene)
-    asked, answer = (DESCRIBE, words) if form == 1 else pairs[int(rng.integers(len(pairs)))]
-    return answer_example(asked, answer, clip.codes, tokenizer, vocabulary)
+    pairs = [(DESCRIBE, words), *questions(clip.scene)]
+    chosen = rng.permutation(len(pairs))[:TURNS]
+    return talk_example([pairs[i] for i in chosen], clip.codes, tokenizer, vocabulary)
 
 
 def words_of(clips: Iterable[Scene]) -> list[str]:

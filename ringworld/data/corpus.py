@@ -27,6 +27,8 @@ HELD_BOOKS = frozenset({"hamlet_gut", "othello_gut", "sonnets_gut", "tempest_gut
 # Counted from 0; every one is 60 frames at one a second.
 HELD_MINUTES = (2, 5, 7)
 FRAMES_A_CLIP = 6
+# The share of clips that have a frame of the film for a ground; the others have a plain one.
+OVER_FILM = 0.2
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,12 @@ def read_film(path: Path, codec: Codec, cache: Path, announce: Announce) -> Film
 def draw_clips(
     film: Film, codec: Codec, count: int, seed: int, cache: Path, announce: Announce
 ) -> list[CodedClip]:
-    """`count` scenes, half of them over frames of the film, with their codes; kept in `cache`."""
+    """`count` scenes, some over frames of the film, with their codes; kept in `cache`."""
     learned = film.frames[~film.held_out]
     scenes = []
     for i in range(count):
         rng = np.random.default_rng((seed, i))
-        over = learned[int(rng.integers(len(learned)))] if rng.random() < 0.5 else None
+        over = learned[int(rng.integers(len(learned)))] if rng.random() < OVER_FILM else None
         scenes.append(sample_scene(rng, max_things=3, film=over))
     kept = cache / f"clips-{seed}-{count}.npz"
     if not kept.exists():
