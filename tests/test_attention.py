@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ringworld import attention
 from ringworld.attention import attend, attend_new
 from ringworld.attention.block import BLOCKWISE
-from ringworld.attention.layout import invert, zigzag_order
+from ringworld.attention.layout import zigzag_order
 from ringworld.attention.mask import (
     Where,
     ends_of_keys,
@@ -267,39 +267,6 @@ def test_tiles_of_the_future_and_of_other_documents_are_skipped() -> None:
     assert not judged(True)(tile(2, 0), tile(1, 8))[0]
     assert not judged(False)(tile(1, 0), tile(2, 0))[0]
     assert judged(True)(tile(1, 8), tile(1, 0))[1]
-
-
-# ---- the order of a row
-
-
-@settings(max_examples=50, deadline=None)
-@given(ring=st.integers(1, 16), piece=st.integers(1, 9))
-def test_zigzag_is_a_permutation_and_invert_undoes_it(ring: int, piece: int) -> None:
-    order = zigzag_order(2 * ring * piece, ring)
-    row = np.arange(len(order))
-    np.testing.assert_array_equal(np.sort(order), row)
-    np.testing.assert_array_equal(row[order][invert(order)], row)
-
-
-def test_zigzag_gives_every_device_the_same_work_at_every_ring_step() -> None:
-    ring, length = 8, 1024
-    shards = zigzag_order(length, ring).reshape(ring, -1)
-    work = np.array(
-        [
-            [(q[:, None] >= shards[(r - step) % ring]).sum() for step in range(ring)]
-            for r, q in enumerate(shards)
-        ]
-    )
-    of_device = work.sum(1)
-    assert of_device.max() <= 1.01 * of_device.mean()
-    assert (work.max(0) <= 1.01 * work.mean(0)).all()
-
-
-def test_a_row_that_zigzag_cannot_cut_is_refused() -> None:
-    with pytest.raises(
-        InputError, match="100 tokens does not divide into 16 pieces.*multiple of 16"
-    ):
-        zigzag_order(100, 8)
 
 
 def test_heads_that_do_not_divide_are_refused() -> None:

@@ -67,8 +67,9 @@ def count_hops(queries: Reach, keys: Where, axis: str) -> Int[Array, ""]:
     From the ends of each device's shard, which all of them exchange; the same number everywhere.
     """
     size, here = lax.axis_size(axis), lax.axis_index(axis)
-    everywhere = jax.tree.map(lambda x: lax.all_gather(x, axis), ends_of_keys(keys))
-    live = may_see(ends_of_queries(queries), everywhere).any(-1)
+    leaves, shape = jax.tree.flatten(ends_of_keys(keys))
+    everywhere = lax.all_gather(jnp.stack([x.astype(jnp.int32) for x in leaves]), axis, axis=1)
+    live = may_see(ends_of_queries(queries), jax.tree.unflatten(shape, everywhere)).any(-1)
     away = jnp.where(live, (here - jnp.arange(size)) % size, 0).max()
     return lax.pmax(away, tuple(jax.typeof(away).manual_axis_type.varying))
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ringworld.attention.layout import invert, zigzag_order
+from ringworld.attention.layout import deal, invert, striped_order
 from ringworld.attention.mask import Where
 from ringworld.data.example import Example
 from ringworld.errors import InputError
@@ -38,25 +38,23 @@ def make_prompts(prompts: Sequence[Example], capacity: int, c: World) -> Prompts
             f"the prompt and its answer take {capacity} tokens and the model's context is "
             f"{c.llama.context}: shorten the prompt or use a model of longer context"
         )
-    ring = axis_size("seq")
-    size = capacity + -capacity % (2 * ring)
-    order = zigzag_order(size, ring) if ring > 1 else np.arange(size)
-    rows = np.zeros((2, len(prompts), size), np.int32)
-    segments = np.zeros((len(prompts), size), np.int32)
+    order = striped_order(capacity, axis_size("seq"))
+    rows = np.zeros((2, len(prompts), capacity), np.int32)
+    segments = np.zeros((len(prompts), capacity), np.int32)
     for i, prompt in enumerate(prompts):
         rows[0, i, : len(prompt)], rows[1, i, : len(prompt)] = prompt.tokens, prompt.vision
         segments[i, : len(prompt)] = 1
-    positions = np.where(segments > 0, np.arange(size), 0).astype(np.int32)
+    positions = np.where(segments > 0, np.arange(capacity), 0).astype(np.int32)
 
     def place(x: np.ndarray) -> jax.Array:
-        return shard(jnp.asarray(x[:, order]), "batch", "seq")
+        return shard(jnp.asarray(deal(x, order)), "batch", "seq")
 
     return Prompts(
         place(rows[0]),
         place(rows[1].astype(np.bool_)),
         Where(place(positions), place(segments)),
         shard(jnp.asarray([len(prompt) for prompt in prompts], jnp.int32), "batch"),
-        jnp.asarray(invert(order), jnp.int32),
+        jnp.asarray(invert(order, capacity), jnp.int32),
     )
 
 
