@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from ringworld.attention.block import BLOCKWISE
-from ringworld.attention.decode import attend_cache, attend_chunk
+from ringworld.attention.decode import attend_cache, stay, travel
 from ringworld.attention.dense import attend_dense
 from ringworld.attention.mask import Where
 from ringworld.attention.ring import attend_ring
@@ -79,13 +79,12 @@ def attend_new(
     are divided along the sequence too, a chunk of a prompt, travel past it; a few that every device
     holds are merged from all parts.
     """
-    axis, kernel = _ring_axis(), _choose(None)
-    local = partial(attend_chunk, is_causal=causal, kernel=kernel, axis=axis)
+    axis = _ring_axis()
+    seq = "seq" if has_mesh() and _placement(q)[1] else None
+    visit = partial(travel if seq or axis is None else stay, axis=axis)
+    local = partial(attend_cache, is_causal=causal, kernel=_choose(None), visit=visit)
     if not has_mesh():
         return local(q, new, queries, cached, keys)
-    seq = "seq" if _placement(q)[1] else None
-    if seq is None and axis is not None:
-        local = partial(attend_cache, is_causal=causal, kernel=kernel, axis=axis)
     tokens, token_keys = spec("batch", seq, "heads", None), spec("batch", seq, "kv_heads", None)
     cache = spec("batch", "seq", "kv_heads", None)
     return jax.shard_map(
