@@ -1,6 +1,7 @@
 """Every implementation of attention gives the numbers of its definition, and costs what it says."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -13,9 +14,19 @@ from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import Mesh
 
-from ringworld.attention import attend, attend_new, block
+from ringworld import attention
+from ringworld.attention import attend, attend_new
+from ringworld.attention.block import BLOCKWISE
 from ringworld.attention.layout import invert, zigzag_order
-from ringworld.attention.mask import Where, may_see, sees, sees_all
+from ringworld.attention.mask import (
+    Where,
+    ends_of_keys,
+    ends_of_queries,
+    may_see,
+    reach,
+    sees,
+    sees_all,
+)
 from ringworld.errors import InputError
 from ringworld.mesh import make_mesh, named_sharding
 
@@ -32,7 +43,7 @@ Arrays = tuple[np.ndarray, ...]
 @pytest.fixture(autouse=True, scope="module")
 def many_tiles() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(block, "TILE", TILE)
+        patch.setitem(attention.KERNELS, "xla", replace(BLOCKWISE, tile=TILE))
         yield
 
 
@@ -126,10 +137,10 @@ def assert_close(found: Arrays, wanted: Arrays) -> None:
 
 IMPLEMENTATIONS = {
     "dense": ("dense", 0),
-    "blockwise": ("ring", 0),
-    "ring2": ("ring", 2),
-    "ring4": ("ring", 4),
-    "ring8": ("ring", 8),
+    "blockwise": ("xla", 0),
+    "ring2": ("xla", 2),
+    "ring4": ("xla", 4),
+    "ring8": ("xla", 8),
 }
 
 
@@ -156,13 +167,13 @@ def test_every_implementation_equals_the_definition_in_float64(
 @pytest.mark.parametrize("length", [1, 8, 13])
 def test_lengths_that_tiles_do_not_divide_lose_nothing(length: int) -> None:
     arrays, where = draw(length, 2), one_document(length)
-    assert_close(run("ring", 0, arrays, where, True), definition(*arrays, where, True))
+    assert_close(run("xla", 0, arrays, where, True), definition(*arrays, where, True))
 
 
 def test_shards_that_tiles_do_not_divide_lose_nothing() -> None:
     length = 4 * 11
     arrays, where = draw(length, 2), packed(length)
-    assert_close(run("ring", 4, arrays, where, True), definition(*arrays, where, True))
+    assert_close(run("xla", 4, arrays, where, True), definition(*arrays, where, True))
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
@@ -190,7 +201,7 @@ def test_scores_of_a_thousand_do_not_overflow(name: str) -> None:
 
 def test_bfloat16_heads_are_summed_in_float32() -> None:
     where, narrow = packed(), [x.astype(jnp.bfloat16) for x in draw(T, 2)]
-    found = run("ring", 0, tuple(narrow), where, True)
+    found = run("xla", 0, tuple(narrow), where, True)
     assert all(x.dtype == jnp.bfloat16 for x in found)
     # Weights, scores' gradients and results are each rounded to 8 bits, 2^-9; sums are not, which
     # at 128 terms would be some 2^-5.
@@ -202,7 +213,7 @@ def test_bfloat16_heads_are_summed_in_float32() -> None:
 def test_batch_and_heads_are_divided_without_a_change(shape: dict[str, int]) -> None:
     arrays, where, mesh = draw(T, 4), packed(), make_mesh(**shape)
     with jax.set_mesh(mesh):
-        found = jax.device_get(compiled("ring", True)(*place(mesh, arrays, where)))
+        found = jax.device_get(compiled("xla", True)(*place(mesh, arrays, where)))
     assert_close(found, definition(*arrays, where, True))
 
 
@@ -224,9 +235,9 @@ def rows_of(length: int) -> st.SearchStrategy[Where]:
 def judged(causal: bool) -> Callable[..., Any]:
     return jax.jit(
         lambda q, k: (
-            may_see(q, k, causal),
-            sees_all(q, k, causal),
-            sees(q, k, causal),
+            may_see(ends_of_queries(reach(q, causal)), ends_of_keys(k)),
+            sees_all(ends_of_queries(reach(q, causal)), ends_of_keys(k)),
+            sees(reach(q, causal), k),
         )
     )
 
@@ -252,10 +263,10 @@ def test_tiles_of_the_future_and_of_other_documents_are_skipped() -> None:
     def tile(segment: int, start: int) -> Where:
         return Where(jnp.arange(start, start + 8)[None], jnp.full((1, 8), segment))
 
-    assert not may_see(tile(1, 0), tile(1, 8), True)
-    assert not may_see(tile(2, 0), tile(1, 8), True)
-    assert not may_see(tile(1, 0), tile(2, 0), False)
-    assert sees_all(tile(1, 8), tile(1, 0), True)
+    assert not judged(True)(tile(1, 0), tile(1, 8))[0]
+    assert not judged(True)(tile(2, 0), tile(1, 8))[0]
+    assert not judged(False)(tile(1, 0), tile(2, 0))[0]
+    assert judged(True)(tile(1, 8), tile(1, 0))[1]
 
 
 # ---- the order of a row
@@ -388,12 +399,29 @@ def gradients(q: Any, k: Any, v: Any, where: Where) -> Any:
     return out, pull(out)
 
 
-def bytes_sent(jaxpr: Any) -> int:
-    """What one device hands on along the ring."""
+def bytes_sent(jaxpr: Any, ring: int) -> tuple[int, int]:
+    """What one device hands on round the ring, and on the way home, at most.
+
+    The ring is a loop that stops when nothing more is seen; R - 1 steps are the most. The way home
+    is a choice of strides, of which a whole round needs one.
+    """
+    on, home = 0, 0
+    for eqn, _ in equations(jaxpr):
+        if eqn.primitive.name == "while":
+            on += (ring - 1) * sent_within(eqn)
+        if eqn.primitive.name == "cond":
+            home = max(home, sent_within(eqn))
+    return on, home
+
+
+def sent_within(eqn: Any) -> int:
+    """What the permutes of a loop's body or a choice's branch send, not of what stands in them."""
     return sum(
-        times * sum(x.aval.size * x.aval.dtype.itemsize for x in eqn.invars)
-        for eqn, times in equations(jaxpr)
-        if eqn.primitive.name == "ppermute"
+        x.aval.size * x.aval.dtype.itemsize
+        for sub in jaxprs_in_params(eqn.params)
+        for inner in sub.eqns
+        if inner.primitive.name == "ppermute"
+        for x in inner.invars
     )
 
 
@@ -402,18 +430,19 @@ def test_the_ring_permutes_once_less_than_its_size(ring: int) -> None:
     local, kv_heads, number = T // ring, 2, 4
     shard = local * kv_heads * H * number  # keys or values of one device
     with jax.set_mesh(make_mesh(seq=ring)):
-        forward = bytes_sent(traced(attend, T, kv_heads))
-        both = bytes_sent(traced(gradients, T, kv_heads))
-    assert forward == (ring - 1) * (2 * shard + 2 * local * number)
-    # The backward goes round once more, and dk and dv make one step more, to get home.
-    assert both - forward == forward + ring * 2 * shard
+        forward, nothing = bytes_sent(traced(attend, T, kv_heads), ring)
+        both, home = bytes_sent(traced(gradients, T, kv_heads), ring)
+    assert (forward, nothing) == ((ring - 1) * (2 * shard + 2 * local * number), 0)
+    # The backward goes round once more with dk and dv, which make one step more, to get home.
+    assert both - forward == forward + (ring - 1) * 2 * shard
+    assert home == 2 * shard
 
 
 @pytest.mark.parametrize("ring", [0, 8])
 def test_no_array_grows_with_the_square_of_the_length(
     ring: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(block, "TILE", 64)
+    monkeypatch.setitem(attention.KERNELS, "xla", replace(BLOCKWISE, tile=64))
 
     def largest(length: int) -> int:
         jaxpr = traced(gradients, length)

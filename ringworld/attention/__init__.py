@@ -1,26 +1,31 @@
 """Attention. `attend` is the only door; the rooms behind it are
 
-mask      who sees whom, as data             dense    the definition, and the oracle
-online    the running softmax and its merge  block    tiles of one device, forward and backward
-ring      keys travel, queries stay          layout   the order of a row over the ring
+mask      who sees whom, as data             dense     the definition, and the oracle
+online    the running softmax and its merge  tiles     what a kernel is given, and gives
+block     the kernel in plain XLA            ring      keys travel, queries stay
+ulysses   heads are exchanged for tokens     layout    the order of a row over the ring
 decode    new tokens against a divided cache
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
 import jax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from ringworld.attention.block import BLOCKWISE
 from ringworld.attention.decode import attend_cache
 from ringworld.attention.dense import attend_dense
 from ringworld.attention.mask import Where
 from ringworld.attention.ring import attend_ring
+from ringworld.attention.tiles import Kernel
+from ringworld.attention.ulysses import attend_exchanged
 from ringworld.errors import InputError
 from ringworld.mesh import axis_size, has_mesh, shard, spec
 
-Implementation = Literal["dense", "ring"]
+Implementation = Literal["dense", "xla"]
+KERNELS: dict[str, Kernel] = {"xla": BLOCKWISE}
 
 
 def attend(
@@ -34,11 +39,15 @@ def attend(
 ) -> Float[Array, "B T N H"]:
     """Attention of every token of each row to the tokens that it sees.
 
-    K divides N: query head n reads key head n // (N / K). Under a mesh the arrays are divided
-    [B/(data,fsdp), T/seq, N/tensor, H] and keys travel round the `seq` axis; the numbers are the
-    same whatever the mesh, and whatever the order of the tokens in the row. A token that sees
-    nothing (padding) gives 0. `impl=None` is the ring; "dense" computes every score at once, for
-    tests. Raises InputError when the heads do not divide.
+    K divides N: query head n reads key head n // (N / K). A token sees its segment as far as its
+    span reaches (`where.span`), and with `causal` nothing later than itself. One that sees nothing
+    (padding) gives 0.
+
+    Under a mesh the arrays are divided [B/(data,fsdp), T/seq, N/tensor, H], and keys travel round
+    the `seq` axis. Arrays divided [B/(data,fsdp), T/(seq,tensor), N, H] exchange tokens for heads
+    over `tensor` first (Ulysses). The numbers are the same whatever the mesh, and whatever the
+    order of the tokens in the row. `impl=None` is the best kernel for the platform; "dense"
+    computes every score at once, for tests. Raises InputError when the heads do not divide.
     """
     if q.shape[2] % k.shape[2]:
         raise InputError(
@@ -46,9 +55,13 @@ def attend(
         )
     if impl == "dense":
         return _attend_whole_rows(q, k, v, where, causal)
-    axis = "seq" if axis_size("seq") > 1 else None
-    local = partial(attend_ring, causal=causal, axis=axis)
-    return _over_mesh(local, q, k, v, where)
+    ring = partial(attend_ring, is_causal=causal, kernel=_choose(impl), axis=_ring_axis())
+    if not has_mesh():
+        return ring(q, k, v, where)
+    heads, rows = _placement(q), _placement(where.segments)
+    local = partial(attend_exchanged, attend=ring, axis="tensor") if "tensor" in heads[1] else ring
+    keys = PartitionSpec(*heads[:2], *spec("kv_heads", None)) if local is ring else heads
+    return jax.shard_map(local, in_specs=(heads, keys, keys, rows), out_specs=heads)(q, k, v, where)
 
 
 def attend_new(
@@ -57,39 +70,45 @@ def attend_new(
     queries: Where,
     cached: tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]],
     keys: Where,
+    *,
+    causal: bool = True,
 ) -> Float[Array, "B T N H"]:
-    """Causal attention of a few new tokens to each other and to a cache of keys and values.
+    """Attention of a few new tokens to each other and to a cache of keys and values.
 
     The cache is divided [B/(data,fsdp), S/seq, K/tensor, H] and stays where it is; the new tokens
     are not divided along the sequence, and each device attends with them to its part.
     """
+    local = partial(attend_cache, is_causal=causal, kernel=_choose(None), axis=_ring_axis())
     if not has_mesh():
-        return attend_cache(q, new, queries, cached, keys, None)
+        return local(q, new, queries, cached, keys)
     tokens, token_keys = spec("batch", None, "heads", None), spec("batch", None, "kv_heads", None)
     cache = spec("batch", "seq", "kv_heads", None)
-    axis = "seq" if axis_size("seq") > 1 else None
     return jax.shard_map(
-        partial(attend_cache, axis=axis),
+        local,
         in_specs=(tokens, token_keys, spec("batch", None), cache, spec("batch", "seq")),
         out_specs=tokens,
     )(q, new, queries, cached, keys)
 
 
-def _attend_whole_rows(q: Array, k: Array, v: Array, where: Where, causal: bool) -> Array:
+def _placement(x: Array) -> PartitionSpec:
+    """How the axes of `x` are divided, each as a tuple of mesh axes."""
+    axes = [*jax.typeof(x).sharding.spec, *[None] * x.ndim][: x.ndim]
+    return PartitionSpec(
+        *(axis if isinstance(axis, tuple) else (axis,) * (axis is not None) for axis in axes)
+    )
+
+
+def _ring_axis() -> str | None:
+    return "seq" if axis_size("seq") > 1 else None
+
+
+def _choose(impl: Implementation | None) -> Kernel:
+    return KERNELS["xla" if impl is None else impl]
+
+
+def _attend_whole_rows(q: Array, k: Array, v: Array, where: Where, is_causal: bool) -> Array:
     heads = ("batch", None, "heads", None)
     rows = jax.tree.map(lambda x: shard(x, "batch", None), where)
     q, k, v = (shard(x, *heads) for x in (q, k, v))
-    out = attend_dense(q, k, v, rows, causal)
+    out = attend_dense(q, k, v, rows, is_causal)
     return shard(out, "batch", "seq", "heads", None)
-
-
-def _over_mesh(
-    local: Callable[[Array, Array, Array, Where], Array], q: Array, k: Array, v: Array, where: Where
-) -> Array:
-    """`local` on each device's part; the same on one device when there is no mesh."""
-    if not has_mesh():
-        return local(q, k, v, where)
-    heads, keys = spec("batch", "seq", "heads", None), spec("batch", "seq", "kv_heads", None)
-    return jax.shard_map(
-        local, in_specs=(heads, keys, keys, spec("batch", "seq")), out_specs=heads
-    )(q, k, v, where)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ringworld.attention.mask import Where, sees
+from ringworld.attention.mask import Where, reach, sees
 
 
 def attend_dense(
@@ -12,7 +12,7 @@ def attend_dense(
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
     where: Where,
-    causal: bool,
+    is_causal: bool,
 ) -> Float[Array, "B T N H"]:
     """softmax(q k / sqrt(H)) v over the keys that each query sees; 0 where it sees none.
 
@@ -23,7 +23,7 @@ def attend_dense(
     wide = jnp.promote_types(q.dtype, jnp.float32)
     grouped = q.reshape(B, T, K, N // K, H).astype(wide) * H**-0.5
     scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k.astype(wide))
-    mask = sees(where, where, causal)[:, None, None]
+    mask = sees(reach(where, is_causal), where)[:, None, None]
     scores = jnp.where(mask, scores, -jnp.inf)
     top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
     weights = jnp.where(mask, jnp.exp(scores - jnp.where(jnp.isneginf(top), 0.0, top)), 0.0)

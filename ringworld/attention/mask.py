@@ -1,17 +1,38 @@
-"""Who sees whom, as data: two short integer vectors per row instead of a T x T array.
+"""Who sees whom, as data: four short integer vectors per row instead of a T x T array.
 
-A key is seen by a query when both lie in the same segment and the key does not come later:
+A token stands at a position of its segment, and sees an interval of its own segment's positions:
 
-    sees[t, s] = (segment[t] == segment[s] > 0)  and  (position[t] >= position[s])
+    sees[t, s] = (segment[t] == segment[s] > 0)  and  (first[t] <= position[s] < past[t])
 
-Positions and segments travel with the tokens, so the rule holds in any order of the row.
+Causal, prefix, window and frame-by-frame masks are intervals, and so is what two of them leave:
+`span & span`. Positions and segments travel with the keys, so the rule holds in any order of the
+row. Ordered by (segment, position), what a tile of queries may see is one interval too: two tiles
+are compared by their ends, in O(1).
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from ringworld.params import Weight, node
+
+FIRST, PAST = np.iinfo(np.int32).min, np.iinfo(np.int32).max
+
+
+@node
+class Span:
+    """The positions that each token sees, `first <= position < past`; both `[B, T]` int32."""
+
+    first: Weight
+    past: Weight
+
+    def __and__(self, other: "Span") -> "Span":
+        """The positions that both let a token see."""
+        xp = self.first.__array_namespace__()
+        return Span(xp.maximum(self.first, other.first), xp.minimum(self.past, other.past))
 
 
 @node
@@ -19,63 +40,146 @@ class Where:
     """Where each token of a row stands: `positions` and `segments`, both `[B, T]` int32.
 
     A position is an index within the token's segment. Segment 0 is padding, which neither sees nor
-    is seen.
+    is seen. `span` narrows what a token sees of its segment; `None` narrows nothing.
     """
 
     positions: Weight
     segments: Weight
+    span: Span | None = None
 
 
-def sees(queries: Where, keys: Where, causal: bool) -> Bool[Array, "*batch T S"]:
-    """The mask between the queries' rows `[..., T]` and the keys' rows `[..., S]`."""
-    together = queries.segments[..., :, None] == keys.segments[..., None, :]
-    seen = together & (queries.segments[..., :, None] > 0)
-    if not causal:
-        return seen
-    return seen & (queries.positions[..., :, None] >= keys.positions[..., None, :])
+@node
+class Reach:
+    """What each query sees: positions `first <= p < past` of its segment; all `[..., T]` int32."""
+
+    segments: Weight
+    first: Weight
+    past: Weight
 
 
-def _last(where: Where) -> tuple[Int[Array, "*batch"], Int[Array, "*batch"]]:
-    """The greatest (segment, position) of each row, segments first."""
-    segment = where.segments.max(-1)
-    there = where.segments == segment[..., None]
-    return segment, jnp.where(there, where.positions, -1).max(-1)
+def everything(where: Where) -> Span:
+    """Every position of the segment."""
+    same = 0 * where.positions
+    return Span(same + FIRST, same + PAST)
 
 
-def _first(where: Where) -> tuple[Int[Array, "*batch"], Int[Array, "*batch"]]:
-    """The least (segment, position) of each row, padding left out."""
-    most = jnp.iinfo(jnp.int32).max
-    segment = jnp.where(where.segments > 0, where.segments, most).min(-1)
-    there = where.segments == segment[..., None]
-    return segment, jnp.where(there, where.positions, most).min(-1)
+def causal(where: Where) -> Span:
+    """The token itself and what comes before it."""
+    return Span(0 * where.positions + FIRST, where.positions + 1)
 
 
-def may_see(queries: Where, keys: Where, causal: bool) -> Bool[Array, ""]:
-    """False only when no query sees any key, judged in O(T + S) from the ends of both.
+def window(where: Where, size: int) -> Span:
+    """The last `size` positions, the token's own among them, and all that come after."""
+    return Span(where.positions - (size - 1), 0 * where.positions + PAST)
 
-    A pair that sees has one segment and, causally, (segment, position) of the query at or after the
-    key's; so nothing is seen when the last query comes before the first key in that order, or when
-    the segments of the two do not overlap.
+
+def causal_with_prefix(where: Where, prefix: Any) -> Span:
+    """As `causal`, but the first `prefix` positions (`[B, T]` or a number) are seen by all."""
+    before = causal(where)
+    return Span(before.first, before.past.__array_namespace__().maximum(before.past, prefix))
+
+
+def causal_by_block(where: Where, ends: Any) -> Span:
+    """As `causal`, but all tokens of a block see each other: frames of video.
+
+    `ends` `[B, T]` is the position after the last of the token's block (see `block_ends`).
     """
-    query_segment, query_position = _last(queries)
-    key_segment, key_position = _first(keys)
-    overlap = (keys.segments.max(-1) >= _first(queries)[0]) & (query_segment >= key_segment)
-    if causal:
-        overlap &= (query_segment > key_segment) | (query_position >= key_position)
-    return jnp.any(overlap)
+    return causal_with_prefix(where, ends)
 
 
-def sees_all(queries: Where, keys: Where, causal: bool) -> Bool[Array, ""]:
-    """True only when every query sees every key, so that the tile needs no mask."""
-    one = (queries.segments.min(-1) == queries.segments.max(-1)) & (queries.segments.min(-1) > 0)
-    one &= (keys.segments.min(-1) == queries.segments.min(-1)) & (
-        keys.segments.max(-1) == queries.segments.min(-1)
+def block_ends(where: Where, blocks: Int[np.ndarray, "B T"]) -> Int[np.ndarray, "B T"]:
+    """The position after the last token of each token's block, for rows as they were written.
+
+    A block is a run of equal numbers in `blocks` within a segment, such as the index of a frame.
+    """
+    length = blocks.shape[1]
+    ends = np.ones(blocks.shape, np.bool_)
+    ends[:, :-1] = (blocks[:, 1:] != blocks[:, :-1]) | (
+        where.segments[:, 1:] != where.segments[:, :-1]
     )
-    if causal:
-        one &= queries.positions.min(-1) >= keys.positions.max(-1)
-    return jnp.all(one)
+    last = np.where(ends, np.arange(length, dtype=np.int32), np.int32(length))
+    last = np.minimum.accumulate(last[:, ::-1], axis=1)[:, ::-1]
+    return np.take_along_axis(where.positions, last, axis=1) + 1
 
 
-def pad_where(where: Where, pad: int) -> Where:
-    """The rows with `pad` tokens of padding behind them."""
-    return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, pad))), where)
+def reach(where: Where, is_causal: bool) -> Reach:
+    """What each token sees as a query: its own span, and the causal one where that is asked."""
+    seen = causal(where) if is_causal else everything(where)
+    if where.span is not None:
+        seen = seen & where.span
+    return Reach(where.segments, seen.first, seen.past)
+
+
+def sees(queries: Reach, keys: Where) -> Bool[Array, "*batch T S"]:
+    """The mask between the queries `[..., T]` and the keys `[..., S]`."""
+    segments, positions = queries.segments[..., :, None], keys.positions[..., None, :]
+    together = (segments == keys.segments[..., None, :]) & (segments > 0)
+    return (
+        together & (queries.first[..., None] <= positions) & (positions < queries.past[..., None])
+    )
+
+
+@node
+class Ends:
+    """The ends of a tile in the order of (segment, position), each `[...]` int32.
+
+    Padding is left out of them, but makes a tile not `solid`. `inner_first` and `inner_past` are
+    the positions that every query of the tile sees; for keys they are not used.
+    """
+
+    low_segment: Weight
+    low: Weight
+    high_segment: Weight
+    high: Weight
+    solid: Weight
+    inner_first: Weight
+    inner_past: Weight
+
+
+def _ends(segments: Array, low: Array, high: Array) -> Ends:
+    real = segments > 0
+    low_segment = jnp.where(real, segments, PAST).min(-1)
+    high_segment = segments.max(-1)
+    return Ends(
+        low_segment,
+        jnp.where(segments == low_segment[..., None], low, PAST).min(-1),
+        high_segment,
+        jnp.where(segments == high_segment[..., None], high, FIRST).max(-1),
+        real.all(-1) & (low_segment == high_segment),
+        low.max(-1),
+        high.min(-1) + 1,
+    )
+
+
+def ends_of_queries(queries: Reach) -> Ends:
+    """The ends of what tiles of queries `[..., T]` see."""
+    return _ends(queries.segments, queries.first, queries.past - 1)
+
+
+def ends_of_keys(keys: Where) -> Ends:
+    """The ends of tiles of keys `[..., S]`."""
+    return _ends(keys.segments, keys.positions, keys.positions)
+
+
+def _at_or_after(
+    segment: Array, position: Array, other_segment: Array, other: Array
+) -> Bool[Array, "*batch"]:
+    return (segment > other_segment) | ((segment == other_segment) & (position >= other))
+
+
+def may_see(queries: Ends, keys: Ends) -> Bool[Array, "*batch"]:
+    """False only when no query of a tile sees any key of the other: their intervals are apart."""
+    return _at_or_after(
+        keys.high_segment, keys.high, queries.low_segment, queries.low
+    ) & _at_or_after(queries.high_segment, queries.high, keys.low_segment, keys.low)
+
+
+def sees_all(queries: Ends, keys: Ends) -> Bool[Array, "*batch"]:
+    """True only when every query sees every key, so that the pair needs no mask."""
+    one = queries.solid & keys.solid & (queries.low_segment == keys.low_segment)
+    return one & (queries.inner_first <= keys.low) & (keys.high < queries.inner_past)
+
+
+def pad_segments(tree: Any, pad: int) -> Any:
+    """Rows `[B, T]` with `pad` tokens of padding behind them."""
+    return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, pad))), tree)

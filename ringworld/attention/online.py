@@ -1,8 +1,9 @@
 """The running softmax: attention over part of the keys, kept so that parts can be merged.
 
-    max = m,  sum = sum_s exp(x_s - m),  value = sum_s exp(x_s - m) v_s        for scores x_s
+    max = m,  sum = sum_s 2^(x_s - m),  value = sum_s 2^(x_s - m) v_s        for scores x_s
 
-A query that has seen nothing has max = -inf, sum = 0 and value = 0; it comes out as 0, never NaN.
+Scores are in bits (scaled by log2 e), because 2^x costs less than e^x; so is the log-sum-exp. A
+query that has seen nothing has max = -inf, sum = 0 and value = 0; it comes out as 0, never NaN.
 Everything is float32.
 """
 
@@ -35,7 +36,7 @@ def finite(maximum: Float[Array, "*rows"]) -> Float[Array, "*rows"]:
 def merge(a: Partial, b: Partial) -> Partial:
     """The attention over the keys of both."""
     top = jnp.maximum(a.max, b.max)
-    keep_a, keep_b = jnp.exp(a.max - finite(top)), jnp.exp(b.max - finite(top))
+    keep_a, keep_b = jnp.exp2(a.max - finite(top)), jnp.exp2(b.max - finite(top))
     return Partial(
         top,
         a.sum * keep_a + b.sum * keep_b,
@@ -44,8 +45,8 @@ def merge(a: Partial, b: Partial) -> Partial:
 
 
 def finish(partial: Partial) -> tuple[Float[Array, "*rows H"], Float[Array, "*rows"]]:
-    """The attention output and the log-sum-exp of its scores (-inf where nothing was seen)."""
+    """The attention output and the log-sum-exp in bits (-inf where nothing was seen)."""
     seen = partial.sum > 0
     total = jnp.where(seen, partial.sum, 1.0)
-    lse = jnp.where(seen, finite(partial.max) + jnp.log(total), -jnp.inf)
+    lse = jnp.where(seen, finite(partial.max) + jnp.log2(total), -jnp.inf)
     return partial.value / total[..., None], lse

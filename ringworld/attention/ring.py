@@ -6,12 +6,15 @@ short vectors; a zig-zag row is then nothing but another order of the positions.
 
     step 0:   device r sees its own keys          step i:   device r sees the keys of device r - i
 
-The forward makes R - 1 rotations. Each asks for the next shard before the current one is used, so
-that the transfer can hide behind the computing. The backward goes round once more with the global
-log-sum-exp; dK and dV travel in float32 beside the keys they belong to, and end at home.
+The forward makes at most R - 1 rotations, and stops when no device would see anything more: in
+contiguous rows of short documents after one or two. Each rotation asks for the next shard before
+the current one is used, so that the transfer can hide behind the computing. The backward goes round
+once more with the global log-sum-exp; dK and dV travel in float32 beside the keys they belong to,
+and then home.
 Source: Liu, Zaharia, Abbeel, "Ring Attention with Blockwise Transformers" (arXiv 2310.01889).
 """
 
+import math
 from functools import partial
 from typing import TypeVar
 
@@ -19,23 +22,21 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from ringworld.attention.block import (
+from ringworld.attention.mask import Reach, Where, ends_of_keys, ends_of_queries, may_see, reach
+from ringworld.attention.online import Partial, finish, nothing_seen
+from ringworld.attention.tiles import (
     Grads,
+    Kernel,
     Keys,
     Queries,
     Saved,
-    cut,
     cut_keys,
-    cut_where,
+    cut_queries,
     join,
     no_grads,
-    pull,
-    see,
 )
-from ringworld.attention.mask import Where
-from ringworld.attention.online import Partial, finish, nothing_seen
 
 Tree = TypeVar("Tree")
 
@@ -43,80 +44,113 @@ Tree = TypeVar("Tree")
 SAVED = ("attention_out", "attention_lse")
 
 
-def rotate(tree: Tree, axis: str | None) -> Tree:
-    """Every device hands what it holds to the next one; without a ring, nothing moves."""
-    if axis is None:
-        return tree
+def rotate(tree: Tree, axis: str, stride: int = 1) -> Tree:
+    """Every device hands what it holds to the one `stride` places on."""
     size = lax.axis_size(axis)
-    turn = [(i, (i + 1) % size) for i in range(size)]
+    turn = [(i, (i + stride) % size) for i in range(size)]
     return jax.tree.map(lambda x: lax.ppermute(x, axis, turn), tree)
 
 
-def ring_size(axis: str | None) -> int:
-    """How many devices stand on the ring; 1 without a ring."""
-    return 1 if axis is None else lax.axis_size(axis)
+def send_home(tree: Tree, hops: Int[Array, ""], axis: str) -> Tree:
+    """What travelled `hops` places goes the rest of the round, in strides of powers of two."""
+    size = lax.axis_size(axis)
+    rest = (size - hops) % size
+    for bit in range((size - 1).bit_length()):
+        stride = partial(rotate, axis=axis, stride=1 << bit)
+        tree = lax.cond((rest >> bit) & 1 == 1, stride, lambda tree: tree, tree)
+    return tree
+
+
+def count_hops(queries: Reach, keys: Where, axis: str) -> Int[Array, ""]:
+    """How many rotations bring every device all the keys that its queries see: 0 to R - 1.
+
+    From the ends of each device's shard, which all of them exchange; the same number everywhere.
+    """
+    size, here = lax.axis_size(axis), lax.axis_index(axis)
+    everywhere = jax.tree.map(lambda x: lax.all_gather(x, axis), ends_of_keys(keys))
+    live = may_see(ends_of_queries(queries), everywhere).any(-1)
+    away = jnp.where(live, (here - jnp.arange(size)) % size, 0).max()
+    return lax.pmax(away, tuple(jax.typeof(away).manual_axis_type.varying))
 
 
 def _forward(
-    queries: Queries, keys: Keys, causal: bool, axis: str | None
-) -> tuple[Float[Array, "B I K G T H"], Float[Array, "B I K G T"]]:
+    queries: Queries, keys: Keys, hops: Int[Array, ""], kernel: Kernel, axis: str | None
+) -> tuple[Float[Array, "B I K G t H"], Float[Array, "B I K G t"]]:
     """The output and the log-sum-exp of each query, float32."""
+    partials = nothing_seen(queries.q)
+    if axis is None:
+        return finish(kernel.see(queries, keys, partials))
 
-    def step(carry: tuple[Keys, Partial], _: None) -> tuple[tuple[Keys, Partial], None]:
+    def step(_: Array, carry: tuple[Keys, Partial]) -> tuple[Keys, Partial]:
         here, partials = carry
         coming = rotate(here, axis)
-        return (coming, see(queries, here, partials, causal)), None
+        return coming, kernel.see(queries, here, partials)
 
-    start = (keys, nothing_seen(queries.q))
-    (last, partials), _ = lax.scan(step, start, length=ring_size(axis) - 1)
-    return finish(see(queries, last, partials, causal))
+    last, partials = lax.fori_loop(0, hops, step, (keys, partials))
+    return finish(kernel.see(queries, last, partials))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _attend_tiles(
-    queries: Queries, keys: Keys, causal: bool, axis: str | None
-) -> Float[Array, "B I K G T H"]:
-    out, _ = _forward(queries, keys, causal, axis)
+    queries: Queries, keys: Keys, hops: Int[Array, ""], kernel: Kernel, axis: str | None
+) -> Float[Array, "B I K G t H"]:
+    out, _ = _forward(queries, keys, hops, kernel, axis)
     return out.astype(queries.q.dtype)
 
 
 def _attend_tiles_forward(
-    queries: Queries, keys: Keys, causal: bool, axis: str | None
-) -> tuple[Array, tuple[Queries, Keys, Array, Array]]:
-    out, lse = _forward(queries, keys, causal, axis)
+    queries: Queries, keys: Keys, hops: Int[Array, ""], kernel: Kernel, axis: str | None
+) -> tuple[Array, tuple[Queries, Keys, Array, Array, Array]]:
+    out, lse = _forward(queries, keys, hops, kernel, axis)
     out = checkpoint_name(out.astype(queries.q.dtype), SAVED[0])
-    return out, (queries, keys, out, checkpoint_name(lse, SAVED[1]))
+    return out, (queries, keys, hops, out, checkpoint_name(lse, SAVED[1]))
+
+
+def _pull_round(
+    queries: Queries, keys: Keys, saved: Saved, hops: Int[Array, ""], kernel: Kernel, axis: str
+) -> Grads:
+    """The gradients of one round: dq at home, dk and dv sent home."""
+
+    def step(_: Array, carry: tuple[Keys, Grads]) -> tuple[Keys, Grads]:
+        here, grads = carry
+        coming = rotate(here, axis)
+        dq, dk, dv = kernel.pull(queries, here, saved, grads)
+        return coming, (dq, *rotate((dk, dv), axis))
+
+    last, grads = lax.fori_loop(0, hops, step, (keys, no_grads(queries, keys)))
+    dq, dk, dv = kernel.pull(queries, last, saved, grads)
+    return dq, *send_home((dk, dv), hops, axis)
 
 
 def _attend_tiles_backward(
-    causal: bool,
+    kernel: Kernel,
     axis: str | None,
-    residuals: tuple[Queries, Keys, Array, Array],
-    dout: Float[Array, "B I K G T H"],
-) -> tuple[Queries, Keys]:
+    residuals: tuple[Queries, Keys, Array, Array, Array],
+    dout: Float[Array, "B I K G t H"],
+) -> tuple[Queries, Keys, None]:
     """dS = P * (dout V - delta) with P from the global log-sum-exp, summed round the ring."""
-    queries, keys, out, lse = residuals
-    delta = jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32), -1)
-    saved = Saved(dout, lse, delta)
-
-    def step(carry: tuple[Keys, Grads], _: None) -> tuple[tuple[Keys, Grads], None]:
-        here, grads = carry
-        coming = rotate(here, axis)
-        dq, dk, dv = pull(queries, here, saved, grads, causal)
-        return (coming, (dq, *rotate((dk, dv), axis))), None
-
-    start = (keys, no_grads(queries, keys))
-    (last, grads), _ = lax.scan(step, start, length=ring_size(axis) - 1)
-    dq, dk, dv = pull(queries, last, saved, grads, causal)
-    dk, dv = rotate((dk, dv), axis)
-    still = Where(None, None)
+    queries, keys, hops, out, lse = residuals
+    saved = Saved(dout, lse, jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32), -1))
+    if axis is None:
+        dq, dk, dv = kernel.pull(queries, keys, saved, no_grads(queries, keys))
+    else:
+        dq, dk, dv = _pull_round(queries, keys, saved, hops, kernel, axis)
+    # Scores are in bits: a change of one bit is a change of ln 2 in the exponent of e.
+    dq, dk = dq * math.log(2), dk * math.log(2)
+    no_reach = jax.tree.map(lambda _: None, (queries.reach, queries.ends))
     return (
-        Queries(dq.astype(queries.q.dtype), still),
-        Keys(dk.astype(keys.k.dtype), dv.astype(keys.v.dtype), still),
+        Queries(dq.astype(queries.q.dtype), *no_reach),
+        Keys(dk.astype(keys.k.dtype), dv.astype(keys.v.dtype), Where(None, None)),
+        None,
     )
 
 
 _attend_tiles.defvjp(_attend_tiles_forward, _attend_tiles_backward)
+
+
+def score_scale(head_width: int) -> float:
+    """What turns a product of query and key into a score in bits: log2 e / sqrt(H)."""
+    return math.log2(math.e) * head_width**-0.5
 
 
 def attend_ring(
@@ -124,7 +158,8 @@ def attend_ring(
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
     where: Where,
-    causal: bool,
+    is_causal: bool,
+    kernel: Kernel,
     axis: str | None,
 ) -> Float[Array, "B T N H"]:
     """Attention of this device's queries to the keys of the whole ring; all sizes are local.
@@ -135,6 +170,9 @@ def attend_ring(
     # The mask depends on nothing that layers change. Left to itself, the backward of a scan over
     # layers takes all of it, T x T, out of the scan; tied to the queries, it is made tile by tile.
     q, where = lax.optimization_barrier((q, where))
-    length, head_width, groups = q.shape[1], q.shape[-1], q.shape[2] // k.shape[2]
-    tiles = Queries(cut(q * head_width**-0.5, groups), cut_where(where))
-    return join(_attend_tiles(tiles, cut_keys(k, v, where), causal, axis), length)
+    seen = reach(where, is_causal)
+    hops = jnp.zeros((), jnp.int32) if axis is None else count_hops(seen, where, axis)
+    scale = score_scale(q.shape[-1])
+    queries = cut_queries(q, seen, q.shape[2] // k.shape[2], kernel.tile, scale)
+    keys = cut_keys(k, v, where, kernel.tile)
+    return join(_attend_tiles(queries, keys, hops, kernel, axis), q.shape[1])
