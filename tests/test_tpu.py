@@ -10,8 +10,12 @@ import pytest
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ringworld import attention
+from ringworld.attention import attend
+from ringworld.attention.mask import Where
+from ringworld.attention.pallas_tpu import PALLAS_TPU
 from ringworld.errors import InputError
-from ringworld.mesh import MeshShape
+from ringworld.mesh import MeshShape, named_sharding
 from ringworld.models.llama import Llama
 from ringworld.models.world import World
 from ringworld.plan.aot import Report, compile_step, describe_mesh, report
@@ -114,7 +118,49 @@ def test_a_rotation_travels_while_the_chip_multiplies() -> None:
 
 @needs_libtpu
 @pytest.mark.slow
+@pytest.mark.parametrize("kv_heads", [4, 1], ids=["mha", "mqa"])
+def test_the_kernel_compiles_and_keys_travel_behind_it(
+    kv_heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(attention.KERNELS, "xla", PALLAS_TPU)
+    mesh = describe_mesh("v5p:2x2x2", MeshShape(seq=8))
+    context = 16 * 1024
+
+    def array(dtype: Any, *sizes: int) -> jax.ShapeDtypeStruct:
+        sharding = named_sharding(mesh, "batch", "seq", *[None] * len(sizes))
+        return jax.ShapeDtypeStruct((1, context, *sizes), dtype, sharding=sharding)
+
+    def pass_both(q: Any, k: Any, v: Any, dout: Any, where: Where) -> Any:
+        out, pull = jax.vjp(lambda *qkv: attend(*qkv, where), q, k, v)
+        return out, pull(dout)
+
+    q, k = (array(jnp.bfloat16, heads, 128) for heads in (4, kv_heads))
+    where = Where(array(jnp.int32), array(jnp.int32))
+    with jax.set_mesh(mesh), jax.default_matmul_precision("default"):
+        compiled = jax.jit(pass_both).lower(q, k, k, q, where).compile()
+    permutes = report(compiled, 0.0).of("collective-permute")
+    assert all(permute.during is not None for permute in permutes)
+    # Keys and values, forward and backward: bfloat16, a shard of 2,048 tokens at each ring step.
+    keys = [p for p in permutes if p.shapes[0].dtype == "bf16" and p.loops]
+    assert [p.bytes for p in keys] == 4 * [2 * 128 * kv_heads * context // 8]
+    assert all(p.hidden for p in keys)
+
+
+@needs_libtpu
+@pytest.mark.slow
 def test_the_step_compiles_for_chips_that_are_not_there() -> None:
     found = step_report(SMALL, "v5p:2x2x2", MeshShape(seq=8))
     assert found.permutes > 0 and found.asynchronous == found.permutes
     assert not found.of("all-to-all")
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_7b_at_one_million_tokens_fits_128_chips_of_v5p() -> None:
+    found = step_report(LWM_7B, "v5p:4x4x8", MeshShape(fsdp=8, seq=16))
+    assert found.memory.total < V5P_HBM
+    # The state, 12 bytes a parameter divided by 8, is known; what a layer keeps for the backward,
+    # its input and its attention, 2 x 65,536 x 4,096 bfloat16, is the least that is temporary.
+    assert found.memory.arguments == pytest.approx(12 * 6_807_621_632 / 8, rel=0.01)
+    assert found.memory.temporaries > 32 * 2 * 2 * 65_536 * 4_096
+    assert found.asynchronous == found.permutes
