@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ringworld import attention
 from ringworld.attention import attend, attend_new
 from ringworld.attention.block import BLOCKWISE
-from ringworld.attention.layout import invert, zigzag_order
+from ringworld.attention.layout import zigzag_order
 from ringworld.attention.mask import (
     Where,
     ends_of_keys,
@@ -27,8 +27,9 @@ from ringworld.attention.mask import (
     sees,
     sees_all,
 )
+from ringworld.attention.ring import count_hops
 from ringworld.errors import InputError
-from ringworld.mesh import make_mesh, named_sharding
+from ringworld.mesh import make_mesh, named_sharding, spec
 
 B, T, N, H = 2, 128, 4, 8
 TILE = 8
@@ -269,39 +270,6 @@ def test_tiles_of_the_future_and_of_other_documents_are_skipped() -> None:
     assert judged(True)(tile(1, 8), tile(1, 0))[1]
 
 
-# ---- the order of a row
-
-
-@settings(max_examples=50, deadline=None)
-@given(ring=st.integers(1, 16), piece=st.integers(1, 9))
-def test_zigzag_is_a_permutation_and_invert_undoes_it(ring: int, piece: int) -> None:
-    order = zigzag_order(2 * ring * piece, ring)
-    row = np.arange(len(order))
-    np.testing.assert_array_equal(np.sort(order), row)
-    np.testing.assert_array_equal(row[order][invert(order)], row)
-
-
-def test_zigzag_gives_every_device_the_same_work_at_every_ring_step() -> None:
-    ring, length = 8, 1024
-    shards = zigzag_order(length, ring).reshape(ring, -1)
-    work = np.array(
-        [
-            [(q[:, None] >= shards[(r - step) % ring]).sum() for step in range(ring)]
-            for r, q in enumerate(shards)
-        ]
-    )
-    of_device = work.sum(1)
-    assert of_device.max() <= 1.01 * of_device.mean()
-    assert (work.max(0) <= 1.01 * work.mean(0)).all()
-
-
-def test_a_row_that_zigzag_cannot_cut_is_refused() -> None:
-    with pytest.raises(
-        InputError, match="100 tokens does not divide into 16 pieces.*multiple of 16"
-    ):
-        zigzag_order(100, 8)
-
-
 def test_heads_that_do_not_divide_are_refused() -> None:
     q, k, v, _ = draw(8, 3)
     with pytest.raises(InputError, match="3 key heads do not divide 4 query heads"):
@@ -399,43 +367,54 @@ def gradients(q: Any, k: Any, v: Any, where: Where) -> Any:
     return out, pull(out)
 
 
-def bytes_sent(jaxpr: Any, ring: int) -> tuple[int, int]:
-    """What one device hands on round the ring, and on the way home, at most.
-
-    The ring is a loop that stops when nothing more is seen; R - 1 steps are the most. The way home
-    is a choice of strides, of which a whole round needs one.
-    """
-    on, home = 0, 0
-    for eqn, _ in equations(jaxpr):
-        if eqn.primitive.name == "while":
-            on += (ring - 1) * sent_within(eqn)
-        if eqn.primitive.name == "cond":
-            home = max(home, sent_within(eqn))
-    return on, home
+def sent_in_loops(jaxpr: Any) -> list[int]:
+    """What one device hands on in each step of each loop that permutes, in the program's order."""
+    return [
+        size for eqn, _ in equations(jaxpr) if eqn.primitive.name == "while" and (size := sent(eqn))
+    ]
 
 
-def sent_within(eqn: Any) -> int:
-    """What the permutes of a loop's body or a choice's branch send, not of what stands in them."""
+def sent(loop: Any) -> int:
+    """The bytes of the permutes of a loop's body, not of what stands in it."""
     return sum(
         x.aval.size * x.aval.dtype.itemsize
-        for sub in jaxprs_in_params(eqn.params)
-        for inner in sub.eqns
-        if inner.primitive.name == "ppermute"
-        for x in inner.invars
+        for body in jaxprs_in_params(loop.params)
+        for eqn in body.eqns
+        if eqn.primitive.name == "ppermute"
+        for x in eqn.invars
     )
 
 
 @pytest.mark.parametrize("ring", [2, 4, 8])
-def test_the_ring_permutes_once_less_than_its_size(ring: int) -> None:
+def test_a_step_of_the_ring_sends_keys_once_and_their_gradients_in_float32(ring: int) -> None:
     local, kv_heads, number = T // ring, 2, 4
     shard = local * kv_heads * H * number  # keys or values of one device
+    keys = 2 * shard + 2 * local * number  # and positions, and segments
     with jax.set_mesh(make_mesh(seq=ring)):
-        forward, nothing = bytes_sent(traced(attend, T, kv_heads), ring)
-        both, home = bytes_sent(traced(gradients, T, kv_heads), ring)
-    assert (forward, nothing) == ((ring - 1) * (2 * shard + 2 * local * number), 0)
-    # The backward goes round once more with dk and dv, which make one step more, to get home.
-    assert both - forward == forward + (ring - 1) * 2 * shard
-    assert home == 2 * shard
+        assert sent_in_loops(traced(attend, T, kv_heads)) == [keys]
+        both = sent_in_loops(traced(gradients, T, kv_heads))
+    # Forward; backward; home, on or back, of which one is walked.
+    assert both == [keys, keys + 2 * shard, 2 * shard, 2 * shard]
+
+
+@pytest.mark.parametrize("lengths, hops", [([64], 7), ([8] * 8, 0), ([4, 8, 8, 8], 1), ([20], 2)])
+def test_the_ring_turns_only_as_far_as_a_token_sees(lengths: list[int], hops: int) -> None:
+    ring, row = 8, 64
+    positions = np.concatenate([np.arange(n) for n in lengths])
+    segments = np.repeat(np.arange(len(lengths)) + 1, lengths)
+    where = Where(
+        *(np.pad(x, (0, row - len(x)))[None].astype(np.int32) for x in (positions, segments))
+    )
+    with jax.set_mesh(make_mesh(seq=ring)):
+        local = partial(count_hops_of_shard, axis="seq")
+        rows = spec("batch", "seq")
+        placed = jax.device_put(where, named_sharding(jax.sharding.get_mesh(), "batch", "seq"))
+        found = jax.jit(jax.shard_map(local, in_specs=rows, out_specs=spec()))(placed)
+    assert found == hops
+
+
+def count_hops_of_shard(where: Where, axis: str) -> Any:
+    return count_hops(reach(where, True), where, axis)
 
 
 @pytest.mark.parametrize("ring", [0, 8])

@@ -82,9 +82,10 @@ def test_recipe_options_reach_every_stage(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert seen[0].stages[0] == demo().stages[0]
 
 
-def test_a_sequence_that_does_not_divide_is_refused_before_any_work(
+def test_a_sequence_that_does_not_reach_round_the_ring_is_refused_before_any_work(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    code, text = run(capsys, "train", "demo", "--stages.0.mesh.seq", "3", "--folder", str(folder))
-    assert code == 2 and "multiple of 6" in text and not folder.exists()
+    words = ["--stages.0.context", "6", "--folder", str(folder)]
+    code, text = run(capsys, "train", "demo", *words)
+    assert code == 2 and "do not reach round a ring of 8" in text and not folder.exists()

@@ -10,11 +10,10 @@ from hypothesis import example as with_example
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringworld.attention.layout import invert
 from ringworld.batch import Batch
 from ringworld.data import example, needle
 from ringworld.data.example import Example
-from ringworld.data.loader import PackedRows, check_rows, deal_order, make_batches
+from ringworld.data.loader import PackedRows, check_rows, make_batches
 from ringworld.data.mix import Source, draw_examples
 from ringworld.data.needle import ANSWER_ROOM, CITIES, Needle, draw_needles, hide, recall_example
 from ringworld.data.text import Book, draw_passage, encode_books, passage_example, read_books
@@ -319,13 +318,14 @@ def rows() -> PackedRows:
 
 def batches_of(rows: PackedRows, shape: MeshShape, seed: int = 0) -> Callable[[int], Batch]:
     """`batches(step)` on that mesh, brought to the host and back into the order of writing."""
-    order = deal_order(CONTEXT, shape)
-    make = make_batches(rows, batch=4, seed=seed, order=order)
+    make = make_batches(rows, batch=4, seed=seed, ring=shape.seq)
     mesh = make_mesh(data=shape.data, fsdp=shape.fsdp, seq=shape.seq, tensor=shape.tensor)
 
     def batches(step: int) -> Batch:
         with jax.set_mesh(mesh):
-            return jax.tree.map(lambda x: np.asarray(x)[:, invert(order)], make(step))
+            dealt = jax.device_get(make(step))
+        order = np.lexsort((dealt.positions, dealt.segments - 1 & 0xFF))[:, :CONTEXT]
+        return jax.tree.map(lambda x: np.take_along_axis(x, order, axis=1), dealt)
 
     return batches
 
@@ -370,6 +370,8 @@ def test_what_does_not_divide_over_the_mesh_is_refused() -> None:
     assert "3 rows do not divide over 2 groups" in refusal(
         lambda: check_rows(CONTEXT, 3, MeshShape(fsdp=2))
     )
-    assert "multiple of 16" in refusal(lambda: deal_order(36, MeshShape(seq=8)))
+    assert "6 tokens do not reach round a ring of 8" in refusal(
+        lambda: check_rows(6, 1, MeshShape(seq=8))
+    )
     assert "at least 1" in refusal(lambda: MeshShape(seq=0))
     assert "needs 16 devices and there are 8" in refusal(lambda: make_mesh(data=2, seq=8))

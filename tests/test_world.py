@@ -19,7 +19,7 @@ from ringworld.attention import block
 from ringworld.batch import Batch
 from ringworld.data import example
 from ringworld.data.example import Example
-from ringworld.data.loader import PackedRows, deal_order, make_batches
+from ringworld.data.loader import PackedRows, make_batches
 from ringworld.data.pack import pack_row, split
 from ringworld.errors import InputError
 from ringworld.layers import rms_norm
@@ -102,7 +102,7 @@ def weights_of(c: World) -> Any:
 @cache
 def batches_of(shape: MeshShape) -> Any:
     rows = PackedRows(draw_examples(12, 40), CONTEXT)
-    return make_batches(rows, batch=2, seed=0, order=deal_order(CONTEXT, shape))
+    return make_batches(rows, batch=2, seed=0, ring=shape.seq)
 
 
 @cache
@@ -164,9 +164,8 @@ def test_the_mesh_changes_neither_loss_nor_gradients(shape: MeshShape) -> None:
 
 
 def test_one_device_on_a_mesh_gives_what_no_mesh_gives() -> None:
-    order = np.arange(CONTEXT)
     rows = PackedRows(draw_examples(12, 40), CONTEXT)
-    batch = make_batches(rows, batch=2, seed=0, order=order)(0)
+    batch = make_batches(rows, batch=2, seed=0, ring=1)(0)
     (found, _), grads = fetch(differentiate(TINY)(weights_of(TINY), batch))
     (wanted, _), wanted_grads = on_mesh(ONE)
     assert found == pytest.approx(wanted, rel=TOLERANCE)
@@ -456,8 +455,12 @@ def test_a_step_never_gathers_the_sequence_and_goes_round_the_ring_twice() -> No
         state = start(placed_weights(), optimizer)
         compiled = step.lower(state, batches_of(RING)(0)).compile()
     text = compiled.as_text()
-    # fsdp is 1, so there is no weight to gather either: every gather would be one of tokens.
-    assert "all-gather" not in text and "all-to-all" not in text
-    # Keys, values, positions and segments forward; the same and dk, dv backward; dk, dv home. The
-    # backward recomputes each layer but its attention: the ring is not walked a third time.
-    assert len(re.findall(r" collective-permute(?:-start)?\(", text)) == 4 + 6 + 2
+    # fsdp is 1, so there is no weight to gather either: the one gather is of each shard's ends.
+    gathered = [
+        math.prod(map(int, n.split(","))) for n in re.findall(r"\[([\d,]+)\]\S* all-gather", text)
+    ]
+    assert all(size <= 7 * 2 * RING.seq for size in gathered) and "all-to-all" not in text
+    # Keys, values, positions and segments forward; the same and dk, dv backward; dk, dv home, on
+    # or back. The backward recomputes each layer but its attention: the ring is not walked a third
+    # time.
+    assert len(re.findall(r" collective-permute(?:-start)?\(", text)) == 4 + 6 + 2 * 2

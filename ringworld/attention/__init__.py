@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from ringworld.attention.block import BLOCKWISE
-from ringworld.attention.decode import attend_cache
+from ringworld.attention.decode import attend_cache, attend_chunk
 from ringworld.attention.dense import attend_dense
 from ringworld.attention.mask import Where
 from ringworld.attention.ring import attend_ring
@@ -73,19 +73,24 @@ def attend_new(
     *,
     causal: bool = True,
 ) -> Float[Array, "B T N H"]:
-    """Attention of a few new tokens to each other and to a cache of keys and values.
+    """Attention of new tokens to each other and to a cache of keys and values.
 
-    The cache is divided [B/(data,fsdp), S/seq, K/tensor, H] and stays where it is; the new tokens
-    are not divided along the sequence, and each device attends with them to its part.
+    The cache is divided [B/(data,fsdp), S/seq, K/tensor, H] and stays where it is. New tokens that
+    are divided along the sequence too, a chunk of a prompt, travel past it; a few that every device
+    holds are merged from all parts.
     """
-    local = partial(attend_cache, is_causal=causal, kernel=_choose(None), axis=_ring_axis())
+    axis, kernel = _ring_axis(), _choose(None)
+    local = partial(attend_chunk, is_causal=causal, kernel=kernel, axis=axis)
     if not has_mesh():
         return local(q, new, queries, cached, keys)
-    tokens, token_keys = spec("batch", None, "heads", None), spec("batch", None, "kv_heads", None)
+    seq = "seq" if _placement(q)[1] else None
+    if seq is None and axis is not None:
+        local = partial(attend_cache, is_causal=causal, kernel=kernel, axis=axis)
+    tokens, token_keys = spec("batch", seq, "heads", None), spec("batch", seq, "kv_heads", None)
     cache = spec("batch", "seq", "kv_heads", None)
     return jax.shard_map(
         local,
-        in_specs=(tokens, token_keys, spec("batch", None), cache, spec("batch", "seq")),
+        in_specs=(tokens, token_keys, spec("batch", seq), cache, spec("batch", "seq")),
         out_specs=tokens,
     )(q, new, queries, cached, keys)
 

@@ -37,6 +37,7 @@ from ringworld.attention.tiles import (
     join,
     no_grads,
 )
+from ringworld.params import Weight
 
 Tree = TypeVar("Tree")
 
@@ -52,13 +53,12 @@ def rotate(tree: Tree, axis: str, stride: int = 1) -> Tree:
 
 
 def send_home(tree: Tree, hops: Int[Array, ""], axis: str) -> Tree:
-    """What travelled `hops` places goes the rest of the round, in strides of powers of two."""
+    """What travelled `hops` places goes on to where it began, or back, whichever is nearer."""
     size = lax.axis_size(axis)
-    rest = (size - hops) % size
-    for bit in range((size - 1).bit_length()):
-        stride = partial(rotate, axis=axis, stride=1 << bit)
-        tree = lax.cond((rest >> bit) & 1 == 1, stride, lambda tree: tree, tree)
-    return tree
+    on = jnp.where(2 * hops > size, size - hops, 0)
+    back = jnp.where(2 * hops > size, 0, hops)
+    tree = lax.fori_loop(0, on, lambda _, tree: rotate(tree, axis), tree)
+    return lax.fori_loop(0, back, lambda _, tree: rotate(tree, axis, -1), tree)
 
 
 def count_hops(queries: Reach, keys: Where, axis: str) -> Int[Array, ""]:
@@ -67,8 +67,9 @@ def count_hops(queries: Reach, keys: Where, axis: str) -> Int[Array, ""]:
     From the ends of each device's shard, which all of them exchange; the same number everywhere.
     """
     size, here = lax.axis_size(axis), lax.axis_index(axis)
-    everywhere = jax.tree.map(lambda x: lax.all_gather(x, axis), ends_of_keys(keys))
-    live = may_see(ends_of_queries(queries), everywhere).any(-1)
+    leaves, shape = jax.tree.flatten(ends_of_keys(keys))
+    everywhere = lax.all_gather(jnp.stack([x.astype(jnp.int32) for x in leaves]), axis, axis=1)
+    live = may_see(ends_of_queries(queries), jax.tree.unflatten(shape, everywhere)).any(-1)
     away = jnp.where(live, (here - jnp.arange(size)) % size, 0).max()
     return lax.pmax(away, tuple(jax.typeof(away).manual_axis_type.varying))
 
@@ -100,7 +101,7 @@ def _attend_tiles(
 
 def _attend_tiles_forward(
     queries: Queries, keys: Keys, hops: Int[Array, ""], kernel: Kernel, axis: str | None
-) -> tuple[Array, tuple[Queries, Keys, Array, Array, Array]]:
+) -> tuple[Array, tuple[Queries, Keys, Weight, Array, Array]]:
     out, lse = _forward(queries, keys, hops, kernel, axis)
     out = checkpoint_name(out.astype(queries.q.dtype), SAVED[0])
     return out, (queries, keys, hops, out, checkpoint_name(lse, SAVED[1]))
@@ -125,7 +126,7 @@ def _pull_round(
 def _attend_tiles_backward(
     kernel: Kernel,
     axis: str | None,
-    residuals: tuple[Queries, Keys, Array, Array, Array],
+    residuals: tuple[Queries, Keys, Weight, Array, Array],
     dout: Float[Array, "B I K G t H"],
 ) -> tuple[Queries, Keys, None]:
     """dS = P * (dout V - delta) with P from the global log-sum-exp, summed round the ring."""

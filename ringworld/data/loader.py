@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 import grain
 import jax
 import numpy as np
-from jaxtyping import Int
 
-from ringworld.attention.layout import check_zigzag, zigzag_order
+from ringworld.attention.layout import deal
+from ringworld.attention.plan import plan_order
 from ringworld.batch import Batch
 from ringworld.data.example import Example
 from ringworld.data.pack import pack_row, plan_rows
@@ -38,27 +38,26 @@ def check_rows(context: int, rows: int, shape: MeshShape) -> None:
             f"{rows} rows do not divide over {groups} groups (data x fsdp): make the batch a "
             f"multiple of {groups}"
         )
-    if shape.seq > 1:
-        check_zigzag(context, shape.seq)
+    if context < shape.seq:
+        raise InputError(
+            f"rows of {context} tokens do not reach round a ring of {shape.seq}: make the context "
+            "longer or the seq axis shorter"
+        )
 
 
-def deal_order(context: int, shape: MeshShape) -> Int[np.ndarray, "T"]:
-    """The zig-zag order in which the mesh's ring wants a row; raises InputError as `check_rows`."""
-    return np.arange(context) if shape.seq == 1 else zigzag_order(context, shape.seq)
+def make_batches(rows: PackedRows, *, batch: int, seed: int, ring: int) -> Callable[[int], Batch]:
+    """`batches(step)`: `batch` rows on the mesh that is set when it is called.
 
-
-def make_batches(
-    rows: PackedRows, *, batch: int, seed: int, order: Int[np.ndarray, "T"]
-) -> Callable[[int], Batch]:
-    """`batches(step)`: `batch` rows in the ring's order, on the mesh that is set when it is called.
-
-    Rows are shuffled over all epochs by `seed`. Every process makes the whole batch on its host and
-    keeps its own part.
+    They are dealt to the ring in the order that suits them best. Rows are shuffled over all epochs
+    by `seed`. Every process makes the whole batch on its host and keeps its own part.
     """
     dataset = grain.MapDataset.source(rows).seed(seed).shuffle().repeat().batch(batch)
 
     def batches(step: int) -> Batch:
-        return jax.tree.map(lambda x: _place(x[:, order]), dataset[step])
+        rows = dataset[step]
+        assert rows is not None, "a repeated dataset has rows for every step"
+        order = plan_order(rows.where, ring).order
+        return jax.tree.map(lambda x: _place(deal(x, order)), rows)
 
     return batches
 

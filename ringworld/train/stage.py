@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from ringworld.data.example import Example
-from ringworld.data.loader import PackedRows, check_rows, deal_order, make_batches
+from ringworld.data.loader import PackedRows, check_rows, make_batches
 from ringworld.mesh import MeshShape, make_mesh
 from ringworld.models.llama import flops_per_token
 from ringworld.models.world import World, WorldWeights, specs
@@ -61,7 +61,6 @@ def train_stage(
     """
     c = model.at(stage.context, stage.rope_theta)
     mesh = make_mesh(**asdict(stage.mesh))
-    order = deal_order(stage.context, stage.mesh)
     rows = PackedRows(examples, stage.context)
     optimizer = make_optimizer(stage.optimizer, stage.loop.steps, specs(c))
     with jax.set_mesh(mesh):
@@ -73,7 +72,7 @@ def train_stage(
         state = fit(
             state=start(placed, optimizer),
             step=make_step(c, optimizer, stage.vision_share),
-            batches=make_batches(rows, batch=stage.batch, seed=stage.seed, order=order),
+            batches=make_batches(rows, batch=stage.batch, seed=stage.seed, ring=stage.mesh.seq),
             loop=stage.loop,
             folder=folder,
             identity={"stage": stage.name, "model": asdict(c)},
