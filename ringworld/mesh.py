@@ -102,6 +102,12 @@ def has_mesh() -> bool:
     return not jax.sharding.get_abstract_mesh().empty
 
 
+def platform() -> str:
+    """What the devices of the current mesh are, or the default ones: "cpu", "gpu" or "tpu"."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def axis_size(axis: str) -> int:
     """How many devices the current mesh has along `axis`; 1 without a mesh."""
     return jax.sharding.get_abstract_mesh().shape[axis] if has_mesh() else 1

@@ -434,3 +434,9 @@ def test_no_array_grows_with_the_square_of_the_length(
         short, long = largest(4096), largest(8192)
     assert short == 4096 * N * H  # that of q itself
     assert long == 2 * short
+
+
+def test_a_kernel_that_cannot_run_here_is_refused() -> None:
+    q, k, v, _ = (jnp.asarray(x) for x in draw(8, 4))
+    with pytest.raises(InputError, match="tpu kernel cannot run on this platform, cpu"):
+        attend(q, k, v, one_document(8), impl="tpu")

@@ -1,17 +1,21 @@
 """Generation: what the cache gives is what a full forward gives, on any mesh."""
 
+from contextlib import nullcontext
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ringworld.attention.layout import deal, invert, striped_order
 from ringworld.attention.mask import Where
 from ringworld.data.example import Example, frames, join, text
 from ringworld.errors import InputError
+from ringworld.generate.cache import Cache, extend, prefill
 from ringworld.generate.sample import Sampling, draw_token, guide, keep_top_k, keep_top_p
 from ringworld.generate.text import write_text
 from ringworld.generate.vision import draw_frames
-from ringworld.mesh import make_mesh
+from ringworld.mesh import make_mesh, shard
 from ringworld.models.llama import Llama
 from ringworld.models.world import World, WorldWeights, forward, specs
 from ringworld.params import init, shardings
@@ -141,3 +145,77 @@ def test_sampling_that_cannot_be_is_refused() -> None:
     for bad in ({"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}):
         with pytest.raises(InputError):
             Sampling(**bad)
+
+
+# ---- one layout for life
+
+LIFE_MESHES = [None, {"seq": 4}, {"data": 2, "seq": 2, "tensor": 2}]
+
+
+@pytest.mark.parametrize("shape", LIFE_MESHES, ids=["1", "ring4", "2x1x2x2"])
+def test_training_chunked_prefill_and_decoding_give_the_same_logits(
+    weights: WorldWeights, shape: dict[str, int] | None
+) -> None:
+    """Two rows of 37 and 50 tokens: whole; in chunks of 16; in chunks to 30, then 3 at a time."""
+    lengths, rng = np.array([37, 50]), np.random.default_rng(1)
+    tokens = rng.integers(3, 64, (2, 64))
+    whole = whole_logits(weights, tokens, lengths)
+    mesh = nullcontext() if shape is None else jax.set_mesh(make_mesh(**shape))
+    with mesh:
+        placed = weights
+        if shape is not None:
+            placed = jax.device_put(weights, shardings(specs(TINY), jax.sharding.get_mesh()))
+        ring = 1 if shape is None else shape["seq"]
+        picked, _ = read_in_chunks(placed, tokens, lengths, ring)
+        assert_logits(picked @ np.asarray(weights.heads.text), whole[[0, 1], lengths - 1])
+        _, cache = read_in_chunks(placed, tokens, np.minimum(lengths, 30), ring)
+        order = striped_order(64, ring, 4)
+        for start in range(30, 36, 3):
+            x, cache = decode(placed, cache, tokens[:, start : start + 3], start, order)
+            found = np.asarray(x) @ np.asarray(weights.heads.text)
+            assert_logits(found, whole[:, start : start + 3])
+
+
+def assert_logits(found: np.ndarray, wanted: np.ndarray) -> None:
+    # Two layers of float32 sums in another order, against the largest logit.
+    assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def stand(tokens: np.ndarray, lengths: np.ndarray) -> Where:
+    inside = np.arange(tokens.shape[1]) < lengths[:, None]
+    return Where(np.where(inside, np.arange(tokens.shape[1]), 0), inside.astype(np.int64))
+
+
+def whole_logits(weights: WorldWeights, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    where = jax.tree.map(lambda x: jnp.asarray(x, jnp.int32), stand(tokens, lengths))
+    text_only = jnp.zeros(tokens.shape, bool)
+    run = jax.jit(forward, static_argnums=4)
+    x = run(weights, jnp.asarray(tokens, jnp.int32), text_only, where, TINY)
+    return np.asarray(x @ weights.heads.text)
+
+
+def read_in_chunks(
+    weights: WorldWeights, tokens: np.ndarray, lengths: np.ndarray, ring: int
+) -> tuple[np.ndarray, Cache]:
+    order = striped_order(64, ring, 4)
+    rows = jax.tree.map(
+        lambda x: shard(jnp.asarray(deal(x, order), jnp.int32), "batch", "seq"),
+        (tokens, stand(tokens, lengths)),
+    )
+    last = shard(jnp.asarray(lengths - 1, jnp.int32), "batch")
+    read = jax.jit(prefill, static_argnames=("chunk", "c"))
+    dealt, where = rows
+    picked, cache = read(weights, dealt, dealt < 0, where, last, chunk=16, c=TINY)
+    return np.asarray(picked), cache
+
+
+def decode(
+    weights: WorldWeights, cache: Cache, tokens: np.ndarray, start: int, order: np.ndarray
+) -> tuple[jax.Array, Cache]:
+    positions = np.tile(np.arange(start, start + tokens.shape[1]), (2, 1))
+    places = invert(order, 64)[positions]
+    new, stands, places = (
+        shard(jnp.asarray(x, jnp.int32), "batch", None) for x in (tokens, positions, places)
+    )
+    where = Where(stands, stands * 0 + 1)
+    return jax.jit(extend, static_argnums=6)(weights, cache, new, new < 0, where, places, TINY)

@@ -36,9 +36,9 @@ RANKS = {
         [
             ["errors"],
             ["files"],
-            ["vocab", "mesh", "rope"],
+            ["vocab", "mesh", "rope_scaling"],
             ["params"],
-            ["layers", "attention"],
+            ["layers", "attention", "rope"],
             ["batch"],  # holds attention's `Where`
             ["models"],
             ["data", "train", "generate"],

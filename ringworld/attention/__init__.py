@@ -3,6 +3,7 @@
 mask      who sees whom, as data             dense     the definition, and the oracle
 online    the running softmax and its merge  tiles     what a kernel is given, and gives
 block     the kernel in plain XLA            ring      keys travel, queries stay
+pallas_*  the kernels for accelerators       plan      which order suits a batch
 ulysses   heads are exchanged for tokens     layout    the order of a row over the ring
 decode    new tokens against a divided cache
 """
@@ -14,18 +15,19 @@ import jax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from ringworld.attention import pallas_tpu
 from ringworld.attention.block import BLOCKWISE
-from ringworld.attention.decode import attend_cache
+from ringworld.attention.decode import attend_cache, stay, travel
 from ringworld.attention.dense import attend_dense
 from ringworld.attention.mask import Where
 from ringworld.attention.ring import attend_ring
 from ringworld.attention.tiles import Kernel
 from ringworld.attention.ulysses import attend_exchanged
 from ringworld.errors import InputError
-from ringworld.mesh import axis_size, has_mesh, shard, spec
+from ringworld.mesh import axis_size, has_mesh, platform, shard, spec
 
-Implementation = Literal["dense", "xla"]
-KERNELS: dict[str, Kernel] = {"xla": BLOCKWISE}
+Implementation = Literal["dense", "xla", "tpu"]
+KERNELS: dict[str, Kernel] = {"xla": BLOCKWISE, "tpu": pallas_tpu.make_kernel()}
 
 
 def attend(
@@ -47,7 +49,8 @@ def attend(
     the `seq` axis. Arrays divided [B/(data,fsdp), T/(seq,tensor), N, H] exchange tokens for heads
     over `tensor` first (Ulysses). The numbers are the same whatever the mesh, and whatever the
     order of the tokens in the row. `impl=None` is the best kernel for the platform; "dense"
-    computes every score at once, for tests. Raises InputError when the heads do not divide.
+    computes every score at once, for tests. Raises InputError when the heads do not divide, or the
+    kernel asked for cannot run here.
     """
     if q.shape[2] % k.shape[2]:
         raise InputError(
@@ -73,19 +76,23 @@ def attend_new(
     *,
     causal: bool = True,
 ) -> Float[Array, "B T N H"]:
-    """Attention of a few new tokens to each other and to a cache of keys and values.
+    """Attention of new tokens to each other and to a cache of keys and values.
 
-    The cache is divided [B/(data,fsdp), S/seq, K/tensor, H] and stays where it is; the new tokens
-    are not divided along the sequence, and each device attends with them to its part.
+    The cache is divided [B/(data,fsdp), S/seq, K/tensor, H] and stays where it is. New tokens that
+    are divided along the sequence too, a chunk of a prompt, travel past it; a few that every device
+    holds are merged from all parts.
     """
-    local = partial(attend_cache, is_causal=causal, kernel=_choose(None), axis=_ring_axis())
+    axis = _ring_axis()
+    seq = "seq" if has_mesh() and _placement(q)[1] else None
+    visit = partial(travel if seq or axis is None else stay, axis=axis)
+    local = partial(attend_cache, is_causal=causal, kernel=_choose(None), visit=visit)
     if not has_mesh():
         return local(q, new, queries, cached, keys)
-    tokens, token_keys = spec("batch", None, "heads", None), spec("batch", None, "kv_heads", None)
+    tokens, token_keys = spec("batch", seq, "heads", None), spec("batch", seq, "kv_heads", None)
     cache = spec("batch", "seq", "kv_heads", None)
     return jax.shard_map(
         local,
-        in_specs=(tokens, token_keys, spec("batch", None), cache, spec("batch", "seq")),
+        in_specs=(tokens, token_keys, spec("batch", seq), cache, spec("batch", "seq")),
         out_specs=tokens,
     )(q, new, queries, cached, keys)
 
@@ -103,7 +110,13 @@ def _ring_axis() -> str | None:
 
 
 def _choose(impl: Implementation | None) -> Kernel:
-    return KERNELS["xla" if impl is None else impl]
+    """The kernel asked for, or else the platform's own, or else the one for every platform."""
+    here = platform()
+    if impl in KERNELS and impl not in ("xla", here):
+        raise InputError(
+            f"the {impl} kernel cannot run on this platform, {here}: leave impl out, or say xla"
+        )
+    return KERNELS.get(impl or here, BLOCKWISE)
 
 
 def _attend_whole_rows(q: Array, k: Array, v: Array, where: Where, is_causal: bool) -> Array:

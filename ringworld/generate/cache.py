@@ -1,7 +1,8 @@
 """Keys and values of what was read, divided along the sequence as training divides it.
 
-A cache has room for S tokens. Prefill fills the places of the prompt in the ring's order; a new
-token's keys are written into the place that its position has in that order. Nothing is ever moved.
+A cache has room for S tokens, dealt to the ring in stripes. A prompt is read chunk by chunk: each
+device writes its tokens of a chunk behind those it has. A new token is written into the place that
+its position has in that order. Nothing is ever moved.
 """
 
 from functools import partial
@@ -9,13 +10,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from ringworld.attention import attend, attend_new
+from ringworld.attention import attend_new
 from ringworld.attention.mask import Where
 from ringworld.layers import rms_norm
-from ringworld.mesh import axis_size, has_mesh, spec
-from ringworld.models.llama import Block, block_specs, read, write
+from ringworld.mesh import axis_size, has_mesh, shard, spec
+from ringworld.models.llama import COMPUTE, Block, block_specs, read, write
 from ringworld.models.world import World, WorldWeights, embed_tokens
 from ringworld.params import Weight, gather, node
 
@@ -29,34 +30,24 @@ class Cache:
     where: Where
 
 
-def prefill(
-    weights: WorldWeights,
-    tokens: Int[Array, "B S"],
-    vision: Bool[Array, "B S"],
-    where: Where,
-    c: World,
-) -> tuple[Float[Array, "B S D"], Cache]:
-    """The residual stream of whole rows, padded behind the prompt, and the cache they fill."""
-
-    def layer(x: Array, w: Block) -> tuple[Array, tuple[Array, Array]]:
-        w = gather(w, block_specs(c.llama))
-        q, k, v = read(x, w, where.positions, c.llama)
-        return write(x, attend(q, k, v, where), w, c.llama), (k, v)
-
-    x, (k, v) = lax.scan(layer, embed_tokens(weights, tokens, vision, c), weights.blocks)
-    return rms_norm(x, weights.heads.norm, c.llama.norm_eps), Cache(k, v, where)
+def empty_cache(rows: int, places: int, c: World) -> Cache:
+    """A cache of `places` tokens a row that holds nothing: all of it is padding."""
+    shape = (c.llama.layers, rows, places, c.llama.kv_heads, c.llama.head_width)
+    nothing = jnp.zeros(shape, COMPUTE[c.llama.dtype])
+    held = shard(nothing, "layers", "batch", "seq", "kv_heads", None)
+    stands = shard(jnp.zeros((rows, places), jnp.int32), "batch", "seq")
+    return Cache(held, held, Where(stands, stands))
 
 
-def extend(
+def run_new(
     weights: WorldWeights,
     cache: Cache,
     tokens: Int[Array, "B T"],
     vision: Bool[Array, "B T"],
     where: Where,
-    places: Int[Array, "B T"],
     c: World,
 ) -> tuple[Float[Array, "B T D"], Cache]:
-    """The residual stream of a few new tokens, and the cache with them written at `places`."""
+    """The residual stream of new tokens after the last layer, and a cache of them alone."""
 
     def layer(
         x: Array, held: tuple[Block, tuple[Array, Array]]
@@ -69,25 +60,100 @@ def extend(
 
     x = embed_tokens(weights, tokens, vision, c)
     x, (k, v) = lax.scan(layer, x, (weights.blocks, (cache.k, cache.v)))
-    cache = _write(cache, Cache(k, v, where), places)
-    return rms_norm(x, weights.heads.norm, c.llama.norm_eps), cache
+    return x, Cache(k, v, where)
+
+
+def prefill(
+    weights: WorldWeights,
+    tokens: Int[Array, "B S"],
+    vision: Bool[Array, "B S"],
+    where: Where,
+    last: Int[Array, "B"],
+    chunk: int,
+    c: World,
+) -> tuple[Float[Array, "B D"], Cache]:
+    """The residual stream of each row's token at position `last`, and the cache of the rows.
+
+    Rows are dealt in stripes and read `chunk` tokens at a time (which divides S), in order: no
+    activation is longer than a chunk.
+    """
+    out = spec(None, None) if has_mesh() else None
+
+    def read_chunk(
+        carry: tuple[Array, Cache], chunk: tuple[Array, Array, Array, Where]
+    ) -> tuple[tuple[Array, Cache], None]:
+        (picked, cache), (i, tokens, vision, where) = carry, chunk
+        x, new = run_new(weights, cache, tokens, vision, where, c)
+        ends = (where.positions == last[:, None]) & (where.segments > 0)
+        picked += jnp.einsum("bs,bsd->bd", ends.astype(x.dtype), x, out_sharding=out)
+        return (picked, _append(cache, new, i)), None
+
+    rows, places = tokens.shape
+    chunks = jax.tree.map(lambda x: _cut_chunks(x, places // chunk), (tokens, vision, where))
+    nothing = shard(jnp.zeros((rows, c.llama.model), COMPUTE[c.llama.dtype]), None, None)
+    start = (nothing, empty_cache(rows, places, c))
+    steps = jnp.arange(places // chunk, dtype=jnp.int32)
+    (picked, cache), _ = lax.scan(read_chunk, start, (steps, *chunks))
+    x = rms_norm(picked[:, None], weights.heads.norm, c.llama.norm_eps)
+    return x[:, 0], cache
+
+
+def extend(
+    weights: WorldWeights,
+    cache: Cache,
+    tokens: Int[Array, "B T"],
+    vision: Bool[Array, "B T"],
+    where: Where,
+    places: Int[Array, "B T"],
+    c: World,
+) -> tuple[Float[Array, "B T D"], Cache]:
+    """The residual stream of a few new tokens, and the cache with them written at `places`."""
+    x, new = run_new(weights, cache, tokens, vision, where, c)
+    return rms_norm(x, weights.heads.norm, c.llama.norm_eps), _write(cache, new, places)
+
+
+def _specs(axis: str | None) -> Cache:
+    keys, rows = spec("layers", "batch", axis, "kv_heads", None), spec("batch", axis)
+    return Cache(keys, keys, Where(rows, rows))
+
+
+def _cut_chunks(x: Shaped[Array, "B S"], count: int) -> Shaped[Array, "n B S/n"]:
+    """Chunks of a dealt row: of each device's tokens the first part, the second, and so on."""
+
+    def local(x: Array) -> Array:
+        return x.reshape(x.shape[0], count, -1).swapaxes(0, 1)
+
+    if not has_mesh():
+        return local(x)
+    cut = spec(None, "batch", "seq")
+    return jax.shard_map(local, in_specs=spec("batch", "seq"), out_specs=cut)(x)
+
+
+def _append(cache: Cache, new: Cache, i: Int[Array, ""]) -> Cache:
+    """The cache with chunk i written: each device puts its part behind the chunks before."""
+
+    def local(cache: Cache, new: Cache, i: Array) -> Cache:
+        def put(held: Array, coming: Array, axis: int) -> Array:
+            start = i * coming.shape[axis]
+            return lax.dynamic_update_slice_in_dim(held, coming, start, axis)
+
+        stands = jax.tree.map(partial(put, axis=1), cache.where, new.where)
+        return Cache(put(cache.k, new.k, 2), put(cache.v, new.v, 2), stands)
+
+    if not has_mesh():
+        return local(cache, new, i)
+    held = _specs("seq")
+    return jax.shard_map(local, in_specs=(held, held, spec()), out_specs=held)(cache, new, i)
 
 
 def _write(cache: Cache, new: Cache, places: Int[Array, "B T"]) -> Cache:
     if not has_mesh():
         return _write_local(cache, new, places, None)
     axis = "seq" if axis_size("seq") > 1 else None
-    held, coming = (
-        Cache(keys, keys, Where(rows, rows))
-        for keys, rows in (
-            (spec("layers", "batch", axis, "kv_heads", None), spec("batch", axis))
-            for axis in ("seq", None)
-        )
-    )
     return jax.shard_map(
         partial(_write_local, axis=axis),
-        in_specs=(held, coming, spec("batch", None)),
-        out_specs=held,
+        in_specs=(_specs("seq"), _specs(None), spec("batch", None)),
+        out_specs=_specs("seq"),
     )(cache, new, places)
 
 

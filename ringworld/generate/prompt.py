@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ringworld.attention.layout import deal, invert, striped_order
+from ringworld.attention.layout import STRIPE, deal, dealt_length, invert, striped_order
 from ringworld.attention.mask import Where
 from ringworld.data.example import Example
 from ringworld.errors import InputError
@@ -15,6 +15,16 @@ from ringworld.generate.cache import Cache, extend, prefill
 from ringworld.mesh import axis_size, has_mesh, shard, spec
 from ringworld.models.world import World, WorldWeights
 from ringworld.params import Weight, node
+
+# Tokens of a prompt that are read at one time: enough work for a device between two transfers, and
+# little memory: 8192 x 4096 bfloat16 activations are 64 MiB.
+CHUNK = 8192
+
+
+def chunk_length(places: int, ring: int) -> int:
+    """How many of a row's places are read at one time: whole rounds of stripes, or all of them."""
+    rounds = max(CHUNK // (ring * STRIPE), 1) * ring * STRIPE
+    return min(places, rounds)
 
 
 @node
@@ -38,7 +48,9 @@ def make_prompts(prompts: Sequence[Example], capacity: int, c: World) -> Prompts
             f"the prompt and its answer take {capacity} tokens and the model's context is "
             f"{c.llama.context}: shorten the prompt or use a model of longer context"
         )
-    order = striped_order(capacity, axis_size("seq"))
+    ring = axis_size("seq")
+    capacity += -capacity % chunk_length(dealt_length(capacity, ring), ring)
+    order = striped_order(capacity, ring)
     rows = np.zeros((2, len(prompts), capacity), np.int32)
     segments = np.zeros((len(prompts), capacity), np.int32)
     for i, prompt in enumerate(prompts):
@@ -60,10 +72,9 @@ def make_prompts(prompts: Sequence[Example], capacity: int, c: World) -> Prompts
 
 def start(weights: WorldWeights, prompts: Prompts, c: World) -> tuple[Float[Array, "B D"], Cache]:
     """The residual stream of each row's last prompt token, on every device, and the cache."""
-    x, cache = prefill(weights, prompts.tokens, prompts.vision, prompts.where, c)
-    last = (prompts.where.positions == prompts.lengths[:, None] - 1) & (prompts.where.segments > 0)
-    out_sharding = spec(None, None) if has_mesh() else None
-    return jnp.einsum("bs,bsd->bd", last.astype(x.dtype), x, out_sharding=out_sharding), cache
+    last = prompts.lengths - 1
+    chunk = chunk_length(prompts.tokens.shape[1], axis_size("seq"))
+    return prefill(weights, prompts.tokens, prompts.vision, prompts.where, last, chunk, c)
 
 
 def follow(

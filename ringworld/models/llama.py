@@ -1,6 +1,6 @@
 """The decoder: a Llama whose attention goes round the ring.
 
-Each layer   x += attend(rope(q), rope(k), v) W_o     with q, k, v from rms_norm(x)
+Each layer   x += attend(turn(q), turn(k), v) W_o     with q, k, v from rms_norm(x)
              x += swiglu(rms_norm(x))
 Source: Touvron et al., "LLaMA" (arXiv 2302.13971); grouped keys: Ainslie et al. (arXiv 2305.13245).
 """
@@ -19,7 +19,7 @@ from ringworld.attention.ring import SAVED
 from ringworld.errors import InputError
 from ringworld.layers import contract, rms_norm, swiglu
 from ringworld.params import Weight, constant, dense, gather, node, stacked
-from ringworld.rope import rope
+from ringworld.rope import Rope, turn_halves
 
 COMPUTE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -47,6 +47,11 @@ class Llama:
             )
         if self.head_width % 2:
             raise InputError(f"head_width {self.head_width} is odd: RoPE turns pairs, make it even")
+
+    @property
+    def rope(self) -> Rope:
+        """How positions turn its queries and keys."""
+        return Rope(theta=self.rope_theta, head_width=self.head_width)
 
 
 @node
@@ -93,7 +98,8 @@ def read(
     q = contract("btd,dnh->btnh", h, w.wq, "heads", None)
     k = contract("btd,dkh->btkh", h, w.wk, "kv_heads", None)
     v = contract("btd,dkh->btkh", h, w.wv, "kv_heads", None)
-    return rope(q, positions, c.rope_theta), rope(k, positions, c.rope_theta), v
+    turns = c.rope.at(positions)
+    return turn_halves(q, turns), turn_halves(k, turns), v
 
 
 def write(

@@ -1,0 +1,347 @@
+"""The kernel for TPUs, in Pallas: one device's queries against one shard of keys.
+
+Scores stand transposed, `[s, r]`: keys down, and across all queries of a tile that read one key
+head, r = G t of them. So what is said of a query (its maximum, its log-sum-exp, what it sees) is a
+row `[1, r]`, as it lies in memory, and no number is turned from a row into a column on the way.
+
+For every tile of queries the grid walks the key tiles from the first that is live to the last, and
+those of the longest walk set its length. The ends of all tiles lie in scalar memory: a pair that
+the mask empties is stepped over, one that it leaves whole is not masked.
+
+The backward is two kernels: one sums dq over the keys, the other dk and dv over the queries. Each
+makes the weights anew from the global log-sum-exp, as in FlashAttention-2 (arXiv 2307.08691).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Bool, Float, Int
+
+from ringworld.attention.mask import Ends, ends_of_keys, may_see, sees_all
+from ringworld.attention.online import Partial, finite
+from ringworld.attention.tiles import Grads, Kernel, Keys, Queries, Saved
+
+# 512 x 512 float32 scores are 1 MiB a query head of a group; groups of 8 still fit the 64 MiB of a
+# v5p's vector memory. Chosen by size: it has been compiled for chips, and not run on one.
+TILE = 512
+VMEM = 64 * 2**20
+# Batch, key head and the tile that stays may run in any order; the tiles walked may not.
+ORDER = ("parallel", "parallel", "parallel", "arbitrary")
+ENDS = 7  # numbers to a tile in scalar memory
+
+Placed = tuple[Array, pl.BlockSpec]  # an array, and which of its blocks a step works on
+
+
+def _dot(a: Array, b: Array, over: tuple[int, int]) -> Array:
+    """The float32 product of two matrices, summed over one axis of each."""
+    return lax.dot_general(
+        a, b, (((over[0],), (over[1],)), ((), ())), preferred_element_type=jnp.float32
+    )
+
+
+def _column(row: Array) -> Array:
+    """A row `[1, s]` as a column `[s, 1]`; eight rows, because registers have eight."""
+    return jnp.broadcast_to(row, (8, row.shape[1])).T[:, :1]
+
+
+# ---- which pairs are walked
+
+
+def _flat(ends: Ends) -> Int[Array, "numbers"]:
+    """The ends of all tiles `[B, I]`, ENDS numbers to a tile, in one vector."""
+    return jnp.stack([x.astype(jnp.int32) for x in jax.tree.leaves(ends)], -1).reshape(-1)
+
+
+def _ends_at(ref: Any, tile: Array) -> Ends:
+    """The ends of one tile, scalars, from `_flat`."""
+    low_segment, low, high_segment, high, solid, first, past = (
+        ref[ENDS * tile + i] for i in range(ENDS)
+    )
+    return Ends(low_segment, low, high_segment, high, solid != 0, first, past)
+
+
+def _walks(live: Bool[Array, "B I J"]) -> Int[Array, "numbers"]:
+    """The first live tile of each walk over the last axis, and the one after the last."""
+    first = jnp.argmax(live, -1)
+    past = jnp.where(live.any(-1), live.shape[-1] - jnp.argmax(live[..., ::-1], -1), first)
+    return jnp.stack([first, past], -1).astype(jnp.int32).reshape(-1)
+
+
+def _live(queries: Ends, keys: Ends) -> Bool[Array, "B I J"]:
+    """Which pairs of tiles may see each other: I x J bits, a 250,000th of the mask's."""
+    queries = jax.tree.map(lambda x: x[:, :, None], queries)
+    return may_see(queries, jax.tree.map(lambda x: x[:, None], keys))
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What a kernel has at hand at one pair of tiles: blocks of its inputs, and the sums so far."""
+
+    inputs: tuple[Any, ...]
+    sums: tuple[Any, ...]
+
+
+def _split(refs: tuple[Any, ...], lengths: Sequence[int]) -> Iterator[tuple[Any, ...]]:
+    """Runs of these lengths, and what is left."""
+    for length in lengths:
+        yield refs[:length]
+        refs = refs[length:]
+    yield refs
+
+
+def _like(x: Array) -> jax.ShapeDtypeStruct:
+    """Another array of this kind, varying over the mesh as this one does."""
+    varies = jax.typeof(x).manual_axis_type
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=varies)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The grid of one pass: every tile that stays, and the steps of its walk past the others.
+
+    keys_walk   whether queries stay and keys pass, or the other way round
+    tiles       how many tiles of queries and of keys a row has
+    scalars     what lies in scalar memory: the ends of queries and of keys, and the walks
+    steps       of the longest walk; at least 1, because a step carries the results over
+    """
+
+    keys_walk: bool
+    tiles: tuple[int, int]
+    scalars: tuple[Array, Array, Array]
+    steps: Array
+
+    def _walk(self, b: Array, i: Array, walks: Any) -> tuple[Array, Array]:
+        at = 2 * (b * self.tiles[not self.keys_walk] + i)
+        return walks[at], walks[at + 1]
+
+    def _near(self, b: Array, i: Array, step: Array, walks: Any) -> Array:
+        """The tile that passes at a step; the last one again when the walk is over."""
+        first, past = self._walk(b, i, walks)
+        return jnp.minimum(first + step, jnp.maximum(past - 1, first))
+
+    def block(self, *block: int, keys: bool, heads: bool = True) -> pl.BlockSpec:
+        """Blocks of an array `[B, tiles, K, *block]`, or `[B, tiles, 1, *block]` for all heads."""
+        rest = (0,) * len(block)
+
+        def index(b: Array, k: Array, i: Array, step: Array, *scalars: Any) -> tuple[Any, ...]:
+            tile = self._near(b, i, step, scalars[2]) if keys == self.keys_walk else i
+            return (b, tile, k if heads else 0, *rest)
+
+        return pl.BlockSpec((None, None, None, *block), index)
+
+    def visit(self, scalars: Sequence[Any], update: Callable[[bool], None]) -> None:
+        """`update(masked)` when the pair of this step is live."""
+        b, i, step = pl.program_id(0), pl.program_id(2), pl.program_id(3)
+        query_ends, key_ends, walks = scalars
+        first, past = self._walk(b, i, walks)
+        near = self._near(b, i, step, walks)
+        query, key = (i, near) if self.keys_walk else (near, i)
+        queries = _ends_at(query_ends, b * self.tiles[0] + query)
+        keys = _ends_at(key_ends, b * self.tiles[1] + key)
+        live = (first + step < past) & may_see(queries, keys)
+        whole = sees_all(queries, keys)
+        pl.when(live & whole)(partial(update, False))
+        pl.when(live & jnp.logical_not(whole))(partial(update, True))
+
+    def run(
+        self,
+        update: Callable[[_Step, bool], None],
+        inputs: Sequence[Placed],
+        sums: Sequence[Placed],
+        products: int,
+        interpret: bool,
+    ) -> Sequence[Array]:
+        """The sums after `update(step, masked)` of every live pair; they change in place.
+
+        A walk of keys sums the last of them, `[r, H]`, transposed. `products` counts the matrix
+        products of a pair.
+        """
+        arrays, blocks = zip(*inputs, *sums, strict=True)
+        lengths = (len(self.scalars), len(inputs), len(sums), len(sums))
+        turned = self.keys_walk
+
+        def kernel(*refs: Any) -> None:
+            scalars, given, before, after, rest = _split(refs, lengths)
+            running = (*after[:-1], *rest) if turned else after
+
+            @pl.when(pl.program_id(3) == 0)
+            def _() -> None:
+                for to, ref in zip(running, before, strict=True):
+                    to[...] = ref[...].T if turned and ref is before[-1] else ref[...]
+
+            self.visit(scalars, partial(update, _Step(given, running)))
+
+            if turned:
+
+                @pl.when(pl.program_id(3) == pl.num_programs(3) - 1)
+                def _() -> None:
+                    after[-1][...] = running[-1][...].T
+
+        (B, I, K, r, H), s = arrays[0].shape, arrays[1].shape[-2]
+        pairs = B * K * I * r * self.tiles[1] * s
+        return pl.pallas_call(
+            kernel,
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=len(self.scalars),
+                grid=(B, K, self.tiles[not self.keys_walk], self.steps),
+                in_specs=blocks,
+                out_specs=[block for _, block in sums],
+                scratch_shapes=[pltpu.VMEM((H, r), jnp.float32)] if turned else [],
+            ),
+            out_shape=[_like(x) for x, _ in sums],
+            input_output_aliases={lengths[0] + lengths[1] + i: i for i in range(len(sums))},
+            # For the scheduler, to hide transfers behind it: half the pairs, as if causal.
+            cost_estimate=pl.CostEstimate(
+                flops=products * pairs * H,
+                transcendentals=pairs // 2,
+                bytes_accessed=sum(x.nbytes for x in arrays),
+            ),
+            compiler_params=pltpu.CompilerParams(dimension_semantics=ORDER, vmem_limit_bytes=VMEM),
+            interpret=interpret,
+        )(*self.scalars, *arrays)
+
+
+def _plan(queries: Queries, keys: Keys, *, keys_walk: bool) -> _Plan:
+    ends = ends_of_keys(keys.where)
+    live = _live(queries.ends, ends)
+    walks = _walks(live if keys_walk else live.transpose(0, 2, 1))
+    steps = jnp.maximum((walks[1::2] - walks[::2]).max(), 1)
+    scalars = (_flat(queries.ends), _flat(ends), walks)
+    return _Plan(keys_walk, (live.shape[1], live.shape[2]), scalars, steps)
+
+
+# ---- what a kernel is given
+
+
+def _rows(x: Float[Array, "B I K G t"]) -> Float[Array, "B I K 1 r"]:
+    """A number a query, as rows."""
+    return x.reshape(*x.shape[:3], 1, -1)
+
+
+def _heads(x: Float[Array, "B I K G t H"]) -> Float[Array, "B I K r H"]:
+    """A vector a query, the groups below each other."""
+    return x.reshape(*x.shape[:3], -1, x.shape[-1])
+
+
+def _inputs(plan: _Plan, queries: Queries, keys: Keys) -> list[Placed]:
+    """Queries, keys, values, what queries see `[3, r]`, and where keys stand `[2, s]`."""
+    G, s, H = queries.q.shape[3], *keys.k.shape[-2:]
+    q = _heads(queries.q)
+    r = q.shape[-2]
+    sees = jnp.stack([queries.reach.segments, queries.reach.first, queries.reach.past], 2)
+    stands = jnp.stack([keys.where.segments, keys.where.positions], 2)
+    return [
+        (q, plan.block(r, H, keys=False)),
+        (keys.k, plan.block(s, H, keys=True)),
+        (keys.v, plan.block(s, H, keys=True)),
+        (jnp.tile(sees, (1, 1, 1, G))[:, :, None], plan.block(3, r, keys=False, heads=False)),
+        (stands[:, :, None], plan.block(2, s, keys=True, heads=False)),
+    ]
+
+
+def _scores(q: Any, k: Any, reach: Any, where: Any, masked: bool) -> Float[Array, "s r"]:
+    """Scores in bits, -inf where the query does not see the key."""
+    scores = _dot(k[...], q[...], (1, 1))
+    if not masked:
+        return scores
+    segments, first, past = reach[0:1, :], reach[1:2, :], reach[2:3, :]
+    stands, positions = _column(where[0:1, :]), _column(where[1:2, :])
+    seen = (segments == stands) & (segments > 0) & (first <= positions) & (positions < past)
+    return jnp.where(seen, scores, -jnp.inf)
+
+
+# ---- forward
+
+
+def _see_pair(at: _Step, masked: bool) -> None:
+    """One step of the running softmax; its value is `[H, r]`."""
+    q, k, v, reach, where = at.inputs
+    top, total, value = at.sums
+    scores = _scores(q, k, reach, where, masked)
+    before = top[...]
+    now = jnp.maximum(before, scores.max(0, keepdims=True))
+    weights = jnp.exp2(scores - finite(now))
+    keep = jnp.exp2(before - finite(now))
+    top[...] = now
+    total[...] = total[...] * keep + weights.sum(0, keepdims=True)
+    value[...] = value[...] * keep + _dot(v[...], weights.astype(v.dtype), (0, 0))
+
+
+def see(queries: Queries, keys: Keys, partials: Partial, *, interpret: bool) -> Partial:
+    """What the queries know after these keys too. `partials` has the tiles of the queries."""
+    plan = _plan(queries, keys, keys_walk=True)
+    value = _heads(partials.value)
+    row = plan.block(1, value.shape[-2], keys=False)
+    sums = [
+        (_rows(partials.max), row),
+        (_rows(partials.sum), row),
+        (value, plan.block(*value.shape[-2:], keys=False)),
+    ]
+    out = plan.run(_see_pair, _inputs(plan, queries, keys), sums, 2, interpret)
+    top, total, value = (
+        x.reshape(before.shape)
+        for x, before in zip(out, (partials.max, partials.sum, partials.value), strict=True)
+    )
+    return Partial(top, total, value)
+
+
+# ---- backward
+
+
+def _weigh(at: _Step, masked: bool) -> tuple[Float[Array, "s r"], Float[Array, "s r"]]:
+    """The weights of a pair of tiles, and the gradients of its scores, for the matrix unit."""
+    q, k, v, reach, where, dout, lse, delta = at.inputs
+    scores = _scores(q, k, reach, where, masked)
+    weights = jnp.exp2(scores - finite(lse[...]))
+    dweights = _dot(v[...], dout[...], (1, 1))
+    dscores = weights * (dweights - delta[...])
+    return weights.astype(q.dtype), dscores.astype(q.dtype)
+
+
+def _pull_queries(at: _Step, masked: bool) -> None:
+    """One pair's share of dq, `[H, r]`."""
+    _, dscores = _weigh(at, masked)
+    at.sums[0][...] += _dot(at.inputs[1][...], dscores, (0, 0))
+
+
+def _pull_keys(at: _Step, masked: bool) -> None:
+    """One pair's share of dk and dv, `[s, H]`."""
+    q, dout, (dk, dv) = at.inputs[0], at.inputs[5], at.sums
+    weights, dscores = _weigh(at, masked)
+    dk[...] += _dot(dscores, q[...], (1, 0))
+    dv[...] += _dot(weights, dout[...], (1, 0))
+
+
+def _saved(plan: _Plan, saved: Saved) -> list[Placed]:
+    dout, lse, delta = _heads(saved.dout), _rows(saved.lse), _rows(saved.delta)
+    row = plan.block(1, dout.shape[-2], keys=False)
+    return [(dout, plan.block(*dout.shape[-2:], keys=False)), (lse, row), (delta, row)]
+
+
+def pull(queries: Queries, keys: Keys, saved: Saved, grads: Grads, *, interpret: bool) -> Grads:
+    """`grads` with these keys' share: dq `[B, I, K, G, t, H]`, dk and dv `[B, J, K, s, H]`."""
+    dq, dk, dv = _heads(grads[0]), *grads[1:]
+    plan = _plan(queries, keys, keys_walk=True)
+    inputs = _inputs(plan, queries, keys) + _saved(plan, saved)
+    stays = [(dq, plan.block(*dq.shape[-2:], keys=False))]
+    [dq] = plan.run(_pull_queries, inputs, stays, 3, interpret)
+    plan = _plan(queries, keys, keys_walk=False)
+    inputs = _inputs(plan, queries, keys) + _saved(plan, saved)
+    block = plan.block(*dk.shape[-2:], keys=True)
+    dk, dv = plan.run(_pull_keys, inputs, [(dk, block), (dv, block)], 4, interpret)
+    return dq.reshape(grads[0].shape), dk, dv
+
+
+def make_kernel(tile: int = TILE, *, interpret: bool = False) -> Kernel:
+    """The kernel with tiles of `tile` tokens; `interpret` runs it anywhere, slowly, for tests."""
+    return Kernel(tile, partial(see, interpret=interpret), partial(pull, interpret=interpret))
+
+
+PALLAS_TPU = make_kernel()
