@@ -24,7 +24,7 @@ from ringworld.generate.model import CODEC, TOKENIZER, load_model, save_model
 from ringworld.mesh import MeshShape
 from ringworld.models.llama import Llama
 from ringworld.models.world import World
-from ringworld.rope import rope_theta, stable_base
+from ringworld.rope import check_rope, rope_theta, stable_base
 from ringworld.train.loop import Loop
 from ringworld.train.optimizer import AdamW
 from ringworld.train.record import record_run
@@ -163,13 +163,15 @@ def run_recipe(recipe: Recipe, folder: Path, announce: Callable[[str], None]) ->
             if not set(stage.shares) <= set(sources):
                 sources |= make_vision(recipe, tokenizer, parts, cache, announce)
             announce(f"stage {stage.name}: {stage.tokens} tokens at {stage.context}")
+            config = recipe.model.at(stage.context, stage.rope_theta)
+            if (warning := check_rope(config.llama.rope, stage.context)) is not None:
+                announce(f"warning: {warning}")
             examples = draw_examples(
                 sources, stage.shares, tokens=stage.tokens, longest=stage.context, seed=stage.seed
             )
             weights = train_stage(
                 stage, recipe.model, weights, examples, folder / stage.name, announce
             )
-            config = recipe.model.at(stage.context, stage.rope_theta)
             save_model(done, config, weights, parts, jnp.float32)
         else:
             weights = load_model(done).weights

@@ -85,8 +85,8 @@ class Rope:
         """How far the pairs of tokens at these positions are turned; positions are not negative."""
         high, _ = find_phases(self, positions)
         # The upper limb, read as signed, is the angle between -pi and pi in steps of 1.5e-9 rad.
-        halves = lax.bitcast_convert_type(high, jnp.int32).astype(jnp.float32)
-        angles = halves * (math.tau / 2**32)
+        signed = lax.bitcast_convert_type(high, jnp.int32).astype(jnp.float32)
+        angles = signed * (math.tau / 2**32)
         return Turns(self.gain * jnp.cos(angles), self.gain * jnp.sin(angles))
 
 

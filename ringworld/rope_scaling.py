@@ -18,7 +18,7 @@ from jaxtyping import Float
 from ringworld.errors import InputError
 
 # The turns within the trained context above and below which YaRN keeps and slows a pair, and the
-# slope of its gain: what the paper recommends for Llama models (section 3.2, equation 22).
+# slope of its gain: what the paper recommends for Llama models.
 YARN_FAST_TURNS = 32.0
 YARN_SLOW_TURNS = 1.0
 YARN_GAIN_SLOPE = 0.1

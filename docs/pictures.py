@@ -1,0 +1,162 @@
+"""Draws the pictures of docs/attention.md: `python docs/pictures.py` writes docs/images/*.png."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from ringworld.attention.mask import (
+    Reach,
+    Span,
+    Where,
+    block_ends,
+    causal,
+    causal_by_block,
+    causal_with_prefix,
+    everything,
+    sees,
+    window,
+)
+from ringworld.attention.plan import Plan, count_work, make_orders
+from ringworld.files import whole
+
+IMAGES = Path(__file__).parent / "images"
+INK, QUERY, KEY, MUTED = "#222222", "#2f6fb0", "#d9822b", "#9aa5b1"
+RING, ROW, TILE = 8, 1 << 16, 256
+
+
+def document(lengths: list[int], row: int) -> Where:
+    """One row of documents with these lengths, and padding behind them."""
+    pad = row - sum(lengths)
+    positions = np.concatenate([np.arange(n) for n in (*lengths, pad)])
+    segments = np.repeat([*range(1, len(lengths) + 1), 0], [*lengths, pad])
+    return Where(positions.astype(np.int32)[None], segments.astype(np.int32)[None])
+
+
+def figure(width: float, height: float) -> Figure:
+    """An empty figure that draws without a screen."""
+    empty = Figure(figsize=(width, height), dpi=144, layout="constrained")
+    FigureCanvasAgg(empty)
+    return empty
+
+
+def save(picture: Figure, name: str) -> None:
+    """Write docs/images/NAME.png."""
+    with whole(IMAGES / f"{name}.png") as draft, draft.open("wb") as file:
+        picture.savefig(file, format="png")
+
+
+def draw_ring() -> Figure:
+    """Four devices with their queries, and the keys on their way round, at two steps."""
+    picture = figure(9, 4.4)
+    for axes, step in zip(picture.subplots(1, 2), (0, 1), strict=True):
+        _draw_devices(axes, step)
+    return picture
+
+
+def _draw_devices(axes: Axes, step: int) -> None:
+    devices = 4
+    angles = np.pi / 2 - 2 * np.pi * np.arange(devices) / devices
+    places = np.stack([np.cos(angles), np.sin(angles)], -1) * 1.5
+    for r, (x, y) in enumerate(places):
+        box = FancyBboxPatch(
+            (x - 0.62, y - 0.36), 1.24, 0.72, boxstyle="round,pad=0.05", fc="white", ec=MUTED
+        )
+        axes.add_patch(box)
+        axes.text(x, y + 0.22, f"device {r}", ha="center", va="center", size=8, color=INK)
+        axes.text(x - 0.3, y - 0.14, f"q{r}", ha="center", va="center", size=12, color=QUERY)
+        held = (r - step) % devices
+        axes.text(
+            x + 0.3, y - 0.14, f"k{held} v{held}", ha="center", va="center", size=11, color=KEY
+        )
+        start, stop = places[r], places[(r + 1) % devices]
+        arrow = FancyArrowPatch(
+            tuple(start + 0.34 * (stop - start)),
+            tuple(start + 0.66 * (stop - start)),
+            arrowstyle="-|>",
+            mutation_scale=16,
+            color=KEY,
+            connectionstyle="arc3,rad=-0.25",
+        )
+        axes.add_patch(arrow)
+    axes.text(0, 0, "keys travel,\nqueries stay", ha="center", va="center", size=9, color=INK)
+    axes.text(-2.2, 1.9, f"step {step}", size=11, color=INK)
+    axes.set(xlim=(-2.4, 2.4), ylim=(-2.2, 2.3), aspect="equal")
+    axes.axis("off")
+
+
+def draw_orders() -> Figure:
+    """The work of every device at every ring step, for each order and three kinds of rows."""
+    rng = np.random.default_rng(0)
+    lengths = []
+    while sum(lengths) < ROW:
+        lengths.append(min(int(np.exp(rng.uniform(np.log(512), np.log(ROW)))), ROW - sum(lengths)))
+    rows = {
+        "one document": document([ROW], ROW),
+        "documents of many lengths": document(lengths, ROW),
+        "short documents": document([ROW // 32] * 32, ROW),
+    }
+    orders = make_orders(ROW, RING)
+    picture = figure(10, 8.2)
+    panels = picture.subplots(len(rows), len(orders), sharex=True, sharey=True)
+    for line, (title, where) in zip(panels, rows.items(), strict=True):
+        plans = [
+            Plan(name, order, count_work(where, order, RING, TILE))
+            for name, order in orders.items()
+        ]
+        most = max(plan.work.max() for plan in plans)
+        for axes, plan in zip(line, plans, strict=True):
+            _draw_work(axes, plan, most)
+        line[0].set_ylabel(f"{title}\n\ndevice")
+    for axes in panels[-1]:
+        axes.set_xlabel("ring step")
+    return picture
+
+
+def _draw_work(axes: Axes, plan: Plan, most: int) -> None:
+    steps = np.arange(RING)
+    of_step = plan.work[steps[:, None], (steps[:, None] - steps) % RING]
+    axes.imshow(of_step, vmin=0, vmax=most, cmap="Blues", aspect="auto")
+    for (r, step), pairs in np.ndenumerate(of_step):
+        ink = "white" if pairs > 0.6 * most else INK
+        axes.text(step, r, f"{pairs:,}", ha="center", va="center", size=5.5, color=ink)
+    told = f"max/mean {plan.imbalance:.2f}, time {plan.time:,.0f}, {plan.hops} rotations"
+    axes.set_title(f"{plan.name}\n{told}", size=9)
+    axes.set_xticks(steps)
+    axes.set_yticks(steps)
+
+
+def draw_masks() -> Figure:
+    """What every token of a short row sees under each kind of span."""
+    where = document([14, 6, 16], 40)
+    frames = block_ends(where, where.positions // 4)
+    spans: dict[str, Span] = {
+        "everything": everything(where),
+        "causal": causal(where),
+        "prefix of 5": causal_with_prefix(where, 5),
+        "causal & window of 4": causal(where) & window(where, 4),
+        "frames of 4": causal_by_block(where, frames),
+        "frames & window of 8": causal_by_block(where, frames) & window(where, 8),
+    }
+    picture = figure(9, 6.2)
+    for axes, (title, span) in zip(picture.subplots(2, 3).flat, spans.items(), strict=True):
+        mask = sees(Reach(where.segments, span.first, span.past), where)[0]
+        shown = np.where(mask, where.segments[0][:, None], 0)
+        axes.imshow(shown, cmap="Blues", vmin=0, vmax=4, interpolation="nearest")
+        axes.set_title(title, size=10)
+        axes.set(xlabel="key", ylabel="query", xticks=[], yticks=[])
+    return picture
+
+
+def main() -> None:
+    """Draw them all."""
+    for name, draw in (("ring", draw_ring), ("orders", draw_orders), ("masks", draw_masks)):
+        save(draw(), name)
+        print(f"wrote {IMAGES / name}.png")
+
+
+if __name__ == "__main__":
+    main()
