@@ -32,11 +32,12 @@ from ringworld.attention.mask import Ends, ends_of_keys, may_see, sees, sees_all
 from ringworld.attention.online import Partial, finite
 from ringworld.attention.tiles import Grads, Kernel, Keys, Queries, Saved
 
-# Two 64 x 128 sums and two 64 x 64 products, float32, are the most that a backward holds: 192 of
-# the 255 registers of each thread of 4 warps. Chosen by size: it has not run on a GPU.
+# Chosen from what Triton's compiler says, for it has not run on a GPU. With these no bfloat16 pass
+# of heads up to 128 wide spills a register on an H100; the largest takes 100 KB of shared memory.
 TILE = 64
+STAGES = 2
 WARPS = 4
-WIDE_WARPS = 8  # for heads wider than 128: their sums are twice as large
+WIDE = 64  # heads wider than this take twice the warps
 LEAST = 16  # rows and columns of the smallest product of matrices that Triton has
 TOGETHER = 64  # tiles whose bounds are looked for at a time: memory is that many bits a tile
 
@@ -62,14 +63,17 @@ def _bounds_of(live: Bool[Array, "B J"], whole: Bool[Array, "B J"]) -> Int[Array
     return jnp.stack([first, start, stop, past], -1)
 
 
-def _bounds(queries: Ends, keys: Ends, *, keys_walk: bool, full: bool) -> Int[Array, "B I 1 four"]:
+def walk_bounds(
+    queries: Ends, keys: Ends, *, keys_walk: bool, full: bool
+) -> Int[Array, "B tiles 1 bounds"]:
     """The bounds of every tile that stays, against the ends `[B, tiles]` of those that walk.
 
-    Without `full` the key tiles have zeros behind them, and all need the mask.
+    Either queries `[B, I]` stay and keys `[B, J]` walk, or the other way round. Without `full` the
+    key tiles have zeros behind them, and all need the mask. Never I x J of anything: TOGETHER x J.
     """
     stay, walk = (queries, keys) if keys_walk else (keys, queries)
 
-    def look(tile: Ends) -> Int[Array, "B four"]:
+    def look(tile: Ends) -> Int[Array, "B bounds"]:
         tile = jax.tree.map(lambda x: x[:, None], tile)
         pair = (tile, walk) if keys_walk else (walk, tile)
         live = may_see(*pair)
@@ -183,7 +187,9 @@ def _run(
         out_specs=[place.block(heads) for place in sums],
         out_shape=[_like(place.array) for place in sums],
         input_output_aliases={first + i: i for i in range(len(sums))},
-        compiler_params=triton.CompilerParams(num_warps=WARPS if H <= 128 else WIDE_WARPS),
+        compiler_params=triton.CompilerParams(
+            num_warps=WARPS if H <= WIDE else 2 * WARPS, num_stages=STAGES
+        ),
         interpret=interpret,
         name=kernel.__name__.strip("_"),
     )(*(place.array for place in places))
@@ -209,7 +215,7 @@ def _place_queries(queries: Queries, walks: bool) -> Queries:
     """Queries one by one, or all that a key head is read by, and what they see."""
     q = queries.q if walks else _flat(queries.q)
     seen = jax.tree.map(lambda x: _Place(x[:, :, None], 1, walks), queries.reach)
-    return Queries(_Place(q, 2, walks), seen, None)
+    return Queries(_Place(q, 2, walks), seen, jax.tree.map(lambda _: None, queries.ends))
 
 
 def _place_keys(keys: Keys, walks: bool) -> Keys:
@@ -225,7 +231,7 @@ def _place_saved(saved: Saved, walks: bool) -> Saved:
 def _place_bounds(queries: Queries, keys: Keys, *, keys_walk: bool) -> _Place:
     s = keys.k.shape[-2]
     ends = ends_of_keys(keys.where)
-    return _Place(_bounds(queries.ends, ends, keys_walk=keys_walk, full=s == _power(s)), 0)
+    return _Place(walk_bounds(queries.ends, ends, keys_walk=keys_walk, full=s == _power(s)), 0)
 
 
 # ---- forward
