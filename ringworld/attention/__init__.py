@@ -82,16 +82,15 @@ def attend_new(
     are divided along the sequence too, a chunk of a prompt, travel past it; a few that every device
     holds are merged from all parts.
     """
-    axis = _ring_axis()
-    seq = "seq" if has_mesh() and _placement(q)[1] else None
-    visit = partial(travel if seq or axis is None else stay, axis=axis)
-    local = partial(attend_cache, is_causal=causal, kernel=_choose(None), visit=visit)
+    local = partial(attend_cache, is_causal=causal, kernel=_choose(None))
     if not has_mesh():
-        return local(q, new, queries, cached, keys)
+        return local(q, new, queries, cached, keys, visit=partial(travel, axis=None))
+    seq = "seq" if _placement(q)[1] else None
+    visit = partial(travel if seq else stay, axis="seq")
     tokens, token_keys = spec("batch", seq, "heads", None), spec("batch", seq, "kv_heads", None)
     cache = spec("batch", "seq", "kv_heads", None)
     return jax.shard_map(
-        local,
+        partial(local, visit=visit),
         in_specs=(tokens, token_keys, spec("batch", seq), cache, spec("batch", "seq")),
         out_specs=tokens,
     )(q, new, queries, cached, keys)
