@@ -21,6 +21,7 @@ from ringworld.generate.ask import draw_video
 from ringworld.generate.sample import Sampling
 from ringworld.mesh import MeshShape
 from ringworld.recipes import NANO, RECIPES, find_recipe, run_recipe
+from ringworld.tokenizer_recipe import TokenizerRecipe, run_tokenizer_recipe
 
 Positional = tyro.conf.Positional
 VIRTUAL_DEVICES = "xla_force_host_platform_device_count"
@@ -154,6 +155,8 @@ def train(words: list[str], announce: Callable[[str], None]) -> None:
     )
     if isinstance(recipe, CodecRecipe):
         done = run_codec_recipe(recipe, folder, announce)
+    elif isinstance(recipe, TokenizerRecipe):
+        done = run_tokenizer_recipe(recipe, folder, announce)
     else:
         done = run_recipe(recipe, folder, announce)
     announce(f"done: {done}")

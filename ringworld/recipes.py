@@ -1,8 +1,9 @@
 """Runs as functions. A recipe says which model, which stages, which data, and from which start.
 
-nano_codec   the shipped codec (`ringworld.codec_recipe`)
-nano_base    the shipped model: text first, then the world, from fresh weights, at 1K
-demo         the shipped model grown from 1K to 4K to 16K over a ring of eight
+nano_tokenizer   what turns text into ids (`ringworld.tokenizer_recipe`)
+nano_codec       the shipped codec (`ringworld.codec_recipe`)
+nano_base        the shipped model: text first, then the world, from fresh weights, at 1K
+demo             the shipped model grown from 1K to 4K to 16K over a ring of eight
 """
 
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from ringworld.mesh import MeshShape
 from ringworld.models.llama import Llama
 from ringworld.models.world import World
 from ringworld.rope import check_rope, rope_theta, stable_base
+from ringworld.tokenizer_recipe import TokenizerRecipe, nano_tokenizer
 from ringworld.train.loop import Loop
 from ringworld.train.optimizer import AdamW
 from ringworld.train.record import record_run
@@ -121,14 +123,16 @@ def demo() -> Recipe:
     )
 
 
-RECIPES: dict[str, Callable[[], Recipe | CodecRecipe]] = {
+AnyRecipe = Recipe | CodecRecipe | TokenizerRecipe
+RECIPES: dict[str, Callable[[], AnyRecipe]] = {
+    "nano-tokenizer": nano_tokenizer,
     "nano-codec": nano_codec,
     "nano-base": nano_base,
     "demo": demo,
 }
 
 
-def find_recipe(name: str) -> Recipe | CodecRecipe:
+def find_recipe(name: str) -> AnyRecipe:
     """The recipe of that name. Raises InputError, naming those there are, when there is none."""
     if name not in RECIPES:
         raise InputError(f"there is no recipe {name}: choose one of {', '.join(RECIPES)}")

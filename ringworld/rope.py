@@ -185,11 +185,15 @@ def stable_base(context: int, head_width: int) -> float:
 def rope_theta(context: int, head_width: int, base: float, trained_context: int) -> float:
     """The base for extending a model trained at (base, trained_context) to `context`.
 
-    The larger of the critical base and the stable base, and never less than `base`.
+    The larger of the critical base and the stable base, and never less than `base`; from there up
+    in steps of the grid, because a base between two of the grid's may dip where both pass.
     """
-    return max(
+    theta = max(
         base, critical_base(context, base, trained_context), stable_base(context, head_width)
     )
+    while find_dip(frequencies(theta, head_width), context) is not None:
+        theta *= GRID[1] / GRID[0]
+    return float(theta)
 
 
 def check_rope(rope: Rope, context: int) -> str | None:

@@ -278,7 +278,7 @@ def test_heads_that_do_not_divide_are_refused() -> None:
 
 # ---- new tokens against a cache
 
-CACHE_MESHES = [None, {"seq": 4}, {"data": 2, "seq": 2, "tensor": 2}]
+CACHE_MESHES = [None, {"seq": 4}, {"data": 2, "seq": 2, "tensor": 2}, {"data": 2}]
 
 
 def at(x: Any, places: Any) -> Any:
@@ -301,7 +301,7 @@ def cache_attention(
         return np.asarray(jax.jit(attend_new)(*placed))
 
 
-@pytest.mark.parametrize("shape", CACHE_MESHES, ids=["1", "ring4", "2x1x2x2"])
+@pytest.mark.parametrize("shape", CACHE_MESHES, ids=["1", "ring4", "2x1x2x2", "2x1x1x1"])
 def test_attention_to_a_cache_equals_the_last_rows_of_full_attention(
     shape: dict[str, int] | None,
 ) -> None:
@@ -324,7 +324,7 @@ def test_attention_to_a_cache_equals_the_last_rows_of_full_attention(
     assert np.abs(found - wanted).max() <= TOLERANCE * max(np.abs(wanted).max(), 1.0)
 
 
-@pytest.mark.parametrize("shape", CACHE_MESHES, ids=["1", "ring4", "2x1x2x2"])
+@pytest.mark.parametrize("shape", CACHE_MESHES, ids=["1", "ring4", "2x1x2x2", "2x1x1x1"])
 def test_padding_and_an_empty_cache_give_no_nan(shape: dict[str, int] | None) -> None:
     q, k, v, _ = draw(64, 2)
     none = Where(np.zeros((B, 64), np.int32), np.zeros((B, 64), np.int32))

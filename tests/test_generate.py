@@ -149,10 +149,10 @@ def test_sampling_that_cannot_be_is_refused() -> None:
 
 # ---- one layout for life
 
-LIFE_MESHES = [None, {"seq": 4}, {"data": 2, "seq": 2, "tensor": 2}]
+LIFE_MESHES = [None, {"seq": 4}, {"data": 2, "seq": 2, "tensor": 2}, {"data": 2}]
 
 
-@pytest.mark.parametrize("shape", LIFE_MESHES, ids=["1", "ring4", "2x1x2x2"])
+@pytest.mark.parametrize("shape", LIFE_MESHES, ids=["1", "ring4", "2x1x2x2", "2x1x1x1"])
 def test_training_chunked_prefill_and_decoding_give_the_same_logits(
     weights: WorldWeights, shape: dict[str, int] | None
 ) -> None:
@@ -165,7 +165,7 @@ def test_training_chunked_prefill_and_decoding_give_the_same_logits(
         placed = weights
         if shape is not None:
             placed = jax.device_put(weights, shardings(specs(TINY), jax.sharding.get_mesh()))
-        ring = 1 if shape is None else shape["seq"]
+        ring = 1 if shape is None else shape.get("seq", 1)
         picked, _ = read_in_chunks(placed, tokens, lengths, ring)
         assert_logits(picked @ np.asarray(weights.heads.text), whole[[0, 1], lengths - 1])
         _, cache = read_in_chunks(placed, tokens, np.minimum(lengths, 30), ring)

@@ -510,3 +510,12 @@ def test_a_scaled_rotary_is_judged_by_its_scaled_frequencies() -> None:
     assert check_rope(Rope(theta=1e4, head_width=128), 4096) is not None
     slowed = Rope(theta=1e4, head_width=128, scaling=YaRN(factor=64.0, trained_context=1024))
     assert check_rope(slowed, 4096) is None
+
+
+def test_a_base_of_the_law_never_dips_within_its_context() -> None:
+    # The critical base from 398,107 at 4,096 tokens lies between two of the grid's, and dips.
+    between = critical_base(16384, 398107.1705534969, 4096)
+    assert find_dip(frequencies(between, 64), 16384) == 14599
+    theta = rope_theta(16384, 64, 398107.1705534969, 4096)
+    assert theta == pytest.approx(between * 10**0.05)
+    assert find_dip(frequencies(theta, 64), 16384) is None

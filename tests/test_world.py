@@ -460,7 +460,7 @@ def test_a_step_never_gathers_the_sequence_and_goes_round_the_ring_twice() -> No
         math.prod(map(int, n.split(","))) for n in re.findall(r"\[([\d,]+)\]\S* all-gather", text)
     ]
     assert all(size <= 7 * 2 * RING.seq for size in gathered) and "all-to-all" not in text
-    # Keys, values, positions and segments forward; the same and dk, dv backward; dk, dv home, on
-    # or back. The backward recomputes each layer but its attention: the ring is not walked a third
-    # time.
-    assert len(re.findall(r" collective-permute(?:-start)?\(", text)) == 4 + 6 + 2 * 2
+    # Keys, values, positions and segments forward; the same and dk, dv backward; dk, dv to the last
+    # shard, and home, on or back. The backward recomputes each layer but its attention: the ring is
+    # not walked a third time.
+    assert len(re.findall(r" collective-permute(?:-start)?\(", text)) == 4 + 6 + 2 + 2 * 2

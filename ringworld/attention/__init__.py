@@ -15,7 +15,7 @@ import jax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from ringworld.attention import pallas_tpu
+from ringworld.attention import pallas_gpu, pallas_tpu
 from ringworld.attention.block import BLOCKWISE
 from ringworld.attention.decode import attend_cache, stay, travel
 from ringworld.attention.dense import attend_dense
@@ -26,8 +26,15 @@ from ringworld.attention.ulysses import attend_exchanged
 from ringworld.errors import InputError
 from ringworld.mesh import axis_size, has_mesh, platform, shard, spec
 
-Implementation = Literal["dense", "xla", "tpu"]
-KERNELS: dict[str, Kernel] = {"xla": BLOCKWISE, "tpu": pallas_tpu.make_kernel()}
+Implementation = Literal["dense", "xla", "tpu", "gpu"]
+KERNELS: dict[str, Kernel] = {
+    "xla": BLOCKWISE,
+    "tpu": pallas_tpu.make_kernel(),
+    "gpu": pallas_gpu.make_kernel(),
+}
+# A TPU's compiler hides the ring's transfers behind the Pallas kernel, and not behind XLA's tiles.
+# The kernel for GPUs has not been timed on one: it has to be asked for.
+BEST = {"tpu": "tpu"}
 
 
 def attend(
@@ -82,16 +89,15 @@ def attend_new(
     are divided along the sequence too, a chunk of a prompt, travel past it; a few that every device
     holds are merged from all parts.
     """
-    axis = _ring_axis()
-    seq = "seq" if has_mesh() and _placement(q)[1] else None
-    visit = partial(travel if seq or axis is None else stay, axis=axis)
-    local = partial(attend_cache, is_causal=causal, kernel=_choose(None), visit=visit)
+    local = partial(attend_cache, is_causal=causal, kernel=_choose(None))
     if not has_mesh():
-        return local(q, new, queries, cached, keys)
+        return local(q, new, queries, cached, keys, visit=partial(travel, axis=None))
+    seq = "seq" if _placement(q)[1] else None
+    visit = partial(travel if seq else stay, axis="seq")
     tokens, token_keys = spec("batch", seq, "heads", None), spec("batch", seq, "kv_heads", None)
     cache = spec("batch", "seq", "kv_heads", None)
     return jax.shard_map(
-        local,
+        partial(local, visit=visit),
         in_specs=(tokens, token_keys, spec("batch", seq), cache, spec("batch", "seq")),
         out_specs=tokens,
     )(q, new, queries, cached, keys)
@@ -116,7 +122,7 @@ def _choose(impl: Implementation | None) -> Kernel:
         raise InputError(
             f"the {impl} kernel cannot run on this platform, {here}: leave impl out, or say xla"
         )
-    return KERNELS.get(impl or here, BLOCKWISE)
+    return KERNELS[impl or BEST.get(here, "xla")]
 
 
 def _attend_whole_rows(q: Array, k: Array, v: Array, where: Where, is_causal: bool) -> Array:

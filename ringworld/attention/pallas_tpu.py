@@ -342,6 +342,3 @@ def pull(queries: Queries, keys: Keys, saved: Saved, grads: Grads, *, interpret:
 def make_kernel(tile: int = TILE, *, interpret: bool = False) -> Kernel:
     """The kernel with tiles of `tile` tokens; `interpret` runs it anywhere, slowly, for tests."""
     return Kernel(tile, partial(see, interpret=interpret), partial(pull, interpret=interpret))
-
-
-PALLAS_TPU = make_kernel()

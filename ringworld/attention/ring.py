@@ -40,6 +40,7 @@ from ringworld.attention.tiles import (
 from ringworld.params import Weight
 
 Tree = TypeVar("Tree")
+Sums = tuple[Array, Array]  # dk, dv
 
 # The names under which a checkpoint policy can keep what the backward needs of the ring.
 SAVED = ("attention_out", "attention_lse")
@@ -110,16 +111,22 @@ def _attend_tiles_forward(
 def _pull_round(
     queries: Queries, keys: Keys, saved: Saved, hops: Int[Array, ""], kernel: Kernel, axis: str
 ) -> Grads:
-    """The gradients of one round: dq at home, dk and dv sent home."""
+    """The gradients of one round: dq at home, dk and dv sent home.
 
-    def step(_: Array, carry: tuple[Keys, Grads]) -> tuple[Keys, Grads]:
-        here, grads = carry
-        coming = rotate(here, axis)
-        dq, dk, dv = kernel.pull(queries, here, saved, grads)
-        return coming, (dq, *rotate((dk, dv), axis))
+    dk and dv travel one step late: what a device sends on was made in the step before, so that the
+    transfer need not wait for this step's computing.
+    """
+    dq, no_dk, no_dv = no_grads(queries, keys)
 
-    last, grads = lax.fori_loop(0, hops, step, (keys, no_grads(queries, keys)))
-    dq, dk, dv = kernel.pull(queries, last, saved, grads)
+    def step(_: Array, carry: tuple[Keys, Array, Sums]) -> tuple[Keys, Array, Sums]:
+        here, dq, late = carry
+        coming, (dk, dv) = rotate(here, axis), rotate(late, axis)
+        dq, more_k, more_v = kernel.pull(queries, here, saved, (dq, no_dk, no_dv))
+        return coming, dq, (dk + more_k, dv + more_v)
+
+    last, dq, late = lax.fori_loop(0, hops, step, (keys, dq, (no_dk, no_dv)))
+    dk, dv = rotate(late, axis)
+    dq, dk, dv = kernel.pull(queries, last, saved, (dq, dk, dv))
     return dq, *send_home((dk, dv), hops, axis)
 
 

@@ -1,7 +1,7 @@
 """One training example: a stream of text ids and image codes, and what to learn of it."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -32,12 +32,18 @@ def text(ids: Sequence[int] | Int[np.ndarray, "n"], weight: float) -> Example:
     )
 
 
-def frames(codes: Int[np.ndarray, "Z Q"], vocabulary: Vocabulary, weight: float) -> Example:
-    """Frames of codes, each ended by `eof`, the last by `eov`; `[Z, Q]` becomes Z (Q + 1) ids."""
+def open_frames(codes: Int[np.ndarray, "Z Q"], vocabulary: Vocabulary, weight: float) -> Example:
+    """Frames of codes, each ended by `eof`: more may follow. `[Z, Q]` becomes Z (Q + 1) ids."""
     ends = np.full((len(codes), 1), vocabulary.eof)
-    ends[-1] = vocabulary.eov
     tokens = np.concatenate([codes, ends], axis=1).reshape(-1).astype(np.int32)
     return Example(tokens, np.ones(len(tokens), np.bool_), np.full(len(tokens), weight, np.float32))
+
+
+def frames(codes: Int[np.ndarray, "Z Q"], vocabulary: Vocabulary, weight: float) -> Example:
+    """A whole video: frames of codes, of which the last is ended by `eov`."""
+    whole = open_frames(codes, vocabulary, weight)
+    tokens = np.append(whole.tokens[:-1], np.int32(vocabulary.eov))
+    return replace(whole, tokens=tokens)
 
 
 def join(parts: Iterable[Example]) -> Example:

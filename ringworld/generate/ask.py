@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from ringworld.data.clips import bare, question_prompt, request
-from ringworld.data.example import frames as frame_tokens
-from ringworld.data.example import join
+from ringworld.data.example import join, open_frames
 from ringworld.data.media import write_animation
 from ringworld.generate.model import Model, load_model
 from ringworld.generate.sample import Sampling
@@ -69,13 +68,11 @@ def continue_scene(
     seed: int,
 ) -> UInt8[np.ndarray, "more Y X 3"]:
     """The frames that the model draws after the given ones."""
-    words = model.config.vocabulary
-    seen = join([bare(model.tokenizer), frame_tokens(given, words, 0.0)])
-    seen.tokens[-1] = words.eof
+    seen = open_frames(given, model.config.vocabulary, 0.0)
     codes = draw_frames(
         model.placed(),
-        [seen],
-        [seen],
+        [join([bare(model.tokenizer), seen])],
+        [],
         model.config,
         frames=frames_more,
         guidance=1.0,

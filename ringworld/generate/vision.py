@@ -22,16 +22,18 @@ from ringworld.models.world import World, WorldWeights, read_head, specs
 from ringworld.params import gather
 
 
-@partial(jax.jit, static_argnames=("c", "frames", "sampling"))
+@partial(jax.jit, static_argnames=("c", "drawn", "frames", "sampling"))
 def _draw(
     weights: WorldWeights,
     prompts: Prompts,
     scale: Float[Array, ""],
     seed: Int[Array, ""],
     c: World,
+    drawn: int,
     frames: int,
     sampling: Sampling,
-) -> Int[Array, "B T"]:
+) -> Int[Array, "drawn T"]:
+    """The first `drawn` rows' codes; the last so many, which may be the same, are the guide's."""
     words = c.vocabulary
     head = gather(weights.heads.vision, specs(c).heads.vision)
     root = jax.random.key(seed)
@@ -39,12 +41,12 @@ def _draw(
 
     def step(carry: tuple, i: Array) -> tuple[tuple, Array]:
         x, cache = carry
-        cond, uncond = jnp.split(read_head(x, head), 2)
-        logits = jnp.where(is_code, guide(cond, uncond, scale), -jnp.inf)
-        drawn = draw_token(jax.random.fold_in(root, i), logits, sampling)
+        logits = read_head(x, head)
+        guided = jnp.where(is_code, guide(logits[:drawn], logits[-drawn:], scale), -jnp.inf)
+        codes = draw_token(jax.random.fold_in(root, i), guided, sampling)
         ends = (i + 1) % words.frame_length == 0
-        tokens = jnp.tile(jnp.where(ends, words.eof, drawn), 2)
-        return follow(weights, cache, prompts, tokens, jnp.ones_like(tokens, bool), i, c), drawn
+        tokens = jnp.tile(jnp.where(ends, words.eof, codes), len(logits) // drawn)
+        return follow(weights, cache, prompts, tokens, jnp.ones_like(tokens, bool), i, c), codes
 
     steps = jnp.arange(frames * words.frame_length - 1, dtype=jnp.int32)
     _, tokens = lax.scan(step, start(weights, prompts, c), steps)
@@ -64,7 +66,8 @@ def draw_frames(
 ) -> Int[np.ndarray, "B Z Q"]:
     """The codes of `frames` frames after each prompt.
 
-    `unconditional[i]` is what the i-th prompt is guided away from, such as a bare `<s><vision>`.
+    `unconditional[i]` is what the i-th prompt is guided away from, such as a bare `<s><vision>`;
+    there may be none, and then nothing is guided.
     Raises InputError when the model has no vision or the frames do not fit its context.
     """
     words = c.vocabulary
@@ -73,6 +76,7 @@ def draw_frames(
     prompts = [*conditional, *unconditional]
     steps = frames * words.frame_length
     rows = make_prompts(prompts, max(len(prompt) for prompt in prompts) + steps, c)
-    tokens = jax.device_get(_draw(weights, rows, guidance, seed, c, frames, sampling))
-    ended = np.pad(tokens, ((0, 0), (0, 1))).reshape(len(conditional), frames, words.frame_length)
+    drawn = len(conditional)
+    tokens = jax.device_get(_draw(weights, rows, guidance, seed, c, drawn, frames, sampling))
+    ended = np.pad(tokens, ((0, 0), (0, 1))).reshape(drawn, frames, words.frame_length)
     return ended[:, :, :-1]
