@@ -315,7 +315,7 @@ def list_numbers(
 
 
 NOTES = (
-    "The model is small and its vision was trained for minutes: its prose is not worth reading, "
+    "The model is small and was trained for an hour or two: its prose is not worth reading, "
     "and the figures for answers and drawings say how often they are right.",
     "Needles use words that training has seen with other numbers and other books, as in LWM's chat "
     "stages; a hard test of understanding they are not.",

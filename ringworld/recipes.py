@@ -100,9 +100,9 @@ def nano_base() -> Recipe:
 
 def demo() -> Recipe:
     """The shipped model grown from 1K to 16K on a ring of eight, its RoPE base by the law."""
-    shares = {"recall": 0.6, "books": 0.05, "clips": 0.25, "film": 0.1}
+    shares = {"recall": 0.45, "books": 0.05, "clips": 0.45, "film": 0.05}
     stages, (base, trained) = [], (NANO_WORLD.llama.rope_theta, NANO_WORLD.llama.context)
-    for context, steps, lr in ((1024, 20, 3e-4), (4096, 40, 5e-4), (16384, 20, 3e-4)):
+    for context, steps, lr in ((1024, 10, 3e-4), (4096, 60, 7e-4), (16384, 20, 3e-4)):
         base = rope_theta(context, NANO_WORLD.llama.head_width, base, trained)
         trained = context
         stages.append(
