@@ -40,7 +40,7 @@ from ringworld.attention.mask import (
     window,
 )
 from ringworld.attention.plan import Order
-from ringworld.attention.tiles import Grads, Kernel
+from ringworld.attention.ring import rotate
 from ringworld.mesh import make_mesh, named_sharding
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -78,7 +78,7 @@ class Errors:
     ring: int
     heads: str
     dtype: str
-    sums: str  # the dtype of sums of gradients
+    sums: str  # the dtype in which sums of gradients travel
     order: str
     mask: str
     out: float
@@ -179,25 +179,24 @@ def deal(x: Shaped[np.ndarray, "T *rest"], order: Order) -> Shaped[np.ndarray, "
     return np.concatenate([x, np.zeros_like(x[:1])])[order]
 
 
-def rounding(kernel: Kernel) -> Kernel:
-    """The kernel, but dk and dv are rounded to bfloat16 after each shard: what not to do."""
+def rotate_narrow(tree: Any, axis: str, stride: int = 1) -> Any:
+    """`rotate`, but what is float32 travels in bfloat16: what not to do."""
 
-    def pull(*arguments: Any) -> Grads:
-        dq, dk, dv = kernel.pull(*arguments)
-        dk, dv = (x.astype(jnp.bfloat16).astype(jnp.float32) for x in (dk, dv))
-        return dq, dk, dv
+    def turn(x: jax.Array) -> jax.Array:
+        sent = x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x
+        return rotate(sent, axis, stride).astype(x.dtype)
 
-    return replace(kernel, pull=pull)
+    return jax.tree.map(turn, tree)
 
 
 @cache
 def make_program(sums: str) -> Any:
     """The output and the gradients; compiled once a ring, number of key heads and dtype."""
-    kernel = replace(BLOCKWISE, tile=TILE)
-    kernel = kernel if sums == "float32" else rounding(kernel)
+    turn = rotate if sums == "float32" else rotate_narrow
 
     def run(q: Any, k: Any, v: Any, dout: Any, where: Where) -> Any:
-        with patch.dict(attention.KERNELS, xla=kernel):
+        kernel = patch.dict(attention.KERNELS, xla=replace(BLOCKWISE, tile=TILE))
+        with kernel, patch("ringworld.attention.ring.rotate", turn):
             out, pull = jax.vjp(partial(attend, where=where, causal=False, impl="xla"), q, k, v)
             return out, *pull(dout)
 
@@ -309,9 +308,8 @@ picture every case is a dot, and the worst of them a line.
 
 {by_ring}
 
-The last column is what not to do: the gradients of keys and values rounded to bfloat16 whenever a
-device hands them on. Here they are float32 all the way, whatever the dtype of the model, and the
-ring adds nothing.
+The last column is what not to do: the gradients of keys and values travel in bfloat16. Here they
+are float32 all the way, whatever the dtype of the model, and the ring adds nothing.
 
 {by_mask}
 

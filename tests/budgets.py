@@ -47,7 +47,8 @@ class Sent:
 class Budget:
     """What one device sends, and the bytes of its temporaries.
 
-    `rotated` are the bytes that each loop which permutes hands on at a turn, the least first.
+    `rotated` are the bytes that each part of the program hands on at a run, the least first: the
+    body of a loop, or what stands around loops.
     """
 
     temporaries: int

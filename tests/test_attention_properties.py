@@ -171,7 +171,7 @@ def test_a_token_has_gradients_of_what_it_sees_and_of_nothing_else(
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), pack=packs(), order=orders(), seed=st.integers(0, 99))
-def test_a_document_has_the_same_bits_whatever_stands_beside_it(
+def test_a_document_has_the_same_numbers_whatever_stands_beside_it(
     data: st.DataObject, pack: Pack, order: np.ndarray, seed: int
 ) -> None:
     which = data.draw(st.integers(0, len(pack.starts) - 1))
@@ -191,8 +191,12 @@ def test_a_document_has_the_same_bits_whatever_stands_beside_it(
     place = own[order]
     wanted = run(tuple(x[order] for x in arrays), permute(spanned, order))
     found = run(tuple(x[order] for x in changed), permute(mixed, order))
-    for x, y in zip(found, wanted, strict=True):
-        np.testing.assert_array_equal(x[place], y[place])
+    found, wanted = (tuple(x[place] for x in arrays) for arrays in (found, wanted))
+    # How far the ring turns for others decides in which order dk and dv are summed; out and dq are
+    # the same to the bit.
+    for x, y in zip(found[:2], wanted[:2], strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert_close(found, wanted)
 
 
 @settings(max_examples=40, deadline=None)

@@ -62,7 +62,7 @@ def test_every_mask_in_every_order_is_exact_on_a_ring_of_three(dtype: str) -> No
     assert_bounded(errors)
 
 
-def test_a_row_that_lets_the_ring_stop_early_has_the_bits_that_it_has_among_others() -> None:
+def test_a_row_that_lets_the_ring_stop_early_has_the_numbers_that_it_has_among_others() -> None:
     arrays, where = batch(3, "GQA", "float32")
     together = run(3, arrays, where)
     names = list(product(make_masks(), make_orders(3)))
@@ -70,9 +70,11 @@ def test_a_row_that_lets_the_ring_stop_early_has_the_bits_that_it_has_among_othe
         row = names.index(name)
         # The other rows become padding, so that nobody needs the ring to go on.
         alone = jax.tree.map(lambda x, row=row: x * (np.arange(len(x)) == row)[:, None], where)
-        for found, wanted in zip(run(3, arrays, alone), together, strict=True):
-            np.testing.assert_array_equal(found[row], wanted[row])
+        for array, found, wanted in zip(ARRAYS, run(3, arrays, alone), together, strict=True):
             assert not np.delete(found, row, axis=0).any()
+            error = np.abs(found[row] - wanted[row]).max() / np.abs(wanted[row]).max()
+            # To the bit; dk and dv may be summed in another order.
+            assert error <= (BOUNDS["float32"] if array in ("dk", "dv") else 0)
 
 
 # ---- on up to 64 devices
