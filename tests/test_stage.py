@@ -14,11 +14,13 @@ from ringworld.data import example
 from ringworld.data.example import Example
 from ringworld.errors import InputError
 from ringworld.mesh import MeshShape
-from ringworld.models.llama import Llama
+from ringworld.models import llama
+from ringworld.models.llama import HOST, Activations, Llama
 from ringworld.models.world import World
 from ringworld.train.loop import Loop
 from ringworld.train.optimizer import AdamW
-from ringworld.train.stage import Stage, train_stage
+from ringworld.train.record import record_run
+from ringworld.train.stage import Stage, check_activations, train_stage
 from ringworld.vocab import Vocabulary
 
 CONTEXT, STEPS = 32, 20
@@ -131,7 +133,7 @@ def test_a_stage_stopped_between_two_saves_goes_on_with_the_same_losses(
 def test_a_stage_that_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     for change, said in (
         ({"mesh": MeshShape(seq=16)}, "needs 16 devices and there are 8"),
-        ({"context": 30}, "multiple of 4"),
+        ({"context": 1}, "rows of 1 tokens do not reach round a ring of 2"),
         ({"batch": 3}, "3 rows do not divide over 2 groups"),
         ({"loop": Loop(steps=2)}, "a warm-up of 2 steps does not fit into 2 steps"),
     ):
@@ -142,3 +144,42 @@ def test_a_stage_that_does_not_fit_is_refused_before_anything_is_written(tmp_pat
 
 def test_a_stage_knows_how_many_tokens_it_trains_on() -> None:
     assert FIRST.tokens == STEPS * 4 * CONTEXT
+
+
+# ---- what is kept of a layer until its backward
+
+
+def test_a_stage_that_keeps_less_has_the_same_loss(tmp_path: Path) -> None:
+    found = []
+    choices: list[Activations] = ["attention", "nothing", "offload"]
+    for choice in choices:
+        train(replace(SECOND, activations=choice), tmp_path / choice)
+        found.append(losses(tmp_path / choice))
+    # The same sums, perhaps compiled in another order: float32 keeps 1e-7 of each.
+    assert found[1:] == [pytest.approx(found[0], rel=1e-5)] * 2
+
+
+def test_a_stage_keeps_what_it_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def keep(primitive: Any, *_: Any, **__: Any) -> bool:
+        asked.append(primitive)
+        return False
+
+    monkeypatch.setitem(llama.KEPT, "nothing", keep)
+    train(SECOND, tmp_path / "attention")
+    assert not asked
+    train(replace(SECOND, activations="nothing"), tmp_path / "nothing")
+    assert asked
+
+
+def test_what_a_stage_keeps_stands_in_the_record_of_its_run(tmp_path: Path) -> None:
+    record_run(replace(SECOND, activations="offload"), tmp_path)
+    assert json.loads((tmp_path / "run.json").read_text())["activations"] == "offload"
+
+
+def test_offloading_is_refused_where_no_memory_of_the_host_can_be_reached() -> None:
+    with pytest.raises(InputError, match="set activations to attention or nothing"):
+        check_activations("offload", {"device"})
+    check_activations("offload", {"device", HOST})
+    check_activations("nothing", {"device"})

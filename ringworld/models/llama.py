@@ -5,28 +5,49 @@ Each layer   x += attend(turn(q), turn(k), v) W_o     with q, k, v from rms_norm
 Source: Touvron et al., "LLaMA" (arXiv 2302.13971); grouped keys: Ainslie et al. (arXiv 2305.13245).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax import checkpoint_policies as policies
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from ringworld.attention import attend
 from ringworld.attention.mask import Where
 from ringworld.attention.ring import SAVED
 from ringworld.errors import InputError
-from ringworld.layers import contract, rms_norm, swiglu
+from ringworld.layers import contract, feed_forward, rms_norm
 from ringworld.params import Weight, constant, dense, gather, node, stacked
 from ringworld.rope import Rope, turn_halves
 
 COMPUTE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+Activations = Literal["attention", "nothing", "offload"]
+LAYER_INPUT, HOST = "layer_input", "pinned_host"
+# What is kept of each layer until its backward, which recomputes the rest. Its input always is;
+# "attention" adds the attention's output and log-sum-exp, so that the ring is not walked a third
+# time; "nothing" adds nothing; "offload" keeps what "attention" does in the memory of the host.
+KEPT: dict[Activations, Callable[..., Any]] = {
+    "attention": policies.save_only_these_names(*SAVED),
+    "nothing": policies.nothing_saveable,
+    "offload": policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[LAYER_INPUT, *SAVED],
+        offload_src="device",
+        offload_dst=HOST,
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Llama:
-    """The sizes of a decoder. `context` is the length it was last trained at, with `rope_theta`."""
+    """The sizes of a decoder. `context` is the length it was last trained at, with `rope_theta`.
+
+    `activations` says what is kept of each layer until its backward: a choice among `KEPT`.
+    """
 
     layers: int
     model: int
@@ -38,6 +59,7 @@ class Llama:
     rope_theta: float
     norm_eps: float = 1e-5
     dtype: Literal["float32", "bfloat16"] = "float32"
+    activations: Activations = "attention"
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -107,7 +129,7 @@ def write(
 ) -> Float[Array, "B T D"]:
     """The residual stream after a layer, from what its heads attended to."""
     x = x + contract("btnh,nhd->btd", attended, w.wo, None)
-    return x + swiglu(rms_norm(x, w.mlp_norm, c.norm_eps), w.w_gate, w.w_up, w.w_down)
+    return feed_forward(x, w.mlp_norm, w.w_gate, w.w_up, w.w_down, c.norm_eps)
 
 
 def layer(x: Float[Array, "B T D"], w: Block, where: Where, c: Llama) -> Float[Array, "B T D"]:
@@ -120,17 +142,13 @@ def layer(x: Float[Array, "B T D"], w: Block, where: Where, c: Llama) -> Float[A
 def run_layers(
     x: Float[Array, "B T D"], blocks: Block, where: Where, c: Llama
 ) -> Float[Array, "B T D"]:
-    """All layers, one after another.
-
-    The backward recomputes each layer from its input, except for the attention, whose output and
-    log-sum-exp are kept: the ring is not walked a third time.
-    """
-    policy = jax.checkpoint_policies.save_only_these_names(*SAVED)
+    """All layers, one after another; the backward recomputes each but for what is `KEPT`."""
 
     def body(x: Array, w: Block) -> tuple[Array, None]:
-        return layer(x, w, where, c), None
+        return layer(checkpoint_name(x, LAYER_INPUT), w, where, c), None
 
-    return lax.scan(jax.checkpoint(body, policy=policy, prevent_cse=False), x, blocks)[0]
+    body = jax.checkpoint(body, policy=KEPT[c.activations], prevent_cse=False)
+    return lax.scan(body, x, blocks)[0]
 
 
 def flops_per_token(c: Llama, context: int, head_rows: int) -> float:

@@ -1,15 +1,16 @@
 """Stages of growing context: the same program with another length, mesh and RoPE base."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import jax
 
 from ringworld.data.example import Example
 from ringworld.data.loader import PackedRows, check_rows, make_batches
+from ringworld.errors import InputError
 from ringworld.mesh import MeshShape, make_mesh
-from ringworld.models.llama import flops_per_token
+from ringworld.models.llama import HOST, Activations, flops_per_token
 from ringworld.models.world import World, WorldWeights, specs
 from ringworld.params import init, shardings
 from ringworld.train.loop import Loop, fit
@@ -23,7 +24,9 @@ class Stage:
     """One length of the progressive extension.
 
     `batch` rows of `context` tokens a step; `shares` is the mix of sources by tokens;
-    `vision_share` balances the two losses. The RoPE base is the model's at this stage.
+    `vision_share` balances the two losses. The RoPE base is the model's at this stage, and so is
+    what is kept of a layer until its backward, `activations`: "attention" recomputes least,
+    "nothing" keeps less, "offload" keeps as much as the first in the memory of the host.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Stage:
     mesh: MeshShape
     shares: Mapping[str, float]
     vision_share: float = 0.5
+    activations: Activations = "attention"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -57,10 +61,13 @@ def train_stage(
     """Train `model` at the stage's length from `weights` or fresh ones; the result is on the host.
 
     Goes on from the newest checkpoint in `folder`. Raises InputError when the mesh does not fit the
-    devices, or the rows do not divide over it.
+    devices, the rows do not divide over it, or the devices cannot offload.
     """
-    c = model.at(stage.context, stage.rope_theta)
+    trained = model.at(stage.context, stage.rope_theta)
+    c = replace(trained, llama=replace(trained.llama, activations=stage.activations))
     mesh = make_mesh(**asdict(stage.mesh))
+    memories = {m.kind for device in mesh.local_devices for m in device.addressable_memories()}
+    check_activations(stage.activations, memories)
     rows = PackedRows(examples, stage.context)
     optimizer = make_optimizer(stage.optimizer, stage.loop.steps, specs(c))
     with jax.set_mesh(mesh):
@@ -75,12 +82,21 @@ def train_stage(
             batches=make_batches(rows, batch=stage.batch, seed=stage.seed, ring=stage.mesh.seq),
             loop=stage.loop,
             folder=folder,
-            identity={"stage": stage.name, "model": asdict(c)},
+            identity={"stage": stage.name, "model": asdict(trained)},
             flops_per_step=stage.batch * stage.context * _flops(c),
             tokens_per_step=stage.batch * stage.context,
             announce=announce,
         )
     return jax.device_get(state.weights)
+
+
+def check_activations(activations: Activations, memories: Collection[str]) -> None:
+    """Raise InputError when the memories of the devices lack the one to offload to."""
+    if activations == "offload" and HOST not in memories:
+        raise InputError(
+            f"the devices have no memory of the kind {HOST} to offload to: set activations to "
+            "attention or nothing"
+        )
 
 
 def _flops(c: World) -> float:
