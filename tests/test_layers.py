@@ -14,8 +14,8 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import PartitionSpec
 
-from ringworld import layers, params
-from ringworld.attention import block
+from ringworld import attention, layers, params
+from ringworld.attention.block import BLOCKWISE
 from ringworld.attention.mask import Where
 from ringworld.batch import Batch
 from ringworld.layers import embed, feed_forward
@@ -294,7 +294,7 @@ def test_what_is_kept_changes_no_gradient(shape: MeshShape) -> None:
 def bytes_of_layers(activations: Activations) -> int:
     """What a device of a ring needs for the gradients of the layers beside what it is given."""
     with jax.set_mesh(mesh_of(RING)), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(block, "TILE", 16)
+        patch.setitem(attention.KERNELS, "xla", replace(BLOCKWISE, tile=16))
         given = jax.eval_shape(partial(inputs_of_layers, 1024))
         compiled = pull_of_layers(activations).lower(*given).compile()
     return compiled.memory_analysis().temp_size_in_bytes

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache, partial
 from typing import Any
 
@@ -14,8 +14,8 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ringworld import params
-from ringworld.attention import block
+from ringworld import attention, params
+from ringworld.attention.block import BLOCKWISE
 from ringworld.batch import Batch
 from ringworld.data import example
 from ringworld.data.example import Example
@@ -74,7 +74,7 @@ TOLERANCE = 1e-5
 @pytest.fixture(autouse=True, scope="module")
 def many_tiles_and_chunks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(block, "TILE", 4)
+        patch.setitem(attention.KERNELS, "xla", replace(BLOCKWISE, tile=4))
         patch.setattr(loss_module, "CHUNK", 12)
         yield
 
@@ -440,7 +440,7 @@ def bytes_of_gradients(shape: MeshShape, context: int) -> int:
 def test_memory_grows_with_the_length_and_falls_with_the_ring(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(block, "TILE", 64)
+    monkeypatch.setitem(attention.KERNELS, "xla", replace(BLOCKWISE, tile=64))
     short, long = bytes_of_gradients(ONE, 1024), bytes_of_gradients(ONE, 2048)
     # What does not grow, tiles and weights, leaves the ratio below 2: with the square it is 4.
     assert long <= 2.05 * short
