@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-slow lock clean
+.PHONY: help setup demo check test test-slow bench-attention lock clean
 
 help: ## list the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 setup: $(READY) ## make .venv and install the locked dependencies into it
 	@echo "setup: ready"
@@ -46,6 +46,9 @@ test: check ## all of check, then every test that is not slow
 test-slow: check ## all of check, then every test
 	@echo "test: every test"
 	@$(BIN)/python -m pytest -m "slow or not slow"
+
+bench-attention: setup ## attention beside torch and ringattention; ARGS="--help" lists its options
+	@$(BIN)/python -m benchmarks.attention $(ARGS)
 
 # Needs uv (any recent one) on the path or in .venv; nothing else here does.
 lock: ## resolve pyproject.toml again and write requirements.lock

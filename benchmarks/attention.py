@@ -1,0 +1,307 @@
+"""`make bench-attention`: attention beside its peers, in one run on one machine.
+
+Each peer is a process of its own, in an environment of its own, and all are given the same numbers.
+For each work every peer does it once unmeasured, and then they take turns, A B C A B C ..., so that
+what else the machine does hits all alike. The figure is the fastest repeat. What is compared is a
+ratio within the run. Results are compared too: a peer that computes something else is not timed.
+"""
+
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from benchmarks.environment import cache_folder, make_environment
+from benchmarks.protocol import PeerFailed, Worker
+from benchmarks.table import (
+    AIM_HEAD,
+    HEAD,
+    Aim,
+    Measurement,
+    describe_machine,
+    draw,
+    markdown,
+    put_between,
+    row,
+)
+from benchmarks.work import GEMM_FLOPS, GEMM_SIDE, Case, Kind
+
+TORCH, THEIRS, OURS, GEMM = "torch SDPA", "ringattention", "ringworld", f"GEMM of {GEMM_SIDE:,}"
+# Float32 sums in another order differ by 1e-6 here; another mask differs by 0.1.
+AGREEMENT = 1e-4
+# Of the time that a peer has nothing to do: one that spins would take 1 or more.
+MOST_IDLE_WORK = 0.05
+STEP_BYTES = 12e9
+GRAIN = 512  # lengths are multiples of it, so that every ring and every block divides them
+
+Announce = Callable[[str], None]
+Results = Mapping[Case, Sequence[Measurement]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Attention beside its peers: float32, causal, 8 heads of 64, one row."""
+
+    lengths: tuple[int, ...] = (8192, 16384)
+    """tokens of a row, multiples of 512"""
+    kinds: tuple[Kind, ...] = ("plain", "packed", "gqa")
+    """one document, documents of about 1K, 8 query heads on 2 key heads"""
+    repeats: int = 5
+    step: int = 1 << 20
+    """tokens of the row of the training step; 0 leaves it out"""
+    page: Path | None = None
+    """a Markdown page that gets the tables, between its markers"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """Who does the work: a module of `peers`, its environment's pins, and how many devices.
+
+    Without an environment it is this one. `request` goes to the worker with the case.
+    """
+
+    name: str
+    module: str
+    environment: str | None = None
+    devices: int = 1
+    request: dict[str, Any] = field(default_factory=dict)
+
+    def start(self, python: Path) -> Worker:
+        """The worker, whose `prepare` comes next."""
+        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={self.devices}"}
+        log = cache_folder() / "logs" / f"{self.name.replace(' ', '-')}.log"
+        return Worker(self.name, python, f"benchmarks.peers.{self.module}", flags, log)
+
+
+def _ours(name: str, devices: int, impl: str | None = None) -> Peer:
+    return Peer(name=name, module="ours", devices=devices, request={"impl": impl})
+
+
+def _theirs(name: str, devices: int) -> Peer:
+    return Peer(
+        name=name, module="reference_ring", environment="reference_ring.txt", devices=devices
+    )
+
+
+PEERS = (
+    Peer(name=GEMM, module="gemm"),
+    Peer(name=TORCH, module="torch_sdpa", environment="torch_sdpa.txt"),
+    _theirs(THEIRS, 1),
+    _theirs(f"{THEIRS}, ring of 2", 2),
+    _ours("XLA, every score at once", 1, "dense"),
+    _ours(OURS, 1),
+    _ours(f"{OURS}, ring of 2", 2),
+    _ours(f"{OURS}, ring of 8", 8),
+)
+STEPS = tuple(
+    Peer(name=f"{OURS}, ring of {devices}", module="training_step", devices=devices)
+    for devices in (2, 8)
+)
+
+
+def make_pythons(announce: Announce) -> dict[str | None, Path]:
+    """The Python of each environment; one that cannot be made is announced and left out."""
+    pythons: dict[str | None, Path] = {None: Path(sys.executable)}
+    for name in dict.fromkeys(peer.environment for peer in PEERS if peer.environment):
+        try:
+            path = Path(__file__).parent / "peers" / name
+            pythons[name] = make_environment(path, announce)
+        except PeerFailed as failure:
+            announce(f"left out: {failure}")
+    return pythons
+
+
+def compare(
+    case: Case, pythons: Mapping[str | None, Path], repeats: int, announce: Announce
+) -> list[Measurement]:
+    """Every peer at one case: all are prepared, then they take turns."""
+    workers: dict[str, Worker] = {}
+    refused: dict[str, str] = {}
+    seconds: dict[str, list[float]] = {}
+    peaks: dict[str, int] = {}
+    agreed: list[float] = []
+    peers = [peer for peer in PEERS if peer.environment in pythons]
+    try:
+        for peer in peers:
+            announce(f"{case.name}: preparing {peer.name}")
+            workers[peer.name] = worker = peer.start(pythons[peer.environment])
+            answer = _ask(worker, "prepare", **asdict(case), **peer.request)
+            agreed = agreed or answer.get("sample", [])
+            refused[peer.name] = answer.get("refused") or _differs(answer["sample"], agreed)
+            seconds[peer.name] = []
+        able = [name for name in workers if not refused[name]]
+        for turn in range(repeats):
+            announce(f"{case.name}: turn {turn + 1} of {repeats}")
+            for name in [name for name in able if not refused[name]]:
+                answer = _ask(workers[name], "repeat")
+                refused[name] = answer.get("refused", "")
+                seconds[name].append(answer.get("seconds", math.nan))
+                peaks[name] = answer.get("peak", 0)
+        for worker in workers.values():
+            if worker.idle_busy > MOST_IDLE_WORK * max(worker.idle, 1.0):
+                announce(f"{worker.name} was busy for {worker.idle_busy:.1f} s of its idle time")
+    finally:
+        for worker in workers.values():
+            worker.close()
+    return [
+        Measurement(
+            work=case.name,
+            peer=peer.name,
+            flops=GEMM_FLOPS if peer.name == GEMM else case.flops,
+            seconds=tuple(seconds[peer.name]),
+            peak=peaks.get(peer.name, 0),
+            refused=refused[peer.name],
+        )
+        for peer in peers
+    ]
+
+
+def _ask(worker: Worker, do: str, **rest: Any) -> dict[str, Any]:
+    try:
+        return worker.ask(do, **rest)
+    except PeerFailed as failure:
+        return {"refused": str(failure)}
+
+
+def _differs(sample: Sequence[float], agreed: Sequence[float]) -> str:
+    """Empty when a worker's results are those of the first; else how far they are apart."""
+    apart = max((abs(a - b) for a, b in zip(sample, agreed, strict=False)), default=0.0)
+    return "" if apart <= AGREEMENT else f"differs by {apart:.1e}"
+
+
+def time_step(tokens: int, repeats: int, announce: Announce) -> list[Measurement]:
+    """The training step on each ring, one after another: two would not fit in memory."""
+    work, found = f"training step of {tokens:,} packed tokens", []
+    for peer in STEPS:
+        announce(f"{work}: {peer.name}")
+        worker = peer.start(Path(sys.executable))
+        answer = _ask(worker, "prepare", tokens=tokens)
+        seconds: list[float] = []
+        while "refused" not in answer and len(seconds) < repeats:
+            answer = _ask(worker, "repeat")
+            seconds.append(answer.get("seconds", math.nan))
+        worker.close()
+        found.append(
+            Measurement(
+                work=work,
+                peer=peer.name,
+                flops=math.nan,
+                seconds=tuple(seconds),
+                peak=answer.get("peak", 0),
+                refused=answer.get("refused", ""),
+            )
+        )
+    return found
+
+
+def fastest(found: Sequence[Measurement], family: str) -> float:
+    """Seconds of the fastest peer whose name begins so; NaN when there is none."""
+    times = [m.best for m in found if m.peer.startswith(family) and not m.refused]
+    return min(times, default=math.nan)
+
+
+def list_aims(results: Results, steps: Sequence[Measurement]) -> list[Aim]:
+    """What was aimed at, beside what was measured."""
+    aims = []
+    for case, found in results.items():
+        ours = fastest(found, OURS)
+        alone = next((m.best for m in found if m.peer == OURS), math.nan)
+        if case.kind == "plain":
+            ring = fastest(found, f"{OURS}, ring of 8")
+            aims += [
+                Aim(
+                    claim=f"{case.name}: ringworld / torch",
+                    ratio=ours / fastest(found, TORCH),
+                    bound=1.0,
+                ),
+                Aim(
+                    claim=f"{case.name}: ringworld / ringattention",
+                    ratio=ours / fastest(found, THEIRS),
+                    bound=0.45,
+                ),
+                Aim(
+                    claim=f"{case.name}: ring of 8 / one device",
+                    ratio=ring / alone,
+                    bound=1.10,
+                ),
+            ]
+        plain = Case(length=case.length, kind="plain", backward=case.backward)
+        if case.kind == "packed" and plain in results:
+            claim = f"{case.name}: times faster than one document"
+            ratio = fastest(results[plain], OURS) / ours
+            aims.append(Aim(claim=claim, ratio=ratio, bound=5.0, at_least=True))
+    for m in steps:
+        claim = f"{m.work}, {m.peer}: peak / {STEP_BYTES / 1e9:g} GB"
+        ratio = math.nan if m.refused else m.peak / STEP_BYTES
+        aims.append(Aim(claim=claim, ratio=ratio, bound=1.0))
+    return aims
+
+
+STEP_HEAD = ("work", "peer", "s", "tokens/s", "peak GB")
+
+
+def make_tables(
+    results: Results, steps: Sequence[Measurement], tokens: int
+) -> list[tuple[str, Sequence[str], list[tuple[str, ...]]]]:
+    """Title, head and rows of each table."""
+    rows = []
+    for found in results.values():
+        gemm = next(m.rate for m in found if m.peer == GEMM)
+        rows += [row(m, fastest(found, TORCH), gemm) for m in found]
+    step_rows = [
+        (m.work, m.peer, m.refused, "", "")
+        if m.refused
+        else (
+            m.work,
+            m.peer,
+            f"{m.best:.1f}",
+            f"{tokens / m.best:,.0f}",
+            f"{m.peak / 1e9:.1f}",
+        )
+        for m in steps
+    ]
+    return [
+        ("Attention", HEAD, rows),
+        ("Training", STEP_HEAD, step_rows),
+        ("Aims", AIM_HEAD, [aim.cells for aim in list_aims(results, steps)]),
+    ]
+
+
+def main() -> None:
+    """Measure what is asked for, print it, and write it into a page where one is named."""
+    asked = tyro.cli(Bench, prog="bench-attention")
+    if any(n < GRAIN or n % GRAIN for n in asked.lengths) or asked.repeats < 1:
+        print(f"bench-attention: use lengths that are multiples of {GRAIN}, and repeats of 1 up")
+        sys.exit(2)
+    console, page = Console(), asked.page
+    announce: Announce = Console(stderr=True).print
+    text = page.read_text(encoding="utf-8") if page else ""
+    if page:
+        put_between(text, "")
+    pythons = make_pythons(announce)
+    cases = [
+        Case(length=length, kind=kind, backward=backward)
+        for length in asked.lengths
+        for kind in asked.kinds
+        for backward in (False, True)
+    ]
+    results = {case: compare(case, pythons, asked.repeats, announce) for case in cases}
+    steps = time_step(asked.step, min(asked.repeats, 2), announce) if asked.step else []
+    machine = f"{describe_machine()}; fastest of {asked.repeats} repeats, peers in turn."
+    tables = [table for table in make_tables(results, steps, asked.step) if table[2]]
+    for title, head, rows in tables:
+        console.print(draw(title, head, rows))
+    console.print(machine)
+    if page:
+        parts = [f"**{title}**\n\n{markdown(head, rows)}" for title, head, rows in tables]
+        page.write_text(put_between(text, "\n\n".join([machine, *parts])), encoding="utf-8")
+        announce(f"wrote {page}")
+
+
+if __name__ == "__main__":
+    main()
