@@ -1,11 +1,12 @@
 """The kernel for every platform: blockwise attention in plain XLA, tile by tile.
 
 A pair of tiles that the mask empties is not visited, one that it leaves whole is not masked. Memory
-is that of one tile's scores, forward and backward. Rows are walked one after another: a tile of one
-row fits a core's cache, and each row skips by its own mask.
+is that of one tile's scores, forward and backward. Rows are walked one after another, and in each
+its key heads: the scores of one pair fit a core's cache, and each row skips by its own mask.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -15,18 +16,44 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ringworld.attention.mask import Ends, ends_of_keys, may_see, sees, sees_all
 from ringworld.attention.online import Partial, finite, merge
-from ringworld.attention.tiles import Grads, Kernel, Keys, Queries, Saved, no_grads
+from ringworld.attention.tiles import Grads, Kernel, Keys, Queries, Saved
+from ringworld.mesh import platform
 
-# 256 was the fastest of 128, 256, 512 and 1024 for heads of 64 on a 2-core CPU.
+# 256 was the fastest of 128, 256 and 512 for heads of 64 on a 2-core CPU.
 TILE = 256
+WIDE = jnp.float32
+
+Tiles = tuple[Queries, Keys, Ends]  # the tiles of one key head, and the ends of its keys
 
 
-def _scores(q: Array, k: Array) -> Array:
-    return jnp.einsum("kgth,ksh->kgts", q, k, preferred_element_type=jnp.float32)
+def _walk_heads(walk: Callable[[Tiles, Any], Any], queries: Queries, keys: Keys, rest: Any) -> Any:
+    """`walk(tiles, rest)` for one key head of one row after another.
+
+    The tiles of a head are queries `[I, G, t, H]` and keys `[J, s, H]`; so is what `rest` holds.
+    """
+
+    def walk_row(row: tuple[Queries, Keys, Ends, Any]) -> Any:
+        queries, keys, ends, rest = row
+
+        def walk_head(head: tuple[Array, Array, Array, Any]) -> Any:
+            q, k, v, rest = _widen(head)
+            return walk((replace(queries, q=q), replace(keys, k=k, v=v), ends), rest)
+
+        return _swap(lax.map(walk_head, _swap((queries.q, keys.k, keys.v, rest))))
+
+    return lax.map(walk_row, (queries, keys, ends_of_keys(keys.where), rest))
 
 
-def _masked(scores: Array, queries: Queries, keys: Keys) -> Array:
-    return jnp.where(sees(queries.reach, keys.where)[None, None], scores, -jnp.inf)
+def _widen(tree: Any) -> Any:
+    """The arrays as float32 on a CPU, whose product of bfloat16 has no float32 sum; others as is.
+
+    A product of two bfloat16 numbers is exact in float32: nothing is lost.
+    """
+    return jax.tree.map(lambda x: x.astype(WIDE), tree) if platform() == "cpu" else tree
+
+
+def _swap(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.swapaxes(0, 1), tree)
 
 
 def _choose(queries: Ends, keys: Ends) -> Int[Array, ""]:
@@ -45,24 +72,22 @@ def _at(tree: Any, j: Array) -> Any:
     return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, j, keepdims=False), tree)
 
 
-def _see_tile(partial: Partial, scores: Array, v: Array) -> Partial:
+def _see_tile(partial: Partial, scores: Float[Array, "G t s"], v: Float[Array, "s H"]) -> Partial:
     """The partial result after one more tile of keys, from its masked scores."""
     top = scores.max(-1)
     weights = jnp.exp2(scores - finite(top)[..., None])
-    value = jnp.einsum(
-        "kgts,ksh->kgth", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-    )
+    value = jnp.einsum("gts,sh->gth", weights.astype(v.dtype), v, preferred_element_type=WIDE)
     return merge(partial, Partial(top, weights.sum(-1), value))
 
 
 def see(queries: Queries, keys: Keys, partials: Partial) -> Partial:
     """What the queries know after these keys too. `partials` has the tiles of the queries."""
-    return lax.map(_see_row, (queries, keys, ends_of_keys(keys.where), partials))
+    return _walk_heads(_see_head, queries, keys, partials)
 
 
-def _see_row(row: tuple[Queries, Keys, Ends, Partial]) -> Partial:
-    """The key tiles of one row, walked for one query tile after another."""
-    queries, keys, ends, partials = row
+def _see_head(tiles: Tiles, partials: Partial) -> Partial:
+    """The key tiles of one head, walked for one query tile after another."""
+    queries, keys, ends = tiles
 
     def walk(tile: tuple[Queries, Partial]) -> Partial:
         queries, partial = tile
@@ -70,15 +95,20 @@ def _see_row(row: tuple[Queries, Keys, Ends, Partial]) -> Partial:
         def step(j: Array, partial: Partial) -> Partial:
             near = _at(keys, j)
 
-            def masked() -> Partial:
-                scores = _masked(_scores(queries.q, near.k), queries, near)
-                return _see_tile(partial, scores, near.v)
+            def whole() -> Float[Array, "G t s"]:
+                return jnp.einsum("gth,sh->gts", queries.q, near.k, preferred_element_type=WIDE)
 
-            def whole() -> Partial:
-                return _see_tile(partial, _scores(queries.q, near.k), near.v)
+            def masked() -> Float[Array, "G t s"]:
+                return jnp.where(sees(queries.reach, near.where), whole(), -jnp.inf)
 
-            kind = _choose(queries.ends, _at(ends, j))
-            return lax.switch(kind, (lambda: partial, masked, whole))
+            return lax.switch(
+                _choose(queries.ends, _at(ends, j)),
+                (
+                    lambda: partial,
+                    lambda: _see_tile(partial, masked(), near.v),
+                    lambda: _see_tile(partial, whole(), near.v),
+                ),
+            )
 
         return lax.fori_loop(*_span(may_see(queries.ends, ends)), step, partial)
 
@@ -86,30 +116,33 @@ def _see_row(row: tuple[Queries, Keys, Ends, Partial]) -> Partial:
 
 
 def _pull_tile(
-    queries: Queries, keys: Keys, saved: Saved, mask: Callable[[Array], Array]
-) -> tuple[Float[Array, "K G t H"], Float[Array, "K s H"], Float[Array, "K s H"]]:
-    """One pair's share of dq, dk and dv."""
-    narrow, wide = queries.q.dtype, jnp.float32
-    scores = mask(_scores(queries.q, keys.k))
-    weights = jnp.exp2(scores - finite(saved.lse)[..., None])
-    dweights = jnp.einsum("kgth,ksh->kgts", saved.dout, keys.v, preferred_element_type=wide)
-    dscores = (weights * (dweights - saved.delta[..., None])).astype(narrow)
-    dv = jnp.einsum(
-        "kgts,kgth->ksh", weights.astype(narrow), saved.dout, preferred_element_type=wide
-    )
-    dq = jnp.einsum("kgts,ksh->kgth", dscores, keys.k, preferred_element_type=wide)
-    dk = jnp.einsum("kgts,kgth->ksh", dscores, queries.q, preferred_element_type=wide)
+    queries: Queries, keys: Keys, saved: Saved, scores: Float[Array, "s G t"]
+) -> tuple[Float[Array, "H G t"], Float[Array, "s H"], Float[Array, "s H"]]:
+    """One pair's share of dq, dk and dv, from its masked scores, keys first.
+
+    With keys first no product needs a transposed tile of scores, which costs a CPU as much as a
+    product; what is transposed is dq.
+    """
+    narrow = queries.q.dtype
+    weights = jnp.exp2(scores - finite(saved.lse))
+    dweights = jnp.einsum("sh,gth->sgt", keys.v, saved.dout, preferred_element_type=WIDE)
+    dscores = (weights * (dweights - saved.delta)).astype(narrow)
+    dv = jnp.einsum("sgt,gth->sh", weights.astype(narrow), saved.dout, preferred_element_type=WIDE)
+    dk = jnp.einsum("sgt,gth->sh", dscores, queries.q, preferred_element_type=WIDE)
+    dq = jnp.einsum("hs,sgt->hgt", keys.k.T, dscores, preferred_element_type=WIDE)
     return dq, dk, dv
 
 
 def pull(queries: Queries, keys: Keys, saved: Saved, grads: Grads) -> Grads:
     """`grads` with these keys' share: dq `[B, I, K, G, t, H]`, dk and dv `[B, J, K, s, H]`."""
-    return lax.map(_pull_row, (queries, keys, ends_of_keys(keys.where), saved, grads))
+    return _walk_heads(_pull_head, queries, keys, (saved, grads))
 
 
-def _pull_row(row: tuple[Queries, Keys, Ends, Saved, Grads]) -> Grads:
-    """The key tiles of one row, walked for one query tile after another."""
-    queries, keys, ends, saved, (dq, dk, dv) = row
+def _pull_head(tiles: Tiles, rest: tuple[Saved, Grads]) -> Grads:
+    """The key tiles of one head, walked for one query tile after another."""
+    queries, keys, ends = tiles
+    saved, (dq, dk, dv) = rest
+    no_keys = jnp.zeros_like(dk[0]), jnp.zeros_like(dv[0])
 
     def walk(sums: tuple[Array, Array], tile: tuple[Queries, Saved, Array]) -> tuple[Any, Array]:
         queries, saved, dq = tile
@@ -117,18 +150,27 @@ def _pull_row(row: tuple[Queries, Keys, Ends, Saved, Grads]) -> Grads:
         def step(j: Array, sums: Grads) -> Grads:
             near = _at(keys, j)
 
-            def masked() -> Grads:
-                return _pull_tile(queries, near, saved, lambda x: _masked(x, queries, near))
+            def whole() -> Float[Array, "s G t"]:
+                return jnp.einsum("sh,gth->sgt", near.k, queries.q, preferred_element_type=WIDE)
 
-            def whole() -> Grads:
-                return _pull_tile(queries, near, saved, lambda x: x)
+            def masked() -> Float[Array, "s G t"]:
+                seen = sees(queries.reach, near.where).T[:, None]
+                return jnp.where(seen, whole(), -jnp.inf)
 
-            kind = _choose(queries.ends, _at(ends, j))
-            more = lax.switch(kind, (lambda: no_grads(queries, near), masked, whole))
+            # The sums stay outside: a branch that held them would copy them at every step.
+            more = lax.switch(
+                _choose(queries.ends, _at(ends, j)),
+                (
+                    lambda: (jnp.zeros_like(sums[0]), *no_keys),
+                    lambda: _pull_tile(queries, near, saved, masked()),
+                    lambda: _pull_tile(queries, near, saved, whole()),
+                ),
+            )
             return sums[0] + more[0], sums[1].at[j].add(more[1]), sums[2].at[j].add(more[2])
 
-        dq, dk, dv = lax.fori_loop(*_span(may_see(queries.ends, ends)), step, (dq, *sums))
-        return (dk, dv), dq
+        first = (jnp.moveaxis(dq, -1, 0), *sums)
+        dq, dk, dv = lax.fori_loop(*_span(may_see(queries.ends, ends)), step, first)
+        return (dk, dv), jnp.moveaxis(dq, 0, -1)
 
     (dk, dv), dq = lax.scan(walk, (dk, dv), (queries, saved, dq))
     return dq, dk, dv
