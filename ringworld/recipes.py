@@ -107,7 +107,7 @@ def nano_base() -> Recipe:
             stage("echo-64", 64, theta, 64, 500, 2e-3, shares=echo, vision_share=0.0, seed=1),
             stage("text-256", 256, theta, 16, 600, 2e-3, shares=text, vision_share=0.0, seed=2),
             stage("world-1k", 1024, theta, 4, 4500, 1.5e-3, shares=world, seed=3),
-            stage("reach-1k", 1024, reach_theta(), 4, 3000, 1.2e-3, shares=world, seed=4),
+            stage("reach-1k", 1024, reach_theta(), 4, 1600, 1.2e-3, shares=world, seed=4),
         ),
         clips=12000,
         seed=7,
