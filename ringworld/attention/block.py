@@ -12,16 +12,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from ringworld.attention.mask import Ends, ends_of_keys, may_see, sees, sees_all
 from ringworld.attention.online import Partial, finite, merge
-from ringworld.attention.tiles import Grads, Kernel, Keys, Queries, Saved
+from ringworld.attention.tiles import Grads, Kernel, Keys, Queries, Saved, span
 from ringworld.mesh import platform
 
 # 256 was the fastest of 128, 256 and 512 for heads of 64 on a 2-core CPU.
 TILE = 256
-WIDE = jnp.float32
 
 Tiles = tuple[Queries, Keys, Ends]  # the tiles of one key head, and the ends of its keys
 
@@ -49,7 +48,7 @@ def _widen(tree: Any) -> Any:
 
     A product of two bfloat16 numbers is exact in float32: nothing is lost.
     """
-    return jax.tree.map(lambda x: x.astype(WIDE), tree) if platform() == "cpu" else tree
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree) if platform() == "cpu" else tree
 
 
 def _swap(tree: Any) -> Any:
@@ -62,12 +61,6 @@ def _choose(queries: Ends, keys: Ends) -> Int[Array, ""]:
     return live + live * sees_all(queries, keys).astype(jnp.int32)
 
 
-def _span(live: Bool[Array, "J"]) -> tuple[Int[Array, ""], Int[Array, ""]]:
-    """The first tile that is live, and the one after the last; 0 and 0 when none is."""
-    first, past = jnp.argmax(live), live.shape[0] - jnp.argmax(live[::-1])
-    return first.astype(jnp.int32), jnp.where(live.any(), past, 0).astype(jnp.int32)
-
-
 def _at(tree: Any, j: Array) -> Any:
     return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, j, keepdims=False), tree)
 
@@ -76,7 +69,9 @@ def _see_tile(partial: Partial, scores: Float[Array, "G t s"], v: Float[Array, "
     """The partial result after one more tile of keys, from its masked scores."""
     top = scores.max(-1)
     weights = jnp.exp2(scores - finite(top)[..., None])
-    value = jnp.einsum("gts,sh->gth", weights.astype(v.dtype), v, preferred_element_type=WIDE)
+    value = jnp.einsum(
+        "gts,sh->gth", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
     return merge(partial, Partial(top, weights.sum(-1), value))
 
 
@@ -96,7 +91,9 @@ def _see_head(tiles: Tiles, partials: Partial) -> Partial:
             near = _at(keys, j)
 
             def whole() -> Float[Array, "G t s"]:
-                return jnp.einsum("gth,sh->gts", queries.q, near.k, preferred_element_type=WIDE)
+                return jnp.einsum(
+                    "gth,sh->gts", queries.q, near.k, preferred_element_type=jnp.float32
+                )
 
             def masked() -> Float[Array, "G t s"]:
                 return jnp.where(sees(queries.reach, near.where), whole(), -jnp.inf)
@@ -110,7 +107,7 @@ def _see_head(tiles: Tiles, partials: Partial) -> Partial:
                 ),
             )
 
-        return lax.fori_loop(*_span(may_see(queries.ends, ends)), step, partial)
+        return lax.fori_loop(*span(may_see(queries.ends, ends)), step, partial)
 
     return lax.map(walk, (queries, partials))
 
@@ -125,11 +122,13 @@ def _pull_tile(
     """
     narrow = queries.q.dtype
     weights = jnp.exp2(scores - finite(saved.lse))
-    dweights = jnp.einsum("sh,gth->sgt", keys.v, saved.dout, preferred_element_type=WIDE)
+    dweights = jnp.einsum("sh,gth->sgt", keys.v, saved.dout, preferred_element_type=jnp.float32)
     dscores = (weights * (dweights - saved.delta)).astype(narrow)
-    dv = jnp.einsum("sgt,gth->sh", weights.astype(narrow), saved.dout, preferred_element_type=WIDE)
-    dk = jnp.einsum("sgt,gth->sh", dscores, queries.q, preferred_element_type=WIDE)
-    dq = jnp.einsum("hs,sgt->hgt", keys.k.T, dscores, preferred_element_type=WIDE)
+    dv = jnp.einsum(
+        "sgt,gth->sh", weights.astype(narrow), saved.dout, preferred_element_type=jnp.float32
+    )
+    dk = jnp.einsum("sgt,gth->sh", dscores, queries.q, preferred_element_type=jnp.float32)
+    dq = jnp.einsum("hs,sgt->hgt", keys.k.T, dscores, preferred_element_type=jnp.float32)
     return dq, dk, dv
 
 
@@ -151,7 +150,9 @@ def _pull_head(tiles: Tiles, rest: tuple[Saved, Grads]) -> Grads:
             near = _at(keys, j)
 
             def whole() -> Float[Array, "s G t"]:
-                return jnp.einsum("sh,gth->sgt", near.k, queries.q, preferred_element_type=WIDE)
+                return jnp.einsum(
+                    "sh,gth->sgt", near.k, queries.q, preferred_element_type=jnp.float32
+                )
 
             def masked() -> Float[Array, "s G t"]:
                 seen = sees(queries.reach, near.where).T[:, None]
@@ -169,7 +170,7 @@ def _pull_head(tiles: Tiles, rest: tuple[Saved, Grads]) -> Grads:
             return sums[0] + more[0], sums[1].at[j].add(more[1]), sums[2].at[j].add(more[2])
 
         first = (jnp.moveaxis(dq, -1, 0), *sums)
-        dq, dk, dv = lax.fori_loop(*_span(may_see(queries.ends, ends)), step, first)
+        dq, dk, dv = lax.fori_loop(*span(may_see(queries.ends, ends)), step, first)
         return (dk, dv), jnp.moveaxis(dq, 0, -1)
 
     (dk, dv), dq = lax.scan(walk, (dk, dv), (queries, saved, dq))

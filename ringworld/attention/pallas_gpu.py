@@ -30,7 +30,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ringworld.attention.mask import Ends, ends_of_keys, may_see, sees, sees_all
 from ringworld.attention.online import Partial, finite
-from ringworld.attention.tiles import Grads, Kernel, Keys, Queries, Saved
+from ringworld.attention.tiles import Grads, Kernel, Keys, Queries, Saved, look_along
 
 # Chosen from what Triton's compiler says, for it has not run on a GPU. With these no bfloat16 pass
 # of heads up to 128 wide spills a register on an H100; the largest takes 100 KB of shared memory.
@@ -39,7 +39,6 @@ STAGES = 2
 WARPS = 4
 WIDE = 64  # heads wider than this take twice the warps
 LEAST = 16  # rows and columns of the smallest product of matrices that Triton has
-TOGETHER = 64  # tiles whose bounds are looked for at a time: memory is that many bits a tile
 
 
 def _dot(a: Array, b: Array, over: tuple[int, int]) -> Array:
@@ -69,18 +68,14 @@ def walk_bounds(
     """The bounds of every tile that stays, against the ends `[B, tiles]` of those that walk.
 
     Either queries `[B, I]` stay and keys `[B, J]` walk, or the other way round. Without `full` the
-    key tiles have zeros behind them, and all need the mask. Never I x J of anything: TOGETHER x J.
+    key tiles have zeros behind them, and all need the mask.
     """
-    stay, walk = (queries, keys) if keys_walk else (keys, queries)
 
-    def look(tile: Ends) -> Int[Array, "B bounds"]:
-        tile = jax.tree.map(lambda x: x[:, None], tile)
-        pair = (tile, walk) if keys_walk else (walk, tile)
-        live = may_see(*pair)
-        return _bounds_of(live, live & sees_all(*pair) & full)
+    def look(queries: Ends, keys: Ends) -> Int[Array, "B bounds"]:
+        live = may_see(queries, keys)
+        return _bounds_of(live, live & sees_all(queries, keys) & full)
 
-    tiles = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), stay)
-    return jnp.moveaxis(lax.map(look, tiles, batch_size=TOGETHER), 0, 1)[:, :, None]
+    return look_along(look, queries, keys, keys_walk=keys_walk)[:, :, None]
 
 
 # ---- what a program has at hand

@@ -22,11 +22,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from ringworld.attention.mask import Ends, ends_of_keys, may_see, sees_all
 from ringworld.attention.online import Partial, finite
-from ringworld.attention.tiles import Grads, Kernel, Keys, Queries, Saved
+from ringworld.attention.tiles import Grads, Kernel, Keys, Queries, Saved, look_along, span
 
 # 512 x 512 float32 scores are 1 MiB a query head of a group; groups of 8 still fit the 64 MiB of a
 # v5p's vector memory. Chosen by size: it has been compiled for chips, and not run on one.
@@ -67,17 +67,12 @@ def _ends_at(ref: Any, tile: Array) -> Ends:
     return Ends(low_segment, low, high_segment, high, solid != 0, first, past)
 
 
-def _walks(live: Bool[Array, "B I J"]) -> Int[Array, "numbers"]:
-    """The first live tile of each walk over the last axis, and the one after the last."""
-    first = jnp.argmax(live, -1)
-    past = jnp.where(live.any(-1), live.shape[-1] - jnp.argmax(live[..., ::-1], -1), first)
-    return jnp.stack([first, past], -1).astype(jnp.int32).reshape(-1)
-
-
-def _live(queries: Ends, keys: Ends) -> Bool[Array, "B I J"]:
-    """Which pairs of tiles may see each other: I x J bits, a 250,000th of the mask's."""
-    queries = jax.tree.map(lambda x: x[:, :, None], queries)
-    return may_see(queries, jax.tree.map(lambda x: x[:, None], keys))
+def _walks(queries: Ends, keys: Ends, *, keys_walk: bool) -> Int[Array, "numbers"]:
+    """The first live tile of each walk, and the one after the last."""
+    spans = look_along(
+        lambda *pair: jnp.stack(span(may_see(*pair)), -1), queries, keys, keys_walk=keys_walk
+    )
+    return spans.reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -210,11 +205,10 @@ class _Plan:
 
 def _plan(queries: Queries, keys: Keys, *, keys_walk: bool) -> _Plan:
     ends = ends_of_keys(keys.where)
-    live = _live(queries.ends, ends)
-    walks = _walks(live if keys_walk else live.transpose(0, 2, 1))
+    walks = _walks(queries.ends, ends, keys_walk=keys_walk)
     steps = jnp.maximum((walks[1::2] - walks[::2]).max(), 1)
     scalars = (_flat(queries.ends), _flat(ends), walks)
-    return _Plan(keys_walk, (live.shape[1], live.shape[2]), scalars, steps)
+    return _Plan(keys_walk, (queries.q.shape[1], keys.k.shape[1]), scalars, steps)
 
 
 # ---- what a kernel is given

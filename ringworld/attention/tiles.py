@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
 
 from ringworld.attention.mask import Ends, Reach, Where, ends_of_queries, pad_segments
 from ringworld.attention.online import Partial
@@ -62,6 +63,34 @@ class Kernel:
     tile: int
     see: Callable[[Queries, Keys, Partial], Partial]
     pull: Callable[[Queries, Keys, Saved, Grads], Grads]
+
+
+# How many tiles look at all others at once: 64 x 4,096 pairs of tiles for a million tokens.
+TOGETHER = 64
+
+
+def span(live: Bool[Array, "*walks J"]) -> tuple[Int[Array, "*walks"], Int[Array, "*walks"]]:
+    """The first tile of each walk that is live, and the one after the last; 0, 0 when none is."""
+    first, past = jnp.argmax(live, -1), live.shape[-1] - jnp.argmax(live[..., ::-1], -1)
+    return first.astype(jnp.int32), jnp.where(live.any(-1), past, 0).astype(jnp.int32)
+
+
+def look_along(
+    look: Callable[[Ends, Ends], Array], queries: Ends, keys: Ends, *, keys_walk: bool
+) -> Array:
+    """`look(queries, keys)` `[B, ...]` of every tile that stays, as `[B, tiles, ...]`.
+
+    Either queries `[B, I]` stay and keys `[B, J]` walk, or the other way round: `look` is given one
+    tile that stays, `[B, 1]`, and all that walk. Never I x J of anything: TOGETHER x J.
+    """
+    stay, walk = (queries, keys) if keys_walk else (keys, queries)
+
+    def look_once(tile: Ends) -> Array:
+        tile = jax.tree.map(lambda x: x[:, None], tile)
+        return look(tile, walk) if keys_walk else look(walk, tile)
+
+    tiles = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), stay)
+    return jnp.moveaxis(lax.map(look_once, tiles, batch_size=TOGETHER), 0, 1)
 
 
 def cut_rows(rows: Int[Array, "B T"], tile: int) -> Int[Array, "B I t"]:
