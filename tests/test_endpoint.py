@@ -301,7 +301,7 @@ def test_a_wrong_endpoint_is_refused_before_anything_is_sent(
 
 
 def test_requests_under_way_cannot_pass_the_budget_of_tokens(server: Endpointlike) -> None:
-    asking = client(server, tokens=10 * 1140 + 600)
+    asking = client(server, tokens=12_000)
 
     def ask(_: int) -> bool:
         try:
@@ -313,8 +313,8 @@ def test_requests_under_way_cannot_pass_the_budget_of_tokens(server: Endpointlik
 
     with ThreadPoolExecutor(8) as pool:
         answered = sum(pool.map(ask, range(30)))
-    # Each is estimated at 1,200 and costs 1,140: the eleventh would fit if it cost no more than
-    # 600, which nobody knows before.
+    # Each is estimated at 1,200 and costs 1,140: after ten 600 are left, in which an eleventh
+    # would not fit for certain.
     assert answered == len(server.asked) == 10
     assert asking.tally.tokens == 10 * 1140
 

@@ -33,7 +33,7 @@ SHORTEST_QUESTION, LONGEST_QUESTION = 8, 400
 LONGEST_ANSWER = 600
 # Tokens of a turn, question and answer: what a chunk's share of a context must have room for.
 LONGEST_TURN = 384
-# A name or a number may be bent at its end ("Rome", "Roman"); its start may not.
+# Letters of a name that must stand in the chunk: its end may be bent ("Corfu", "Corfiotes").
 STEM = 4
 POINTING = re.compile(
     r"\b(the|this|that|these|above|given|provided|following)\s+"
