@@ -14,6 +14,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from misbehaving import (
     Behaviour,
     Endpointlike,
@@ -335,6 +337,14 @@ def test_tokens_that_were_not_counted_are_estimated(server: Endpointlike, usage:
     asking = client(server)
     asking.ask(BODY, 77)
     assert (asking.tally.tokens, asking.tally.estimated_tokens) == (77, 77)
+
+
+@settings(max_examples=200, deadline=None)
+@given(harm=st.binary(max_size=6), at=st.integers(0, 300), drop=st.integers(0, 40))
+def test_a_harmed_body_is_a_reply_or_none(harm: bytes, at: int, drop: int) -> None:
+    body = completion("told", usage={"prompt_tokens": 3, "completion_tokens": 4})
+    reply = read_reply(body[:at] + harm + body[at + drop :], 10)
+    assert reply is None or reply.prompt_tokens >= 0
 
 
 def test_a_reply_without_text_is_a_reply() -> None:

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tyro
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from misbehaving import (
     Behaviour,
     Endpointlike,
@@ -165,6 +167,26 @@ def test_names_may_be_bent_and_numbers_set_otherwise() -> None:
     assert judged({"question": asked, "answer": "In 1203; the Corfiotes were silent"})
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["question", "answer", "evidence"]) | st.text(), inner)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(said=JSON.map(json.dumps) | st.text())
+def test_whatever_a_model_says_is_a_pair_or_rejected(said: str) -> None:
+    try:
+        pair = judged(said)
+    except Rejected:
+        return
+    assert pair.question and pair.answer
+
+
 @pytest.mark.parametrize("finish", ["length", "content_filter"])
 def test_a_reply_that_did_not_end_is_rejected(finish: str) -> None:
     with pytest.raises(Rejected, match="cut off|filtered"):
@@ -256,6 +278,7 @@ def test_the_order_of_questions_tells_nothing_of_their_places(tokenizer: Tokeniz
         ("a.txt", b"fine\nbad \xff byte", r"a\.txt:2 is not UTF-8"),
         ("a.jsonl", b'{"text": "x"}\n{"text": 1}\n', r"a\.jsonl:2 is no JSON object"),
         ("a.jsonl", b'{"text": "x"}\n\n{"text": "\n', r"a\.jsonl:3 is no JSON object"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', r"a\.jsonl:1 is no JSON object"),
         ("a.jsonl", b'["text"]\n', r"a\.jsonl:1 is no JSON object"),
         ("a.jsonl", b'{"text": "\xff"}\n', r"a\.jsonl:1 is no JSON object"),
     ],

@@ -67,13 +67,12 @@ def _lines(file: Path, field: str) -> Iterator[Document]:
                 continue
             try:
                 written = json.loads(line)[field]
-            except (ValueError, RecursionError, KeyError, TypeError):
-                written = None
-            if not isinstance(written, str):
+                written.encode()  # half of a surrogate pair is no text
+            except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
                 raise InputError(
                     f'{file}:{number} is no JSON object with a text in "{field}": correct the '
                     "line, or name the field"
-                )
+                ) from None
             yield Document(f"{file.name}:{number}", written)
 
 

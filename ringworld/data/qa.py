@@ -303,7 +303,7 @@ def _report(asker: Asker, announce: Callable[[str], None]) -> None:
     announce(
         f"{tally.requests:,} requests, of which {tally.retried.total():,} tries again"
         f"{_reasons(tally.retried)}; {counts.cached:,} answers from the cache; {tally.tokens:,} "
-        f"tokens spent, and {counts.cached_tokens:,} in earlier runs"
+        f"tokens spent, and {counts.cached_tokens:,} saved by it"
     )
     share = counts.learned_tokens / max(counts.row_tokens, 1)
     announce(

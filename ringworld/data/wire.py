@@ -12,7 +12,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -46,7 +46,7 @@ class Wire:
         self.largest = largest
         self._proxy = _proxy(self.url)
         self._tls = ssl.create_default_context()
-        self._open: set[http.client.HTTPConnection] = set()
+        self._open: set[_Line] = set()
         self._cut = False
 
     def post(self, body: bytes, headers: Mapping[str, str]) -> Response:
@@ -56,15 +56,16 @@ class Wire:
         for what waiting does not mend: a redirect, or a certificate that does not hold.
         """
         connection, target, proxied = self._connection()
-        late = threading.Event()
-        clock = threading.Timer(self.seconds, _hang_up, (connection, late))
+        line = _Line()
+        clock = threading.Timer(self.seconds, line.hang_up)
         clock.daemon = True
-        self._open.add(connection)
+        self._open.add(line)
         clock.start()
         try:
-            with _said_in_a_word(late):
+            with _said_in_a_word(line):
                 connection.connect()
-                if late.is_set() or self._cut:
+                line.socket = connection.sock
+                if line.hung_up or self._cut:
                     raise TimeoutError
                 connection.request("POST", target, body, {**headers, **proxied})
                 reply = connection.getresponse()
@@ -75,19 +76,19 @@ class Wire:
                         "go: set base_url to the address that it is at now"
                     )
                 whole = self._read(reply)
-                if late.is_set() or self._cut:
+                if line.hung_up:
                     raise TimeoutError  # a body of no promised length ends where it was cut
                 return Response(reply.status, said, whole)
         finally:
             clock.cancel()
-            self._open.discard(connection)
+            self._open.discard(line)
             connection.close()
 
     def cut(self) -> None:
         """Break off every exchange that is under way; each raises Broken in its thread."""
         self._cut = True
-        for connection in list(self._open):
-            _hang_up(connection)
+        for line in list(self._open):
+            line.hang_up()
 
     @property
     def origin(self) -> str:
@@ -152,24 +153,26 @@ def _proxy_grant(proxy: SplitResult | None) -> dict[str, str]:
     return {"Proxy-Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
 
 
-def _hang_up(connection: http.client.HTTPConnection, late: threading.Event | None = None) -> None:
-    """Shut the socket under a thread that reads it, which then reads the end at once.
+class _Line:
+    """A socket that another thread may hang up: who reads it then reads its end at once.
 
-    `socket.socket.shutdown` itself, because that of a TLS socket takes its state from under the
-    reader.
+    It is kept here because a connection forgets its socket when the reply has no promised length.
     """
-    if late is not None:
-        late.set()
-    open_socket = connection.sock
-    if open_socket is not None:
-        try:
-            socket.socket.shutdown(open_socket, socket.SHUT_RDWR)
-        except OSError:
-            return  # it is closed already
+
+    def __init__(self) -> None:
+        self.socket: socket.socket | None = None
+        self.hung_up = False
+
+    def hang_up(self) -> None:
+        """Shut it down by the method of plain sockets: that of TLS drops what reading needs."""
+        self.hung_up = True
+        if self.socket is not None:
+            with suppress(OSError):  # it is closed already
+                socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
 
 
 @contextmanager
-def _said_in_a_word(late: threading.Event) -> Generator[None, None, None]:
+def _said_in_a_word(line: _Line) -> Generator[None, None, None]:
     """Turn what sockets, TLS and framing raise into Broken; no text of theirs is kept."""
     word = ""
     try:
@@ -180,7 +183,7 @@ def _said_in_a_word(late: threading.Event) -> Generator[None, None, None]:
             "authority that signed it in SSL_CERT_FILE"
         ) from None
     except (Broken, TimeoutError, OSError, http.client.HTTPException, ValueError) as error:
-        word = "timeout" if late.is_set() else _word_for(error)
+        word = "timeout" if line.hung_up else _word_for(error)
     if word:
         raise Broken(word)
 
