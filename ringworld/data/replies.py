@@ -1,0 +1,62 @@
+"""What a model has answered, kept on disk: a request that was answered once is never sent again.
+
+An entry is named by the sha256 of the request's body, so that another prompt, model or limit is
+another entry, and moving the endpoint is not. It holds the reply alone. Entries are whole or
+absent; a damaged one is absent. The first two hex digits name its folder, so that a million entries
+are 256 folders of four thousand.
+"""
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from ringworld.data.completion import Reply
+from ringworld.errors import InputError
+from ringworld.files import whole, writing_to
+
+
+class Replies:
+    """The replies of a folder; made when the first is kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def find(self, body: bytes) -> Reply | None:
+        """The reply to this request, if it was kept whole."""
+        try:
+            kept = json.loads(self._path(body).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return None
+        types = {field.name: field.type for field in fields(Reply)}
+        if not isinstance(kept, dict) or {k: type(v) for k, v in kept.items()} != types:
+            return None
+        return Reply(**kept)
+
+    def keep(self, body: bytes, reply: Reply) -> None:
+        """Write the reply. Raises InputError when the disk is full or fails."""
+        with whole(self._path(body)) as draft:
+            draft.write_text(json.dumps(asdict(reply)), "utf-8")
+
+    def _path(self, body: bytes) -> Path:
+        name = hashlib.sha256(body).hexdigest()
+        return self.folder / name[:2] / f"{name}.json"
+
+
+@contextmanager
+def alone_in(folder: Path) -> Generator[None, None, None]:
+    """Hold the folder for this process. Raises InputError when another has it."""
+    with writing_to(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (folder / ".lock").touch()
+    with open(folder / ".lock") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"another run is at work in {folder}: wait for it, or use another folder"
+            ) from None
+        yield
