@@ -15,12 +15,13 @@ import pytest
 from PIL import Image
 
 from ringworld.data.media import (
-    MediaLimits,
     read_image,
     read_video,
-    stream_video,
+    stream_clip,
     write_animation,
 )
+from ringworld.data.pick import Pick
+from ringworld.data.sandbox import MediaLimits
 from ringworld.errors import InputError
 
 STEP = 6
@@ -131,20 +132,20 @@ def test_a_truncated_gif_is_refused(tmp_path):
 def test_what_is_no_film_is_named_as_such(tmp_path):
     text = tmp_path / "text.mp4"
     text.write_text("It was the best of times, it was the worst of times. " * 99)
-    assert "is not a video" in refusal(text)
+    assert "is neither a film nor a picture" in refusal(text)
     empty = tmp_path / "empty.mp4"
     empty.touch()
     assert "is empty" in refusal(empty)
     assert "not a regular file" in refusal(tmp_path)
-    assert "There is no file at" in refusal(tmp_path / "missing.mp4")
-    assert "There is no file at" in refusal(text / "inside.mp4")
+    assert "There is no file" in refusal(tmp_path / "missing.mp4")
+    assert "There is no file" in refusal(text / "inside.mp4")
 
 
 def test_a_playlist_cannot_open_its_neighbours(tmp_path):
     film(tmp_path / "secret.mp4", [k / 10 for k in range(10)])
     playlist = tmp_path / "film.mp4"
     playlist.write_text("ffconcat version 1.0\nfile 'secret.mp4'\n")
-    assert "is not a video" in refusal(playlist)
+    assert "is neither a film nor a picture" in refusal(playlist)
 
 
 def test_a_file_of_sound_has_no_pictures(tmp_path):
@@ -166,7 +167,7 @@ def test_a_file_of_sound_has_no_pictures(tmp_path):
         ({"frames": 3}, "more than 3 frames"),
         ({"seconds": 1.0}, "lasts longer than 1 s"),
         ({"timeout": 0.01}, "takes longer than 0.01 s"),
-        ({"memory": 64 << 20}, ""),
+        ({"memory": 64 << 20}, "needs more"),
     ],
 )
 def test_every_limit_is_kept(tmp_path, limits, words):
@@ -176,7 +177,7 @@ def test_every_limit_is_kept(tmp_path, limits, words):
 
 def test_too_many_frames_are_refused_before_they_are_decoded(tmp_path):
     path = film(tmp_path / "film.mp4", [k / 10 for k in range(30)])
-    stream = stream_video(path, fps=1000.0, size=SIZE, limits=MediaLimits(frames=50))
+    stream = stream_clip(path, Pick(fps=1000.0), size=SIZE, limits=MediaLimits(frames=50))
     with pytest.raises(InputError, match="lower the frame rate"):
         next(stream)
 
@@ -202,14 +203,14 @@ def test_damaged_films_end_in_frames_or_one_sentence(tmp_path):
 
 def test_a_killed_decoder_is_one_sentence_and_an_unwanted_one_ends(tmp_path):
     path = film(tmp_path / "film.mp4", [k / 10 for k in range(30)])
-    stream = stream_video(path, fps=1000.0, size=512)
+    stream = stream_clip(path, Pick(fps=1000.0), size=512)
     next(stream)
     (decoder,) = children()
     os.kill(decoder, signal.SIGKILL)
     with pytest.raises(InputError, match="is damaged"):
         for _ in stream:
             pass
-    other = stream_video(path, fps=1000.0, size=512)
+    other = stream_clip(path, Pick(fps=1000.0), size=512)
     next(other)
     other.close()
     assert children() == []
@@ -218,7 +219,7 @@ def test_a_killed_decoder_is_one_sentence_and_an_unwanted_one_ends(tmp_path):
 def test_time_spent_on_the_frames_is_not_the_decoders(tmp_path):
     path = film(tmp_path / "film.mp4", [k / 10 for k in range(30)])
     limits = MediaLimits(timeout=2.0)
-    stream = stream_video(path, fps=1000.0, size=256, limits=limits)
+    stream = stream_clip(path, Pick(fps=1000.0), size=256, limits=limits)
     next(stream)
     before = time.monotonic()
     time.sleep(2.2)
