@@ -27,6 +27,7 @@ from typing import Any, BinaryIO
 import av
 from av.error import FFmpegError
 from av.stream import Disposition
+from av.subtitles.stream import SubtitleStream
 from PIL import Image, ImageOps, TiffImagePlugin
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
@@ -38,10 +39,7 @@ HEADER = struct.Struct("<16sd")
 FILM_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif"
 # What cameras, phones, editors and the web write. Left out is what few films need and what has been
 # broken into most: JPEG 2000, EXR, PNG and the old game codecs that MOV and AVI may carry too.
-FILM_CODECS = (
-    "h264,hevc,av1,libdav1d,vp8,vp9,mpeg4,mpeg2video,mpeg1video,h263,theora,mjpeg,prores,ffv1,gif,"
-    "rawvideo"
-)
+FILM_CODECS = "h264,hevc,av1,libdav1d,vp8,vp9,mpeg4,mpeg2video,theora,mjpeg,prores,ffv1,gif"
 PICTURES = {
     rb"\x89PNG\r\n\x1a\n": PngImageFile,
     rb"\xff\xd8\xff": JpegImageFile,
@@ -50,7 +48,7 @@ PICTURES = {
 }
 MP4 = rb"....(ftyp|moov|mdat|free|wide|skip)"
 BAD_EXIF = (ArithmeticError, LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error)
-NEEDED_LATER = TiffImagePlugin  # by what reads EXIF, when nothing can be opened any more
+IMPORTED_LATE = (TiffImagePlugin, SubtitleStream)  # by the libraries, when it cannot be opened
 NEVER = Fraction(1 << 80)
 TURNS = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
 
@@ -84,9 +82,9 @@ def fit(image: Image.Image, rows: int, columns: int) -> bytes:
         wide, high = max(columns, int(rows * width / height)), rows
     left, top = round((wide - columns) / 2), round((high - rows) / 2)
     across, down = width / wide, height / high
-    box = (left * across, top * down, (left + columns) * across, (top + rows) * down)
-    inside = (box[0], box[1], min(box[2], width), min(box[3], height))  # against rounding
+    right, bottom = min((left + columns) * across, width), min((top + rows) * down, height)
     image = image.convert("RGB") if image.mode != "RGB" else image
+    inside = (left * across, top * down, right, bottom)
     return image.resize((columns, rows), Image.Resampling.BICUBIC, inside).tobytes()
 
 
@@ -111,8 +109,7 @@ class Film:
         self.open()
         self.tick = Fraction(self.stream.time_base or Fraction(1, 1000))
         self.slack = min(self.tick / 2, Fraction(1, 2000))
-        rate = self.stream.average_rate
-        self.step = 1 / Fraction(rate) if rate else Fraction(1, 25)
+        self.step = 1 / Fraction(self.stream.average_rate or 25)
         length = self.container.duration
         self.length = None if length is None or length < 0 else Fraction(length, av.time_base)
 
@@ -127,9 +124,9 @@ class Film:
         }
         try:
             self.container = av.open(self.file, "r", options=options, buffer_size=1 << 20)
-        except MemoryError:
-            raise
         except FFmpegError as error:
+            if isinstance(error, MemoryError):
+                raise
             raise Fault("truncated" if begins(self.file, MP4) else "not-media") from error
         cover = Disposition.attached_pic  # of a song
         tracks = [s for s in self.container.streams.video if not s.disposition & cover]
@@ -198,26 +195,29 @@ class Film:
 
     def decode(self) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
         """Every frame from the present place on; notes how far the container's packets reach."""
+        stamp = due = Fraction(-1)
         for packet in self.container.demux():
             self.note(packet)
             if packet.stream.index != self.stream.index:
                 continue
             try:
-                pictures = packet.decode()
+                pictures = self.stream.decode(packet)
             except MemoryError:
                 raise
             except FFmpegError:
                 self.broken = True
                 continue
             for frame in pictures:
-                if not isinstance(frame, av.VideoFrame) or frame.pts is None:
-                    continue
                 self.check_pixels(frame.width, frame.height)
                 self.broken |= frame.is_corrupt
-                stamp = frame.pts * Fraction(frame.time_base or self.tick)
+                tick = Fraction(frame.time_base or self.tick)
+                latest, stamp = stamp, due if frame.pts is None else frame.pts * tick
+                if packet.size == 0 and stamp == latest:  # the last of an AVI, reordered
+                    stamp = due
                 if self.origin is None:
                     self.origin = stamp
-                shown = frame.duration * self.tick if frame.duration else self.step
+                shown = frame.duration * tick if frame.duration else self.step
+                due = stamp + shown
                 yield stamp - self.origin, shown, frame
 
     def note(self, packet: av.Packet) -> Fraction:
