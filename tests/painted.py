@@ -41,22 +41,23 @@ def film(
     coding: dict[str, str] | None = None,
     picture: Callable[[int], np.ndarray] = paint,
     sound: float = 0.0,
+    clock: Fraction = CLOCK,
 ) -> Path:
-    """Write numbered frames at these seconds, on a clock of milliseconds, beside `sound` seconds.
+    """Write numbered frames at these seconds of the `clock`, beside `sound` seconds of silence.
 
     `options` are the container's, `coding` the codec's.
     """
     with av.open(str(path), "w", options=options or {}) as container:
-        stream = container.add_stream(codec, rate=30)
+        stream = container.add_stream(codec, rate=30 if clock == CLOCK else int(1 / clock))
         stream.height, stream.width = picture(0).shape[:2]
         stream.pix_fmt = "yuv420p"
-        stream.time_base = stream.codec_context.time_base = CLOCK
+        stream.time_base = stream.codec_context.time_base = clock
         stream.codec_context.gop_size = 8
         stream.options = coding or {}
         track = container.add_stream("aac", rate=8000, layout="mono") if sound else None
         for number, moment in enumerate(times):
             frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
-            frame.pts, frame.time_base = round(moment * 1000), CLOCK
+            frame.pts, frame.time_base = round(moment / clock), clock
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
         if track is not None:

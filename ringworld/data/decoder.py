@@ -71,21 +71,16 @@ def confine(*, memory: int, cpu_seconds: int) -> None:
 
 
 def fit(image: Image.Image, rows: int, columns: int) -> bytes:
-    """The least size that covers `rows` x `columns` (bicubic), then its centre, as RGB bytes.
-
-    Only the centre is computed, so that a long thin picture costs no more than another.
-    """
+    """The least size that covers `rows` x `columns` (bicubic), then its centre, as RGB bytes."""
     width, height = image.size
     if width * rows < height * columns:
         wide, high = columns, max(rows, int(columns * height / width))
     else:
         wide, high = max(columns, int(rows * width / height)), rows
-    left, top = round((wide - columns) / 2), round((high - rows) / 2)
-    across, down = width / wide, height / high
-    right, bottom = min((left + columns) * across, width), min((top + rows) * down, height)
     image = image.convert("RGB") if image.mode != "RGB" else image
-    inside = (left * across, top * down, right, bottom)
-    return image.resize((columns, rows), Image.Resampling.BICUBIC, inside).tobytes()
+    image = image.resize((wide, high), Image.Resampling.BICUBIC)
+    left, top = round((wide - columns) / 2), round((high - rows) / 2)
+    return image.crop((left, top, left + columns, top + rows)).tobytes()
 
 
 def fit_frame(frame: av.VideoFrame, rows: int, columns: int) -> bytes:
