@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -74,7 +75,7 @@ def samples(folder: Path) -> dict[str, bytes]:
         "fast.mp4": {"options": {"movflags": "faststart"}},
         "film.mkv": {},
         "film.webm": {"codec": "libvpx-vp9", "coding": {"deadline": "realtime", "cpu-used": "8"}},
-        "film.avi": {"codec": "mpeg4"},
+        "film.avi": {"codec": "mpeg4", "clock": Fraction(1, 10)},
     }.items():
         made[name] = film(place / name, times, **how).read_bytes()
     pictures = [Image.fromarray(paint(k)) for k in range(8)]
@@ -86,6 +87,7 @@ def samples(folder: Path) -> dict[str, bytes]:
         file = io.BytesIO()
         Image.fromarray(paint(ODD)).save(file, kind)
         made[f"picture.{kind}"] = file.getvalue()
+        (place / f"picture.{kind}").write_bytes(file.getvalue())
     return made
 
 
@@ -395,7 +397,7 @@ def places(folder: Path, good: dict[str, bytes]) -> Iterator[Suspect]:
     yield Suspect("zero byte", folder / "a\0b.mp4", words="cannot be opened")
     yield Suspect("long name", folder / ("a" * 5000), words="cannot be opened")
     yield Suspect("address", Path("http://127.0.0.1:9/film.mp4"), words="There is no file")
-    yield Suspect("concatenated", Path("concat:secret.mp4"), words="There is no file")
+    yield Suspect("concatenated", Path("concat:other.mp4"), words="There is no file")
     yield Suspect("letters", folder / name, words=CUT)
     yield Suspect("linked", folder / "linked.png", frames=[ODD])
 

@@ -5,7 +5,7 @@ import tracemalloc
 import jax
 import numpy as np
 import pytest
-from painted import film, numbers, paint
+from painted import film, numbers
 
 from ringworld.data.codec import BATCH, Codec
 from ringworld.data.example import frames, join, text

@@ -64,7 +64,7 @@ def confine(*, memory: int, cpu_seconds: int) -> None:
     file names, on the disk or on the net, cannot be reached. Nor can anything be written to a file.
     """
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -107,6 +107,9 @@ class Film:
         self.step = 1 / Fraction(self.stream.average_rate or 25)
         length = self.container.duration
         self.length = None if length is None or length < 0 else Fraction(length, av.time_base)
+        if self.container.format.name == "avi":  # its length is guessed from what is there
+            self.length = self.stream.frames * self.step
+        self.begin = max(Fraction(self.container.start_time or 0, av.time_base), Fraction(0))
 
     def open(self) -> None:
         """Open the container at its beginning, for the first time or again."""
@@ -322,14 +325,15 @@ def sample(film: Film, plan: Plan, ask: dict[str, Any]) -> Iterator[tuple[float,
 def read_film(file: BinaryIO, ask: dict[str, Any], out: BinaryIO) -> None:
     """Write the film's length and its sampled frames as records."""
     film = Film(file, pixels=ask["pixels"], threads=ask["threads"])
-    if film.length is not None:
-        span = min(film.length, Fraction(ask["end"] or film.length)) - Fraction(ask["start"])
+    length = None if film.length is None else film.length - film.begin
+    if length is not None:
+        span = min(length, Fraction(ask["end"] or length)) - Fraction(ask["start"])
         if span > ask["seconds"]:
             raise Fault("seconds")
         if ask["max_frames"] is None and span * Fraction(ask["fps"] or 0) > ask["frames"] + 1:
             raise Fault("frames")
     plan = make_plan(film, ask)
-    write(out, b"length", math.nan if film.length is None else float(film.length))
+    write(out, b"length", math.nan if length is None else float(length))
     for seconds, pixels in sample(film, plan, ask):
         write(out, b"frame", seconds, pixels)
 

@@ -37,7 +37,7 @@ def stream_batches(
     limits: MediaLimits = OWN_FILES,
     on_length: Callable[[float], None] | None = None,
 ) -> Iterator[Clip]:
-    """The picked frames, `count` at a time and the rest at the end. Raises as `stream_clip` does."""
+    """The picked frames, `count` at a time, then the rest. Raises as `stream_clip` does."""
     frames, seconds = np.empty((count, size, size, 3), np.uint8), []
     stream = stream_clip(source, pick, size=size, limits=limits, on_length=on_length)
     with closing(stream):

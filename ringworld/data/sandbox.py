@@ -10,6 +10,7 @@ import json
 import math
 import os
 import select
+import signal
 import stat
 import subprocess
 import sys
@@ -36,8 +37,9 @@ class MediaLimits:
 
     `bytes` of file, `pixels` of one frame of film, `picture_pixels` of a still picture, `frames`
     returned, `seconds` of film read, `memory` of the decoding process in bytes (of addresses, its
-    programs included), `threads` that decode, and `timeout`, the seconds that the caller waits for
-    the decoder in all (time that the caller spends on the frames is not counted).
+    programs included), `threads` that decode, `processor` seconds that they compute in all, and
+    `timeout`, the seconds that the caller waits for the decoder in all (time that the caller spends
+    on the frames is not counted).
     """
 
     bytes: int = 16 << 30
@@ -47,6 +49,7 @@ class MediaLimits:
     seconds: float = 4 * 3600.0
     memory: int = 2 << 30
     threads: int = 8
+    processor: int = 8 * 3600
     timeout: float = 3600.0
 
     def __post_init__(self) -> None:
@@ -66,6 +69,7 @@ STRANGERS = MediaLimits(
     seconds=3600.0,
     memory=512 << 20,
     threads=1,
+    processor=20,
     timeout=30.0,
 )
 
@@ -136,6 +140,8 @@ def explain(word: str, name: str, limits: MediaLimits, *, still: bool) -> str:
         "after-end": "is shorter than the start that was asked for: choose an earlier start",
         "memory": f"needs more than {limits.memory:,} bytes to decode: scale it down first",
         "time": f"takes longer than {limits.timeout:g} s to decode: read a part with start and end",
+        "processor": f"takes more than {limits.processor} s of computing: read a part of it with "
+        "start and end",
         "missing": "could not be decoded as its decoder did not start: reinstall av and pillow",
     }
     return f"{name} {sentences.get(word, sentences['damaged'])}."
@@ -145,7 +151,6 @@ def converse(
     ask: Mapping[str, object], name: str, descriptor: int, limits: MediaLimits
 ) -> Iterator[tuple[str, float, UInt8[np.ndarray, "Y X 3"]]]:
     """Start the decoder on `descriptor`; yield its (word, value, pixels) records until its end."""
-    threads = min(os.cpu_count() or 1, limits.threads)
     request = {
         **ask,
         "pixels": limits.pixels,
@@ -153,8 +158,8 @@ def converse(
         "frames": limits.frames,
         "seconds": limits.seconds,
         "memory": limits.memory,
-        "threads": threads,
-        "cpu_seconds": math.ceil(limits.timeout * threads),
+        "threads": min(os.cpu_count() or 1, limits.threads),
+        "cpu_seconds": limits.processor,
     }
     still = bool(ask["still"])
     shape = (int(str(ask["rows"])), int(str(ask["columns"])), 3)
@@ -228,4 +233,4 @@ class Answer:
         code = self.process.wait()
         if code == 1 and not self.begun:
             return "missing"
-        return "time" if code == -24 else "damaged"
+        return "processor" if code == -signal.SIGXCPU else "damaged"
