@@ -49,7 +49,6 @@ PICTURES = {
 MP4 = rb"....(ftyp|moov|mdat|free|wide|skip)"
 BAD_EXIF = (ArithmeticError, LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error)
 IMPORTED_LATE = (TiffImagePlugin, SubtitleStream)  # by the libraries, when it cannot be opened
-NEVER = Fraction(1 << 80)
 TURNS = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
 
 
@@ -106,10 +105,11 @@ class Film:
         self.slack = min(self.tick / 2, Fraction(1, 2000))
         self.step = 1 / Fraction(self.stream.average_rate or 25)
         length = self.container.duration
-        self.length = None if length is None or length < 0 else Fraction(length, av.time_base)
+        self.length = Fraction(length, av.time_base) if length and length > 0 else None
         if self.container.format.name == "avi":  # its length is guessed from what is there
             self.length = self.stream.frames * self.step
-        self.begin = max(Fraction(self.container.start_time or 0, av.time_base), Fraction(0))
+        start = self.container.start_time
+        self.begin = self.find_origin() if start is None else Fraction(start, av.time_base)
 
     def open(self) -> None:
         """Open the container at its beginning, for the first time or again."""
@@ -164,7 +164,8 @@ class Film:
     def frames(self, start: Fraction) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
         """(timestamp, time on screen, frame) in order, from the last key frame before `start`."""
         if start > 0:
-            target = math.floor((start + (self.origin or self.find_origin())) / self.tick)
+            origin = self.find_origin() if self.origin is None else self.origin
+            target = math.floor((start + origin) / self.tick)
             first = None
             with suppress(FFmpegError, OverflowError):
                 self.container.seek(target, stream=self.stream, backward=True)
@@ -230,8 +231,8 @@ class Film:
 
     def check_length(self) -> None:
         """Refuse a film whose packets, all read, stop before the length its container promises."""
-        slack = Fraction(1, 4) + 3 * self.step
-        if self.length is not None and self.reached + slack < self.length * Fraction(999, 1000):
+        reached = self.reached + Fraction(1, 4) + 3 * self.step
+        if self.length is not None and reached < self.length * Fraction(999, 1000):
             raise Fault("truncated")
         if self.container.format.name == "gif" and not ends_like_gif(self.file):
             raise Fault("truncated")
@@ -276,7 +277,7 @@ class Plan:
 def make_plan(film: Film, ask: dict[str, Any]) -> Plan:
     """The moments that a `Pick` means for this film; reads its packets where they depend on it."""
     start = Fraction(ask["start"])
-    stop = NEVER if ask["end"] is None else Fraction(ask["end"])
+    stop = Fraction(1 << 80 if ask["end"] is None else ask["end"])
     period = None if ask["fps"] is None else 1 / Fraction(ask["fps"])
     most, least = ask["max_frames"], ask["min_frames"]
     if ask["num_frames"] is None and most is None and least is None:
