@@ -4,14 +4,12 @@ The language is Hugging Face's, because everybody speaks it: the names of its te
 its config.json, the half-split rotary order. What a reader cannot say in it does not come in.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-Read = Callable[[], np.ndarray]  # one tensor, read or dequantised when it is called
+from ringworld.models.tensors import Read
 
 
 @dataclass(frozen=True, kw_only=True)
