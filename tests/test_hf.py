@@ -4,20 +4,14 @@ Tiny random models of each family, every weight of them random: biases and gains
 1 would hide that they are not read. The tests marked `oracle` need torch and transformers.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors import safe_open
 
-from ringworld.convert.hf import read_world, write_config
 from ringworld.convert.save import convert
 from ringworld.data.example import Example
-from ringworld.errors import InputError
 from ringworld.generate.model import load_model
 from ringworld.generate.sample import Sampling
 from ringworld.generate.text import write_text

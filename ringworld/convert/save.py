@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ringworld.convert.codec import open_codec, write_codec, write_diffusers
+from ringworld.convert.diffusers import open_codec, write_codec, write_diffusers
 from ringworld.convert.hf import CHAT_TEMPLATE, INDEX, TOKENIZER_CONFIG, write_config
 from ringworld.convert.names import BY_OURS, Name
 from ringworld.convert.open import Opened, is_ours, open_model
