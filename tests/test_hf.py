@@ -4,17 +4,20 @@ Tiny random models of each family, every weight of them random: biases and gains
 1 would hide that they are not read. The tests marked `oracle` need torch and transformers.
 """
 
+import runpy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ringworld.convert.save import convert
 from ringworld.data.example import Example
 from ringworld.generate.model import load_model
 from ringworld.generate.sample import Sampling
 from ringworld.generate.text import write_text
+from ringworld.recipes import NANO
 
 SIZES: dict[str, Any] = {
     "vocab_size": 96,
@@ -117,3 +120,34 @@ def test_what_is_written_out_loads_in_transformers_as_it_is(twin, tmp_path: Path
     assert again.config.rope_parameters["rope_theta"] == model.config.rope_parameters["rope_theta"]
     tokens = tokens_of(48)
     np.testing.assert_array_equal(logits_of(again, tokens), logits_of(model, tokens))
+
+
+@pytest.fixture(scope="module")
+def world_folder(tmp_path_factory) -> Path:
+    """The shipped world model, as it goes out."""
+    folder = tmp_path_factory.mktemp("world") / "theirs"
+    convert(NANO, folder, None, print)
+    return folder
+
+
+@pytest.mark.oracle
+def test_a_world_model_reads_and_draws_in_torch_as_it_does_here(world_folder: Path):
+    pytest.importorskip("diffusers")
+    script = Path(__file__).parent.parent / "examples" / "world_in_torch.py"
+    theirs, ours = runpy.run_path(str(script))["World"](world_folder), load_model(NANO)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    prompt = np.array([theirs.question("What moves?", Image.fromarray(pixels))], np.int32)
+    text = ours.config.vocabulary.text
+    seen = prompt >= text
+    assert seen.sum() == ours.config.vocabulary.frame_length
+    found = ours.logits(np.where(seen, prompt - text, prompt), modality=seen)
+    wanted = logits_of(theirs.model, prompt)
+    joined = np.concatenate([found.text, found.vision], axis=-1)
+    np.testing.assert_allclose(joined, wanted, atol=TOLERANCE, rtol=0)
+    codes = ours.seeing.encode(pixels[None])
+    np.testing.assert_array_equal(prompt[0, seen[0]][:-1] - text, codes[0])
+    drawn = np.asarray(theirs.paint((codes[0] + text).tolist()), np.int32)
+    # A number between two bytes may be rounded to either of them.
+    assert np.abs(drawn - ours.seeing.decode(codes)[0].astype(np.int32)).max() <= 1
+    assert isinstance(theirs.answer("What moves?", Image.fromarray(pixels)), str)
+    assert theirs.draw("a red circle").size == (64, 64)
