@@ -7,7 +7,7 @@ Importing them starts no device.
 from ringworld.attention import attend
 from ringworld.attention.mask import Where
 from ringworld.batch import Batch
-from ringworld.data.codec import load_pictures as load_codec
+from ringworld.convert.diffusers import load_pictures as load_codec
 from ringworld.errors import InputError
 from ringworld.generate.model import load_model
 from ringworld.generate.model import load_model as load

@@ -34,6 +34,7 @@ FAMILIES = {
 INDEX = f"{TENSORS}.index.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
+VQGAN_FOLDER = "vqgan"
 # A size that no model reaches: a config with more is broken, and is not worth a try.
 MOST = 2**31
 # What these fields must be where a config has them: this decoder does nothing else.
@@ -252,6 +253,7 @@ def read_hf(path: Path) -> Checkpoint:
         tensors=_read_shards(path),
         tokenizer=_bytes_of(path / TOKENIZER),
         chat_template=_read_template(path),
+        codec=path / VQGAN_FOLDER if (path / VQGAN_FOLDER).is_dir() else None,
     )
 
 

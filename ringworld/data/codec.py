@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from ringworld.convert.diffusers import open_codec
-from ringworld.models.folder import fill
+from ringworld.errors import InputError
+from ringworld.models.folder import fill, load_folder, make_config
 from ringworld.models.vqgan import VQGAN, Weights, decode, encode, specs
 
 # Frames that go through the codec at one time.
@@ -71,10 +71,8 @@ def _batches(x: np.ndarray) -> list[np.ndarray]:
 
 def load_codec(path: Path) -> Codec:
     """The codec of a folder. Raises InputError when it is missing, damaged or of another kind."""
-    config, table = open_codec(path)
-    return Codec(config, fill(specs(config), table, jnp.float32))
-
-
-def load_pictures(path: Path | str) -> Pictures:
-    """The codec of a folder, on floats and squares: `ringworld.load_codec`. Raises as above."""
-    return load_codec(Path(path)).pictures
+    kind, values, tensors = load_folder(path)
+    if kind != "vqgan":
+        raise InputError(f"{path} holds a {kind}, not a vqgan: give the folder of a codec")
+    config = make_config(VQGAN, values)
+    return Codec(config, fill(specs(config), tensors, jnp.float32))
