@@ -6,6 +6,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from foreign import PARITY, unpack
 from tiny_hf import write_tiny
 
 from ringworld.convert.save import convert
@@ -15,6 +16,8 @@ from ringworld.models.folder import load_folder
 from ringworld.models.tensors import read_tensors
 from ringworld.recipes import NANO
 
+# What the original code and ours may differ by: other sums of the same float32 products.
+PARITY_ERROR = 2e-4
 CODEC = NANO / "codec"
 FAMILIES = {
     "llama": {},
@@ -138,3 +141,22 @@ def test_a_failed_conversion_leaves_nothing(tmp_path: Path):
     (tmp_path / "dst").mkdir()
     with pytest.raises(InputError, match="exists already"):
         convert(tmp_path / "src", tmp_path / "dst", None, quiet)
+
+
+@pytest.mark.parametrize("name", ["lwm_text", "lwm_vision"])
+def test_lwm_becomes_ours_and_then_what_transformers_loads(tmp_path: Path, name: str):
+    (tmp_path / "src").mkdir()
+    file = unpack(f"{name}/streaming_params.gz", tmp_path / "src")
+    theirs = out_and_back(file, tmp_path)
+    expected = np.load(PARITY / name / "expected.npz")
+    for path in (file, tmp_path / "ours", theirs):
+        found = load_model(path).logits(
+            expected["input_ids"],
+            modality=expected["vision_mask"] if name == "lwm_vision" else None,
+            positions=expected["positions"],
+        )
+        if name == "lwm_text":
+            assert np.abs(np.asarray(found.text) - expected["logits"]).max() <= PARITY_ERROR
+        else:
+            picked = np.asarray(found.vision)[..., expected["vision_columns"]]
+            assert np.abs(picked - expected["vision_logits"]).max() <= PARITY_ERROR
