@@ -41,8 +41,10 @@ RANKS = {
             ["layers", "attention", "rope"],
             ["batch"],  # holds attention's `Where`
             ["models"],
-            ["data", "train", "generate"],
-            ["evals", "serve", "convert", "plan"],
+            ["data", "train"],
+            ["convert"],  # whoever wrote the weights: to what uses them, a folder is a model
+            ["generate"],
+            ["evals", "serve", "plan"],
             ["tokenizer_recipe", "codec_recipe"],  # two of the recipes
             ["recipes"],
             ["demo"],
