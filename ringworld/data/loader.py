@@ -48,8 +48,7 @@ def make_batches(
     drawn = rows.draw(seed).batch(batch)
 
     def batches(step: int) -> Batch:
-        numbers = drawn[step]
-        assert numbers is not None, "an endless dataset has rows for every step"
+        numbers = np.asarray(drawn[step]).tolist()
         held = list(range(batch)) if ledger else rows_held(batch, dealt_length(rows.context, ring))
         read = stack(rows[numbers[i]] for i in held)
         if ledger:
