@@ -10,11 +10,18 @@ import pytest
 
 from ringworld.batch import Batch
 from ringworld.data import example
+from ringworld.data.example import Example
 from ringworld.data.ledger import NAME, Ledger, digest
 from ringworld.data.loader import make_batches
-from ringworld.data.rows import PackedRows
+from ringworld.data.rows import Apart, PackedRows
 from ringworld.errors import InputError
-from ringworld.mesh import make_mesh
+from ringworld.mesh import MeshShape, make_mesh
+from ringworld.models.llama import Llama
+from ringworld.models.world import World
+from ringworld.train.loop import Loop
+from ringworld.train.optimizer import AdamW
+from ringworld.train.stage import Stage, train_stage
+from ringworld.vocab import Vocabulary
 
 
 def batch_of(step: int) -> Batch:
@@ -91,3 +98,52 @@ def test_the_ledger_is_the_same_on_every_mesh(tmp_path: Path) -> None:
                 batches(step)
     assert read(tmp_path / "one") == read(tmp_path / "ring")
     assert len({sha for _, sha in read(tmp_path / "one")}) == 3
+
+
+# ---- in a run
+
+CONTEXT = 16
+TINY = World(
+    llama=Llama(
+        layers=1,
+        model=8,
+        mlp=8,
+        heads=1,
+        kv_heads=1,
+        head_width=8,
+        context=CONTEXT,
+        rope_theta=100.0,
+    ),
+    vocabulary=Vocabulary(text=32, bos=1, eos=2),
+)
+
+
+def train(folder: Path, steps: int, last: int) -> None:
+    """Chat and questions packed apart, half and half; the last token of all chats is `last`."""
+    stage = Stage(
+        name="tiny",
+        context=CONTEXT,
+        rope_theta=100.0,
+        batch=2,
+        loop=Loop(steps=steps, save_every=2),
+        optimizer=AdamW(peak_lr=1e-3, end_lr=1e-3, warmup_steps=0, schedule="cosine"),
+        mesh=MeshShape(seq=2),
+        shares={"chat": 0.5, "questions": 0.5},
+        vision_share=0.0,
+    )
+
+    def draw(seed: int, last: int) -> list[Example]:
+        rng = np.random.default_rng(seed)
+        ids = [rng.integers(3, 32, n).tolist() for n in rng.integers(3, 15, 20)]
+        return [example.text([*own, last], 1.0) for own in ids]
+
+    apart = Apart({"chat": draw(0, last), "questions": draw(1, 9)})
+    train_stage(stage, TINY, None, apart, folder, lambda said: None)
+
+
+def test_a_run_whose_data_changed_does_not_go_on(tmp_path: Path) -> None:
+    train(tmp_path, 2, last=7)
+    with pytest.raises(InputError, match="the batch of step 1 is not the one in"):
+        train(tmp_path, 4, last=8)
+    train(tmp_path, 4, last=7)
+    assert [step for step, _ in read(tmp_path / NAME)] == [0, 1, 2, 3]

@@ -1,12 +1,12 @@
 """The ledger: which batch each step was given, so that data cannot change under a run unseen.
 
 `ledger.jsonl` has one line a step, `{"step": 7, "sha256": "..."}`, beside the metrics. A run that
-goes on makes some batches again, and they must be the same to the last bit.
+goes on makes some batches again, the one before its first step at least, and they must be the same
+to the last bit.
 """
 
 import hashlib
 import json
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -28,11 +28,12 @@ def digest(batch: Batch) -> str:
     return found.hexdigest()
 
 
-@dataclass(frozen=True)
 class Ledger:
     """The record at `path`, which one process at a time writes."""
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._compared = False
 
     @cached_property
     def _known(self) -> dict[int, str]:
@@ -52,12 +53,17 @@ class Ledger:
                 f"{self.path} is damaged: remove it to go on without the record of earlier batches"
             ) from None
 
+    def doubted(self, step: int) -> int | None:
+        """The step before, if it is on record and nothing was compared with the record yet."""
+        return step - 1 if not self._compared and step - 1 in self._known else None
+
     def record(self, step: int, batch: Batch) -> None:
         """Write down the batch of a step, as it is before it is dealt and placed.
 
         Raises InputError when the step was given another batch before.
         """
         found, known = digest(batch), self._known.get(step)
+        self._compared = True
         if known == found:
             return
         if known is not None:

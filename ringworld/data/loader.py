@@ -49,6 +49,8 @@ def make_batches(
 
     def batches(step: int) -> Batch:
         numbers = np.asarray(drawn[step]).tolist()
+        if ledger and (before := ledger.doubted(step)) is not None:
+            ledger.record(before, stack(rows[n] for n in np.asarray(drawn[before]).tolist()))
         held = list(range(batch)) if ledger else rows_held(batch, dealt_length(rows.context, ring))
         read = stack(rows[numbers[i]] for i in held)
         if ledger:
