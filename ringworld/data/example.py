@@ -13,7 +13,7 @@ from ringworld.vocab import Vocabulary
 class Example:
     """`tokens` int32 `[n]`, whether each is an image code, and the weight of predicting each.
 
-    Weights are relative here; `weigh` makes them count as one example.
+    Weights are relative here; packing makes them count as one example.
     """
 
     tokens: Int[np.ndarray, "n"]
@@ -54,18 +54,3 @@ def join(parts: Iterable[Example]) -> Example:
         np.concatenate([p.vision for p in parts]),
         np.concatenate([p.weights for p in parts]),
     )
-
-
-def weigh(example: Example) -> Example:
-    """The example with weights that sum to 1 in each modality that it predicts.
-
-    The batch loss is then the mean over examples, as if each had a padded row of its own: masked
-    packing's re-weighting (LWM, section on packing). The first token has nothing to predict it.
-    """
-    weights = example.weights.copy()
-    weights[0] = 0.0
-    for of_modality in (example.vision, ~example.vision):
-        total = weights[of_modality].sum()
-        if total > 0:
-            weights[of_modality] /= total
-    return Example(example.tokens, example.vision, weights)

@@ -1,13 +1,16 @@
 """Stages of growing context: the same program with another length, mesh and RoPE base."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import jax
 
-from ringworld.data.example import Example
-from ringworld.data.loader import PackedRows, check_rows, make_batches
+from ringworld.data.ledger import NAME as LEDGER
+from ringworld.data.ledger import Ledger
+from ringworld.data.loader import Rows, check_rows, make_batches
+from ringworld.data.pack import WINDOW
+from ringworld.data.rows import MASKED, Apart, Examples, MixedRows, PackedRows, Packing
 from ringworld.errors import InputError
 from ringworld.mesh import MeshShape, make_mesh
 from ringworld.models.llama import HOST, Activations, flops_per_token
@@ -23,10 +26,11 @@ from ringworld.train.step import make_step
 class Stage:
     """One length of the progressive extension.
 
-    `batch` rows of `context` tokens a step; `shares` is the mix of sources by tokens;
-    `vision_share` balances the two losses. The RoPE base is the model's at this stage, and so is
-    what is kept of a layer until its backward, `activations`: "attention" recomputes least,
-    "nothing" keeps less, "offload" keeps as much as the first in the memory of the host.
+    `batch` rows of `context` tokens a step; `shares` is the mix of sources by tokens, `packing` how
+    examples become rows; `vision_share` balances the two losses. The RoPE base is the model's at
+    this stage, and so is what is kept of a layer until its backward, `activations`: "attention"
+    recomputes least, "nothing" keeps less, "offload" keeps as much as the first in the memory of
+    the host.
     """
 
     name: str
@@ -37,6 +41,7 @@ class Stage:
     optimizer: AdamW
     mesh: MeshShape
     shares: Mapping[str, float]
+    packing: Packing = MASKED
     vision_share: float = 0.5
     activations: Activations = "attention"
     seed: int = 0
@@ -54,21 +59,23 @@ def train_stage(
     stage: Stage,
     model: World,
     weights: WorldWeights | None,
-    examples: Sequence[Example],
+    examples: Examples | Apart,
     folder: Path,
     announce: Callable[[str], None],
 ) -> WorldWeights:
     """Train `model` at the stage's length from `weights` or fresh ones; the result is on the host.
 
-    Goes on from the newest checkpoint in `folder`. Raises InputError when the mesh does not fit the
-    devices, the rows do not divide over it, or the devices cannot offload.
+    Of sources that are packed apart, the stage's shares are shares of the rows of every batch. Goes
+    on from the newest checkpoint in `folder`. Raises InputError
+    when the mesh does not fit the devices, the rows do not divide over it, the devices cannot
+    offload, or a batch is not the one that the same step was given before.
     """
     trained = model.at(stage.context, stage.rope_theta)
     c = replace(trained, llama=replace(trained.llama, activations=stage.activations))
     mesh = make_mesh(**asdict(stage.mesh))
     memories = {m.kind for device in mesh.local_devices for m in device.addressable_memories()}
     check_activations(stage.activations, memories)
-    rows = PackedRows(examples, stage.context)
+    rows = pack_examples(stage, examples, folder)
     optimizer = make_optimizer(stage.optimizer, stage.loop.steps, specs(c))
     with jax.set_mesh(mesh):
         placed = (
@@ -79,7 +86,13 @@ def train_stage(
         state = fit(
             state=start(placed, optimizer),
             step=make_step(c, optimizer, stage.vision_share),
-            batches=make_batches(rows, batch=stage.batch, seed=stage.seed, ring=stage.mesh.seq),
+            batches=make_batches(
+                rows,
+                batch=stage.batch,
+                seed=stage.seed,
+                ring=stage.mesh.seq,
+                ledger=Ledger(folder / LEDGER) if jax.process_index() == 0 else None,
+            ),
             loop=stage.loop,
             folder=folder,
             identity={"stage": stage.name, "model": asdict(trained)},
@@ -88,6 +101,18 @@ def train_stage(
             announce=announce,
         )
     return jax.device_get(state.weights)
+
+
+def pack_examples(stage: Stage, examples: Examples | Apart, folder: Path) -> Rows:
+    """The rows of a stage. A plan for more examples than one window is kept in `folder`."""
+
+    def pack(examples: Examples) -> PackedRows:
+        plans = folder / "plans" if len(examples) > WINDOW else None
+        return PackedRows(examples, stage.context, stage.packing, plans)
+
+    if isinstance(examples, Apart):
+        return MixedRows({name: pack(own) for name, own in examples.sources.items()}, stage.shares)
+    return pack(examples)
 
 
 def check_activations(activations: Activations, memories: Collection[str]) -> None:
