@@ -15,6 +15,10 @@ from ringworld.models.vqgan import VQGAN, Weights, decode, encode, specs
 # Frames that go through the codec at one time.
 BATCH = 64
 
+# Compiled once for a codec, however often it is called.
+_encode = jax.jit(encode, static_argnames="config")
+_decode = jax.jit(decode, static_argnames="config")
+
 
 @dataclass(frozen=True)
 class Codec:
@@ -25,15 +29,15 @@ class Codec:
 
     def encode(self, pixels: UInt8[np.ndarray, "Z Y X 3"]) -> Int[np.ndarray, "Z Q"]:
         """The codes of each frame."""
-        run = jax.jit(lambda x: encode(self.weights, x, self.config))
-        codes = [run(jnp.asarray(batch)) for batch in _batches(pixels / np.float32(127.5) - 1)]
+        batches = _batches(pixels / np.float32(127.5) - 1)
+        codes = [_encode(self.weights, jnp.asarray(batch), self.config) for batch in batches]
         return np.concatenate(codes)[: len(pixels)].reshape(len(pixels), -1)
 
     def decode(self, codes: Int[np.ndarray, "Z Q"]) -> UInt8[np.ndarray, "Z Y X 3"]:
         """The frames of the codes."""
-        run = jax.jit(lambda x: decode(self.weights, x, self.config))
         side = self.config.side
-        drawn = [run(jnp.asarray(b)) for b in _batches(codes.reshape(-1, side, side))]
+        batches = _batches(codes.reshape(-1, side, side))
+        drawn = [_decode(self.weights, jnp.asarray(batch), self.config) for batch in batches]
         pixels = np.concatenate(drawn)[: len(codes)]
         return np.rint((pixels + 1) * 127.5).astype(np.uint8)
 
