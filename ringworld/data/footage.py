@@ -5,19 +5,21 @@ thousand frames does; what is held is a batch of frames and the codes so far, wh
 a film.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int, UInt8
+from jaxtyping import Int, UInt8
 
 from ringworld.data.codec import BATCH, Codec
 from ringworld.data.example import Example, frames, join, text
 from ringworld.data.media import read_image, stream_video
 from ringworld.data.spec import Sampling
 from ringworld.data.tokenizer import Tokenizer
-from ringworld.errors import InputError
 from ringworld.vocab import Vocabulary
 
 
@@ -43,22 +45,10 @@ class Footage:
         """Whether every frame has its codes."""
         return len(self.coded) == len(self.moments)
 
-    def taken(self) -> tuple[Float64[np.ndarray, "Z"], Int[np.ndarray, "Z Q"]]:
-        """The timestamps and the codes of the frames that the sampling takes.
-
-        Raises InputError when there are too few.
-        """
-        rules, found = self.media.sampling, len(self.moments)
-        if not self.media.still and found < rules.min_frames:
-            raise InputError(
-                f"the film gives {found} frames where {rules.min_frames} are asked for: raise fps "
-                "or lower min_frames"
-            )
-        most = rules.max_frames if rules.num_frames is None else rules.num_frames
-        chosen = np.arange(found)
-        if not self.media.still and most is not None and (rules.num_frames or most < found):
-            chosen = np.linspace(0, found - 1, most).astype(int)
-        return np.array(self.moments, np.float64)[chosen], np.stack(self.coded)[chosen]
+    @property
+    def codes(self) -> Int[np.ndarray, "Z Q"]:
+        """The codes of all frames."""
+        return np.stack(self.coded)
 
 
 class Encoder:
@@ -96,9 +86,19 @@ def stream_frames(media: Media, size: int) -> Iterator[tuple[float, UInt8[np.nda
         yield 0.0, read_image(media.source, size=size)
         return
     rules = media.sampling
-    yield from stream_video(
-        media.source, fps=rules.fps, size=size, start=rules.video_start, end=rules.video_end
-    )
+    span: dict[str, Any] = {"start": rules.video_start, "end": rules.video_end}
+    rate, wanted = rules.fps, None
+    if rules.bounds != (None, None):
+        heard: list[float] = []
+        dots = stream_video(media.source, fps=rate, size=1, on_length=heard.append, **span)
+        found = sum(1 for _ in dots)
+        low, high = rules.bounds
+        wanted = min(max(found, low or found), high or found)
+        if wanted != found:
+            end = min(rules.video_end or math.inf, heard[0] if heard else math.nan)
+            seconds = end - rules.video_start
+            rate = wanted / (found / rate if math.isnan(seconds) else seconds)
+    yield from islice(stream_video(media.source, fps=rate, size=size, **span), wanted)
 
 
 def wrap(

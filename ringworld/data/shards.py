@@ -20,8 +20,9 @@ import bisect
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import index as whole_number
 from pathlib import Path
-from typing import overload
+from typing import SupportsIndex, overload
 
 import numpy as np
 import pyarrow as pa
@@ -155,20 +156,21 @@ class Shards(Sequence[Example]):
         return Shards, (self.folder,)
 
     @overload
-    def __getitem__(self, index: int) -> Example: ...
+    def __getitem__(self, index: SupportsIndex) -> Example: ...
     @overload
     def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+    def __getitem__(self, index: SupportsIndex | slice) -> Example | list[Example]:
         """One example, its tokens not copied. Raises InputError when it is damaged."""
         if isinstance(index, slice):
             return [self.record(i).example for i in range(*index.indices(len(self)))]
         return self.record(index).example
 
-    def record(self, index: int) -> Record:
+    def record(self, index: SupportsIndex) -> Record:
         """One example with its timestamps and its origin."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"there are {len(self)} examples, none is {index}")
-        number, row = self._find(index % len(self))
+        wanted = whole_number(index)
+        if not -len(self) <= wanted < len(self):
+            raise IndexError(f"there are {len(self)} examples, none is {wanted}")
+        number, row = self._find(wanted % len(self))
         shard = self.manifest.shards[number]
         for batch in self._batches(number):
             if row < batch.num_rows:

@@ -16,6 +16,7 @@
 Paths are those of the spec's folder. docs/data.md tells every key.
 """
 
+import math
 import re
 import tomllib
 from dataclasses import dataclass
@@ -52,27 +53,38 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Which frames of a film are taken, in LWM's way or by the clock.
+    """Which frames of a film are taken, by the container's clock.
 
-    `fps` a second from `video_start` to `video_end`, in the container's seconds; of more than
-    `max_frames`, that many evenly spread; fewer than `min_frames` is an error. `num_frames` takes
-    as many evenly spread frames, whatever the length.
+    `fps` a second from `video_start` to `video_end`; where these would be more than `max_frames` or
+    fewer than `min_frames`, so many evenly spread. `num_frames` takes that many, evenly spread,
+    whatever the film's length and the other three.
     """
 
     fps: float = 1.0
     num_frames: int | None = None
-    min_frames: int = 1
+    min_frames: int | None = None
     max_frames: int | None = None
     video_start: float = 0.0
     video_end: float | None = None
 
     def __post_init__(self) -> None:
-        most = self.max_frames if self.num_frames is None else self.num_frames
-        if self.fps <= 0 or self.min_frames < 1 or (most is not None and most < self.min_frames):
+        counts = (self.num_frames or 1, self.min_frames or 1, self.max_frames or 1)
+        if not 0 < self.fps < math.inf or min(counts) < 1 or 0 in self.bounds:
+            raise InputError("fps and numbers of frames must be above 0: raise the one that is not")
+        low, high = self.bounds
+        if low is not None and high is not None and low > high:
+            raise InputError(f"min_frames {low} is over max_frames {high}: swap them")
+        end = math.inf if self.video_end is None else self.video_end
+        if not 0 <= self.video_start < end:
             raise InputError(
-                f"frames of {self.fps:g} a second, {self.min_frames} to {most}, cannot be taken: "
-                "raise fps or the largest number, or lower min_frames"
+                f"a film from second {self.video_start:g} to {end:g} is none: give a start of at "
+                "least 0 and an end after it"
             )
+
+    @property
+    def bounds(self) -> tuple[int | None, int | None]:
+        """The fewest and the most frames."""
+        return (self.num_frames or self.min_frames, self.num_frames or self.max_frames)
 
 
 @dataclass(frozen=True, kw_only=True)

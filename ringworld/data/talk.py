@@ -41,12 +41,12 @@ def ready(draft: Draft) -> bool:
 
 
 def finish(draft: Draft, origin: str, tokenizer: Tokenizer, vocabulary: Vocabulary) -> Record:
-    """The example of a draft whose codes are known. Raises InputError for a film too short."""
+    """The example of a draft whose codes are known."""
     parts, seconds = [], [np.zeros(0)]
     for part in draft:
         if isinstance(part, Shown):
-            moments, codes = part.footage.taken()
-            seconds.append(moments)
+            seconds.append(np.array(part.footage.moments))
+            codes = part.footage.codes
             part = wrap(codes, tokenizer, vocabulary, around=0.0, inside=part.weight)
         parts.append(part)
     return Record(example=join(parts), seconds=np.concatenate(seconds), origin=origin)
