@@ -80,7 +80,7 @@ def refusal(act: Callable[[], object]) -> str:
 
 
 def expect(example: Example, *parts: tuple[str | int | None, float]) -> None:
-    """Fail unless the example is these parts: a text, a special token's name, a number of frames."""
+    """Fail unless the example is these parts: a text, a special token, a number of frames."""
     at = 0
     for content, weight in parts:
         if isinstance(content, int):
@@ -212,7 +212,7 @@ def test_a_film_in_any_dialect_is_the_talk_that_recipes_make(
 ) -> None:
     write_lines(corpus / "talk.jsonl", row)
     (made,) = examples(corpus, CHAT)
-    codes = CODEC.encode(read_video(corpus / "film.mp4", fps=2, size=64).frames)
+    codes = CODEC.encode(read_video(corpus / "film.mp4", fps=2.0, size=64).frames)
     assert len(codes) == FRAMES
     vocabulary = Shards(corpus / "out").manifest.vocabulary
     wanted = talk_example([("What is it?", "Noise.")], codes, TOKENIZER, vocabulary)
@@ -293,7 +293,7 @@ def test_an_answer_may_be_drawn(corpus: Path) -> None:
     ]
     write_lines(corpus / "talk.jsonl", {"messages": turns})
     (made,) = examples(corpus, f"{CHAT}fps = 2")
-    codes = CODEC.encode(read_video(corpus / "film.mp4", fps=2, size=64).frames)
+    codes = CODEC.encode(read_video(corpus / "film.mp4", fps=2.0, size=64).frames)
     vocabulary = Shards(corpus / "out").manifest.vocabulary
     wanted = draw_example("noise", codes, TOKENIZER, vocabulary)
     assert made.tokens.tolist() == wanted.tokens.tolist()
@@ -311,7 +311,7 @@ def test_a_caption_has_the_form_that_recipes_give_it(corpus: Path, order: str) -
         {"image": "still.png", "caption": "noise"},
     )
     made, still = examples(corpus, f'{CAPTIONS}orders = ["{order}"]')
-    codes = CODEC.encode(read_video(corpus / "film.mp4", fps=2, size=64).frames)
+    codes = CODEC.encode(read_video(corpus / "film.mp4", fps=2.0, size=64).frames)
     rest = (TOKENIZER, Shards(corpus / "out").manifest.vocabulary)
     wanted = {
         "text-vision": draw_example("noise", codes, *rest),
@@ -424,25 +424,23 @@ def test_a_build_that_was_stopped_goes_on_and_keeps_what_is_whole(
 ) -> None:
     make(mixed, MIXED, "whole")
     done: list[str] = []
+    patience = [3]
 
-    def dies(job: Job, block: Block) -> BlockNote:
-        if len(done) == 3:
+    def counted(job: Job, block: Block) -> BlockNote:
+        if len(done) == patience[0]:
             raise KeyboardInterrupt
         done.append(block.shard)
         return build_block(job, block)
 
-    monkeypatch.setattr(builder, "build_block", dies)
+    monkeypatch.setattr(builder, "build_block", counted)
     with pytest.raises(KeyboardInterrupt):
         make(mixed, MIXED)
     assert refusal(lambda: Shards(mixed / "out")).endswith("first")
     torn = mixed / "out" / done[1]
     torn.write_bytes(torn.read_bytes()[:-8])
-    first, done = done, []
-    monkeypatch.setattr(
-        builder,
-        "build_block",
-        lambda job, block: done.append(block.shard) or build_block(job, block),
-    )
+    first = done.copy()
+    done.clear()
+    patience[0] = 99
     make(mixed, MIXED)
     assert first[1] in done and not {first[0], first[2]} & set(done) and len(done) == 3
     assert read_all(mixed / "out") == read_all(mixed / "whole")

@@ -28,7 +28,7 @@ def make(tokenizer: Tokenizer, row: dict[str, Any], line: int = 1, **rules: Any)
 
 
 def expect(tokenizer: Tokenizer, example: Example, *parts: tuple[Any, float]) -> None:
-    """Fail unless the example is these parts: a text, a special token by its name, or vision ids."""
+    """Fail unless the example is these parts: a text, a special token, or vision ids."""
     tokens, vision, weights = [], [], []
     for content, weight in parts:
         if isinstance(content, list):

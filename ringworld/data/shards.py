@@ -219,17 +219,21 @@ class Shards(Sequence[Example]):
         The codec counts only where there are vision ids.
         """
         made = self.manifest
-        if hash_file(tokenizer) != made.tokenizer.sha256:
-            raise InputError(
-                f"{self.folder} was made with another tokenizer than {tokenizer}: build it again "
-                "with this one, or train a model that has its own"
-            )
+        self.check_tokenizer(tokenizer)
         if made.codec is None or made.counts.vision == 0:
             return
         if codec is None or hash_codec(codec) != made.codec.sha256:
             raise InputError(
                 f"{self.folder} was made with another codec than {codec or 'none'}: build it "
                 "again with this one, or train a model that has its own"
+            )
+
+    def check_tokenizer(self, tokenizer: Path) -> None:
+        """Raise InputError unless the shards were made with this tokenizer."""
+        if hash_file(tokenizer) != self.manifest.tokenizer.sha256:
+            raise InputError(
+                f"{self.folder} was made with another tokenizer than {tokenizer}: build it again "
+                "with this one, or train a model that has its own"
             )
 
     def _find(self, index: int) -> tuple[int, int]:
