@@ -43,7 +43,7 @@ RANKS = {
             ["models"],
             ["data", "train", "generate"],
             ["evals", "serve", "convert", "plan"],
-            ["tokenizer_recipe", "codec_recipe"],  # two of the recipes
+            ["tokenizer_recipe", "codec_recipe", "shard_recipe"],  # three of the recipes
             ["recipes"],
             ["demo"],
             ["cli"],

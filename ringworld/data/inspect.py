@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int, UInt8
+from jaxtyping import Float64, Int, UInt8
 
 from ringworld.data.block import Bad
 from ringworld.data.build import CODEC, NANO, TOKENIZER, Report
@@ -103,7 +103,7 @@ def inspect_shards(folder: Path, *, context: int, samples: int) -> Inspection:
     shards.check_tokenizer(folder / TOKENIZER)
     text_counts, code_counts = count_tokens(shards)
     lengths = shards.lengths
-    plan = plan_rows(lengths, context)
+    plan = plan_rows(lengths.tolist(), context)
     order = np.argsort(-text_counts, kind="stable")[:SHOWN_TOKENS]
     return Inspection(
         folder=str(folder),
@@ -194,8 +194,7 @@ def describe(shards: Shards, index: int, tokenizer: Tokenizer) -> Sample:
 
 def cut_example(record: Record) -> list[tuple[slice, bool, bool]]:
     """The runs of an example: where, whether they are vision, and whether they are learned."""
-    vision: Bool[np.ndarray, n] = record.example.vision
-    learned: Bool[np.ndarray, n] = record.example.weights > 0
+    vision, learned = record.example.vision, record.example.weights > 0
     edges = np.flatnonzero((vision[1:] != vision[:-1]) | (learned[1:] != learned[:-1])) + 1
     ends = [0, *edges.tolist(), len(vision)]
     return [

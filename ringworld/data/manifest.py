@@ -14,8 +14,6 @@ from ringworld.vocab import Vocabulary
 MANIFEST = "manifest.json"
 REPORT = "report.json"
 SCHEMA_VERSION = 1
-# What a codec is: the other files of its folder are notes.
-CODEC_FILES = ("config.json", "model.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +147,10 @@ def hash_file(path: Path) -> str:
 
 
 def hash_codec(folder: Path) -> str:
-    """The identity of a codec: the sha256 over those of its config and of its weights."""
-    lines = [f"{name} {hash_file(folder / name)}\n" for name in CODEC_FILES]
+    """The identity of a codec: the sha256 over those of its config and of its weights.
+
+    Other files of its folder are notes. Raises InputError when it is not there.
+    """
+    weights = sorted(path.name for path in folder.glob("*.safetensors"))
+    lines = [f"{name} {hash_file(folder / name)}\n" for name in ("config.json", *weights)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,7 +1,7 @@
 """An inspection of shards, told in the terminal and as one self-contained page."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +80,7 @@ def tell(found: Inspection, frames: Mapping[int, Frames], console: Console) -> N
         console.print(_tell_sample(sample, frames.get(sample.index), console.is_terminal))
 
 
-def _rich_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+def _rich_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     out = Table(box=None, header_style="dim")
     for i, name in enumerate(head):
         out.add_column(name, justify="left" if i in (0, len(head) - 1) else "right")
