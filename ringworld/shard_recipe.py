@@ -53,7 +53,7 @@ def shards() -> ShardRecipe:
             rope_theta=BY_THE_LAW,
             batch=4,
             loop=Loop(steps=100, save_every=50),
-            optimizer=AdamW(schedule="cosine", peak_lr=3e-4, end_lr=3e-5, warmup_steps=10),
+            optimizer=AdamW(schedule="cosine", peak_lr=3e-4, end_lr=3e-5, warmup_steps=2),
             mesh=MeshShape(seq=2),
             shares={},
         ),

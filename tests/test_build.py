@@ -3,9 +3,11 @@
 import base64
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -649,3 +651,44 @@ def test_a_spec_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_no_workers_are_refused(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_bytes(GOOD)
     assert "0 workers" in refusal(lambda: make(tmp_path, DOCUMENTS, workers=0))
+
+
+# ---- Ray
+
+
+def killed_once(job: Job, block: Block) -> BlockNote:
+    """A block whose first worker is killed: the third of them."""
+    note = job.out.parent / "killed"
+    if block.shard == "words-00002.arrow" and not note.exists():
+        note.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    with (job.out.parent / f"done-{block.shard}").open("a") as file:
+        file.write("x")
+    return build_block(job, block)
+
+
+@pytest.mark.slow
+def test_ray_writes_the_same_bytes_and_a_killed_worker_costs_its_block(
+    mixed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray")
+    make(mixed, MIXED, "local")
+    monkeypatch.setattr(builder, "build_block", killed_once)
+    try:
+        make(mixed, MIXED, "ray", workers=2, engine="ray")
+        assert (mixed / "killed").exists()
+        assert read_all(mixed / "ray") == read_all(mixed / "local")
+        assert {file.read_text() for file in mixed.glob("done-*")} == {"x"}
+        words = mixed / "words.jsonl"
+        words.write_text(words.read_text().replace("Number 3.", ""))
+        said = refusal(lambda: make(mixed, MIXED, "bad", workers=2, engine="ray"))
+        assert said.startswith("words.jsonl:4: ")
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="says what to do where Ray is missing")
+def test_without_ray_its_engine_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_bytes(GOOD)
+    said = refusal(lambda: make(tmp_path, DOCUMENTS, engine="ray"))
+    assert "pip install" in said and "ringworld[ray]" in said
