@@ -18,14 +18,14 @@ import pytest
 from PIL import Image
 
 from ringworld.data import build as builder
-from ringworld.data.block import BlockNote, Job, build_block
 from ringworld.data.build import BUILD, NOTES, build
 from ringworld.data.clips import draw_example, film_example, talk_example
 from ringworld.data.codec import load_codec
 from ringworld.data.example import Example
-from ringworld.data.intake import Block
+from ringworld.data.intake import Portion
 from ringworld.data.manifest import MANIFEST, REPORT, Manifest
 from ringworld.data.media import read_image, read_video, write_animation
+from ringworld.data.portion import Job, PortionNote, build_portion
 from ringworld.data.shards import Shards
 from ringworld.data.tokenizer import load_tokenizer
 from ringworld.errors import InputError
@@ -120,7 +120,7 @@ def test_a_column_of_jsonl_and_of_parquet_is_the_same(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.jsonl", *({"body": word, "id": 3} for word in words))
     table = pa.table({"body": words, "id": [3] * 7})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=3)
-    spec = '[[documents]]\nname = "d"\npath = "a.{}"\ncolumn = "body"\nblock = 2'
+    spec = '[[documents]]\nname = "d"\npath = "a.{}"\ncolumn = "body"\nrows_per_shard = 2'
     make(tmp_path, spec.format("jsonl"), "lines")
     make(tmp_path, spec.format("parquet"), "rows")
     lines, rows = Shards(tmp_path / "lines"), Shards(tmp_path / "rows")
@@ -391,18 +391,18 @@ MIXED = """
 [[documents]]
 name = "words"
 path = "words.jsonl"
-block = 2
+rows_per_shard = 2
 [[captions]]
 name = "films"
 path = "films.jsonl"
 fps = 2
-block = 2
+rows_per_shard = 2
 """
 
 
 @pytest.fixture
 def mixed(corpus: Path) -> Path:
-    """A corpus of five blocks."""
+    """A corpus of five portions."""
     write_lines(corpus / "words.jsonl", *({"text": f"Number {i}."} for i in range(5)))
     rows = [{"video": "film.mp4", "caption": f"noise {i}"} for i in range(3)]
     write_lines(corpus / "films.jsonl", *rows)
@@ -428,13 +428,13 @@ def test_a_build_that_was_stopped_goes_on_and_keeps_what_is_whole(
     done: list[str] = []
     patience = [3]
 
-    def counted(job: Job, block: Block) -> BlockNote:
+    def counted(job: Job, portion: Portion) -> PortionNote:
         if len(done) == patience[0]:
             raise KeyboardInterrupt
-        done.append(block.shard)
-        return build_block(job, block)
+        done.append(portion.shard)
+        return build_portion(job, portion)
 
-    monkeypatch.setattr(builder, "build_block", counted)
+    monkeypatch.setattr(builder, "build_portion", counted)
     with pytest.raises(KeyboardInterrupt):
         make(mixed, MIXED)
     assert refusal(lambda: Shards(mixed / "out")).endswith("first")
@@ -481,7 +481,7 @@ def test_a_folder_of_another_build_is_refused(mixed: Path) -> None:
 
 # ---- bad data
 
-DOCUMENTS = '[[documents]]\nname = "d"\npath = "d.jsonl"\nblock = 2\n'
+DOCUMENTS = '[[documents]]\nname = "d"\npath = "d.jsonl"\nrows_per_shard = 2\n'
 GOOD = b'{"text": "fine"}\n'
 BAD_ROWS = {
     "bad UTF-8": (DOCUMENTS, b'{"text": "\xff\xfe"}', "byte 11 is not UTF-8"),
@@ -608,8 +608,8 @@ BAD_SPECS = {
     "unknown key": ('on_bed = "skip"', "unknown key on_bed: the nearest known one is on_bad"),
     "unknown kind": ('[[texts]]\nname = "x"', "unknown key texts: the nearest known one is text"),
     "unknown inner key": (
-        '[[text]]\nname = "x"\npath = "x"\nblok = 3',
-        "nearest known one is block",
+        '[[text]]\nname = "x"\npath = "x"\nrows_per_shrad = 3',
+        "nearest known one is rows_per_shard",
     ),
     "another type": ('seed = "x"', "seed must be a whole number, not 'x'"),
     "no whole number": ("seed = true", "seed must be a whole number"),
@@ -621,7 +621,10 @@ BAD_SPECS = {
     "negative": ('seed = -1\n[[text]]\nname = "x"\npath = "x"', "at least 0"),
     "twice": ('[[text]]\nname = "x"\npath = "x"\n' * 2, "two sources are called x"),
     "bad name": ('[[text]]\nname = "../x"\npath = "x"', "use small letters"),
-    "bad block": ('[[text]]\nname = "x"\npath = "x"\nblock = 0', "block must be at least 1"),
+    "bad portion": (
+        '[[text]]\nname = "x"\npath = "x"\nrows_per_shard = 0',
+        "rows_per_shard must be at least 1",
+    ),
     "nowhere": ('[[text]]\nname = "x"\npath = "gone"', "there is nothing at"),
     "no suffix": ('[[text]]\nname = "x"\npath = "."', "no file that ends in .txt"),
     "bad rate": (CAPTIONS.replace("2", "0"), "fps and numbers of frames"),
@@ -656,15 +659,15 @@ def test_no_workers_are_refused(tmp_path: Path) -> None:
 # ---- Ray
 
 
-def killed_once(job: Job, block: Block) -> BlockNote:
-    """A block whose first worker is killed: the third of them."""
+def killed_once(job: Job, portion: Portion) -> PortionNote:
+    """A portion whose first worker is killed: the third of them."""
     note = job.out.parent / "killed"
-    if block.shard == "words-00002.arrow" and not note.exists():
+    if portion.shard == "words-00002.arrow" and not note.exists():
         note.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    with (job.out.parent / f"done-{block.shard}").open("a") as file:
+    with (job.out.parent / f"done-{portion.shard}").open("a") as file:
         file.write("x")
-    return build_block(job, block)
+    return build_portion(job, portion)
 
 
 @pytest.mark.slow
@@ -672,8 +675,10 @@ def test_ray_writes_the_same_bytes_and_a_killed_worker_costs_its_block(
     mixed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray = pytest.importorskip("ray")
+    here = Path(__file__).resolve().parent  # its workers import this file
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent)]))
     make(mixed, MIXED, "local")
-    monkeypatch.setattr(builder, "build_block", killed_once)
+    monkeypatch.setattr(builder, "build_portion", killed_once)
     try:
         make(mixed, MIXED, "ray", workers=2, engine="ray")
         assert (mixed / "killed").exists()

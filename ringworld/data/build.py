@@ -1,12 +1,13 @@
 """From a spec to a folder of shards, by any number of workers, going on from any death.
 
-Every block of the input is one task and one shard; a note beside the shard says that it is whole.
-A build that is started again does the blocks that have no note, or whose shard is not what the note
-says. The manifest is written last, and the notes are then removed.
+Every portion of the input is one task and one shard; a note says that the shard is whole. A build
+that is started again does the portions that have no note, or whose shard is not what the note says.
+The manifest is written last, and the notes are then removed.
 """
 
 import json
 import multiprocessing
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -18,9 +19,8 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ringworld.data.block import Bad, BlockNote, Job, build_block, load_codec_once
 from ringworld.data.cluster import run_on_ray
-from ringworld.data.intake import Block, Input, cut_blocks
+from ringworld.data.intake import Input, Portion, cut_portions
 from ringworld.data.manifest import (
     MANIFEST,
     REPORT,
@@ -35,6 +35,7 @@ from ringworld.data.manifest import (
     read_manifest,
     write_json,
 )
+from ringworld.data.portion import Bad, Job, PortionNote, build_portion, load_codec_once
 from ringworld.data.spec import Spec, read_spec
 from ringworld.data.strict import plainly, strictly
 from ringworld.data.tokenizer import load_tokenizer
@@ -43,12 +44,12 @@ from ringworld.files import whole
 
 Engine = Literal["local", "ray"]
 Announce = Callable[[str], None]
-# How blocks are done: each by the function, told in the order of the blocks.
-Run = Callable[[Callable[[Block], BlockNote], Sequence[Block]], Iterator[BlockNote]]
+# How portions are done: each by the function, told in the order of the portions.
+Run = Callable[[Callable[[Portion], PortionNote], Sequence[Portion]], Iterator[PortionNote]]
 
 NANO = Path(__file__).parent.parent / "assets" / "nano"
 TOKENIZER, CODEC = "tokenizer.json", "codec"
-BUILD, NOTES = "build.json", "blocks"
+BUILD, NOTES = "build.json", "notes"
 # Bad rows that a report names; the others are counted.
 LISTED = 10_000
 
@@ -90,7 +91,7 @@ def build(
     spec, folder = read_spec(spec_path), spec_path.parent
     job = make_job(spec, folder, out)
     announce(f"reading what {spec_path} names")
-    inputs, blocks = cut_blocks(spec, folder)
+    inputs, portions = cut_portions(spec, folder)
     identity = Identity(
         spec=replace(spec, on_bad="skip", max_bad=0),
         inputs=tuple(inputs),
@@ -99,16 +100,19 @@ def build(
     )
     claim(out, identity)
     if (out / MANIFEST).exists():
+        shutil.rmtree(out / NOTES, ignore_errors=True)
         announce(f"{out} is built")
         return read_manifest(out)
-    done = {block.shard: note for block in blocks if (note := find_note(out, block)) is not None}
-    todo = [block for block in blocks if block.shard not in done]
+    done = {
+        portion.shard: note for portion in portions if (note := find_note(out, portion)) is not None
+    }
+    todo = [portion for portion in portions if portion.shard not in done]
     if done:
-        announce(f"{len(done)} of {len(blocks)} blocks are done")
+        announce(f"{len(done)} of {len(portions)} portions are done")
     run = choose_engine(engine, workers)
-    notes = [*collect(run(partial(build_block, job), todo), job, done, len(blocks))]
-    made = {note.block: note for note in (*done.values(), *notes)}
-    return conclude(job, [made[block.shard] for block in blocks])
+    notes = [*collect(run(partial(build_portion, job), todo), job, done, len(portions))]
+    made = {note.portion: note for note in (*done.values(), *notes)}
+    return conclude(job, [made[portion.shard] for portion in portions])
 
 
 def make_job(spec: Spec, folder: Path, out: Path) -> Job:
@@ -156,16 +160,16 @@ def claim(out: Path, identity: Identity) -> None:
             f"{out} holds the build of another spec or of another input: use another folder, or "
             "remove it to start anew"
         )
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
         raise InputError(f"{out} holds something else: use a new folder")
     write_json(record, identity)
 
 
-def find_note(out: Path, block: Block) -> BlockNote | None:
-    """The note of a block that is done and whole, else None."""
-    path = out / NOTES / f"{block.shard}.json"
+def find_note(out: Path, portion: Portion) -> PortionNote | None:
+    """The note of a portion that is done and whole, else None."""
+    path = out / NOTES / f"{portion.shard}.json"
     try:
-        note = strictly(BlockNote, read_json(path), str(path))
+        note = strictly(PortionNote, read_json(path), str(path))
         if note.shard is None or hash_file(out / note.shard.file) == note.shard.sha256:
             return note
     except InputError:
@@ -174,7 +178,7 @@ def find_note(out: Path, block: Block) -> BlockNote | None:
 
 
 def choose_engine(engine: Engine, workers: int) -> Run:
-    """How blocks are done: here, in processes of this machine, or on a cluster of Ray."""
+    """How portions are done: here, in processes of this machine, or on a cluster of Ray."""
     if workers < 1:
         raise InputError(f"{workers} workers can do nothing: ask for 1 or more")
     if engine == "ray":
@@ -183,15 +187,15 @@ def choose_engine(engine: Engine, workers: int) -> Run:
 
 
 def run_in_processes(
-    work: Callable[[Block], BlockNote], blocks: Sequence[Block], *, workers: int
-) -> Iterator[BlockNote]:
-    """The notes of the blocks, in order, each done in one of `workers` new processes.
+    work: Callable[[Portion], PortionNote], portions: Sequence[Portion], *, workers: int
+) -> Iterator[PortionNote]:
+    """The notes of the portions, in order, each done in one of `workers` new processes.
 
     Raises InputError when a process dies.
     """
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     try:
-        yield from pool.map(work, blocks)
+        yield from pool.map(work, portions)
     except BrokenProcessPool as error:
         raise InputError(
             "a worker died, perhaps of memory: run again to go on, with fewer workers"
@@ -201,8 +205,8 @@ def run_in_processes(
 
 
 def collect(
-    notes: Iterable[BlockNote], job: Job, done: dict[str, BlockNote], total: int
-) -> Iterator[BlockNote]:
+    notes: Iterable[PortionNote], job: Job, done: dict[str, PortionNote], total: int
+) -> Iterator[PortionNote]:
     """Keep each note as it comes, and show how far the build is.
 
     Raises InputError, and leaves a report, when more rows are bad than may be.
@@ -210,11 +214,11 @@ def collect(
     bad = [row for note in done.values() for row in note.bad]
     most = job.spec.max_bad if job.spec.on_bad == "skip" else 0
     console = Console(stderr=True)
-    columns = (TextColumn("blocks"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("portions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=total, completed=len(done))
         for note in notes:
-            write_json(job.out / NOTES / f"{note.block}.json", note)
+            write_json(job.out / NOTES / f"{note.portion}.json", note)
             bad += note.bad
             progress.advance(task)
             if len(bad) > most:
@@ -228,7 +232,7 @@ def collect(
         )
 
 
-def conclude(job: Job, notes: Sequence[BlockNote]) -> Manifest:
+def conclude(job: Job, notes: Sequence[PortionNote]) -> Manifest:
     """Write the report, the tokenizer and, last, the manifest; remove the notes."""
     bad = [row for note in notes for row in note.bad]
     shards = tuple(note.shard for note in notes if note.shard is not None)
@@ -251,9 +255,7 @@ def conclude(job: Job, notes: Sequence[BlockNote]) -> Manifest:
     with whole(job.out / TOKENIZER) as draft:
         draft.write_bytes(job.tokenizer.read_bytes())
     write_json(job.out / MANIFEST, manifest)
-    for note in notes:
-        (job.out / NOTES / f"{note.block}.json").unlink(missing_ok=True)
-    (job.out / NOTES).rmdir()
+    shutil.rmtree(job.out / NOTES, ignore_errors=True)
     return manifest
 
 

@@ -1,6 +1,6 @@
-"""The same build on Ray, which spreads blocks over many machines and repeats those that were lost.
+"""The same build on Ray, which spreads portions over many machines and repeats lost ones.
 
-Every row of the Ray dataset is one block, so that a worker that is killed costs only its own. The
+Every row of the Ray dataset is one portion, so that a worker that is killed costs only its own. The
 machines share the folders that are read and written, as every cluster's file system does. Without a
 cluster's address (`RAY_ADDRESS`) Ray starts one on this machine.
 """
@@ -10,20 +10,20 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
 
-from ringworld.data.block import BlockNote
-from ringworld.data.intake import Block
+from ringworld.data.intake import Portion
+from ringworld.data.portion import PortionNote
 from ringworld.data.strict import plainly, strictly
 from ringworld.errors import InputError
 
 
 def run_on_ray(
-    work: Callable[[Block], BlockNote], blocks: Sequence[Block], *, workers: int
-) -> Iterator[BlockNote]:
-    """The notes of the blocks, in order, `workers` of them at a time.
+    work: Callable[[Portion], PortionNote], portions: Sequence[Portion], *, workers: int
+) -> Iterator[PortionNote]:
+    """The notes of the portions, in order, `workers` of them at a time.
 
     Raises InputError when Ray is not installed, or as `work` does.
     """
-    if not blocks:
+    if not portions:
         return
     try:
         ray, data = import_module("ray"), import_module("ray.data")
@@ -34,18 +34,19 @@ def run_on_ray(
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     rows = data.from_items(
-        [{"block": json.dumps(plainly(block))} for block in blocks], override_num_blocks=len(blocks)
+        [{"portion": json.dumps(plainly(portion))} for portion in portions],
+        override_num_blocks=len(portions),
     )
     for done in rows.map(partial(_do, work), concurrency=workers).iter_rows():
         if done["refused"]:
             raise InputError(done["refused"])
-        yield strictly(BlockNote, json.loads(done["note"]), "the note of a block")
+        yield strictly(PortionNote, json.loads(done["note"]), "the note of a portion")
 
 
-def _do(work: Callable[[Block], BlockNote], row: dict[str, str]) -> dict[str, str]:
-    """One block; what Ray carries is text."""
-    block = strictly(Block, json.loads(row["block"]), "a block")
+def _do(work: Callable[[Portion], PortionNote], row: dict[str, str]) -> dict[str, str]:
+    """One portion; what Ray carries is text."""
+    portion = strictly(Portion, json.loads(row["portion"]), "a portion")
     try:
-        return {"note": json.dumps(plainly(work(block))), "refused": ""}
+        return {"note": json.dumps(plainly(work(portion))), "refused": ""}
     except InputError as error:
         return {"note": "", "refused": str(error)}

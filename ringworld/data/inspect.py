@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64, Int, UInt8
 
-from ringworld.data.block import Bad
 from ringworld.data.build import CODEC, NANO, TOKENIZER, Report
 from ringworld.data.codec import Codec, load_codec
 from ringworld.data.manifest import REPORT, Counts, Manifest, hash_codec, read_json
 from ringworld.data.pack import efficiency, plan_rows
+from ringworld.data.portion import Bad
 from ringworld.data.shards import Record, Shards
 from ringworld.data.strict import strictly
 from ringworld.data.tokenizer import Tokenizer, load_tokenizer

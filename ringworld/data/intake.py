@@ -1,4 +1,4 @@
-"""What a build reads: the files of its sources cut into blocks, and the rows of a block.
+"""What a build reads: the files of its sources cut into portions, and the rows of a portion.
 
 Blocks are cut by the input alone (so many files, lines or rows), never by who reads them, and each
 becomes one shard: that is why any number of workers writes the same bytes. A row that cannot be
@@ -33,7 +33,7 @@ class Input:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
+class Portion:
     """Some rows of one source: what one worker reads at a time, and one shard holds.
 
     `source` is its place in the spec, `files` the files. Of a single file of rows, `start` and
@@ -58,37 +58,37 @@ class Row:
     read: Callable[[], Any]
 
 
-def cut_blocks(spec: Spec, folder: Path) -> tuple[list[Input], list[Block]]:
-    """The files of a spec, which lies in `folder`, and their blocks, always in the same order.
+def cut_portions(spec: Spec, folder: Path) -> tuple[list[Input], list[Portion]]:
+    """The files of a spec, which lies in `folder`, and their portions, always in the same order.
 
     Raises InputError when a source has nothing to read.
     """
     inputs: list[Input] = []
-    blocks: list[Block] = []
+    portions: list[Portion] = []
     for place, source in enumerate(spec.sources):
         files = find_files(source, folder)
-        cuts: list[Block] = []
+        cuts: list[Portion] = []
         if isinstance(source, Text):
             inputs += [Input(file=file, sha256=hash_file(folder / file)) for file in files]
-            for i in range(0, len(files), source.block):
-                some = tuple(files[i : i + source.block])
-                cuts.append(Block(shard="", source=place, files=some, line=i + 1))
+            for i in range(0, len(files), source.rows_per_shard):
+                some = tuple(files[i : i + source.rows_per_shard])
+                cuts.append(Portion(shard="", source=place, files=some, line=i + 1))
         else:
             for file in files:
                 cut = _cut_lines if file.endswith(".jsonl") else _cut_rows
-                digest, edges = cut(folder / file, source.block)
+                digest, edges = cut(folder / file, source.rows_per_shard)
                 inputs.append(Input(file=file, sha256=digest))
                 for (start, line), (stop, _) in zip(edges, edges[1:], strict=False):
                     cuts.append(
-                        Block(
+                        Portion(
                             shard="", source=place, files=(file,), start=start, stop=stop, line=line
                         )
                     )
         if not cuts:
             raise InputError(f"{source.name}: {folder / source.path} holds no rows: fill it")
-        for i, block in enumerate(cuts):
-            blocks.append(replace(block, shard=f"{source.name}-{i:05d}.arrow"))
-    return inputs, blocks
+        for i, portion in enumerate(cuts):
+            portions.append(replace(portion, shard=f"{source.name}-{i:05d}.arrow"))
+    return inputs, portions
 
 
 def find_files(source: AnySource, folder: Path) -> list[str]:
@@ -109,22 +109,22 @@ def find_files(source: AnySource, folder: Path) -> list[str]:
     return files
 
 
-def _cut_lines(path: Path, block: int) -> tuple[str, list[tuple[int, int]]]:
-    """The hash of a JSONL, and (byte, line number) where each block starts, then of its end."""
+def _cut_lines(path: Path, portion: int) -> tuple[str, list[tuple[int, int]]]:
+    """The hash of a JSONL, and (byte, line number) where each portion starts, then of its end."""
     digest, at, number, edges = hashlib.sha256(), 0, 0, []
     for number, line in enumerate(_lines(path), 1):
-        if (number - 1) % block == 0:
+        if (number - 1) % portion == 0:
             edges.append((at, number))
         digest.update(line)
         at += len(line)
     return digest.hexdigest(), [*edges, (at, number + 1)]
 
 
-def _cut_rows(path: Path, block: int) -> tuple[str, list[tuple[int, int]]]:
-    """The hash of a Parquet file, and (row, number) where each block starts, then of its end."""
+def _cut_rows(path: Path, portion: int) -> tuple[str, list[tuple[int, int]]]:
+    """The hash of a Parquet file, and (row, number) where each portion starts, then of its end."""
     with _open_parquet(path) as file:
         rows = file.metadata.num_rows
-    return hash_file(path), [(row, row + 1) for row in (*range(0, rows, block), rows)]
+    return hash_file(path), [(row, row + 1) for row in (*range(0, rows, portion), rows)]
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -143,19 +143,19 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
         raise InputError(f"{path} is not whole Parquet: copy or write it again") from error
 
 
-# ---- the rows of a block
+# ---- the rows of a portion
 
 
-def read_rows(block: Block, source: AnySource, folder: Path) -> Iterator[Row]:
-    """The rows of a block. `Row.read` raises InputError when a row is broken."""
+def read_rows(portion: Portion, source: AnySource, folder: Path) -> Iterator[Row]:
+    """The rows of a portion. `Row.read` raises InputError when a row is broken."""
     if isinstance(source, Text):
-        for i, file in enumerate(block.files):
+        for i, file in enumerate(portion.files):
             path = folder / file
-            yield Row(origin=file, line=block.line + i, folder=path.parent, read=_reading(path))
+            yield Row(origin=file, line=portion.line + i, folder=path.parent, read=_reading(path))
         return
-    file = block.files[0]
+    file = portion.files[0]
     rows = _json_rows if file.endswith(".jsonl") else _parquet_rows
-    for line, read in rows(folder / file, block):
+    for line, read in rows(folder / file, portion):
         yield Row(origin=f"{file}:{line}", line=line, folder=(folder / file).parent, read=read)
 
 
@@ -169,23 +169,23 @@ def _reading(path: Path) -> Callable[[], str]:
     return read
 
 
-def _json_rows(path: Path, block: Block) -> Iterator[tuple[int, Callable[[], Any]]]:
+def _json_rows(path: Path, portion: Portion) -> Iterator[tuple[int, Callable[[], Any]]]:
     with path.open("rb") as file:
-        file.seek(block.start)
-        number = block.line
-        while file.tell() < block.stop:
+        file.seek(portion.start)
+        number = portion.line
+        while file.tell() < portion.stop:
             line = file.readline(LONGEST_LINE)
             if line.strip():
                 yield number, lambda line=line: parse_line(line)
             number += 1
 
 
-def _parquet_rows(path: Path, block: Block) -> Iterator[tuple[int, Callable[[], Any]]]:
+def _parquet_rows(path: Path, portion: Portion) -> Iterator[tuple[int, Callable[[], Any]]]:
     with _open_parquet(path) as file:
         first = 0
         for group in range(file.num_row_groups):
             count = file.metadata.row_group(group).num_rows
-            start, stop = max(block.start - first, 0), min(block.stop - first, count)
+            start, stop = max(portion.start - first, 0), min(portion.stop - first, count)
             if start < stop:
                 try:
                     rows = file.read_row_group(group).slice(start, stop - start).to_pylist()

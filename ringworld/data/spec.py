@@ -28,7 +28,7 @@ from ringworld.errors import InputError
 
 # Rows of the input that make one shard, and that a killed worker costs. A thousand captions of
 # thirty frames are 8 M tokens of LWM's, 35 MB.
-BLOCK = 1000
+ROWS_PER_SHARD = 1000
 
 Order = Literal["text-vision", "vision-text", "vision"]
 ChatOrder = Literal["as-written", "text-vision", "vision-text"]
@@ -40,15 +40,17 @@ class Source:
 
     name: str
     path: str
-    block: int = BLOCK
+    rows_per_shard: int = ROWS_PER_SHARD
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.name):
             raise InputError(
                 f"the source name {self.name!r} names files: use small letters, digits, - and _"
             )
-        if self.block < 1:
-            raise InputError(f"{self.name}: block must be at least 1, not {self.block}")
+        if self.rows_per_shard < 1:
+            raise InputError(
+                f"{self.name}: rows_per_shard must be at least 1, not {self.rows_per_shard}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

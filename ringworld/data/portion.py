@@ -1,4 +1,4 @@
-"""One block of a build: rows to examples to a shard, and what was bad among them."""
+"""One portion of a build: rows to examples to a shard, and what was bad among them."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from ringworld.data.codec import load_codec
 from ringworld.data.dialects import SAMPLING, read_media, read_talk
 from ringworld.data.fields import make_fields
 from ringworld.data.footage import Encoder
-from ringworld.data.intake import Block, Row, read_rows
+from ringworld.data.intake import Portion, Row, read_rows
 from ringworld.data.manifest import (
     CodecNote,
     ShardNote,
@@ -39,7 +39,7 @@ from ringworld.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every block of a build needs: the spec and its folder, its parts, and where to write."""
+    """What every portion needs: the spec and its folder, its parts, and where to write."""
 
     spec: Spec
     folder: Path
@@ -59,42 +59,42 @@ class Bad:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockNote:
-    """What became of a block: its shard, None where no row was good, and its bad rows."""
+class PortionNote:
+    """What became of a portion: its shard, None where no row was good, and its bad rows."""
 
-    block: str
+    portion: str
     shard: ShardNote | None
     bad: tuple[Bad, ...]
 
 
-def build_block(job: Job, block: Block) -> BlockNote:
-    """Write the shard of a block; the same block gives the same bytes.
+def build_portion(job: Job, portion: Portion) -> PortionNote:
+    """Write the shard of a portion; the same portion gives the same bytes.
 
     Raises InputError for a bad row where these are refused.
     """
-    work = Work(job, block)
-    path = job.out / block.shard
+    work = Work(job, portion)
+    path = job.out / portion.shard
     counts = write_shard(path, work.records())
     bad = tuple(Bad(origin=origin, why=why) for _, origin, why in sorted(work.bad))
     if not counts.examples:
         path.unlink()
-        return BlockNote(block=block.shard, shard=None, bad=bad)
+        return PortionNote(portion=portion.shard, shard=None, bad=bad)
     shard = ShardNote(
-        file=block.shard,
+        file=portion.shard,
         source=work.source.name,
         sha256=hash_file(path),
         bytes=path.stat().st_size,
         counts=counts,
     )
-    return BlockNote(block=block.shard, shard=shard, bad=bad)
+    return PortionNote(portion=portion.shard, shard=shard, bad=bad)
 
 
 class Work:
-    """The rows of one block on their way to records; `bad` grows as they are read."""
+    """The rows of one portion on their way to records; `bad` grows as they are read."""
 
-    def __init__(self, job: Job, block: Block) -> None:
-        self.job, self.block = job, block
-        self.source: AnySource = job.spec.sources[block.source]
+    def __init__(self, job: Job, portion: Portion) -> None:
+        self.job, self.portion = job, portion
+        self.source: AnySource = job.spec.sources[portion.source]
         self.tokenizer = _tokenizer(job.tokenizer)
         self.vocabulary = make_vocabulary(job.tokenizer_note, job.codec_note)
         self.encoder = None if job.codec is None else Encoder(load_codec_once(job.codec))
@@ -103,7 +103,7 @@ class Work:
     def records(self) -> Iterator[Record]:
         """The good rows in order, each as soon as its codes are known."""
         waiting: deque[tuple[Row, Draft]] = deque()
-        for row in read_rows(self.block, self.source, self.job.folder):
+        for row in read_rows(self.portion, self.source, self.job.folder):
             try:
                 waiting.append((row, self.draft(row)))
             except InputError as error:
@@ -150,8 +150,8 @@ class Work:
 
     def order(self, source: Chat | Captions, row: Row) -> str:
         """The form of this row, drawn by the seed, the source and the row, and nothing else."""
-        file = crc32(self.block.files[0].encode())
-        rng = np.random.default_rng((self.job.spec.seed, self.block.source, file, row.line))
+        file = crc32(self.portion.files[0].encode())
+        rng = np.random.default_rng((self.job.spec.seed, self.portion.source, file, row.line))
         return source.orders[int(rng.integers(len(source.orders)))]
 
     def finished(self, row: Row, draft: Draft) -> Iterator[Record]:
