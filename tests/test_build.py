@@ -18,14 +18,14 @@ import pytest
 from PIL import Image
 
 from ringworld.data import build as builder
-from ringworld.data.build import BUILD, NOTES, build
+from ringworld.data.build import BUILD, build
 from ringworld.data.clips import draw_example, film_example, talk_example
 from ringworld.data.codec import load_codec
 from ringworld.data.example import Example
 from ringworld.data.intake import Portion
 from ringworld.data.manifest import MANIFEST, REPORT, Manifest
 from ringworld.data.media import read_image, read_video, write_animation
-from ringworld.data.portion import Job, PortionNote, build_portion
+from ringworld.data.portion import NOTES, Job, PortionNote, build_portion
 from ringworld.data.shards import Shards
 from ringworld.data.tokenizer import load_tokenizer
 from ringworld.errors import InputError
@@ -593,6 +593,14 @@ def test_rows_that_were_skipped_are_refused_when_the_spec_refuses(tmp_path: Path
 def test_nothing_but_bad_rows_is_refused(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_bytes(b"bad\n")
     assert "every row is bad" in refusal(lambda: make(tmp_path, f'on_bad = "skip"\n{DOCUMENTS}'))
+
+
+def test_a_text_of_parquet_that_is_not_utf_8_is_a_bad_row(tmp_path: Path) -> None:
+    texts = pa.array([b"fine", b"\xff", b"good"]).view(pa.utf8())
+    pq.write_table(pa.table({"text": texts}), tmp_path / "d.parquet")
+    spec = '[[documents]]\nname = "d"\npath = "d.parquet"'
+    assert refusal(lambda: make(tmp_path, spec)).startswith("d.parquet:2: a text is not UTF-8")
+    assert make(tmp_path, f'on_bad = "skip"\n{spec}').counts.examples == 2
 
 
 def test_damaged_parquet_is_refused(tmp_path: Path) -> None:

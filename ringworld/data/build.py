@@ -35,7 +35,15 @@ from ringworld.data.manifest import (
     read_manifest,
     write_json,
 )
-from ringworld.data.portion import Bad, Job, PortionNote, build_portion, load_codec_once
+from ringworld.data.portion import (
+    NOTES,
+    Bad,
+    Job,
+    PortionNote,
+    build_portion,
+    load_codec_once,
+    note_path,
+)
 from ringworld.data.spec import Spec, read_spec
 from ringworld.data.strict import plainly, strictly
 from ringworld.data.tokenizer import load_tokenizer
@@ -49,7 +57,7 @@ Run = Callable[[Callable[[Portion], PortionNote], Sequence[Portion]], Iterator[P
 
 NANO = Path(__file__).parent.parent / "assets" / "nano"
 TOKENIZER, CODEC = "tokenizer.json", "codec"
-BUILD, NOTES = "build.json", "notes"
+BUILD = "build.json"
 # Bad rows that a report names; the others are counted.
 LISTED = 10_000
 
@@ -167,7 +175,7 @@ def claim(out: Path, identity: Identity) -> None:
 
 def find_note(out: Path, portion: Portion) -> PortionNote | None:
     """The note of a portion that is done and whole, else None."""
-    path = out / NOTES / f"{portion.shard}.json"
+    path = note_path(out, portion)
     try:
         note = strictly(PortionNote, read_json(path), str(path))
         if note.shard is None or hash_file(out / note.shard.file) == note.shard.sha256:
@@ -207,7 +215,7 @@ def run_in_processes(
 def collect(
     notes: Iterable[PortionNote], job: Job, done: dict[str, PortionNote], total: int
 ) -> Iterator[PortionNote]:
-    """Keep each note as it comes, and show how far the build is.
+    """Pass each note on as it comes, and show how far the build is.
 
     Raises InputError, and leaves a report, when more rows are bad than may be.
     """
@@ -218,7 +226,6 @@ def collect(
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=total, completed=len(done))
         for note in notes:
-            write_json(job.out / NOTES / f"{note.portion}.json", note)
             bad += note.bad
             progress.advance(task)
             if len(bad) > most:

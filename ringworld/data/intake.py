@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,8 @@ def read_rows(portion: Portion, source: AnySource, folder: Path) -> Iterator[Row
     if isinstance(source, Text):
         for i, file in enumerate(portion.files):
             path = folder / file
-            yield Row(origin=file, line=portion.line + i, folder=path.parent, read=_reading(path))
+            read = partial(_read_text, path)
+            yield Row(origin=file, line=portion.line + i, folder=path.parent, read=read)
         return
     file = portion.files[0]
     rows = _json_rows if file.endswith(".jsonl") else _parquet_rows
@@ -159,14 +161,11 @@ def read_rows(portion: Portion, source: AnySource, folder: Path) -> Iterator[Row
         yield Row(origin=f"{file}:{line}", line=line, folder=(folder / file).parent, read=read)
 
 
-def _reading(path: Path) -> Callable[[], str]:
-    def read() -> str:
-        try:
-            return decode(path.read_bytes())
-        except OSError as error:
-            raise InputError("the file cannot be read: check its permissions") from error
-
-    return read
+def _read_text(path: Path) -> str:
+    try:
+        return decode(path.read_bytes())
+    except OSError as error:
+        raise InputError("the file cannot be read: check its permissions") from error
 
 
 def _json_rows(path: Path, portion: Portion) -> Iterator[tuple[int, Callable[[], Any]]]:
@@ -176,7 +175,7 @@ def _json_rows(path: Path, portion: Portion) -> Iterator[tuple[int, Callable[[],
         while file.tell() < portion.stop:
             line = file.readline(LONGEST_LINE)
             if line.strip():
-                yield number, lambda line=line: parse_line(line)
+                yield number, partial(parse_line, line)
             number += 1
 
 
@@ -188,12 +187,19 @@ def _parquet_rows(path: Path, portion: Portion) -> Iterator[tuple[int, Callable[
             start, stop = max(portion.start - first, 0), min(portion.stop - first, count)
             if start < stop:
                 try:
-                    rows = file.read_row_group(group).slice(start, stop - start).to_pylist()
-                except (pa.ArrowException, OSError, ValueError) as error:
+                    table = file.read_row_group(group)
+                except (pa.ArrowException, OSError) as error:
                     raise InputError(f"{path} is not whole Parquet: write it again") from error
-                for i, row in enumerate(rows, first + start + 1):
-                    yield i, lambda row=row: row
+                for i in range(start, stop):
+                    yield first + i + 1, partial(_parquet_row, table, i)
             first += count
+
+
+def _parquet_row(table: pa.Table, row: int) -> Mapping[str, Any]:
+    try:
+        return table.slice(row, 1).to_pylist()[0]
+    except UnicodeDecodeError as error:
+        raise InputError("a text is not UTF-8: write it as UTF-8 or leave it out") from error
 
 
 def decode(written: bytes) -> str:

@@ -21,6 +21,7 @@ from ringworld.data.manifest import (
     TokenizerNote,
     hash_file,
     make_vocabulary,
+    write_json,
 )
 from ringworld.data.shards import Record, find_fault, write_shard
 from ringworld.data.spec import AnySource, Captions, Chat, Documents, Fields, Sampling, Spec, Text
@@ -35,6 +36,8 @@ from ringworld.data.talk import (
 )
 from ringworld.data.tokenizer import Tokenizer, load_tokenizer
 from ringworld.errors import InputError
+
+NOTES = "notes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +71,7 @@ class PortionNote:
 
 
 def build_portion(job: Job, portion: Portion) -> PortionNote:
-    """Write the shard of a portion; the same portion gives the same bytes.
+    """Write the shard of a portion, then its note; the same portion gives the same bytes.
 
     Raises InputError for a bad row where these are refused.
     """
@@ -76,17 +79,25 @@ def build_portion(job: Job, portion: Portion) -> PortionNote:
     path = job.out / portion.shard
     counts = write_shard(path, work.records())
     bad = tuple(Bad(origin=origin, why=why) for _, origin, why in sorted(work.bad))
-    if not counts.examples:
+    shard = None
+    if counts.examples:
+        shard = ShardNote(
+            file=portion.shard,
+            source=work.source.name,
+            sha256=hash_file(path),
+            bytes=path.stat().st_size,
+            counts=counts,
+        )
+    else:
         path.unlink()
-        return PortionNote(portion=portion.shard, shard=None, bad=bad)
-    shard = ShardNote(
-        file=portion.shard,
-        source=work.source.name,
-        sha256=hash_file(path),
-        bytes=path.stat().st_size,
-        counts=counts,
-    )
-    return PortionNote(portion=portion.shard, shard=shard, bad=bad)
+    note = PortionNote(portion=portion.shard, shard=shard, bad=bad)
+    write_json(note_path(job.out, portion), note)
+    return note
+
+
+def note_path(out: Path, portion: Portion) -> Path:
+    """Where the note of a portion is kept until the manifest is written."""
+    return out / NOTES / f"{portion.shard}.json"
 
 
 class Work:
