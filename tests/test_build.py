@@ -640,6 +640,7 @@ BAD_SPECS = {
         f"{CAPTIONS}min_frames = 3\nmax_frames = 2",
         "min_frames 3 is over max_frames 2",
     ),
+    "no frames": (f"{CAPTIONS}num_frames = 0", "fps and numbers of frames"),
     "bad part": (f"{CAPTIONS}video_start = 3\nvideo_end = 2", "is none"),
     "bad order": (f'{CAPTIONS}orders = ["up"]', "orders must be one of"),
     "no order": (f"{CAPTIONS}orders = []", "names no order"),

@@ -15,10 +15,6 @@ from ringworld.models.vqgan import VQGAN, Weights, decode, encode, specs
 # Frames that go through the codec at one time.
 BATCH = 64
 
-# Compiled once for a codec, however often it is called.
-_encode = jax.jit(encode, static_argnames="config")
-_decode = jax.jit(decode, static_argnames="config")
-
 
 @dataclass(frozen=True)
 class Codec:
@@ -40,6 +36,11 @@ class Codec:
         drawn = [_decode(self.weights, jnp.asarray(batch), self.config) for batch in batches]
         pixels = np.concatenate(drawn)[: len(codes)]
         return np.rint((pixels + 1) * 127.5).astype(np.uint8)
+
+
+# Compiled once for a codec's sizes, however often a film's batches come.
+_encode = jax.jit(encode, static_argnames="config")
+_decode = jax.jit(decode, static_argnames="config")
 
 
 def _batches(x: np.ndarray) -> list[np.ndarray]:

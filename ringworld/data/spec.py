@@ -70,8 +70,8 @@ class Sampling:
     video_end: float | None = None
 
     def __post_init__(self) -> None:
-        counts = (self.num_frames or 1, self.min_frames or 1, self.max_frames or 1)
-        if not 0 < self.fps < math.inf or min(counts) < 1 or 0 in self.bounds:
+        counts = (self.num_frames, self.min_frames, self.max_frames)
+        if not 0 < self.fps < math.inf or any(n is not None and n < 1 for n in counts):
             raise InputError("fps and numbers of frames must be above 0: raise the one that is not")
         low, high = self.bounds
         if low is not None and high is not None and low > high:
