@@ -3,9 +3,10 @@
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from json import dumps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Protocol
 
 import jax
 import tyro
@@ -13,18 +14,25 @@ from rich.console import Console
 
 from ringworld.codec_recipe import CodecRecipe, run_codec_recipe
 from ringworld.convert.save import convert
+from ringworld.data.build import Engine, build
 from ringworld.data.fetch import ASSETS, fetch
+from ringworld.data.inspect import draw_samples, find_codec, inspect_shards
+from ringworld.data.qa import QA, run_qa
+from ringworld.data.shards import Shards
 from ringworld.demo import run_demo
 from ringworld.errors import InputError
+from ringworld.evals.inspect import tell, write_page
 from ringworld.evals.measure import measure_needles
 from ringworld.evals.needle import Grid
 from ringworld.generate.ask import draw_video
 from ringworld.generate.sample import Sampling
 from ringworld.mesh import MeshShape
 from ringworld.recipes import NANO, RECIPES, find_recipe, run_recipe
+from ringworld.shard_recipe import ShardRecipe, run_shard_recipe
 from ringworld.tokenizer_recipe import TokenizerRecipe, run_tokenizer_recipe
 
 Positional = tyro.conf.Positional
+Announce = Callable[[str], None]
 VIRTUAL_DEVICES = "xla_force_host_platform_device_count"
 NUM_DEVICES = "JAX_NUM_CPU_DEVICES"
 
@@ -35,6 +43,11 @@ class Demo:
 
     folder: Path = Path("runs/demo")
 
+    def act(self, announce: Announce) -> None:
+        """Run the demo."""
+        page = run_demo(self.folder, announce)
+        announce(f"done: open {page}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fetch:
@@ -42,6 +55,59 @@ class Fetch:
 
     name: Positional[str]
     """film, shakespeare or kjv"""
+
+    def act(self, announce: Announce) -> None:
+        """Fetch, and say where."""
+        announce(str(fetch(self.name)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """Make token shards of text, tables, chat, films and pictures; docs/data.md says how."""
+
+    spec: Positional[Path]
+    """a TOML file that names the sources"""
+    out: Path
+    """the folder of the shards: a new one, or that of a build to go on with"""
+    workers: int = 1
+    engine: Engine = "local"
+
+    def act(self, announce: Announce) -> None:
+        """Build, and say what was made."""
+        made = build(self.spec, self.out, announce, workers=self.workers, engine=self.engine)
+        counts = made.counts
+        announce(
+            f"done: {counts.examples} examples of {counts.tokens} tokens in {self.out}, "
+            f"{made.skipped} rows skipped"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect:
+    """Say what a folder of shards holds, every hash compared."""
+
+    folder: Positional[Path]
+    context: int = 4096
+    """the length of the rows that the examples would be packed into"""
+    json: bool = False
+    """print JSON for machines, and nothing else"""
+    html: Path | None = None
+    """where to write it as a page"""
+    codec: Path | None = None
+    """the codec that made the codes, to show frames; the shipped one is known"""
+    samples: int = 6
+
+    def act(self, announce: Announce) -> None:
+        """Inspect, and print, and write the page if one is asked for."""
+        found = inspect_shards(self.folder, context=self.context, samples=self.samples)
+        if self.json:
+            print(dumps(asdict(found), indent=1))
+        codec = find_codec(Shards(self.folder).manifest, self.codec)
+        frames = draw_samples(self.folder, found.samples, codec) if codec else {}
+        if self.html is not None:
+            write_page(self.html, found, frames)
+        if not self.json:
+            tell(found, frames, Console())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +122,10 @@ class Needle:
         )
     )
     mesh: MeshShape = field(default_factory=MeshShape)
+
+    def act(self, announce: Announce) -> None:
+        """Measure."""
+        measure_needles(self.model, self.grid, self.mesh, self.folder, announce)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +143,30 @@ class Video:
     seed: int = 0
     mesh: MeshShape = field(default_factory=MeshShape)
 
+    def act(self, announce: Announce) -> None:
+        """Draw."""
+        draw_video(
+            self.model,
+            self.wish,
+            self.output,
+            frames=self.frames,
+            fps=self.fps,
+            guidance=self.guidance,
+            sampling=self.sampling,
+            seed=self.seed,
+            mesh=self.mesh,
+        )
+        announce(f"wrote {self.output}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions(QA):
+    """Ask an endpoint for questions about long documents, chunk by chunk."""
+
+    def act(self, announce: Announce) -> None:
+        """Ask, judge and put together."""
+        announce(f"done: {run_qa(self, announce)}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Convert:
@@ -85,25 +179,30 @@ class Convert:
     add_vision: Path | None = None
     """a codec with which a language model becomes a world model"""
 
+    def act(self, announce: Announce) -> None:
+        """Convert."""
+        convert(self.source, self.target, self.add_vision, announce)
 
-VERBS = {
-    "demo": Demo,
-    "fetch": Fetch,
-    "eval needle": Needle,
-    "generate video": Video,
-    "convert": Convert,
+
+class Verb(Protocol):
+    """What a verb is: a dataclass whose fields are its options, and what it does."""
+
+    def act(self, announce: Announce) -> None:
+        """Do it, and say in sentences how it goes."""
+
+
+# The words of a verb, what it is called with, and what `--help` says of it.
+VERBS: dict[str, tuple[type[Verb], str, str]] = {
+    "demo": (Demo, "", "the whole story on a laptop"),
+    "fetch": (Fetch, "NAME", f"sample data: {', '.join(ASSETS)}"),
+    "data build": (Build, "SPEC --out F", "token shards of films, chat, books"),
+    "data inspect": (Inspect, "FOLDER", "what shards hold, hashes compared"),
+    "data qa": (Questions, "DOCUMENTS", "questions about documents, from an endpoint"),
+    "eval needle": (Needle, "[MODEL]", "needle accuracy over lengths and depths"),
+    "generate video": (Video, 'MODEL "WORDS" -o F', "a clip from a caption"),
+    "convert": (Convert, "SOURCE TARGET", "weights in and out; --add-vision CODEC"),
 }
-USAGE = """usage: ringworld VERB ...
-
-  demo                                the whole story on a laptop
-  fetch NAME                          sample data: {assets}
-  train RECIPE [--a.b VALUE]          one stage or a chain: {recipes}
-  eval needle [MODEL]                 needle accuracy over lengths and depths
-  generate video MODEL "WORDS" -o F   a clip from a caption
-  convert SOURCE TARGET               weights in and out; --add-vision CODEC
-
-  ringworld VERB --help               every option of a verb
-"""
+TRAIN = ("train", "RECIPE [--a.b VALUE]", f"one stage or a chain: {', '.join(RECIPES)}")
 
 
 def main() -> None:
@@ -119,10 +218,10 @@ def main() -> None:
         sys.exit(1)
 
 
-def run(words: list[str], announce: Callable[[str], None]) -> None:
+def run(words: list[str], announce: Announce) -> None:
     """Do what the words ask for. Raises InputError for a verb or a recipe that does not exist."""
     if not words or words[0] in ("-h", "--help"):
-        print(USAGE.format(assets=", ".join(ASSETS), recipes=", ".join(RECIPES)))
+        print(usage())
         return
     use_virtual_devices()
     if words[0] == "train":
@@ -132,37 +231,19 @@ def run(words: list[str], announce: Callable[[str], None]) -> None:
     if not length:
         raise InputError(f"there is no verb {words[0]}: use one of train, {', '.join(VERBS)}")
     verb = " ".join(words[:length])
-    act(tyro.cli(VERBS[verb], prog=f"ringworld {verb}", args=words[length:]), announce)
+    tyro.cli(VERBS[verb][0], prog=f"ringworld {verb}", args=words[length:]).act(announce)
 
 
-def act(asked: Any, announce: Callable[[str], None]) -> None:
-    """Do one verb, its options parsed."""
-    match asked:
-        case Demo():
-            page = run_demo(asked.folder, announce)
-            announce(f"done: open {page}")
-        case Fetch():
-            announce(str(fetch(asked.name)))
-        case Needle():
-            measure_needles(asked.model, asked.grid, asked.mesh, asked.folder, announce)
-        case Video():
-            draw_video(
-                asked.model,
-                asked.wish,
-                asked.output,
-                frames=asked.frames,
-                fps=asked.fps,
-                guidance=asked.guidance,
-                sampling=asked.sampling,
-                seed=asked.seed,
-                mesh=asked.mesh,
-            )
-            announce(f"wrote {asked.output}")
-        case Convert():
-            convert(asked.source, asked.target, asked.add_vision, announce)
+def usage() -> str:
+    """What the program can do, a line a verb."""
+    rows = [TRAIN, *((verb, given, said) for verb, (_, given, said) in VERBS.items())]
+    lines = [f"  {f'{verb} {given}':<36}{said}" for verb, given, said in rows]
+    return "\n".join(
+        ["usage: ringworld VERB ...", "", *lines, "", "  ringworld VERB --help: its options", ""]
+    )
 
 
-def train(words: list[str], announce: Callable[[str], None]) -> None:
+def train(words: list[str], announce: Announce) -> None:
     """`train RECIPE [--folder F] [--a.b VALUE]`: the recipe's own fields are the options."""
     if not words or words[0].startswith("-"):
         raise InputError(f"say which recipe to train: one of {', '.join(RECIPES)}")
@@ -179,6 +260,8 @@ def train(words: list[str], announce: Callable[[str], None]) -> None:
         done = run_codec_recipe(recipe, folder, announce)
     elif isinstance(recipe, TokenizerRecipe):
         done = run_tokenizer_recipe(recipe, folder, announce)
+    elif isinstance(recipe, ShardRecipe):
+        done = run_shard_recipe(recipe, folder, announce)
     else:
         done = run_recipe(recipe, folder, announce)
     announce(f"done: {done}")

@@ -4,6 +4,7 @@ nano_tokenizer   what turns text into ids (`ringworld.tokenizer_recipe`)
 nano_codec       the shipped codec (`ringworld.codec_recipe`)
 nano_base        the shipped model: text first, then the world, from fresh weights, at 1K
 demo             the shipped model grown from 1K to 4K to 16K over a ring of eight
+shards           a model trained on token shards (`ringworld.shard_recipe`)
 """
 
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from ringworld.models.folder import CODEC, TOKENIZER
 from ringworld.models.llama import Llama
 from ringworld.models.world import World
 from ringworld.rope import check_rope, rope_theta, stable_base
+from ringworld.shard_recipe import ShardRecipe, shards
 from ringworld.tokenizer_recipe import TokenizerRecipe, nano_tokenizer
 from ringworld.train.loop import Loop
 from ringworld.train.optimizer import AdamW
@@ -139,12 +141,13 @@ def demo() -> Recipe:
     )
 
 
-AnyRecipe = Recipe | CodecRecipe | TokenizerRecipe
+AnyRecipe = Recipe | CodecRecipe | TokenizerRecipe | ShardRecipe
 RECIPES: dict[str, Callable[[], AnyRecipe]] = {
     "nano-tokenizer": nano_tokenizer,
     "nano-codec": nano_codec,
     "nano-base": nano_base,
     "demo": demo,
+    "shards": shards,
 }
 
 

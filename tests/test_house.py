@@ -45,7 +45,7 @@ RANKS = {
             ["convert"],  # whoever wrote the weights: to what uses them, a folder is a model
             ["generate"],
             ["evals", "serve", "plan"],
-            ["tokenizer_recipe", "codec_recipe"],  # two of the recipes
+            ["tokenizer_recipe", "codec_recipe", "shard_recipe"],  # three of the recipes
             ["recipes"],
             ["demo"],
             ["cli"],

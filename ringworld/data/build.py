@@ -1,0 +1,271 @@
+"""From a spec to a folder of shards, by any number of workers, going on from any death.
+
+Every portion of the input is one task and one shard; a note says that the shard is whole. A build
+that is started again does the portions that have no note, or whose shard is not what the note says.
+The manifest is written last, and the notes are then removed.
+"""
+
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ringworld.data.cluster import run_on_ray
+from ringworld.data.intake import Input, Portion, cut_portions
+from ringworld.data.manifest import (
+    MANIFEST,
+    REPORT,
+    SCHEMA_VERSION,
+    CodecNote,
+    Counts,
+    Manifest,
+    TokenizerNote,
+    hash_codec,
+    hash_file,
+    read_json,
+    read_manifest,
+    write_json,
+)
+from ringworld.data.portion import (
+    NOTES,
+    Bad,
+    Job,
+    PortionNote,
+    build_portion,
+    load_codec_once,
+    note_path,
+)
+from ringworld.data.spec import Spec, read_spec
+from ringworld.data.strict import plainly, strictly
+from ringworld.data.tokenizer import load_tokenizer
+from ringworld.errors import InputError
+from ringworld.files import whole
+
+Engine = Literal["local", "ray"]
+Announce = Callable[[str], None]
+# How portions are done: each by the function, told in the order of the portions.
+Run = Callable[[Callable[[Portion], PortionNote], Sequence[Portion]], Iterator[PortionNote]]
+
+NANO = Path(__file__).parent.parent / "assets" / "nano"
+TOKENIZER, CODEC = "tokenizer.json", "codec"
+BUILD = "build.json"
+# Bad rows that a report names; the others are counted.
+LISTED = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What a folder is the build of: another spec, input, tokenizer or codec is another build.
+
+    What is done with bad rows is not part of it, so that a refused build can go on.
+    """
+
+    spec: Spec
+    inputs: tuple[Input, ...]
+    tokenizer: TokenizerNote
+    codec: CodecNote | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What was left out of a build, in the order of the input, and why."""
+
+    bad_rows: int
+    bad: tuple[Bad, ...]
+
+
+def build(
+    spec_path: Path,
+    out: Path,
+    announce: Announce,
+    *,
+    workers: int = 1,
+    engine: Engine = "local",
+) -> Manifest:
+    """Build the shards of a spec in the folder `out`, or go on with them; returns the manifest.
+
+    The same input gives the same bytes, whatever the workers and the engine. Raises InputError when
+    the spec or a row is bad, `out` holds another build, a worker dies, or the disk is full.
+    """
+    spec, folder = read_spec(spec_path), spec_path.parent
+    job = make_job(spec, folder, out)
+    announce(f"reading what {spec_path} names")
+    inputs, portions = cut_portions(spec, folder)
+    identity = Identity(
+        spec=replace(spec, on_bad="skip", max_bad=0),
+        inputs=tuple(inputs),
+        tokenizer=job.tokenizer_note,
+        codec=job.codec_note,
+    )
+    claim(out, identity)
+    if (out / MANIFEST).exists():
+        shutil.rmtree(out / NOTES, ignore_errors=True)
+        announce(f"{out} is built")
+        return read_manifest(out)
+    done = {
+        portion.shard: note for portion in portions if (note := find_note(out, portion)) is not None
+    }
+    todo = [portion for portion in portions if portion.shard not in done]
+    if done:
+        announce(f"{len(done)} of {len(portions)} portions are done")
+    run = choose_engine(engine, workers)
+    notes = [*collect(run(partial(build_portion, job), todo), job, done, len(portions))]
+    made = {note.portion: note for note in (*done.values(), *notes)}
+    return conclude(job, [made[portion.shard] for portion in portions])
+
+
+def make_job(spec: Spec, folder: Path, out: Path) -> Job:
+    """The job of a spec, its tokenizer and codec loaded once to know what they are.
+
+    Raises InputError when one of them is missing or broken.
+    """
+    place = folder / spec.tokenizer if spec.tokenizer else NANO
+    tokenizer_path = place / TOKENIZER if place.is_dir() else place
+    tokenizer = load_tokenizer(tokenizer_path)
+    codec_path = (folder / spec.codec if spec.codec else NANO / CODEC) if spec.sees else None
+    codec_note = None
+    if codec_path is not None:
+        config = load_codec_once(codec_path).config
+        codec_note = CodecNote(
+            sha256=hash_codec(codec_path),
+            size=config.size,
+            codes=config.codebook,
+            codes_per_frame=config.side**2,
+        )
+    note = TokenizerNote(
+        sha256=hash_file(tokenizer_path),
+        size=tokenizer.size,
+        bos=tokenizer.bos,
+        eos=tokenizer.eos,
+    )
+    return Job(
+        spec=spec,
+        folder=folder,
+        tokenizer=tokenizer_path,
+        codec=codec_path,
+        tokenizer_note=note,
+        codec_note=codec_note,
+        out=out,
+    )
+
+
+def claim(out: Path, identity: Identity) -> None:
+    """Write what the folder is the build of. Raises InputError when it is that of another."""
+    record = out / BUILD
+    if record.exists():
+        if json.loads(json.dumps(plainly(identity))) == read_json(record):
+            return
+        raise InputError(
+            f"{out} holds the build of another spec or of another input: use another folder, or "
+            "remove it to start anew"
+        )
+    if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
+        raise InputError(f"{out} holds something else: use a new folder")
+    write_json(record, identity)
+
+
+def find_note(out: Path, portion: Portion) -> PortionNote | None:
+    """The note of a portion that is done and whole, else None."""
+    path = note_path(out, portion)
+    try:
+        note = strictly(PortionNote, read_json(path), str(path))
+        if note.shard is None or hash_file(out / note.shard.file) == note.shard.sha256:
+            return note
+    except InputError:
+        return None
+    return None
+
+
+def choose_engine(engine: Engine, workers: int) -> Run:
+    """How portions are done: here, in processes of this machine, or on a cluster of Ray."""
+    if workers < 1:
+        raise InputError(f"{workers} workers can do nothing: ask for 1 or more")
+    if engine == "ray":
+        return partial(run_on_ray, workers=workers)
+    return map if workers == 1 else partial(run_in_processes, workers=workers)
+
+
+def run_in_processes(
+    work: Callable[[Portion], PortionNote], portions: Sequence[Portion], *, workers: int
+) -> Iterator[PortionNote]:
+    """The notes of the portions, in order, each done in one of `workers` new processes.
+
+    Raises InputError when a process dies.
+    """
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield from pool.map(work, portions)
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a worker died, perhaps of memory: run again to go on, with fewer workers"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def collect(
+    notes: Iterable[PortionNote], job: Job, done: dict[str, PortionNote], total: int
+) -> Iterator[PortionNote]:
+    """Pass each note on as it comes, and show how far the build is.
+
+    Raises InputError, and leaves a report, when more rows are bad than may be.
+    """
+    bad = [row for note in done.values() for row in note.bad]
+    most = job.spec.max_bad if job.spec.on_bad == "skip" else 0
+    console = Console(stderr=True)
+    columns = (TextColumn("portions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=total, completed=len(done))
+        for note in notes:
+            bad += note.bad
+            progress.advance(task)
+            if len(bad) > most:
+                break
+            yield note
+    if len(bad) > most:
+        write_report(job.out, bad)
+        raise InputError(
+            f"{len(bad)} bad rows are more than the {most} allowed, the first is {bad[0].origin}: "
+            f"{bad[0].why}; {job.out / REPORT} lists them: correct them or raise max_bad"
+        )
+
+
+def conclude(job: Job, notes: Sequence[PortionNote]) -> Manifest:
+    """Write the report, the tokenizer and, last, the manifest; remove the notes."""
+    bad = [row for note in notes for row in note.bad]
+    shards = tuple(note.shard for note in notes if note.shard is not None)
+    if not shards:
+        raise InputError("every row is bad, so there is nothing to write: correct the input")
+    sources = {
+        source.name: sum((s.counts for s in shards if s.source == source.name), Counts())
+        for source in job.spec.sources
+    }
+    manifest = Manifest(
+        schema=SCHEMA_VERSION,
+        tokenizer=job.tokenizer_note,
+        codec=job.codec_note,
+        counts=sum(sources.values(), Counts()),
+        sources=sources,
+        skipped=len(bad),
+        shards=shards,
+    )
+    write_report(job.out, bad)
+    with whole(job.out / TOKENIZER) as draft:
+        draft.write_bytes(job.tokenizer.read_bytes())
+    write_json(job.out / MANIFEST, manifest)
+    shutil.rmtree(job.out / NOTES, ignore_errors=True)
+    return manifest
+
+
+def write_report(out: Path, bad: Sequence[Bad]) -> None:
+    """The bad rows, as `report.json`."""
+    write_json(out / REPORT, Report(bad_rows=len(bad), bad=tuple(bad[:LISTED])))

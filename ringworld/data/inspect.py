@@ -1,0 +1,241 @@
+"""What a folder of shards holds, in numbers and in samples, every file's hash compared first."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64, Int, UInt8
+
+from ringworld.data.build import CODEC, NANO, TOKENIZER, Report
+from ringworld.data.codec import Codec, load_codec
+from ringworld.data.manifest import REPORT, Counts, Manifest, hash_codec, read_json
+from ringworld.data.pack import efficiency, plan_rows
+from ringworld.data.portion import Bad
+from ringworld.data.shards import Record, Shards
+from ringworld.data.strict import strictly
+from ringworld.data.tokenizer import Tokenizer, load_tokenizer
+from ringworld.errors import InputError
+
+# What is shown of a list that may be long: tokens, and letters and frames of a sample.
+SHOWN_TOKENS, SHOWN_LETTERS, SHOWN_FRAMES = 20, 600, 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """How long examples are, in tokens; `bars` counts those of at most each power of two."""
+
+    shortest: int
+    median: float
+    mean: float
+    longest: int
+    bars: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """How well the examples fill rows of `context` tokens."""
+
+    context: int
+    rows: int
+    efficiency: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Often:
+    """A text id and how often it stands in the data."""
+
+    id: int
+    token: str
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Neighbouring tokens of a sample: "given" or "learned" text, or frames "seen" or "drawn"."""
+
+    kind: str
+    tokens: int
+    written: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One example as people read it."""
+
+    index: int
+    source: str
+    origin: str
+    tokens: int
+    seconds: tuple[float, ...]
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """Everything that is said of a folder. `codes_used` of `codes` stand in the data."""
+
+    folder: str
+    counts: Counts
+    sources: dict[str, Counts]
+    skipped: int
+    lengths: Lengths
+    packing: Packing
+    often: tuple[Often, ...]
+    text_ids_used: int
+    text_ids: int
+    codes_used: int
+    codes: int
+    bad: tuple[Bad, ...]
+    samples: tuple[Sample, ...]
+
+
+def inspect_shards(folder: Path, *, context: int, samples: int) -> Inspection:
+    """Compare every hash and read every token of a folder.
+
+    Raises InputError for the first file or example that is not what was written.
+    """
+    if context < 1 or samples < 0:
+        raise InputError("a context is at least 1 and samples at least 0: raise what is not")
+    shards = Shards(folder)
+    shards.verify()
+    manifest, tokenizer = shards.manifest, load_tokenizer(folder / TOKENIZER)
+    shards.check_tokenizer(folder / TOKENIZER)
+    text_counts, code_counts = count_tokens(shards)
+    lengths = shards.lengths
+    plan = plan_rows(lengths.tolist(), context)
+    order = np.argsort(-text_counts, kind="stable")[:SHOWN_TOKENS]
+    return Inspection(
+        folder=str(folder),
+        counts=manifest.counts,
+        sources=manifest.sources,
+        skipped=manifest.skipped,
+        lengths=measure_lengths(lengths),
+        packing=Packing(context=context, rows=len(plan), efficiency=efficiency(plan, context)),
+        often=tuple(
+            Often(id=int(i), token=name_token(tokenizer, int(i)), count=int(text_counts[i]))
+            for i in order
+            if text_counts[i]
+        ),
+        text_ids_used=int(np.count_nonzero(text_counts)),
+        text_ids=manifest.text_ids,
+        codes_used=int(np.count_nonzero(code_counts[:-2])),
+        codes=max(manifest.vision_ids - 2, 0),
+        bad=strictly(Report, read_json(folder / REPORT), str(folder / REPORT)).bad,
+        samples=tuple(
+            describe(shards, i, tokenizer) for i in choose_samples(shards.manifest, samples)
+        ),
+    )
+
+
+def count_tokens(shards: Shards) -> tuple[Int[np.ndarray, "V"], Int[np.ndarray, "U"]]:
+    """How often each text id and each vision id stands in the data."""
+    text = np.zeros(shards.manifest.text_ids, np.int64)
+    vision = np.zeros(max(shards.manifest.vision_ids, 2), np.int64)
+    for example in shards:
+        text += np.bincount(example.tokens[~example.vision], minlength=len(text))
+        vision += np.bincount(example.tokens[example.vision], minlength=len(vision))
+    return text, vision
+
+
+def measure_lengths(lengths: Int[np.ndarray, "n"]) -> Lengths:
+    """The distribution of lengths."""
+    powers = np.ceil(np.log2(lengths)).astype(int)
+    return Lengths(
+        shortest=int(lengths.min()),
+        median=float(np.median(lengths)),
+        mean=float(lengths.mean()),
+        longest=int(lengths.max()),
+        bars={
+            f"{2**power}": int((powers == power).sum())
+            for power in range(powers.min(), powers.max() + 1)
+        },
+    )
+
+
+def choose_samples(manifest: Manifest, count: int) -> list[int]:
+    """Examples from every source in turn, evenly spread over each."""
+    spread: list[list[int]] = []
+    first = dict.fromkeys(manifest.sources, np.zeros(0, np.int64))
+    at = 0
+    for shard in manifest.shards:
+        size = shard.counts.examples
+        first[shard.source] = np.append(first[shard.source], np.arange(at, at + size))
+        at += size
+    for held in first.values():
+        places = np.linspace(0, len(held) - 1, min(count, len(held))).astype(int)
+        spread.append([int(i) for i in held[places]])
+    turns = [row[i] for i in range(count) for row in spread if i < len(row)]
+    return turns[:count]
+
+
+def describe(shards: Shards, index: int, tokenizer: Tokenizer) -> Sample:
+    """One example as people read it."""
+    record = shards.record(index)
+    pieces, left = [], SHOWN_LETTERS
+    for cut, vision, learned in cut_example(record):
+        tokens = record.example.tokens[cut]
+        if vision:
+            frames = len(tokens) // shards.manifest.vocabulary.frame_length
+            kind, written = ("drawn" if learned else "seen"), f"{frames} frames"
+        else:
+            kind, written = ("learned" if learned else "given"), tokenizer.decode(tokens.tolist())
+            written, left = written[:left], max(left - len(written), 0)
+        pieces.append(Piece(kind=kind, tokens=len(tokens), written=written))
+    return Sample(
+        index=index,
+        source=shards.source(index),
+        origin=record.origin,
+        tokens=len(record.example),
+        seconds=tuple(record.seconds.tolist()),
+        pieces=tuple(pieces),
+    )
+
+
+def cut_example(record: Record) -> list[tuple[slice, bool, bool]]:
+    """The runs of an example: where, whether they are vision, and whether they are learned."""
+    vision, learned = record.example.vision, record.example.weights > 0
+    edges = np.flatnonzero((vision[1:] != vision[:-1]) | (learned[1:] != learned[:-1])) + 1
+    ends = [0, *edges.tolist(), len(vision)]
+    return [
+        (slice(a, b), bool(vision[a]), bool(learned[a]))
+        for a, b in zip(ends, ends[1:], strict=False)
+    ]
+
+
+def name_token(tokenizer: Tokenizer, id: int) -> str:
+    """A token as it stands in the vocabulary."""
+    return tokenizer.bpe.id_to_token(id) or str(id)
+
+
+def find_codec(manifest: Manifest, codec: Path | None) -> Codec | None:
+    """The codec that made the codes: the given one, or the shipped one if it is that, or none.
+
+    Raises InputError when the given one is another.
+    """
+    if manifest.codec is None or manifest.counts.vision == 0:
+        return None
+    path = codec or NANO / CODEC
+    if hash_codec(path) == manifest.codec.sha256:
+        return load_codec(path)
+    if codec is None:
+        return None
+    raise InputError(f"{codec} is not the codec that made the shards: give that one, or none")
+
+
+def draw_samples(
+    folder: Path, samples: Sequence[Sample], codec: Codec
+) -> dict[int, tuple[UInt8[np.ndarray, "Z Y X 3"], Float64[np.ndarray, "Z"]]]:
+    """The first frames of each sample that has some, and their timestamps, nan where unknown."""
+    shards = Shards(folder)
+    each = shards.manifest.vocabulary.codes_per_frame
+    drawn = {}
+    for sample in samples:
+        record = shards.record(sample.index)
+        codes = record.example.tokens[record.example.vision]
+        if len(codes):
+            frames = codes.reshape(-1, each + 1)[:SHOWN_FRAMES, :each]
+            known = record.seconds[: len(frames)]
+            moments = np.append(known, np.full(len(frames) - len(known), np.nan))
+            drawn[sample.index] = (codec.decode(frames), moments)
+    return drawn

@@ -1,0 +1,174 @@
+"""An inspection of shards, told in the terminal and as one self-contained page."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64, UInt8
+from PIL import Image
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from ringworld.data.inspect import Inspection, Sample
+from ringworld.evals.page import Html, bar, element, figure, filmstrip, join, page, section, table
+from ringworld.files import whole
+
+Frames = tuple[UInt8[np.ndarray, "Z Y X 3"], Float64[np.ndarray, "Z"]]
+STYLES = {"given": "dim", "learned": "bold green", "seen": "yellow", "drawn": "bold yellow"}
+# The size of a frame in the terminal: two pixels to a letter's height.
+COLUMNS, LINES = 20, 10
+BAR = 32
+
+
+def facts(found: Inspection) -> list[tuple[str, str]]:
+    """The few numbers that come first, and what they are."""
+    counts, packing = found.counts, found.packing
+    return [
+        (f"{counts.examples:,}", "examples"),
+        (f"{counts.tokens:,}", "tokens"),
+        (f"{counts.vision / counts.tokens:.1%}", "of them vision ids"),
+        (f"{counts.learned / counts.tokens:.1%}", "of them learned"),
+        (f"{packing.efficiency:.1%}", f"of {packing.rows:,} rows of {packing.context:,} filled"),
+        (f"{found.text_ids_used:,} of {found.text_ids:,}", "text ids used"),
+        (f"{found.codes_used:,} of {found.codes:,}", "codes used"),
+        (f"{found.skipped:,}", "rows skipped"),
+    ]
+
+
+def mix(found: Inspection) -> list[tuple[str, ...]]:
+    """A line for each source: its name and what it holds."""
+    return [
+        (
+            name,
+            f"{counts.examples:,}",
+            f"{counts.tokens:,}",
+            f"{counts.tokens / found.counts.tokens:.1%}",
+            f"{counts.vision / max(counts.tokens, 1):.1%}",
+            f"{counts.learned / max(counts.tokens, 1):.1%}",
+        )
+        for name, counts in found.sources.items()
+    ]
+
+
+MIX = ("source", "examples", "tokens", "share", "vision", "learned")
+
+
+def name_moment(moment: float, number: int) -> str:
+    """The timestamp of a frame, or its number where that is unknown."""
+    return f"frame {number}" if math.isnan(moment) else f"{moment:.2f} s"
+
+
+# ---- the terminal
+
+
+def tell(found: Inspection, frames: Mapping[int, Frames], console: Console) -> None:
+    """Print the inspection."""
+    for number, words in facts(found):
+        console.print(f"{number:>16}  {words}", highlight=False)
+    console.print(_rich_table(MIX, mix(found)))
+    lengths = found.lengths
+    most = max(lengths.bars.values())
+    bars = [(f"<= {top}", f"{n:,}", "#" * -(-BAR * n // most)) for top, n in lengths.bars.items()]
+    console.print(_rich_table(("tokens", "examples", ""), bars))
+    often = [(row.token, str(row.id), f"{row.count:,}") for row in found.often]
+    console.print(_rich_table(("most frequent", "id", "times"), often))
+    for row in found.bad[:BAR]:
+        console.print(f"skipped {row.origin}: {row.why}", markup=False, highlight=False)
+    for sample in found.samples:
+        console.print(_tell_sample(sample, frames.get(sample.index), console.is_terminal))
+
+
+def _rich_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    out = Table(box=None, header_style="dim")
+    for i, name in enumerate(head):
+        out.add_column(name, justify="left" if i in (0, len(head) - 1) else "right")
+    for row in rows:
+        out.add_row(*(Text(cell) for cell in row))
+    return out
+
+
+def _tell_sample(sample: Sample, frames: Frames | None, pictures: bool) -> Group:
+    words = Text()
+    for piece in sample.pieces:
+        shown = f"[{piece.written}]" if piece.kind in ("seen", "drawn") else piece.written
+        words.append(shown, STYLES[piece.kind])
+    head = f"\n{sample.origin}, {sample.tokens:,} tokens, of {sample.source}"
+    rows = [Text(head, "underline"), words]
+    if frames is not None and pictures:
+        rows += [_sheet(*frames)]
+    return Group(*rows)
+
+
+def _sheet(frames: UInt8[np.ndarray, "Z Y X 3"], moments: Float64[np.ndarray, "Z"]) -> Table:
+    """Frames side by side, half a letter a pixel, each with its timestamp."""
+    shown = min(len(frames), 4)
+    out = Table.grid(padding=(0, 1))
+    for _ in range(shown):
+        out.add_column()
+    cells = []
+    for frame in frames[:shown]:
+        small = np.asarray(Image.fromarray(frame).resize((COLUMNS, 2 * LINES)))
+        cell = Text()
+        for top, bottom in zip(small[::2], small[1::2], strict=True):
+            for (r, g, b), (x, y, z) in zip(top, bottom, strict=True):
+                cell.append("\u2580", f"rgb({r},{g},{b}) on rgb({x},{y},{z})")
+            cell.append("\n")
+        cells.append(cell)
+    out.add_row(*cells)
+    out.add_row(*(Text(name_moment(m, i), "dim") for i, m in enumerate(moments[:shown])))
+    return out
+
+
+# ---- the page
+
+
+def write_page(path: Path, found: Inspection, frames: Mapping[int, Frames]) -> None:
+    """Write the inspection as a page, whole or not at all; it asks no other place for anything."""
+    title = f"The tokens of {found.folder}"
+    key = (
+        element("div", element("dt", words), element("dd", number))
+        for number, words in facts(found)
+    )
+    header = join([element("h1", title), element("dl", *key, class_="key")])
+    most = max(found.lengths.bars.values())
+    lengths = [
+        (f"at most {int(top):,}", f"{n:,}", bar(n / most)) for top, n in found.lengths.bars.items()
+    ]
+    often = [(row.token, str(row.id), f"{row.count:,}") for row in found.often]
+    parts = [
+        section("Mix", "What each source gives.", table(MIX, mix(found))),
+        section(
+            "Lengths",
+            f"From {found.lengths.shortest:,} to {found.lengths.longest:,} tokens, "
+            f"{found.lengths.median:,.0f} in the middle.",
+            table(("tokens", "examples", ""), lengths),
+        ),
+        section("Tokens", "The most frequent text ids.", table(("token", "id", "times"), often)),
+        section(
+            "Samples",
+            "Given words are quiet, learned words are green; frames are what the codec makes of "
+            "their codes, under the time at which the film shows them.",
+            *(_show_sample(sample, frames.get(sample.index)) for sample in found.samples),
+        ),
+    ]
+    if found.bad:
+        rows = [(row.origin, row.why) for row in found.bad]
+        parts.append(section("Skipped", "Rows that were left out.", table(("row", "why"), rows)))
+    with whole(path) as draft:
+        draft.write_text(page(title, header, join(parts)), encoding="utf-8")
+
+
+def _show_sample(sample: Sample, frames: Frames | None) -> Html:
+    colours = {"given": "var(--soft)", "learned": "var(--good)"}
+    words = []
+    for piece in sample.pieces:
+        frame = piece.kind in ("seen", "drawn")
+        style = f"color:{colours.get(piece.kind, 'var(--vision)')};white-space:pre-wrap"
+        words.append(element("span", f"[{piece.written}]" if frame else piece.written, style=style))
+    body = [element("p", *words)]
+    if frames is not None:
+        labels = [name_moment(moment, i) for i, moment in enumerate(frames[1])]
+        body.append(filmstrip({sample.origin: frames[0]}, labels))
+    return figure(join(body), f"{sample.origin}, {sample.tokens:,} tokens, of {sample.source}")
