@@ -45,6 +45,7 @@ def test_a_film_that_breaks_off_is_refused_though_batches_were_encoded(tmp_path,
         encode_film(content[: len(content) * 3 // 4], codec, Pick())
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_length_of_a_film(tmp_path):
     path = film(tmp_path / "film.mp4", [float(k) for k in range(400)])
     limits = MediaLimits(memory=300 << 20, threads=1)  # of which its programs fill 130
@@ -65,6 +66,7 @@ def test_memory_does_not_grow_with_the_length_of_a_film(tmp_path):
     assert long < 1.1 * short
 
 
+@pytest.mark.slow
 def test_an_hour_at_one_frame_a_second_is_one_document_of_a_million_tokens(tmp_path, codec):
     path = film(
         tmp_path / "film.mp4", [float(k) for k in range(3600)], coding={"preset": "ultrafast"}
