@@ -1,9 +1,12 @@
 """Small valid files in the formats of others, written by the libraries that others use."""
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
+import ml_dtypes
 import msgpack
 import numpy as np
 
@@ -100,3 +103,71 @@ def training_state(tree: Tree) -> Tree:
         state["params", "params", *name] = array
         state["opt_state", "0", "mu", "params", *name] = np.zeros_like(array)
     return state
+
+
+# --- GGUF ------------------------------------------------------------------------------------
+
+GGUF_SHAPES = {  # by llama.cpp's names; two heads of queries to one of keys
+    "attn_norm": (WIDTH,),
+    "attn_q": (WIDTH, WIDTH),
+    "attn_k": (WIDTH // 2, WIDTH),
+    "attn_v": (WIDTH // 2, WIDTH),
+    "attn_output": (WIDTH, WIDTH),
+    "ffn_norm": (WIDTH,),
+    "ffn_gate": (MLP, WIDTH),
+    "ffn_up": (MLP, WIDTH),
+    "ffn_down": (WIDTH, MLP),
+}
+LETTERS = [chr(c) for c in range(ord("a"), ord("a") + 12)]
+WORDS = ["<s>", "</s>", *LETTERS, "ab", "abc"]
+
+
+def gguf_tensors(rng: np.random.Generator, dtype: Any = np.float32) -> dict[str, np.ndarray]:
+    """The random tensors of a small Llama in llama.cpp's names."""
+    shapes = {"token_embd": (VOCAB, WIDTH), "output_norm": (WIDTH,), "output": (VOCAB, WIDTH)}
+    for l in range(LAYERS):
+        shapes |= {f"blk.{l}.{name}": shape for name, shape in GGUF_SHAPES.items()}
+    return {f"{n}.weight": rng.normal(size=shape).astype(dtype) for n, shape in shapes.items()}
+
+
+def write_gguf(
+    path: Path,
+    tensors: dict[str, np.ndarray],
+    *,
+    architecture: str = "llama",
+    words: str | None = "gpt2",
+    more: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
+) -> Path:
+    """A file as llama.cpp's converter writes it, with a tokenizer of the kind `words`."""
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(LAYERS)
+    writer.add_context_length(32)
+    writer.add_embedding_length(WIDTH)
+    writer.add_feed_forward_length(MLP)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(HEADS // 2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    if words is not None:
+        writer.add_tokenizer_model(words)
+        writer.add_token_types([3, 3] + [1] * (len(WORDS) - 2))
+        writer.add_bos_token_id(0)
+        writer.add_eos_token_id(1)
+    if words == "gpt2":
+        writer.add_token_list(WORDS)
+        writer.add_tokenizer_pre("smollm")
+        writer.add_token_merges(["a b", "ab c"])
+        writer.add_chat_template("{{ messages }}")
+    if words == "llama":
+        pieces = [*WORDS[:13], "\u2581", *WORDS[14:]]
+        writer.add_token_list(pieces)
+        writer.add_token_scores([0.0] * 14 + [-1.0, -2.0])
+    more(writer)
+    for name, array in tensors.items():
+        bf16 = array.dtype == ml_dtypes.bfloat16
+        raw = gguf.GGMLQuantizationType.BF16 if bf16 else None
+        writer.add_tensor(name, array.view(np.uint8) if bf16 else array, raw_dtype=raw)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

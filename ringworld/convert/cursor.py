@@ -10,6 +10,7 @@ import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -69,9 +70,13 @@ class Cursor:
         """The next bytes, to be read on their own."""
         return Cursor(self.take(size, what), self.path)
 
-    def number(self, form: str, what: str = "a number") -> int:
-        """The next number, a format of `struct` with its byte order."""
+    def value(self, form: str, what: str = "a number") -> Any:
+        """The next number or boolean, a format of `struct` with its byte order."""
         return struct.unpack(form, self.take(struct.calcsize(form), what))[0]
+
+    def number(self, form: str, what: str = "a number") -> int:
+        """The next whole number."""
+        return self.value(form, what)
 
     def text(self, size: int, most: int, what: str) -> str:
         """The next `size` bytes as text of at most `most`."""

@@ -162,7 +162,7 @@ def _read_value(cursor: Cursor, kind: int) -> Any:
         return _text(cursor, LONGEST_TEXT)
     if kind not in NUMBERS:
         raise cursor.broken(f"an entry of type {kind}")
-    return cursor.number("<" + NUMBERS[kind])
+    return cursor.value("<" + NUMBERS[kind])
 
 
 def _read_array(cursor: Cursor) -> list[str] | np.ndarray:

