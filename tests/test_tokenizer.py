@@ -1,4 +1,4 @@
-"""Tokenizers: special tokens come by id, pieces of a stream are whole, SentencePiece is followed."""
+"""Tokenizers: special tokens come by id, pieces of a stream are whole characters."""
 
 import json
 from pathlib import Path
