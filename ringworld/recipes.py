@@ -21,8 +21,9 @@ from ringworld.data.mix import Source, draw_examples
 from ringworld.data.sources import text_sources, vision_sources
 from ringworld.data.tokenizer import Tokenizer, load_tokenizer
 from ringworld.errors import InputError
-from ringworld.generate.model import CODEC, TOKENIZER, load_model, save_model
+from ringworld.generate.model import load_model, save_model
 from ringworld.mesh import MeshShape
+from ringworld.models.folder import CODEC, TOKENIZER
 from ringworld.models.llama import Llama
 from ringworld.models.world import World
 from ringworld.rope import check_rope, rope_theta, stable_base

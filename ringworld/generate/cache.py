@@ -17,7 +17,7 @@ from ringworld.attention import attend_new
 from ringworld.attention.mask import Where
 from ringworld.layers import rms_norm
 from ringworld.mesh import axis_size, has_mesh, shard, spec
-from ringworld.models.llama import COMPUTE, Block, block_specs, read, write
+from ringworld.models.llama import COMPUTE, Block, block_specs, narrow, read, write
 from ringworld.models.world import World, WorldWeights, embed_tokens
 from ringworld.params import Weight, gather, node
 
@@ -56,7 +56,7 @@ def run_new(
         w, cached = held
         w = gather(w, block_specs(c.llama))
         q, k, v = read(x, w, where.positions, c.llama)
-        attended = attend_new(q, (k, v), where, cached, cache.where)
+        attended = attend_new(q, (k, v), narrow(where, c.llama), cached, cache.where)
         return write(x, attended, w, c.llama), (k, v)
 
     x = embed_tokens(weights, tokens, vision, c)

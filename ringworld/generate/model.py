@@ -2,35 +2,46 @@
 
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
+import numpy as np
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Bool, Int
+from tokenizers import Tokenizer as Bpe
 
+from ringworld.attention.mask import Where
+from ringworld.convert.open import open_model
 from ringworld.data.codec import Codec, load_codec
 from ringworld.data.tokenizer import Tokenizer, load_tokenizer
 from ringworld.errors import InputError
-from ringworld.mesh import has_mesh
-from ringworld.models.folder import fill, load_folder, make_config, save_folder
-from ringworld.models.llama import Llama
-from ringworld.models.world import World, WorldWeights, specs
+from ringworld.mesh import has_mesh, shard
+from ringworld.models.folder import CODEC, TOKENIZER, fill, save_folder
+from ringworld.models.world import Logits, World, WorldWeights, forward, read_heads, specs
 from ringworld.params import shardings
-from ringworld.vocab import Vocabulary
-
-TOKENIZER = "tokenizer.json"
-CODEC = "codec"
 
 
 @dataclass(frozen=True)
 class Model:
-    """A world model, and what turns text and frames into its tokens; no codec without vision."""
+    """A model, and what turns text and frames into its tokens.
+
+    There are no `words` in a folder of weights alone, and no codec without vision.
+    """
 
     config: World
     weights: WorldWeights
-    tokenizer: Tokenizer
+    words: Tokenizer | None
     codec: Codec | None
+    chat_template: str | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises InputError when the model came without one."""
+        if self.words is None:
+            raise InputError("this model has no tokenizer.json: copy it into the model's folder")
+        return self.words
 
     @property
     def seeing(self) -> Codec:
@@ -38,6 +49,28 @@ class Model:
         if self.codec is None:
             raise InputError("this model reads text only: use one with a codec folder")
         return self.codec
+
+    def logits(
+        self,
+        tokens: Int[ArrayLike, "B T"],
+        modality: Bool[ArrayLike, "B T"] | None = None,
+        positions: Int[ArrayLike, "B T"] | None = None,
+        segments: Int[ArrayLike, "B T"] | None = None,
+    ) -> Logits:
+        """What both heads read after every token: `.text` [B, T, V], `.vision` [B, T, U] or None.
+
+        `modality` is true where a token is a vision id. Positions count from 0 and all tokens of a
+        row are one segment, unless they are given; a segment of 0 is padding.
+        """
+        ids = np.asarray(tokens, np.int32)
+        given = (
+            np.zeros_like(ids) if modality is None else modality,
+            np.broadcast_to(np.arange(ids.shape[1]), ids.shape) if positions is None else positions,
+            np.ones_like(ids) if segments is None else segments,
+        )
+        rows = (shard(jnp.asarray(x, jnp.int32), "batch", "seq") for x in (ids, *given))
+        row, vision, position, segment = rows
+        return _logits(self.placed(), row, vision > 0, Where(position, segment), self.config)
 
     def placed(self) -> WorldWeights:
         """The weights on the mesh that is set."""
@@ -47,36 +80,39 @@ class Model:
         return jax.device_put(self.weights, shardings(specs(self.config), mesh))
 
 
-def load_model(path: Path) -> Model:
-    """The model of a folder, float32 on the host.
+@partial(jax.jit, static_argnames="c")
+def _logits(
+    weights: WorldWeights,
+    tokens: Int[Array, "B T"],
+    vision: Bool[Array, "B T"],
+    where: Where,
+    c: World,
+) -> Logits:
+    return read_heads(forward(weights, tokens, vision, where, c), weights, c)
 
-    Raises InputError when a file is missing or damaged, or the tokenizer is another model's.
+
+def load_model(path: Path | str, dtype: DTypeLike = jnp.float32) -> Model:
+    """The model of a folder of ours or of Hugging Face's, on the mesh that is set.
+
+    Weights are read one at a time, cast to `dtype` and placed, so that there is never more than one
+    of them beside those that are placed. Raises InputError when a file is missing or damaged, or
+    the tokenizer is another model's.
     """
-    kind, values, tensors = load_folder(path)
-    if kind != "world":
-        raise InputError(f"{path} holds a {kind}, not a world model: give the folder of a model")
-    config = _make_world(values)
-    tokenizer = load_tokenizer(path / TOKENIZER)
-    if tokenizer.size > config.vocabulary.text:
+    opened = open_model(Path(path))
+    words = None
+    if Path(path).is_dir() and (opened.home / TOKENIZER).is_file():
+        words = load_tokenizer(opened.home / TOKENIZER)
+    elif opened.tokenizer is not None:
+        words = Tokenizer(Bpe.from_str(opened.tokenizer.decode("utf-8")))
+    text = opened.config.vocabulary.text
+    if words is not None and words.size > text:
         raise InputError(
-            f"the tokenizer in {path} has {tokenizer.size} tokens and the model "
-            f"{config.vocabulary.text}: use the tokenizer it was trained with"
+            f"the tokenizer in {path} has {words.size} tokens and the model {text}: "
+            "use the tokenizer it was trained with"
         )
-    weights = fill(specs(config), tensors, jnp.float32)
-    codec = load_codec(path / CODEC) if (path / CODEC).exists() else None
-    return Model(config, weights, tokenizer, codec)
-
-
-def _make_world(values: dict[str, Any]) -> World:
-    llama, vocabulary = values.pop("llama", {}), values.pop("vocabulary", {})
-    return make_config(
-        World,
-        {
-            **values,
-            "llama": make_config(Llama, llama),
-            "vocabulary": make_config(Vocabulary, vocabulary),
-        },
-    )
+    weights = fill(specs(opened.config), opened.table, dtype)
+    codec = None if opened.codec is None else load_codec(opened.codec)
+    return Model(opened.config, weights, words, codec, opened.chat_template)
 
 
 def save_model(

@@ -11,8 +11,7 @@ from jaxtyping import Array, Int
 from ringworld.data.example import Example
 from ringworld.generate.prompt import Prompts, follow, make_prompts, start
 from ringworld.generate.sample import Sampling, draw_token
-from ringworld.models.world import World, WorldWeights, read_head, specs
-from ringworld.params import gather
+from ringworld.models.world import World, WorldWeights, gather_heads, read_head
 
 
 @partial(jax.jit, static_argnames=("c", "steps", "sampling"))
@@ -24,7 +23,7 @@ def _write(
     steps: int,
     sampling: Sampling,
 ) -> Int[Array, "B T"]:
-    head = gather(weights.heads.text, specs(c).heads.text)
+    head = gather_heads(weights, c).text
     root = jax.random.key(seed)
 
     def step(carry: tuple, i: Array) -> tuple[tuple, Array]:

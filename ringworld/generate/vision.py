@@ -18,8 +18,7 @@ from ringworld.data.example import Example
 from ringworld.errors import InputError
 from ringworld.generate.prompt import Prompts, follow, make_prompts, start
 from ringworld.generate.sample import Sampling, draw_token, guide
-from ringworld.models.world import World, WorldWeights, read_head, specs
-from ringworld.params import gather
+from ringworld.models.world import World, WorldWeights, gather_heads, read_head
 
 
 @partial(jax.jit, static_argnames=("c", "drawn", "frames", "sampling"))
@@ -35,7 +34,7 @@ def _draw(
 ) -> Int[Array, "drawn T"]:
     """The first `drawn` rows' codes; the last so many, which may be the same, are the guide's."""
     words = c.vocabulary
-    head = gather(weights.heads.vision, specs(c).heads.vision)
+    head = gather_heads(weights, c).vision
     root = jax.random.key(seed)
     is_code = jnp.arange(words.vision_rows) < words.codes
 

@@ -7,10 +7,10 @@ Any spec table goes in and out the same way. Nothing in a folder is ever execute
 """
 
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from ringworld.errors import InputError
-from ringworld.mesh import shard
+from ringworld.files import sync, writing_to
+from ringworld.mesh import has_mesh, named_sharding
+from ringworld.models.tensors import Pieces, check_numbers, read_json, read_tensors, write_tensors
 from ringworld.params import Param, paths
 
 T = TypeVar("T")
@@ -32,39 +32,73 @@ C = TypeVar("C")
 
 CONFIG = "config.json"
 TENSORS = "model.safetensors"
+TOKENIZER = "tokenizer.json"
+CODEC = "codec"
+
+
+@contextmanager
+def new_folder(path: Path) -> Generator[Path, None, None]:
+    """A draft beside `path` that becomes the new folder `path` when the block ends well.
+
+    Raises InputError when `path` exists, or the disk is full or fails.
+    """
+    if path.exists():
+        raise InputError(f"{path} exists already: remove it, or save under another name")
+    with writing_to(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            yield draft
+            for file in draft.rglob("*"):
+                sync(file)
+            draft.chmod(0o755)
+            draft.rename(path)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
 
 
 def save_folder(path: Path, kind: str, config: Any, weights: Any, dtype: DTypeLike) -> None:
     """Write a model to the new folder `path`, all of it or nothing.
 
-    `config` is a dataclass, `weights` any pytree of arrays; they are stored as `dtype`. The folder
-    is written under a temporary name beside `path` and renamed when whole. Raises InputError when
-    `path` exists.
+    `config` is a dataclass, `weights` any pytree of arrays; they are stored as `dtype`. Raises
+    InputError when `path` exists.
     """
-    if path.exists():
-        raise InputError(f"{path} exists already: remove it, or save under another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        text = json.dumps({"kind": kind, **asdict(config)}, indent=2)
-        (draft / CONFIG).write_text(text + "\n", encoding="utf-8")
-        save_file({n: np.asarray(w, dtype) for n, w in paths(weights).items()}, draft / TENSORS)
-        for file in draft.iterdir():
-            _flush(file)
-        draft.chmod(0o755)
-        draft.rename(path)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
+    with new_folder(path) as draft:
+        table = {name: np.asarray(w, dtype) for name, w in paths(weights).items()}
+        write_folder(draft, kind, config, table)
+
+
+def write_folder(
+    draft: Path, kind: str, config: Any, table: Mapping[str, np.ndarray | Pieces]
+) -> None:
+    """Write the two files of a model into the folder `draft`, weights as they are stored."""
+    text = json.dumps({"kind": kind, **asdict(config)}, indent=2)
+    (draft / CONFIG).write_text(text + "\n", encoding="utf-8")
+    write_tensors(draft / TENSORS, table)
 
 
 def load_folder(path: Path) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
     """The kind of a model folder, its config's fields, and its tensors by dotted name.
 
-    Raises InputError when a file is missing, cut short or not what its name says.
+    The tensors are views of the file. Raises InputError when a file is missing, cut short or not
+    what its name says.
     """
-    config = _read_config(path / CONFIG)
-    return config.pop("kind"), config, _read_tensors(path / TENSORS)
+    config = read_config(path)
+    kind = config.pop("kind", None)
+    if not isinstance(kind, str):
+        raise InputError(
+            f'{path / CONFIG} does not name its "kind": give the folder of a saved model'
+        )
+    return kind, config, read_tensors(path / TENSORS)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The fields of a folder's config.json. Raises InputError when it is missing or broken."""
+    file = path / CONFIG
+    if not file.is_file():
+        raise InputError(f"there is no {file}: give the folder of a saved model")
+    return read_json(file)
 
 
 def make_config(cls: type[C], values: Mapping[str, Any]) -> C:
@@ -81,10 +115,11 @@ def make_config(cls: type[C], values: Mapping[str, Any]) -> C:
     return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
 
 
-def fill(specs: T, tensors: Mapping[str, np.ndarray], dtype: DTypeLike) -> T:
+def fill(specs: T, tensors: Mapping[str, np.ndarray | Pieces], dtype: DTypeLike) -> T:
     """The spec table with each Param replaced by the tensor of its name, cast to `dtype`.
 
-    Raises InputError when a tensor is missing, is not in the table, or has another shape.
+    Weights are read one at a time, and put on the mesh that is set. Raises InputError when a tensor
+    is missing, is not in the table, has another shape or holds what is not a number.
     """
     table = paths(specs)
     if missing := [name for name in table if name not in tensors]:
@@ -98,38 +133,21 @@ def fill(specs: T, tensors: Mapping[str, np.ndarray], dtype: DTypeLike) -> T:
     return jax.tree.unflatten(tree, leaves)
 
 
-def _place(name: str, param: Param, tensor: np.ndarray, dtype: DTypeLike) -> jax.Array:
+def _place(name: str, param: Param, tensor: np.ndarray | Pieces, dtype: DTypeLike) -> jax.Array:
     if tensor.shape != param.shape:
         raise InputError(
             f"the tensor {name} has the shape {tensor.shape} and the config asks for "
             f"{param.shape}: use the config that the weights came with"
         )
-    return shard(jnp.asarray(tensor, dtype), *param.axes)
-
-
-def _read_config(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise InputError(f"there is no {file}: give the folder of a saved model")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{file} is not whole JSON ({error}): save the model again") from error
-    if not isinstance(config, dict) or not isinstance(config.get("kind"), str):
-        raise InputError(f'{file} does not name its "kind": give the folder of a saved model')
-    return config
-
-
-def _read_tensors(file: Path) -> dict[str, np.ndarray]:
-    if not file.is_file():
-        raise InputError(f"there is no {file}: give the folder of a saved model")
-    try:
-        with safe_open(file, framework="numpy") as tensors:
-            names = list(tensors.keys())
-            return {name: tensors.get_tensor(name) for name in names}
-    except SafetensorError as error:
-        raise InputError(f"{file} is damaged or cut short ({error}): copy it again") from error
-
-
-def _flush(file: Path) -> None:
-    with file.open("rb") as opened:
-        os.fsync(opened.fileno())
+    pieces = iter(tensor) if isinstance(tensor, Pieces) else iter([tensor])
+    piece = next(pieces)  # before there is room for the whole: the config may ask for anything
+    whole, filled = np.empty(param.shape, dtype), 0
+    while piece is not None:
+        part = whole[filled : filled + len(piece)]
+        part[...] = piece
+        check_numbers(name, part)
+        filled, piece = filled + len(piece), next(pieces, None)
+    if not has_mesh():
+        return jnp.asarray(whole)
+    sharding = named_sharding(jax.sharding.get_mesh(), *param.axes)
+    return jax.make_array_from_callback(param.shape, sharding, lambda index: whole[index])

@@ -2,6 +2,8 @@
 
 Each layer   x += attend(turn(q), turn(k), v) W_o     with q, k, v from rms_norm(x)
              x += swiglu(rms_norm(x))
+What its relatives add is data: a bias of q, k and v (Qwen2), a norm of each query and key before
+they are turned (Qwen3), a window of positions (Mistral), scaled RoPE frequencies (Llama 3).
 Source: Touvron et al., "LLaMA" (arXiv 2302.13971); grouped keys: Ainslie et al. (arXiv 2305.13245).
 """
 
@@ -17,12 +19,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from ringworld.attention import attend
-from ringworld.attention.mask import Where
+from ringworld.attention.mask import Where, window
 from ringworld.attention.ring import SAVED
 from ringworld.errors import InputError
 from ringworld.layers import contract, feed_forward, rms_norm
 from ringworld.params import Weight, constant, dense, gather, node, stacked
 from ringworld.rope import Rope, turn_halves
+from ringworld.rope_scaling import Scaling
 
 COMPUTE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 Activations = Literal["attention", "nothing", "offload"]
@@ -46,7 +49,9 @@ KEPT: dict[Activations, Callable[..., Any]] = {
 class Llama:
     """The sizes of a decoder. `context` is the length it was last trained at, with `rope_theta`.
 
-    `activations` says what is kept of each layer until its backward: a choice among `KEPT`.
+    With a `window` a token sees no more than so many positions, its own among them. `qkv_bias` and
+    `qk_norm` say whether the weights of that name exist. `activations` says what is kept of each
+    layer until its backward: a choice among `KEPT`.
     """
 
     layers: int
@@ -58,6 +63,10 @@ class Llama:
     context: int
     rope_theta: float
     norm_eps: float = 1e-5
+    rope_scaling: Scaling | None = None
+    window: int | None = None
+    qkv_bias: bool = False
+    qk_norm: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     activations: Activations = "attention"
 
@@ -69,21 +78,31 @@ class Llama:
             )
         if self.head_width % 2:
             raise InputError(f"head_width {self.head_width} is odd: RoPE turns pairs, make it even")
+        if self.window is not None and self.window < 1:
+            raise InputError(f"a window of {self.window} shows a token nothing: make it 1 or more")
 
     @property
     def rope(self) -> Rope:
         """How positions turn its queries and keys."""
-        return Rope(theta=self.rope_theta, head_width=self.head_width)
+        return Rope(theta=self.rope_theta, head_width=self.head_width, scaling=self.rope_scaling)
 
 
 @node
 class Block:
-    """The weights of one layer, or of all of them on a leading axis."""
+    """The weights of one layer, or of all of them on a leading axis.
+
+    The biases of queries, keys and values are None in a model without them, and so are the norms.
+    """
 
     attn_norm: Weight
     wq: Weight
     wk: Weight
     wv: Weight
+    bq: Weight
+    bk: Weight
+    bv: Weight
+    q_norm: Weight
+    k_norm: Weight
     wo: Weight
     mlp_norm: Weight
     w_gate: Weight
@@ -99,6 +118,11 @@ def block_specs(c: Llama) -> Block:
         wq=dense((D, N, H), ("embed", "heads", None), fan_in=D),
         wk=dense((D, K, H), ("embed", "kv_heads", None), fan_in=D),
         wv=dense((D, K, H), ("embed", "kv_heads", None), fan_in=D),
+        bq=constant((N, H), ("heads", None), 0.0) if c.qkv_bias else None,
+        bk=constant((K, H), ("kv_heads", None), 0.0) if c.qkv_bias else None,
+        bv=constant((K, H), ("kv_heads", None), 0.0) if c.qkv_bias else None,
+        q_norm=constant((H,), (None,), 1.0) if c.qk_norm else None,
+        k_norm=constant((H,), (None,), 1.0) if c.qk_norm else None,
         wo=dense((N, H, D), ("heads", None, "embed"), fan_in=N * H * 2 * c.layers),
         mlp_norm=constant((D,), (None,), 1.0),
         w_gate=dense((D, F), ("embed", "mlp"), fan_in=D),
@@ -120,8 +144,21 @@ def read(
     q = contract("btd,dnh->btnh", h, w.wq, "heads", None)
     k = contract("btd,dkh->btkh", h, w.wk, "kv_heads", None)
     v = contract("btd,dkh->btkh", h, w.wv, "kv_heads", None)
+    if c.qkv_bias:
+        q, k, v = (x + b.astype(x.dtype) for x, b in ((q, w.bq), (k, w.bk), (v, w.bv)))
+    if c.qk_norm:
+        q, k = rms_norm(q, w.q_norm, c.norm_eps), rms_norm(k, w.k_norm, c.norm_eps)
     turns = c.rope.at(positions)
     return turn_halves(q, turns), turn_halves(k, turns), v
+
+
+def narrow(where: Where, c: Llama) -> Where:
+    """Where the tokens stand, what they see of their segments narrowed to the model's window."""
+    if c.window is None:
+        return where
+    seen = window(where, c.window)
+    span = seen if where.span is None else where.span & seen
+    return Where(where.positions, where.segments, span)
 
 
 def write(
@@ -136,7 +173,7 @@ def layer(x: Float[Array, "B T D"], w: Block, where: Where, c: Llama) -> Float[A
     """One decoder layer over packed rows."""
     w = gather(w, block_specs(c))
     q, k, v = read(x, w, where.positions, c)
-    return write(x, attend(q, k, v, where), w, c)
+    return write(x, attend(q, k, v, narrow(where, c)), w, c)
 
 
 def run_layers(

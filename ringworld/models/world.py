@@ -1,16 +1,18 @@
 """The world model: two vocabularies, text and image codes, in one stream through one decoder.
 
 Each token looks up the table of its own kind; each position can be read by either head. Text alone
-is the case without vision tokens, and without the vision table. Source: LWM (arXiv 2402.08268).
+is the case without vision tokens, and without the vision table. A tied model reads text with the
+table that it looks up. Source: LWM (arXiv 2402.08268).
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ringworld.attention.mask import Where
-from ringworld.layers import embed, rms_norm
+from ringworld.layers import contract, embed, rms_norm
 from ringworld.mesh import shard
 from ringworld.models import llama
 from ringworld.models.llama import COMPUTE, Block, Llama
@@ -23,10 +25,11 @@ TABLE_SCALE = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """A decoder and its vocabularies."""
+    """A decoder and its vocabularies; `tied` when the text table is the text head too."""
 
     llama: Llama
     vocabulary: Vocabulary
+    tied: bool = False
 
     def at(self, context: int, rope_theta: float) -> "World":
         """The same model for another context length and RoPE base."""
@@ -35,7 +38,7 @@ class World:
 
 @node
 class Heads:
-    """What turns the residual stream into logits: `text` `[D, V]` and `vision` `[D, U]` or None."""
+    """What turns the residual stream into logits: `text` `[D, V]`, `vision` `[D, U]`; or None."""
 
     norm: Weight
     text: Weight
@@ -44,7 +47,7 @@ class Heads:
 
 @node
 class WorldWeights:
-    """All weights. The vision entries are None in a model of text alone."""
+    """All weights: the vision entries are None without vision, `heads.text` in a tied model."""
 
     text_embed: Weight
     vision_embed: Weight
@@ -61,7 +64,7 @@ def specs(c: World) -> WorldWeights:
         blocks=llama.blocks_specs(c.llama),
         heads=Heads(
             norm=constant((D,), (None,), 1.0),
-            text=dense((D, V), ("embed", "vocab"), fan_in=D),
+            text=None if c.tied else dense((D, V), ("embed", "vocab"), fan_in=D),
             vision=dense((D, U), ("embed", "vocab"), fan_in=D) if U else None,
         ),
     )
@@ -97,6 +100,34 @@ def forward(
     return rms_norm(x, weights.heads.norm, c.llama.norm_eps)
 
 
+def gather_heads(weights: WorldWeights, c: World) -> Heads:
+    """The heads, gathered; in a tied model the text table is the text head."""
+    heads = gather(weights.heads, specs(c).heads)
+    if c.tied:
+        heads = replace(heads, text=gather(weights.text_embed, specs(c).text_embed).T)
+    return heads
+
+
 def read_head(x: Float[Array, "B D"], head: Float[Array, "D V"]) -> Float[Array, "B V"]:
     """Float32 logits of a gathered head for one token a row; all of it on every device."""
     return x.astype(jnp.float32) @ shard(head, None, None).astype(jnp.float32)
+
+
+class Logits(NamedTuple):
+    """What both heads read at every position; `vision` is None in a model of text alone."""
+
+    text: Float[Array, "B T V"]
+    vision: Float[Array, "B T U"] | None
+
+
+def read_heads(x: Float[Array, "B T D"], weights: WorldWeights, c: World) -> Logits:
+    """The float32 logits of every position, the vocabulary divided over `tensor`.
+
+    They are larger than anything else in the model: this is for looking, not for training.
+    """
+    heads, wide = gather_heads(weights, c), x.astype(jnp.float32)
+
+    def read(head: Array) -> Array:
+        return contract("btd,dv->btv", wide, head, "vocab")
+
+    return Logits(read(heads.text), None if heads.vision is None else read(heads.vision))

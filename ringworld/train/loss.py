@@ -16,8 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from ringworld.batch import Batch
 from ringworld.mesh import has_mesh, spec
-from ringworld.models.world import Heads, World, WorldWeights, forward, specs
-from ringworld.params import gather
+from ringworld.models.world import Heads, World, WorldWeights, forward, gather_heads
 
 # Tokens whose logits exist at one time on a device: 1024 x 32000 float32 logits are 125 MiB.
 CHUNK = 1024
@@ -112,7 +111,7 @@ def loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The balanced loss, and the loss of each modality. `vision_share` is b above: LWM's is 0.5."""
     x = forward(weights, batch.tokens, batch.vision, batch.where, c)
-    sums = nll_sums(x, gather(weights.heads, specs(c).heads), batch)
+    sums = nll_sums(x, gather_heads(weights, c), batch)
     text_weight = jnp.sum(jnp.where(batch.target_vision, 0.0, batch.weights))
     vision_weight = jnp.sum(jnp.where(batch.target_vision, batch.weights, 0.0))
     text = sums[0] / jnp.maximum(text_weight, 1e-9)

@@ -1,0 +1,34 @@
+"""What every reader of foreign weights gives: a config, tensors that are read when asked, words.
+
+The language is Hugging Face's, because everybody speaks it: the names of its tensors, the fields of
+its config.json, the half-split rotary order. What a reader cannot say in it does not come in.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ringworld.models.tensors import Read
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A language or world model from elsewhere.
+
+    `config` has the fields of a Hugging Face config.json: `model_type`, `hidden_size`,
+    `num_hidden_layers`, `num_attention_heads`, `num_key_value_heads`, `head_dim`,
+    `intermediate_size`, `rope_theta`, `rope_scaling`, `rms_norm_eps`, `vocab_size`,
+    `tie_word_embeddings`, `max_position_embeddings`, `bos_token_id`, `eos_token_id`, and for a
+    world model `vision`: {"codes": 8192, "codes_per_frame": 256, "rows": 8448}. `tensors` are by
+    Hugging Face name, matrices [out, in], queries and keys in the half-split order; the vision
+    table and head of a world model are `model.embed_vision.weight` and `vision_head.weight`, both
+    [rows, hidden]. `tokenizer` is a whole tokenizer.json; `codec` a folder or file of codec weights
+    that `load_codec` reads.
+    """
+
+    config: dict[str, Any]
+    tensors: Mapping[str, Read]
+    tokenizer: bytes | None = None
+    chat_template: str | None = None
+    codec: Path | None = None

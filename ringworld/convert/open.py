@@ -1,0 +1,159 @@
+"""Any folder or file of weights, opened as a model of ours: its config, and weights still to read.
+
+Nothing is read before it is asked for: a weight is its layers, each a view of a file until it is
+cast and placed, or written.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ringworld.convert.checkpoint import Checkpoint
+from ringworld.convert.hf import CHAT_TEMPLATE, read_hf, read_world
+from ringworld.convert.names import BY_OURS, Name
+from ringworld.convert.vision import split_tables
+from ringworld.errors import InputError
+from ringworld.models.folder import (
+    CODEC,
+    CONFIG,
+    TOKENIZER,
+    load_folder,
+    make_config,
+    read_config,
+)
+from ringworld.models.llama import Llama
+from ringworld.models.tensors import Pieces, Read
+from ringworld.models.world import World, specs
+from ringworld.params import Param, paths
+from ringworld.rope_scaling import Llama3, YaRN
+from ringworld.vocab import Vocabulary
+
+# What some files hold besides the weights, and nobody needs.
+PASSED_OVER = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A model whose weights are still on the disk: `table` has them by our names.
+
+    `home` is the folder that it came from, where what nobody reads here may lie beside it.
+    """
+
+    config: World
+    table: Mapping[str, np.ndarray | Pieces]
+    tokenizer: bytes | None
+    chat_template: str | None
+    codec: Path | None
+    home: Path
+
+
+def open_model(path: Path) -> Opened:
+    """The model of a folder of ours or of Hugging Face's.
+
+    Raises InputError when it is neither, or when a file is missing or broken.
+    """
+    if is_ours(path):
+        return _open_ours(path)
+    checkpoint = split_tables(read_checkpoint(path))
+    config = read_world(checkpoint.config)
+    return Opened(
+        config=config,
+        table=_table(checkpoint, config),
+        tokenizer=checkpoint.tokenizer,
+        chat_template=checkpoint.chat_template,
+        codec=checkpoint.codec,
+        home=path if path.is_dir() else path.parent,
+    )
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """What stands at `path`, by the reader of its format."""
+    if not path.exists():
+        raise InputError(f"there is nothing at {path}: give a folder or a file of weights")
+    return read_hf(path)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether `path` is a folder that this package wrote."""
+    return (path / CONFIG).is_file() and "kind" in read_config(path)
+
+
+def make_world(values: dict[str, Any]) -> World:
+    """The World of a config.json of ours. Raises InputError when a field is unknown or missing."""
+    llama, vocabulary = (_object(values, name) for name in ("llama", "vocabulary"))
+    if scaling := llama.get("rope_scaling"):
+        if not isinstance(scaling, dict):
+            raise InputError(f"rope_scaling in {CONFIG} is not an object: leave it out")
+        llama["rope_scaling"] = make_config(Llama3 if "low_turns" in scaling else YaRN, scaling)
+    parts = {
+        "llama": make_config(Llama, llama),
+        "vocabulary": make_config(Vocabulary, vocabulary),
+    }
+    return make_config(World, values | parts)
+
+
+def _object(values: dict[str, Any], name: str) -> dict[str, Any]:
+    if not isinstance(value := values.get(name), dict):
+        raise InputError(f"{CONFIG} has no object {name}: give the folder of a saved model")
+    return dict(value)
+
+
+def _open_ours(path: Path) -> Opened:
+    kind, values, tensors = load_folder(path)
+    if kind != "world":
+        raise InputError(f"{path} holds a {kind}, not a world model: give the folder of a model")
+    tokenizer, template = path / TOKENIZER, path / CHAT_TEMPLATE
+    return Opened(
+        config=make_world(values),
+        table=tensors,
+        tokenizer=tokenizer.read_bytes() if tokenizer.is_file() else None,
+        chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
+        codec=path / CODEC if (path / CODEC).exists() else None,
+        home=path,
+    )
+
+
+def _table(checkpoint: Checkpoint, config: World) -> dict[str, Pieces]:
+    """The weights by our names, each a read a layer. Raises InputError when names do not fit."""
+    table, known = {}, set()
+    for ours, param in paths(specs(config)).items():
+        name, reads = BY_OURS[ours], []
+        for l in range(param.shape[0] if name.layered else 1):
+            there = name.hugging_face.format(l)
+            if there not in checkpoint.tensors:
+                raise InputError(
+                    f"the weights lack the tensor {there}, which the config asks for: "
+                    "copy all files of the model again"
+                )
+            known.add(there)
+            reads.append(partial(_read, checkpoint.tensors[there], there, name, param))
+        table[ours] = Pieces(param.shape, tuple(reads))
+    if config.tied:
+        known.add(BY_OURS["heads.text"].hugging_face)
+    for there in checkpoint.tensors:
+        if there not in known and not there.endswith(PASSED_OVER):
+            raise InputError(
+                f"the weights hold {there[:80]}, which a model of type "
+                f"{checkpoint.config['model_type']} does not have: use the config they came with"
+            )
+    return table
+
+
+def _read(read: Read, there: str, name: Name, param: Param) -> np.ndarray:
+    """One tensor as one piece of our weight. Raises InputError when it has another shape."""
+    tensor = read()
+    shape = param.shape[1:] if name.layered else param.shape
+    if tensor.shape != (wanted := name.shape_there(shape)):
+        raise InputError(
+            f"the tensor {there} has the shape {tensor.shape} and the config asks for {wanted}: "
+            "use the config that the weights came with"
+        )
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        raise InputError(f"the tensor {there} holds {tensor.dtype}: use weights of floats")
+    piece = name.ours_from(tensor, shape)
+    return piece[None] if name.layered else piece

@@ -1,0 +1,147 @@
+"""Models out: `convert` from anywhere to ours, and from ours to a folder for everybody.
+
+A folder for everybody is what transformers, vLLM and their relatives load as it is. Weights pass
+one at a time and unchanged: what came in as bfloat16 goes out as the same bytes.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ringworld.convert.codec import open_codec, write_codec, write_diffusers
+from ringworld.convert.hf import CHAT_TEMPLATE, INDEX, TOKENIZER_CONFIG, write_config
+from ringworld.convert.names import BY_OURS, Name
+from ringworld.convert.open import Opened, is_ours, open_model
+from ringworld.convert.vision import add_vision, join_tables
+from ringworld.models.folder import CODEC, CONFIG, TENSORS, TOKENIZER, new_folder, write_folder
+from ringworld.models.tensors import Pieces, write_tensors
+
+GENERATION = "generation_config.json"
+# What others wrote about words and sampling, carried along unread.
+CARRIED = (TOKENIZER_CONFIG, "special_tokens_map.json", GENERATION)
+VQGAN_FOLDER = "vqgan"
+# As transformers cuts its own: a file that is too large for some disks helps nobody.
+SHARD_BYTES = 5_000_000_000
+
+
+def convert(
+    src: Path,
+    dst: Path,
+    add_vision: Path | None,
+    announce: Callable[[str], None],
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write the model of `src` to the new folder `dst`, all of it or nothing.
+
+    A folder of ours becomes one for Hugging Face's readers, what comes from elsewhere one of ours.
+    With a codec in `add_vision`, a language model becomes a world model of ours.
+    Raises InputError when `src` cannot be read or `dst` exists.
+    """
+    opened, outwards = open_model(src), add_vision is None and is_ours(src)
+    if add_vision is not None:
+        opened = _seeing(opened, add_vision)
+    with new_folder(dst) as draft:
+        if outwards:
+            write_theirs(draft, opened, shard_bytes)
+        else:
+            write_ours(draft, opened)
+    size = sum(file.stat().st_size for file in dst.rglob("*") if file.is_file())
+    whose = "transformers and its relatives load it" if outwards else "a model of ours"
+    announce(f"wrote {dst}: {whose}, {size / 1e6:.1f} MB")
+
+
+def _seeing(opened: Opened, codec: Path) -> Opened:
+    """The opened language model, able to see with the codec at this path."""
+    config, table, tokenizer = add_vision(
+        opened.config, opened.table, opened.tokenizer, open_codec(codec)[0]
+    )
+    return replace(opened, config=config, table=table, tokenizer=tokenizer, codec=codec)
+
+
+def write_ours(draft: Path, opened: Opened) -> None:
+    """Write a folder of ours into the folder `draft`."""
+    write_folder(draft, "world", opened.config, opened.table)
+    _write_words(draft, opened)
+    if opened.codec is not None:
+        (draft / CODEC).mkdir()
+        write_codec(draft / CODEC, *open_codec(opened.codec))
+
+
+def write_theirs(draft: Path, opened: Opened, shard_bytes: int) -> None:
+    """Write a folder for transformers into the folder `draft`, and the codec for diffusers."""
+    theirs = _theirs(opened.table)
+    if opened.config.vocabulary.codes:
+        theirs = join_tables(theirs)
+    config = write_config(opened.config, next(iter(theirs.values())).dtype().name)
+    _write_json(draft / CONFIG, config)
+    _write_shards(draft, theirs, shard_bytes)
+    _write_words(draft, opened)
+    if not (draft / GENERATION).exists():
+        tokens = {n: v for n, v in config.items() if n in ("bos_token_id", "eos_token_id")}
+        _write_json(draft / GENERATION, {n: v for n, v in tokens.items() if v is not None})
+    if opened.codec is not None:
+        (draft / VQGAN_FOLDER).mkdir()
+        write_diffusers(draft / VQGAN_FOLDER, *open_codec(opened.codec))
+
+
+def _theirs(table: Mapping[str, np.ndarray | Pieces]) -> dict[str, Pieces]:
+    """Our weights by Hugging Face name, layer by layer."""
+    found: dict[tuple[float, str], Pieces] = {}
+    for ours, weight in table.items():
+        name = BY_OURS[ours]
+        shape = weight.shape[1:] if name.layered else weight.shape
+        for l in range(weight.shape[0] if name.layered else 1):
+            there = name.hugging_face.format(l)
+            read = partial(_layer, weight, name, l)
+            order = l if name.layered else -1 if ours.endswith("embed") else math.inf
+            found[order, there] = Pieces(name.shape_there(shape), (read,))
+    return {there: found[order, there] for order, there in sorted(found)}
+
+
+def _layer(weight: np.ndarray | Pieces, name: Name, l: int) -> np.ndarray:
+    whole = weight if isinstance(weight, np.ndarray) else np.concatenate(list(weight))
+    return name.theirs(whole[l] if name.layered else whole)
+
+
+def _write_shards(draft: Path, theirs: Mapping[str, Pieces], shard_bytes: int) -> None:
+    """Write the weights, in one file or in several of at most `shard_bytes` and an index."""
+    shards: list[dict[str, Pieces]] = [{}]
+    total = room = 0
+    for name, weight in theirs.items():
+        size = math.prod(weight.shape) * weight.dtype().itemsize
+        if shards[-1] and size > room:
+            shards.append({})
+        room = shard_bytes - size if not shards[-1] else room - size
+        shards[-1][name] = weight
+        total += size
+    if len(shards) == 1:
+        write_tensors(draft / TENSORS, shards[0])
+        return
+    places = {}
+    for i, shard in enumerate(shards, 1):
+        file = f"model-{i:05}-of-{len(shards):05}.safetensors"
+        write_tensors(draft / file, shard)
+        places |= dict.fromkeys(shard, file)
+    _write_json(draft / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+
+
+def _write_words(draft: Path, opened: Opened) -> None:
+    """Write the tokenizer and the chat template, and carry along what lies beside them."""
+    if opened.tokenizer is not None:
+        (draft / TOKENIZER).write_bytes(opened.tokenizer)
+    if opened.chat_template is not None:
+        (draft / CHAT_TEMPLATE).write_text(opened.chat_template, encoding="utf-8")
+    for file in CARRIED:
+        if (opened.home / file).is_file():
+            shutil.copyfile(opened.home / file, draft / file)
+
+
+def _write_json(file: Path, value: dict[str, Any]) -> None:
+    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,186 @@
+"""Safetensors, read without a copy and written without a whole model in memory.
+
+    8 bytes     the length of the header
+    header      JSON: {name: {"dtype": "BF16", "shape": [rows, columns], "data_offsets": [a, b]}}
+    bytes       the tensors, back to back
+
+A file that is read is checked whole before anything of it is used, and stays on the disk: its
+tensors are views of mapped memory. Format: huggingface/safetensors.
+"""
+
+import json
+import math
+import mmap
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from ringworld.errors import InputError
+
+# The header of a model of 100,000 tensors is 10 MB; parsed, it takes some 30 times as much memory.
+HEADER_BYTES = 16 << 20
+METADATA = "__metadata__"
+DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+Read = Callable[[], np.ndarray]  # one tensor, read or made when it is called
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A weight that is read piece by piece, which follow one another along its first axis."""
+
+    shape: tuple[int, ...]
+    reads: tuple[Read, ...]
+
+    def dtype(self) -> np.dtype:
+        """The dtype of the first piece, which is read for it."""
+        return self.reads[0]().dtype
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (read() for read in self.reads)
+
+
+def read_tensors(file: Path) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file by name, as views of the file.
+
+    Raises InputError when the file is missing, cut short, or says of itself what is not so.
+    """
+    if not file.is_file():
+        raise InputError(f"there is no {file}: give the folder of a saved model")
+    with file.open("rb") as opened:
+        size = file.stat().st_size
+        length = struct.unpack("<Q", opened.read(8))[0] if size >= 8 else 0
+        if not 2 <= length <= min(size - 8, HEADER_BYTES):
+            raise _damaged(file, f"{size} bytes with a header of {length}")
+        header = _parse(file, opened.read(length))
+        data = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    views, end = {}, 0
+    entries = sorted(header.items(), key=lambda entry: _offsets(file, *entry))
+    for name, entry in entries:
+        dtype, shape = _kind(file, name, entry)
+        first, past = _offsets(file, name, entry)
+        count = math.prod(shape)
+        if first != end or past - first != count * dtype.itemsize or 8 + length + past > size:
+            raise _damaged(
+                file,
+                f"the tensor {name} of shape {shape} says it lies at bytes {first} to {past}, and "
+                f"{end} to {end + count * dtype.itemsize} of {size - 8 - length} would be right",
+            )
+        views[name] = np.frombuffer(data, dtype, count, 8 + length + first).reshape(shape)
+        end = past
+    if 8 + length + end != size:
+        raise _damaged(file, f"{size - 8 - length - end} bytes at its end belong to no tensor")
+    return {name: views[name] for name in header}
+
+
+def write_tensors(file: Path, table: Mapping[str, np.ndarray | Pieces]) -> None:
+    """Write a new safetensors file, one piece in memory at a time.
+
+    Raises InputError when the pieces of a weight are not of one dtype, or hold NaN.
+    """
+    header: dict[str, Any] = {METADATA: {"format": "pt"}}
+    dtypes, end = {}, 0
+    for name, weight in table.items():
+        dtypes[name] = weight.dtype() if isinstance(weight, Pieces) else weight.dtype
+        first, end = end, end + math.prod(weight.shape) * dtypes[name].itemsize
+        header[name] = {
+            "dtype": CODES[dtypes[name]],
+            "shape": list(weight.shape),
+            "data_offsets": [first, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("xb") as opened:
+        opened.write(struct.pack("<Q", len(text)) + text)
+        for name, weight in table.items():
+            for piece in weight if isinstance(weight, Pieces) else (weight,):
+                if piece.dtype != dtypes[name]:
+                    raise InputError(
+                        f"the layers of {name} are stored as {dtypes[name]} and {piece.dtype}: "
+                        "convert from a file that holds them all alike"
+                    )
+                check_numbers(name, piece)
+                opened.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+
+
+def check_numbers(name: str, piece: np.ndarray) -> None:
+    """Raise InputError when a weight holds what is not a number. The least of them tells."""
+    if piece.size and np.isnan(piece.min()):
+        raise InputError(f"the tensor {name} holds NaN: use weights of a run that did not diverge")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object that a JSON file holds. Raises InputError when it is not one."""
+    if file.stat().st_size > HEADER_BYTES:
+        raise InputError(f"{file} is longer than {HEADER_BYTES} bytes: it is not a config")
+    try:
+        return _parse_json(file.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{file} is not whole JSON ({error}): copy or save it again") from error
+
+
+def _parse_json(text: bytes) -> dict[str, Any]:
+    """The object that this text says. Raises ValueError when it says none."""
+    try:
+        parsed = json.loads(text.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    if not isinstance(parsed, dict):
+        raise ValueError("it is not an object")
+    return parsed
+
+
+def _damaged(file: Path, what: str) -> InputError:
+    return InputError(f"{file} is damaged or cut short ({what}): copy it again")
+
+
+def _parse(file: Path, text: bytes) -> dict[str, Any]:
+    try:
+        header = _parse_json(text)
+    except ValueError as error:
+        raise _damaged(file, f"its header is not whole JSON: {error}") from error
+    header.pop(METADATA, None)
+    if not all(isinstance(entry, dict) for entry in header.values()):
+        raise _damaged(file, "its header does not describe tensors")
+    return header
+
+
+def _offsets(file: Path, name: str, entry: dict[str, Any]) -> tuple[int, int]:
+    said = entry.get("data_offsets")
+    if not (isinstance(said, list) and len(said) == 2 and _sizes(said)):
+        raise _damaged(file, f"the tensor {name} does not say where it lies")
+    return said[0], said[1]
+
+
+def _kind(file: Path, name: str, entry: dict[str, Any]) -> tuple[np.dtype, tuple[int, ...]]:
+    code, shape = entry.get("dtype"), entry.get("shape")
+    if not isinstance(code, str) or code not in DTYPES:
+        raise InputError(
+            f"the tensor {name} of {file} is stored as {str(code)[:40]}: "
+            f"use weights stored as one of {', '.join(DTYPES)}"
+        )
+    if not (isinstance(shape, list) and len(shape) <= 32 and _sizes(shape)):
+        raise _damaged(file, f"the tensor {name} has no shape")
+    return DTYPES[code], tuple(shape)
+
+
+def _sizes(numbers: list[Any]) -> bool:
+    """Whether all are whole numbers that a file can have."""
+    return all(type(n) is int and 0 <= n < 2**48 for n in numbers)
