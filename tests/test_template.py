@@ -1,6 +1,5 @@
 """Chat templates: what transformers renders, within limits; LWM's forms are as LWM wrote them."""
 
-import json
 import time
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from ringworld.data.template import (
     SIGHT,
     Message,
     TemplateLimits,
-    find_template,
     render,
 )
 from ringworld.data.tokenizer import load_tokenizer
@@ -144,24 +142,6 @@ def test_a_whole_book_goes_through() -> None:
     book = "It was a dark night. 数 " * 200_000
     asked = [{"role": "user", "content": book}]
     assert render(read("llama3"), asked).count("dark") == 200_000
-
-
-# ---- where templates are found
-
-
-def test_a_folder_gives_its_template(tmp_path: Path) -> None:
-    assert find_template(tmp_path) is None
-    names = tmp_path / "tokenizer_config.json"
-    names.write_text(json.dumps({"chat_template": "one"}))
-    assert find_template(tmp_path) == "one"
-    several = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
-    names.write_text(json.dumps({"chat_template": several}))
-    assert find_template(tmp_path) == "d"
-    (tmp_path / "chat_template.jinja").write_text("file")
-    assert find_template(tmp_path) == "file"
-    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="is not UTF-8"):
-        find_template(tmp_path)
 
 
 # ---- LWM's forms

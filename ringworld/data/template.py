@@ -19,11 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from ringworld.data.needle import RULES, SYSTEM
-from ringworld.data.tokenizer import NAMES_FILE, read_names
 from ringworld.errors import InputError
 
 RENDERER = Path(__file__).with_name("renderer.py")
-TEMPLATE_FILE = "chat_template.jinja"
 # One noncharacter of Unicode: no text of a person has it.
 SIGHT = "\ufdd0"
 
@@ -147,22 +145,3 @@ def _ask(bounds: str, request: str, patience: float) -> dict[str, str]:
     except ValueError:
         return {"fault": "time" if done.returncode < 0 else "failed"}
     return answer if isinstance(answer, dict) else {"fault": "failed"}
-
-
-def find_template(folder: Path) -> str | None:
-    """The chat template of a model folder: a file of its own, or one in `tokenizer_config.json`.
-
-    Of several in there it is the one called "default". None when the folder has none. Raises
-    InputError when a file is broken.
-    """
-    file = folder / TEMPLATE_FILE
-    if file.is_file():
-        try:
-            return file.read_text(encoding="utf-8")
-        except ValueError:
-            raise InputError(f"{file} is not UTF-8 text: copy the model again") from None
-    found = read_names(folder / NAMES_FILE).get("chat_template")
-    if isinstance(found, list):
-        named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
-        found = named.get("default")
-    return found if isinstance(found, str) else None

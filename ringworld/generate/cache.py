@@ -34,10 +34,16 @@ class Cache:
 def empty_cache(rows: int, places: int, c: World) -> Cache:
     """A cache of `places` tokens a row that holds nothing: all of it is padding."""
     shape = (c.llama.layers, rows, places, c.llama.kv_heads, c.llama.head_width)
-    nothing = jnp.zeros(shape, COMPUTE[c.llama.dtype])
-    held = shard(nothing, "layers", "batch", "seq", "kv_heads", None)
-    stands = shard(jnp.zeros((rows, places), jnp.int32), "batch", "seq")
-    return Cache(held, held, Where(stands, stands))
+
+    def keys() -> Array:
+        nothing = jnp.zeros(shape, COMPUTE[c.llama.dtype])
+        return shard(nothing, "layers", "batch", "seq", "kv_heads", None)
+
+    def rows_of_zeros() -> Array:
+        return shard(jnp.zeros((rows, places), jnp.int32), "batch", "seq")
+
+    # Four arrays that share nothing: a step may write into each of them.
+    return Cache(keys(), keys(), Where(rows_of_zeros(), rows_of_zeros()))
 
 
 def run_new(
@@ -139,9 +145,8 @@ def widen(cache: Cache, places: int) -> Cache:
 def forget(cache: Cache, length: Int[Array, ""]) -> Cache:
     """The cache without the tokens at positions from `length` on: their places are padding."""
     where = cache.where
-    return replace(
-        cache, where=replace(where, segments=where.segments * (where.positions < length))
-    )
+    kept = jnp.where(where.positions < length, where.segments, 0)
+    return replace(cache, where=replace(where, segments=kept))
 
 
 def extend(

@@ -22,8 +22,7 @@ from ringworld.generate.cache import Cache, empty_cache, extend, forget, read_on
 from ringworld.generate.sample import Sampling, draw_token
 from ringworld.mesh import axis_size, shard
 from ringworld.models.llama import COMPUTE
-from ringworld.models.world import World, WorldWeights, read_head, specs
-from ringworld.params import gather
+from ringworld.models.world import World, WorldWeights, gather_heads, read_head
 
 # Tokens that a device reads between two signs of progress: half a second of a small model's work on
 # two cores, and enough of it that reading the weights costs little.
@@ -184,7 +183,7 @@ def _write(
     stops: tuple[int, ...],
 ) -> tuple[Float[Array, "1 D"], Cache, Int[Array, "steps"], Int[Array, ""]]:
     """Up to `most` of `steps` tokens, of which -1 is none, and how many there are."""
-    head = gather(weights.heads.text, specs(c).heads.text)
+    head = gather_heads(weights, c).text
     root = jax.random.key(seed)
     places = cache.where.positions.shape[1]
     ends = jnp.asarray(stops, jnp.int32)
