@@ -18,7 +18,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 from tokenizers import Tokenizer as Bpe
 
 from ringworld.data.tokenizer import Tokenizer
@@ -83,9 +91,7 @@ def read_sentencepiece(data: bytes, name: str = "the tokenizer.model") -> Tokeni
     try:
         model = parse(data)
     except (Malformed, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{name} is not a SentencePiece model ({error}): copy it again"
-        ) from None
+        raise InputError(f"{name} is not a SentencePiece model ({error}): copy it again") from None
     bpe = _make_bpe(model) if model.kind == BPE else _make_unigram(model)
     texts = [piece.text for piece in model.pieces]
     special = [p.text for p in model.pieces if p.kind in (CONTROL, UNKNOWN)]
@@ -94,6 +100,11 @@ def read_sentencepiece(data: bytes, name: str = "the tokenizer.model") -> Tokeni
     bpe.add_tokens([AddedToken(t, special=False, normalized=False) for t in given])
     ends = (model.names.get(key, -1) for key in ("bos", "eos"))
     bos, eos = (texts[i] if 0 <= i < len(texts) else None for i in ends)
+    if bos is not None:
+        # Models with such a token are trained with it before every text, as LLaMA is.
+        bpe.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, texts.index(bos))]
+        )
     return Tokenizer(bpe, bos=bos, eos=eos)
 
 
@@ -190,10 +201,15 @@ def parse(data: bytes) -> Pieces:
         raise Malformed(f"its kind is {kind} and only unigram (1) and BPE (2) can be read")
     if sum(piece.kind == UNKNOWN for piece in pieces) != 1:
         raise Malformed("it has not one unknown piece")
+    charsmap = _bytes(rules.get(2, b""))
+    # A tree of 4-byte nodes behind its size, then the texts that its leaves point into.
+    nodes = int.from_bytes(charsmap[:4], "little")
+    if charsmap and (nodes % 4 or not 0 < nodes <= len(charsmap) - 4):
+        raise Malformed("its table of characters is damaged")
     return Pieces(
         pieces=tuple(pieces),
         kind=kind,
-        charsmap=_bytes(rules.get(2, b"")),
+        charsmap=charsmap,
         dummy_prefix=bool(_int(rules.get(3, 1))),
         fold_spaces=bool(_int(rules.get(4, 1))),
         escape_spaces=bool(_int(rules.get(5, 1))),
@@ -263,7 +279,9 @@ def _dress(bpe: Bpe, model: Pieces) -> Bpe:
     if model.charsmap:
         steps.append(normalizers.Precompiled(model.charsmap))
     if model.fold_spaces:
-        steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" +"), " ")]
+        # At the end of a text its own way to write a space counts as one.
+        ends = Regex(f"^ +|[ {SPACE}]+$" if model.escape_spaces else "^ +| +$")
+        steps += [normalizers.Replace(ends, ""), normalizers.Replace(Regex(" +"), " ")]
     if model.dummy_prefix:
         steps.append(normalizers.Prepend(" "))
     mark = SPACE if model.escape_spaces else " "
