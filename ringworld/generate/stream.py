@@ -100,20 +100,7 @@ def find_place(position: Int[Array, "B T"], places: int) -> Int[Array, "B T"]:
     return stripe % ring * (places // ring) + stripe // ring * STRIPE + position % STRIPE
 
 
-@partial(jax.jit, static_argnames="c", donate_argnames="cache")
-def _read(
-    weights: WorldWeights,
-    cache: Cache,
-    tokens: Int[Array, "B T"],
-    vision: Bool[Array, "B T"],
-    where: Where,
-    start: Int[Array, ""],
-    last: Int[Array, "B"],
-    c: World,
-) -> tuple[Float[Array, "B D"], Cache]:
-    return read_on(weights, cache, tokens, vision, where, start, last, c)
-
-
+_read = jax.jit(read_on, static_argnames="c", donate_argnames="cache")
 _widen = jax.jit(widen, static_argnames="places")
 _forget = jax.jit(forget, donate_argnames="cache")
 
