@@ -34,6 +34,7 @@ FAMILIES = {
 INDEX = f"{TENSORS}.index.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
+VQGAN_FOLDER = "vqgan"
 # A size that no model reaches: a config with more is broken, and is not worth a try.
 MOST = 2**31
 # What these fields must be where a config has them: this decoder does nothing else.
@@ -54,7 +55,7 @@ def read_world(config: Mapping[str, Any]) -> World:
     Raises InputError when a field is missing or has no sense, or when the architecture is unknown.
     """
     family = config.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(
             f"{CONFIG} describes a model of type {str(family)[:40]}, which is not known here: use "
             f"one of {', '.join(FAMILIES)}"
@@ -143,6 +144,8 @@ def _rope(config: Mapping[str, Any], context: int) -> tuple[float, Scaling | Non
     if not isinstance(rope, dict):
         raise InputError(f"the field rope_scaling of {CONFIG} is not an object: leave it out")
     theta = _number({"rope_theta": THETA} | dict(config) | rope, "rope_theta", float)
+    if theta <= 1:
+        raise InputError(f"the field rope_theta of {CONFIG} is {theta}: RoPE's base is above 1")
     kind = rope.get("rope_type", rope.get("type", "default"))
     trained = _number(rope, "original_max_position_embeddings", int, context)
     if kind == "default":
@@ -250,6 +253,7 @@ def read_hf(path: Path) -> Checkpoint:
         tensors=_read_shards(path),
         tokenizer=_bytes_of(path / TOKENIZER),
         chat_template=_read_template(path),
+        codec=path / VQGAN_FOLDER if (path / VQGAN_FOLDER).is_dir() else None,
     )
 
 
