@@ -12,6 +12,7 @@ import tyro
 from rich.console import Console
 
 from ringworld.codec_recipe import CodecRecipe, run_codec_recipe
+from ringworld.convert.save import convert
 from ringworld.data.fetch import ASSETS, fetch
 from ringworld.demo import run_demo
 from ringworld.errors import InputError
@@ -73,7 +74,25 @@ class Video:
     mesh: MeshShape = field(default_factory=MeshShape)
 
 
-VERBS = {"demo": Demo, "fetch": Fetch, "eval needle": Needle, "generate video": Video}
+@dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Weights from elsewhere into a folder of ours; ours into one that transformers loads."""
+
+    source: Positional[Path]
+    """a folder of ours or of Hugging Face's, a .gguf file, or LWM's beside its config.json"""
+    target: Positional[Path]
+    """the new folder"""
+    add_vision: Path | None = None
+    """a codec with which a language model becomes a world model"""
+
+
+VERBS = {
+    "demo": Demo,
+    "fetch": Fetch,
+    "eval needle": Needle,
+    "generate video": Video,
+    "convert": Convert,
+}
 USAGE = """usage: ringworld VERB ...
 
   demo                                the whole story on a laptop
@@ -81,6 +100,7 @@ USAGE = """usage: ringworld VERB ...
   train RECIPE [--a.b VALUE]          one stage or a chain: {recipes}
   eval needle [MODEL]                 needle accuracy over lengths and depths
   generate video MODEL "WORDS" -o F   a clip from a caption
+  convert SOURCE TARGET               weights in and out; --add-vision CODEC
 
   ringworld VERB --help               every option of a verb
 """
@@ -138,6 +158,8 @@ def act(asked: Any, announce: Callable[[str], None]) -> None:
                 mesh=asked.mesh,
             )
             announce(f"wrote {asked.output}")
+        case Convert():
+            convert(asked.source, asked.target, asked.add_vision, announce)
 
 
 def train(words: list[str], announce: Callable[[str], None]) -> None:

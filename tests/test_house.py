@@ -41,8 +41,9 @@ RANKS = {
             ["layers", "attention", "rope"],
             ["batch"],  # holds attention's `Where`
             ["models"],
-            ["convert"],  # weights on disk, whoever wrote them, are models before they are used
-            ["data", "train", "generate"],
+            ["data", "train"],
+            ["convert"],  # whoever wrote the weights: to what uses them, a folder is a model
+            ["generate"],
             ["evals", "serve", "plan"],
             ["tokenizer_recipe", "codec_recipe"],  # two of the recipes
             ["recipes"],

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ringworld.convert.checkpoint import Checkpoint
+from ringworld.convert.gguf_model import read_gguf
 from ringworld.convert.hf import CHAT_TEMPLATE, read_hf, read_world
+from ringworld.convert.lwm import read_lwm
 from ringworld.convert.names import BY_OURS, Name
 from ringworld.convert.vision import split_tables
 from ringworld.errors import InputError
@@ -33,6 +35,7 @@ from ringworld.params import Param, paths
 from ringworld.rope_scaling import Llama3, YaRN
 from ringworld.vocab import Vocabulary
 
+LWM_FILES = ("streaming_params", "streaming_train_state", "params")
 # What some files hold besides the weights, and nobody needs.
 PASSED_OVER = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
 
@@ -53,9 +56,9 @@ class Opened:
 
 
 def open_model(path: Path) -> Opened:
-    """The model of a folder of ours or of Hugging Face's.
+    """The model of a folder of ours or of Hugging Face's, of a .gguf file or of LWM's file.
 
-    Raises InputError when it is neither, or when a file is missing or broken.
+    Raises InputError when it is none of these, or when a file is missing or broken.
     """
     if is_ours(path):
         return _open_ours(path)
@@ -72,9 +75,21 @@ def open_model(path: Path) -> Opened:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """What stands at `path`, by the reader of its format."""
+    """What stands at `path`, by the reader of its format.
+
+    A folder is Hugging Face's unless LWM's file or a lone .gguf is what it holds.
+    """
     if not path.exists():
         raise InputError(f"there is nothing at {path}: give a folder or a file of weights")
+    if path.is_file():
+        return read_gguf(path) if path.suffix == ".gguf" else read_lwm(path)
+    if not list(path.glob("*.safetensors*")):
+        held = [path / name for name in LWM_FILES if (path / name).is_file()]
+        held = held or sorted(path.glob("*.gguf"))
+        if len(held) == 1:
+            return read_checkpoint(held[0])
+        if held:
+            raise InputError(f"{path} holds {len(held)} models: give the file of one")
     return read_hf(path)
 
 

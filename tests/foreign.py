@@ -1,0 +1,102 @@
+"""Small valid files in the formats of others, written by the libraries that others use."""
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+
+PARITY = Path(__file__).parent / "parity"
+Tree = dict[tuple[str, ...], np.ndarray]
+
+# LWM's names, and the shapes of a model of LAYERS layers.
+LAYERS, WIDTH, HEADS, MLP, VOCAB, ROWS = 2, 8, 2, 12, 16, 260
+LAYER_SHAPES = {
+    ("attention", "wq", "kernel"): (WIDTH, WIDTH),
+    ("attention", "wk", "kernel"): (WIDTH, WIDTH),
+    ("attention", "wv", "kernel"): (WIDTH, WIDTH),
+    ("attention", "wo", "kernel"): (WIDTH, WIDTH),
+    ("feed_forward", "w1", "kernel"): (WIDTH, MLP),
+    ("feed_forward", "w2", "kernel"): (MLP, WIDTH),
+    ("feed_forward", "w3", "kernel"): (WIDTH, MLP),
+    ("attention_norm", "kernel"): (WIDTH,),
+    ("ffn_norm", "kernel"): (WIDTH,),
+}
+LWM_CONFIG = {"num_attention_heads": HEADS, "theta": 1e4, "max_sequence_length": 32}
+
+
+def unpack(name: str, folder: Path) -> Path:
+    """A packed file of the parity data in `folder`, its config beside it."""
+    source = PARITY / name
+    target = folder / source.name.removesuffix(".gz")
+    target.write_bytes(gzip.decompress(source.read_bytes()))
+    (folder / "config.json").write_bytes((source.parent / "config.json").read_bytes())
+    return target
+
+
+# --- msgpack ---------------------------------------------------------------------------------
+
+
+def lwm_tree(rng: np.random.Generator, *, vision: bool, scanned: bool, dtype: Any) -> Tree:
+    """A random model in LWM's names; the numbers do not depend on `scanned`."""
+    tree: Tree = {
+        ("transformer", "wte", "embedding"): rng.normal(size=(VOCAB, WIDTH)),
+        ("transformer", "ln_f", "kernel"): rng.normal(size=(WIDTH,)),
+        ("lm_head", "kernel"): rng.normal(size=(WIDTH, VOCAB)),
+    }
+    if vision:
+        tree["transformer", "vte", "embedding"] = rng.normal(size=(ROWS, WIDTH))
+        tree["vision_head", "kernel"] = rng.normal(size=(WIDTH, ROWS))
+    for name, shape in LAYER_SHAPES.items():
+        stack = rng.normal(size=(LAYERS, *shape))
+        if scanned:
+            tree["transformer", "h", "scan_decoder", *name] = stack
+        else:
+            tree |= {("transformer", "h", str(l), *name): stack[l] for l in range(LAYERS)}
+    return {name: array.astype(dtype) for name, array in tree.items()}
+
+
+def flax_array(array: np.ndarray) -> msgpack.ExtType:
+    """An array as `flax.serialization` writes it."""
+    content = (array.shape, array.dtype.name, array.tobytes())
+    return msgpack.ExtType(3 if array.ndim == 0 else 1, msgpack.packb(content))
+
+
+def flax_value(array: np.ndarray, chunk: int | None = None) -> Any:
+    """An array, in parts of `chunk` numbers if there are more, as flax does from 2^30 bytes on."""
+    if chunk is None or array.size <= chunk:
+        return flax_array(array)
+    parts = [array.ravel()[i : i + chunk] for i in range(0, array.size, chunk)]
+    return {
+        "__msgpack_chunked_array__": True,
+        "shape": {str(i): n for i, n in enumerate(array.shape)},
+        "chunks": {str(i): flax_array(part) for i, part in enumerate(parts)},
+    }
+
+
+def streaming(tree: Tree, *, chunk: int | None = None) -> bytes:
+    """A tree as LWM's StreamingCheckpointer writes it."""
+    packer = msgpack.Packer()
+    entries = ((name, msgpack.packb(flax_value(array, chunk))) for name, array in tree.items())
+    return b"".join(packer.pack(entry) for entry in entries)
+
+
+def flax(tree: Tree) -> bytes:
+    """A tree as `flax.serialization.to_bytes` writes it."""
+    nested: dict[str, Any] = {}
+    for (*folders, last), array in tree.items():
+        place = nested
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[last] = flax_value(array)
+    return msgpack.packb(nested)
+
+
+def training_state(tree: Tree) -> Tree:
+    """A whole state as LWM saves it: the parameters, a step, and the optimiser's moments."""
+    state: Tree = {("step",): np.array(7, np.int32), ("opt_state", "0", "count"): np.array(7)}
+    for name, array in tree.items():
+        state["params", "params", *name] = array
+        state["opt_state", "0", "mu", "params", *name] = np.zeros_like(array)
+    return state

@@ -1,0 +1,162 @@
+"""Weights in and out: nothing is lost, nothing is half-written, and text stays text to the bit."""
+
+import json
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from foreign import PARITY, unpack
+from tiny_hf import write_tiny
+
+from ringworld.convert.save import convert
+from ringworld.errors import InputError
+from ringworld.generate.model import load_model
+from ringworld.models.folder import load_folder
+from ringworld.models.tensors import read_tensors
+from ringworld.recipes import NANO
+
+# What the original code and ours may differ by: other sums of the same float32 products.
+PARITY_ERROR = 2e-4
+CODEC = NANO / "codec"
+FAMILIES = {
+    "llama": {},
+    "tied": {"tie_word_embeddings": True},
+    "qwen2": {"model_type": "qwen2", "use_sliding_window": False, "sliding_window": 16},
+    "qwen3": {"model_type": "qwen3", "head_dim": 16},
+    "mistral": {"model_type": "mistral", "sliding_window": 16},
+    "scaled": {
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        }
+    },
+}
+TOKENS = np.random.default_rng(0).integers(3, 280, (2, 24)).astype(np.int32)
+
+
+def quiet(_: str) -> None:
+    """Say nothing."""
+
+
+def out_and_back(src: Path, folder: Path, shard_bytes: int = 5_000_000_000) -> Path:
+    """The Hugging Face folder that `src` becomes on its way through ours."""
+    convert(src, folder / "ours", None, quiet)
+    convert(folder / "ours", folder / "theirs", None, quiet, shard_bytes)
+    return folder / "theirs"
+
+
+def tensors_of(folder: Path) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found |= read_tensors(file)
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float32])
+def test_in_and_out_again_is_equal_to_the_byte(tmp_path: Path, family: str, dtype: type):
+    tensors = write_tiny(tmp_path / "src", dtype, **FAMILIES[family])
+    again = tensors_of(out_and_back(tmp_path / "src", tmp_path, 10_000))
+    assert set(again) == set(tensors)
+    for name, tensor in tensors.items():
+        assert again[name].dtype == tensor.dtype == dtype
+        assert again[name].tobytes() == tensor.tobytes(), name
+    said = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    asked = json.loads((tmp_path / "src" / "config.json").read_text())
+    assert {field: said.get(field) for field in asked} == asked | (
+        {"sliding_window": None} if family == "qwen2" else {}
+    )
+
+
+def test_what_lies_beside_the_weights_goes_along(tmp_path: Path):
+    write_tiny(tmp_path / "src")
+    theirs = out_and_back(tmp_path / "src", tmp_path)
+    for file in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
+        assert (theirs / file).read_bytes() == (tmp_path / "src" / file).read_bytes()
+
+
+def test_shards_are_no_larger_than_asked_and_an_index_says_what_is_where(tmp_path: Path):
+    tensors = write_tiny(tmp_path / "src")
+    theirs = out_and_back(tmp_path / "src", tmp_path, 24_000)
+    index = json.loads((theirs / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in tensors.values())
+    shards = {file: read_tensors(theirs / file) for file in set(index["weight_map"].values())}
+    assert len(shards) > 2
+    assert all(sum(t.nbytes for t in held.values()) <= 24_000 for held in shards.values())
+    assert all(name in shards[file] for name, file in index["weight_map"].items())
+    (theirs / min(shards)).unlink()
+    with pytest.raises(InputError, match="there is no .*-00001-of"):
+        load_model(theirs)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_text_logits_are_the_same_bits_when_vision_is_added(tmp_path: Path, tied: bool):
+    write_tiny(tmp_path / "src", np.float32, tie_word_embeddings=tied)
+    convert(tmp_path / "src", tmp_path / "world", CODEC, quiet)
+    before, after = load_model(tmp_path / "src"), load_model(tmp_path / "world")
+    looked, saw = before.logits(TOKENS), after.logits(TOKENS)
+    np.testing.assert_array_equal(looked.text, saw.text)
+    words = after.config.vocabulary
+    assert (words.codes, words.codes_per_frame, words.vision_rows) == (512, 64, 768)
+    assert looked.vision is None and saw.vision.shape == (2, 24, 768)
+    assert after.tokenizer.id("<vision>") < words.text
+    vectors = np.asarray(after.weights.vision_embed)
+    np.testing.assert_allclose(vectors.std(), np.asarray(after.weights.text_embed).std(), rtol=0.05)
+    assert after.seeing.config == load_model(NANO).seeing.config
+    with pytest.raises(InputError, match="sees already"):
+        convert(tmp_path / "world", tmp_path / "twice", CODEC, quiet)
+
+
+def test_a_world_goes_out_as_one_language_model_and_comes_back_to_the_bit(tmp_path: Path):
+    theirs = tmp_path / "theirs"
+    convert(NANO, theirs, None, quiet)
+    config, words = json.loads((theirs / "config.json").read_text()), load_model(NANO).config
+    rows = words.vocabulary.text + words.vocabulary.vision_rows
+    assert config["architectures"] == ["LlamaForCausalLM"] and config["vocab_size"] == rows
+    shown = tensors_of(theirs)
+    assert shown["model.embed_tokens.weight"].shape == shown["lm_head.weight"].shape
+    assert shown["lm_head.weight"].shape == (rows, words.llama.model)
+    convert(theirs, tmp_path / "again", None, quiet)
+    first, second = load_folder(NANO)[2], load_folder(tmp_path / "again")[2]
+    assert set(first) == set(second)
+    for name, tensor in first.items():
+        assert tensor.tobytes() == second[name].tobytes(), name
+
+
+def test_a_failed_conversion_leaves_nothing(tmp_path: Path):
+    tensors = write_tiny(tmp_path / "src")
+    data = bytearray((tmp_path / "src" / "model.safetensors").read_bytes())
+    at = data.find(tensors["model.norm.weight"].tobytes())
+    data[at : at + 2] = np.array(np.nan, ml_dtypes.bfloat16).tobytes()
+    (tmp_path / "src" / "model.safetensors").write_bytes(data)
+    with pytest.raises(InputError, match=r"heads\.norm holds NaN"):
+        convert(tmp_path / "src", tmp_path / "dst", None, quiet)
+    with pytest.raises(InputError, match=r"heads\.norm holds NaN"):
+        load_model(tmp_path / "src")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["src"]
+    (tmp_path / "dst").mkdir()
+    with pytest.raises(InputError, match="exists already"):
+        convert(tmp_path / "src", tmp_path / "dst", None, quiet)
+
+
+@pytest.mark.parametrize("name", ["lwm_text", "lwm_vision"])
+def test_lwm_becomes_ours_and_then_what_transformers_loads(tmp_path: Path, name: str):
+    (tmp_path / "src").mkdir()
+    file = unpack(f"{name}/streaming_params.gz", tmp_path / "src")
+    theirs = out_and_back(file, tmp_path)
+    expected = np.load(PARITY / name / "expected.npz")
+    for path in (file, tmp_path / "ours", theirs):
+        found = load_model(path).logits(
+            expected["input_ids"],
+            modality=expected["vision_mask"] if name == "lwm_vision" else None,
+            positions=expected["positions"],
+        )
+        if name == "lwm_text":
+            assert np.abs(np.asarray(found.text) - expected["logits"]).max() <= PARITY_ERROR
+        else:
+            picked = np.asarray(found.vision)[..., expected["vision_columns"]]
+            assert np.abs(picked - expected["vision_logits"]).max() <= PARITY_ERROR
