@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from ringworld.convert.codecs import _diffusers_name, _lwm_name, load_any_codec, their_names
+from ringworld.convert.codecs import diffusers_name, load_any_codec, lwm_name, their_names
 from ringworld.errors import InputError
 from ringworld.models.folder import save_folder
 from ringworld.models.vqgan import LWM, VQGAN, Weights, decode, encode, specs
@@ -38,7 +38,7 @@ FIELDS = {
 def write_diffusers(folder: Path, config: VQGAN, weights: Weights, **fields: Any) -> Path:
     """A folder as diffusers' `VQModel.save_pretrained` writes it."""
     (folder / "config.json").write_text(json.dumps(FIELDS | fields))
-    names = their_names(config, _diffusers_name)
+    names = their_names(config, diffusers_name)
     tensors = {names[ours]: np.asarray(array) for ours, array in paths(weights).items()}
     turned = {
         name: np.ascontiguousarray(array.transpose(3, 2, 0, 1)) if array.ndim == 4 else array
@@ -72,7 +72,7 @@ def test_a_folder_of_diffusers_is_the_codec_that_was_written(tmp_path):
 
 def test_names_are_those_that_lwm_and_diffusers_publish():
     """From the listings of LWM's `vqgan` and of aMUSEd-512's vqvae."""
-    lwm, diffusers = their_names(LWM, _lwm_name), their_names(LWM, _diffusers_name)
+    lwm, diffusers = their_names(LWM, lwm_name), their_names(LWM, diffusers_name)
     for ours, in_lwm, in_diffusers in [
         ("codebook", "quantize/embeddings", "quantize.embedding.weight"),
         ("to_code.kernel", "quant_conv/kernel", "quant_conv.weight"),
@@ -176,7 +176,7 @@ def lwm_tree() -> dict[str, Any]:
     """A small codec of LWM's, as nested dicts."""
     config = replace(TINY, channels=32, groups=32)
     tree: dict[str, Any] = {}
-    names = their_names(config, _lwm_name)
+    names = their_names(config, lwm_name)
     for ours, array in paths(init(specs(config), 0)).items():
         *folders, last = names[ours].split("/")
         place = tree

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
+from lwm_7b import LWM_7B
 
 from ringworld.attention import attend
 from ringworld.attention.mask import Where
@@ -17,7 +18,7 @@ from ringworld.mesh import MeshShape, named_sharding
 from ringworld.models.llama import Llama
 from ringworld.models.world import World
 from ringworld.plan.aot import Report, compile_step, describe_mesh, report
-from ringworld.vocab import LWM, Vocabulary
+from ringworld.vocab import Vocabulary
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs `pip install -e .[tpu]`"
@@ -37,20 +38,6 @@ SMALL = World(
         dtype="bfloat16",
     ),
     vocabulary=Vocabulary(text=512, bos=1, eos=2),
-)
-LWM_7B = World(
-    llama=Llama(
-        layers=32,
-        model=4096,
-        mlp=11008,
-        heads=32,
-        kv_heads=32,
-        head_width=128,
-        context=2**20,
-        rope_theta=5e7,
-        dtype="bfloat16",
-    ),
-    vocabulary=LWM,
 )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from lwm_7b import LWM_7B
 
 from ringworld import attention, params
 from ringworld.attention.block import BLOCKWISE
@@ -32,7 +33,7 @@ from ringworld.train.loss import loss, nll_sums
 from ringworld.train.optimizer import AdamW, make_optimizer
 from ringworld.train.state import start
 from ringworld.train.step import make_step
-from ringworld.vocab import LWM, Vocabulary
+from ringworld.vocab import Vocabulary
 
 CONTEXT = 64
 VOCABULARY = Vocabulary(text=32, bos=1, eos=2, codes=6, codes_per_frame=4, vision_rows=16)
@@ -48,20 +49,6 @@ TINY = World(
         rope_theta=100.0,
     ),
     vocabulary=VOCABULARY,
-)
-LWM_7B = World(
-    llama=Llama(
-        layers=32,
-        model=4096,
-        mlp=11008,
-        heads=32,
-        kv_heads=32,
-        head_width=128,
-        context=2**20,
-        rope_theta=5e7,
-        dtype="bfloat16",
-    ),
-    vocabulary=LWM,
 )
 ONE = MeshShape()
 RING = MeshShape(seq=8)
