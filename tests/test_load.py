@@ -16,6 +16,7 @@ from tiny_hf import CONFIG, write_tiny
 import ringworld
 from ringworld import InputError, make_mesh
 from ringworld.batch import Batch
+from ringworld.convert import open as open_module
 from ringworld.convert.hf import FAMILIES, read_world
 from ringworld.generate.model import Model
 from ringworld.mesh import shard
@@ -257,3 +258,18 @@ def test_bin_weights_are_refused_because_they_are_programs(tmp_path: Path):
         ringworld.load(tmp_path / "model")
     with pytest.raises(InputError, match="there is nothing at"):
         ringworld.load(tmp_path / "absent")
+
+
+def test_the_name_of_a_fetched_model_stands_for_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+
+    def fetch(name: str) -> Path:
+        fetched.append(name)
+        return tmp_path / "model.gguf"
+
+    monkeypatch.setattr(open_module, "fetch", fetch)
+    with pytest.raises(InputError, match="model.gguf"):
+        open_module.open_model(Path("smollm2-135m"))
+    assert fetched == ["smollm2-135m"]

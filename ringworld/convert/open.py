@@ -19,6 +19,7 @@ from ringworld.convert.hf import CHAT_TEMPLATE, read_hf, read_world
 from ringworld.convert.lwm import read_lwm
 from ringworld.convert.names import BY_OURS, Name
 from ringworld.convert.vision import split_tables
+from ringworld.data.fetch import MODELS, fetch
 from ringworld.errors import InputError
 from ringworld.models.folder import (
     CODEC,
@@ -58,8 +59,10 @@ class Opened:
 def open_model(path: Path) -> Opened:
     """The model of a folder of ours or of Hugging Face's, of a .gguf file or of LWM's file.
 
-    Raises InputError when it is none of these, or when a file is missing or broken.
+    The name of a model that `fetch` knows stands for its file, which is brought if need be. Raises InputError when it is none of these, or when a file is missing or broken.
     """
+    if not path.exists() and str(path) in MODELS:
+        path = fetch(str(path))
     if is_ours(path):
         return _open_ours(path)
     checkpoint = split_tables(read_checkpoint(path))
@@ -80,7 +83,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     A folder is Hugging Face's unless LWM's file or a lone .gguf is what it holds.
     """
     if not path.exists():
-        raise InputError(f"there is nothing at {path}: give a folder or a file of weights")
+        raise InputError(
+            f"there is nothing at {path}: give a folder or a file of weights, or fetch's name of a "
+            f"model ({', '.join(MODELS)})"
+        )
     if path.is_file():
         return read_gguf(path) if path.suffix == ".gguf" else read_lwm(path)
     if not list(path.glob("*.safetensors*")):

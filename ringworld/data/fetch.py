@@ -111,6 +111,7 @@ ASSETS: dict[str, Asset] = {
         licence="Apache-2.0, Hugging Face",
     ),
 }
+MODELS = tuple(name for name, asset in ASSETS.items() if asset.target.endswith(".gguf"))
 
 
 def fetch(name: str) -> Path:
