@@ -59,7 +59,8 @@ class Opened:
 def open_model(path: Path) -> Opened:
     """The model of a folder of ours or of Hugging Face's, of a .gguf file or of LWM's file.
 
-    The name of a model that `fetch` knows stands for its file, which is brought if need be. Raises InputError when it is none of these, or when a file is missing or broken.
+    The name of a model that `fetch` knows stands for its file, which is brought if need be. Raises
+    InputError when it is none of these, or when a file is missing or broken.
     """
     if not path.exists() and str(path) in MODELS:
         path = fetch(str(path))
