@@ -25,22 +25,29 @@ TILE = 256
 Tiles = tuple[Queries, Keys, Ends]  # the tiles of one key head, and the ends of its keys
 
 
-def _walk_heads(walk: Callable[[Tiles, Any], Any], queries: Queries, keys: Keys, rest: Any) -> Any:
-    """`walk(tiles, rest)` for one key head of one row after another.
+def _walk_heads(
+    walk: Callable[[Tiles, Any, Any], Any], queries: Queries, keys: Keys, known: Any, sums: Any
+) -> Any:
+    """`sums = walk(tiles, known, sums)` for one key head of one row after another.
 
-    The tiles of a head are queries `[I, G, t, H]` and keys `[J, s, H]`; so is what `rest` holds.
+    The tiles of a head are queries `[I, G, t, H]` and keys `[J, s, H]`; so is what `known` and
+    `sums` hold. A head is taken out and its sums are put back in place: no array is turned.
     """
 
-    def walk_row(row: tuple[Queries, Keys, Ends, Any]) -> Any:
-        queries, keys, ends, rest = row
+    def walk_row(row: tuple[Queries, Keys, Ends, Any, Any]) -> Any:
+        queries, keys, ends, known, sums = row
 
-        def walk_head(head: tuple[Array, Array, Array, Any]) -> Any:
-            q, k, v, rest = _widen(head)
-            return walk((replace(queries, q=q), replace(keys, k=k, v=v), ends), rest)
+        def walk_head(head: Array, sums: Any) -> Any:
+            q, k, v, of_head = _widen(_at((queries.q, keys.k, keys.v, known), head, 1))
+            tiles = replace(queries, q=q), replace(keys, k=k, v=v), ends
+            more = walk(tiles, of_head, _at(sums, head, 1))
+            return jax.tree.map(
+                lambda x, y: lax.dynamic_update_index_in_dim(x, y, head, 1), sums, more
+            )
 
-        return _swap(lax.map(walk_head, _swap((queries.q, keys.k, keys.v, rest))))
+        return lax.fori_loop(0, keys.k.shape[1], walk_head, sums)
 
-    return lax.map(walk_row, (queries, keys, ends_of_keys(keys.where), rest))
+    return lax.map(walk_row, (queries, keys, ends_of_keys(keys.where), known, sums))
 
 
 def _widen(tree: Any) -> Any:
@@ -51,18 +58,14 @@ def _widen(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree) if platform() == "cpu" else tree
 
 
-def _swap(tree: Any) -> Any:
-    return jax.tree.map(lambda x: x.swapaxes(0, 1), tree)
-
-
 def _choose(queries: Ends, keys: Ends) -> Int[Array, ""]:
     """0: the pair is empty, 1: it needs the mask, 2: it is whole."""
     live = may_see(queries, keys).astype(jnp.int32)
     return live + live * sees_all(queries, keys).astype(jnp.int32)
 
 
-def _at(tree: Any, j: Array) -> Any:
-    return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, j, keepdims=False), tree)
+def _at(tree: Any, j: Array, axis: int = 0) -> Any:
+    return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, j, axis, keepdims=False), tree)
 
 
 def _see_tile(partial: Partial, scores: Float[Array, "G t s"], v: Float[Array, "s H"]) -> Partial:
@@ -77,7 +80,7 @@ def _see_tile(partial: Partial, scores: Float[Array, "G t s"], v: Float[Array, "
 
 def see(queries: Queries, keys: Keys, partials: Partial) -> Partial:
     """What the queries know after these keys too. `partials` has the tiles of the queries."""
-    return _walk_heads(_see_head, queries, keys, partials)
+    return _walk_heads(lambda tiles, _, sums: _see_head(tiles, sums), queries, keys, (), partials)
 
 
 def _see_head(tiles: Tiles, partials: Partial) -> Partial:
@@ -134,13 +137,13 @@ def _pull_tile(
 
 def pull(queries: Queries, keys: Keys, saved: Saved, grads: Grads) -> Grads:
     """`grads` with these keys' share: dq `[B, I, K, G, t, H]`, dk and dv `[B, J, K, s, H]`."""
-    return _walk_heads(_pull_head, queries, keys, (saved, grads))
+    return _walk_heads(_pull_head, queries, keys, saved, grads)
 
 
-def _pull_head(tiles: Tiles, rest: tuple[Saved, Grads]) -> Grads:
+def _pull_head(tiles: Tiles, saved: Saved, grads: Grads) -> Grads:
     """The key tiles of one head, walked for one query tile after another."""
     queries, keys, ends = tiles
-    saved, (dq, dk, dv) = rest
+    dq, dk, dv = grads
     no_keys = jnp.zeros_like(dk[0]), jnp.zeros_like(dv[0])
 
     def walk(sums: tuple[Array, Array], tile: tuple[Queries, Saved, Array]) -> tuple[Any, Array]:
