@@ -140,7 +140,7 @@ def test_a_folder_that_holds_a_vqgan_is_lwms(tmp_path):
         ({"norm_num_groups": 3}, "3 groups do not divide"),
         ({"num_vq_embeddings": 9}, "codebook"),
         ({"layers_per_block": 2}, "lack the tensor"),
-        ({"block_out_channels": [4, 8, 8]}, "shape"),
+        ({"block_out_channels": [4, 8, 8]}, "which"),
     ],
 )
 def test_a_config_that_does_not_fit_is_one_sentence(tmp_path, fields, said):
