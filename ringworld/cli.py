@@ -29,7 +29,9 @@ from ringworld.errors import InputError
 from ringworld.evals.inspect import tell, write_page
 from ringworld.evals.measure import measure_needles
 from ringworld.evals.needle import Grid
+from ringworld.evals.perplexity import Perplexity, measure_perplexity
 from ringworld.generate.ask import draw_video
+from ringworld.generate.chat import Chat, chat
 from ringworld.generate.sample import Sampling
 from ringworld.mesh import MeshShape
 from ringworld.recipes import NANO, RECIPES, find_recipe, run_recipe
@@ -189,6 +191,24 @@ class Convert:
         convert(self.source, self.target, self.add_vision, announce)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Talk(Chat):
+    """Talk with a model about documents, pictures and films."""
+
+    def act(self, announce: Announce) -> None:
+        """Talk."""
+        chat(self, announce)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossByPosition(Perplexity):
+    """What a context costs or gains: the loss of a text by position, plain and stretched."""
+
+    def act(self, announce: Announce) -> None:
+        """Measure."""
+        measure_perplexity(self, announce)
+
+
 class Verb(Protocol):
     """What a verb is: a dataclass whose fields are its options, and what it does."""
 
@@ -204,6 +224,8 @@ VERBS: dict[str, tuple[type[Verb], str, str]] = {
     "data inspect": (Inspect, "FOLDER", "what shards hold, hashes compared"),
     "data qa": (Questions, "DOCUMENTS", "questions about documents, from an endpoint"),
     "eval needle": (Needle, "[MODEL]", "needle accuracy over lengths and depths"),
+    "eval perplexity": (LossByPosition, "MODEL --text F", "loss by position, plain and stretched"),
+    "chat": (Talk, 'MODEL ["QUESTION"]', "talk, about a document, pictures or a film"),
     "generate video": (Video, 'MODEL "WORDS" -o F', "a clip from a caption"),
     "convert": (Convert, "SOURCE TARGET", "weights in and out; --add-vision CODEC"),
 }

@@ -16,6 +16,7 @@ from ringworld.recipes import RECIPES, Recipe, demo, nano_base
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
+READING = (ROOT / "docs" / "reading.md").read_text(encoding="utf-8")
 TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 
 
@@ -76,8 +77,8 @@ def test_every_command_is_in_the_readme() -> None:
         assert f"ringworld {verb} " in shown
 
 
-def test_the_tree_of_the_readme_is_the_package() -> None:
-    tree = next(block for block in blocks(README, "") if block.startswith("ringworld/"))
+def test_the_tree_of_the_reading_page_is_the_package() -> None:
+    tree = next(block for block in blocks(READING, "") if block.startswith("ringworld/"))
     named, folder = set(), ""
     for line in tree.splitlines():
         if opened := re.match(r" *(\w+)/ ", line):

@@ -5,19 +5,17 @@ thousand frames does; what is held is a batch of frames and the codes so far, wh
 a film.
 """
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from ringworld.data.codec import BATCH, Codec
 from ringworld.data.example import Example, frames, join, text
-from ringworld.data.media import read_image, stream_video
+from ringworld.data.media import read_image, stream_clip
+from ringworld.data.pick import Pick
 from ringworld.data.spec import Sampling
 from ringworld.data.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary
@@ -86,19 +84,13 @@ def stream_frames(media: Media, size: int) -> Iterator[tuple[float, UInt8[np.nda
         yield 0.0, read_image(media.source, size=size)
         return
     rules = media.sampling
-    span: dict[str, Any] = {"start": rules.video_start, "end": rules.video_end}
-    rate, wanted = rules.fps, None
-    if rules.bounds != (None, None):
-        heard: list[float] = []
-        dots = stream_video(media.source, fps=rate, size=1, on_length=heard.append, **span)
-        found = sum(1 for _ in dots)
-        low, high = rules.bounds
-        wanted = min(max(found, low or found), high or found)
-        if wanted != found:
-            end = min(rules.video_end or math.inf, heard[0] if heard else math.nan)
-            seconds = end - rules.video_start
-            rate = wanted / (found / rate if math.isnan(seconds) else seconds)
-    yield from islice(stream_video(media.source, fps=rate, size=size, **span), wanted)
+    pick = Pick(start=rules.video_start, end=rules.video_end)
+    if rules.num_frames:
+        pick = replace(pick, num_frames=rules.num_frames)
+    else:
+        low, high = rules.min_frames, rules.max_frames
+        pick = replace(pick, fps=rules.fps, min_frames=low, max_frames=high)
+    yield from stream_clip(media.source, pick, size=size)
 
 
 def wrap(

@@ -103,7 +103,7 @@ def inspect_shards(folder: Path, *, context: int, samples: int) -> Inspection:
     shards.check_tokenizer(folder / TOKENIZER)
     text_counts, code_counts = count_tokens(shards)
     lengths = shards.lengths
-    plan = plan_rows(lengths.tolist(), context)
+    plan = plan_rows(lengths, context)
     order = np.argsort(-text_counts, kind="stable")[:SHOWN_TOKENS]
     return Inspection(
         folder=str(folder),

@@ -117,7 +117,7 @@ def _train(story: Story) -> str:
     return section(
         "Train",
         "The same program goes on with longer rows, stage after stage; the base of the rotary "
-        "positions grows with the context, and the ring divides each row.",
+        "positions is what their law gives for the longest, and the ring divides each row.",
         figure(
             join([element("p", *legend, class_="legend"), draw_losses(story.stages)]),
             f"Loss a token against tokens trained, {tokens:,} in all (M: millions). "

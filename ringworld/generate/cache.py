@@ -5,6 +5,7 @@ device writes its tokens of a chunk behind those it has. A new token is written 
 its position has in that order. Nothing is ever moved.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -33,10 +34,16 @@ class Cache:
 def empty_cache(rows: int, places: int, c: World) -> Cache:
     """A cache of `places` tokens a row that holds nothing: all of it is padding."""
     shape = (c.llama.layers, rows, places, c.llama.kv_heads, c.llama.head_width)
-    nothing = jnp.zeros(shape, COMPUTE[c.llama.dtype])
-    held = shard(nothing, "layers", "batch", "seq", "kv_heads", None)
-    stands = shard(jnp.zeros((rows, places), jnp.int32), "batch", "seq")
-    return Cache(held, held, Where(stands, stands))
+
+    def keys() -> Array:
+        nothing = jnp.zeros(shape, COMPUTE[c.llama.dtype])
+        return shard(nothing, "layers", "batch", "seq", "kv_heads", None)
+
+    def rows_of_zeros() -> Array:
+        return shard(jnp.zeros((rows, places), jnp.int32), "batch", "seq")
+
+    # Four arrays that share nothing: a step may write into each of them.
+    return Cache(keys(), keys(), Where(rows_of_zeros(), rows_of_zeros()))
 
 
 def run_new(
@@ -77,16 +84,14 @@ def prefill(
     Rows are dealt in stripes and read `chunk` tokens at a time (which divides S), in order: no
     activation is longer than a chunk.
     """
-    out = spec(None, None) if has_mesh() else None
+    own_places = chunk // axis_size("seq")
 
     def read_chunk(
         carry: tuple[Array, Cache], chunk: tuple[Array, Array, Array, Where]
     ) -> tuple[tuple[Array, Cache], None]:
         (picked, cache), (i, tokens, vision, where) = carry, chunk
         x, new = run_new(weights, cache, tokens, vision, where, c)
-        ends = (where.positions == last[:, None]) & (where.segments > 0)
-        picked += jnp.einsum("bs,bsd->bd", ends.astype(x.dtype), x, out_sharding=out)
-        return (picked, _append(cache, new, i)), None
+        return (picked + _pick(x, where, last), _append(cache, new, i * own_places)), None
 
     rows, places = tokens.shape
     chunks = jax.tree.map(lambda x: _cut_chunks(x, places // chunk), (tokens, vision, where))
@@ -96,6 +101,52 @@ def prefill(
     (picked, cache), _ = lax.scan(read_chunk, start, (steps, *chunks))
     x = rms_norm(picked[:, None], weights.heads.norm, c.llama.norm_eps)
     return x[:, 0], cache
+
+
+def read_on(
+    weights: WorldWeights,
+    cache: Cache,
+    tokens: Int[Array, "B T"],
+    vision: Bool[Array, "B T"],
+    where: Where,
+    start: Int[Array, ""],
+    last: Int[Array, "B"],
+    c: World,
+) -> tuple[Float[Array, "B D"], Cache]:
+    """The normed residual stream at position `last`, 0 if it is not here, and the longer cache.
+
+    The tokens are one chunk in stripes, which each device writes from its own place `start` on. Of
+    a chunk that is not full the rest is padding, and what the cache holds there stays.
+    """
+    x, new = run_new(weights, cache, tokens, vision, where, c)
+    picked = rms_norm(_pick(x, where, last)[:, None], weights.heads.norm, c.llama.norm_eps)
+    return picked[:, 0], _append(cache, new, start)
+
+
+def widen(cache: Cache, places: int) -> Cache:
+    """The cache with room for `places` tokens a row: each device adds to the end of its part."""
+    more = places // axis_size("seq")
+
+    def local(cache: Cache) -> Cache:
+        def pad(x: Array, axis: int) -> Array:
+            widths = [(0, 0)] * x.ndim
+            widths[axis] = (0, more - x.shape[axis])
+            return jnp.pad(x, widths)
+
+        stands = jax.tree.map(partial(pad, axis=1), cache.where)
+        return Cache(pad(cache.k, 2), pad(cache.v, 2), stands)
+
+    if not has_mesh():
+        return local(cache)
+    held = _specs("seq")
+    return jax.shard_map(local, in_specs=(held,), out_specs=held)(cache)
+
+
+def forget(cache: Cache, length: Int[Array, ""]) -> Cache:
+    """The cache without the tokens at positions from `length` on: their places are padding."""
+    where = cache.where
+    kept = jnp.where(where.positions < length, where.segments, 0)
+    return replace(cache, where=replace(where, segments=kept))
 
 
 def extend(
@@ -129,21 +180,33 @@ def _cut_chunks(x: Shaped[Array, "B S"], count: int) -> Shaped[Array, "n B S/n"]
     return jax.shard_map(local, in_specs=spec("batch", "seq"), out_specs=cut)(x)
 
 
-def _append(cache: Cache, new: Cache, i: Int[Array, ""]) -> Cache:
-    """The cache with chunk i written: each device puts its part behind the chunks before."""
+def _pick(x: Float[Array, "B T D"], where: Where, last: Int[Array, "B"]) -> Float[Array, "B D"]:
+    """Each row's token at position `last` on every device, or 0 if it is not among these."""
+    out = spec(None, None) if has_mesh() else None
+    ends = (where.positions == last[:, None]) & (where.segments > 0)
+    return jnp.einsum("bs,bsd->bd", ends.astype(x.dtype), x, out_sharding=out)
 
-    def local(cache: Cache, new: Cache, i: Array) -> Cache:
+
+def _append(cache: Cache, new: Cache, start: Int[Array, ""]) -> Cache:
+    """The cache with a chunk written from each device's place `start` on, but for its padding."""
+
+    def local(cache: Cache, new: Cache, start: Array) -> Cache:
+        real = new.where.segments > 0
+
         def put(held: Array, coming: Array, axis: int) -> Array:
-            start = i * coming.shape[axis]
-            return lax.dynamic_update_slice_in_dim(held, coming, start, axis)
+            there = lax.dynamic_slice_in_dim(held, start, coming.shape[axis], axis)
+            mask = real if axis == 1 else real[None, :, :, None, None]
+            return lax.dynamic_update_slice_in_dim(
+                held, jnp.where(mask, coming, there), start, axis
+            )
 
         stands = jax.tree.map(partial(put, axis=1), cache.where, new.where)
         return Cache(put(cache.k, new.k, 2), put(cache.v, new.v, 2), stands)
 
     if not has_mesh():
-        return local(cache, new, i)
+        return local(cache, new, start)
     held = _specs("seq")
-    return jax.shard_map(local, in_specs=(held, held, spec()), out_specs=held)(cache, new, i)
+    return jax.shard_map(local, in_specs=(held, held, spec()), out_specs=held)(cache, new, start)
 
 
 def _write(cache: Cache, new: Cache, places: Int[Array, "B T"]) -> Cache:

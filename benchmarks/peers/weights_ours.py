@@ -1,0 +1,53 @@
+"""Worker: our own loading, chunked prefill and streamed decoding, on one device."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers.model_work import WRITTEN, draw_prompt
+from benchmarks.protocol import Prepared, serve
+from ringworld.data.example import text
+from ringworld.generate.model import load_model
+from ringworld.generate.sample import Sampling
+from ringworld.generate.stream import Tape, read_tape, start_tape, write_tape
+
+
+def prepare(request: dict[str, Any]) -> Prepared:
+    """The model of the folder, and the work that is asked for."""
+    began = time.perf_counter()
+    model = load_model(Path(request["folder"]))
+    model.weights.text_embed.block_until_ready()
+    loaded = time.perf_counter() - began
+    given, c = text(draw_prompt(request["length"]), 0.0), model.config
+
+    def read() -> Tape:
+        return read_tape(model.weights, start_tape(c), given, c)
+
+    def write(tape: Tape) -> tuple[list[int], Tape]:
+        ids: list[int] = []
+        while len(ids) < WRITTEN:
+            most = WRITTEN - len(ids)
+            more, tape = write_tape(
+                model.weights, tape, c, most=most, seed=0, sampling=Sampling(), stops=()
+            )
+            ids += more
+        return ids, tape
+
+    held = [read()]
+    last, length = np.asarray(held[0].x), held[0].length
+    if request["work"] == "prefill":
+        return Prepared(read, [loaded, *last[0, :4].tolist()])
+
+    def again() -> list[int]:
+        ids, tape = write(held.pop())
+        held.append(replace(tape, x=last, length=length))
+        return ids
+
+    return Prepared(again, [loaded, *map(float, again()[:4])])
+
+
+if __name__ == "__main__":
+    serve(prepare)

@@ -1,0 +1,249 @@
+"""Perplexity of a text by position: what a longer context is worth, and what stretching costs.
+
+The text is cut into passages of `context` tokens, each read as one document from position 0 on
+(behind the tokens that the model wants before every text). The loss of predicting each token is
+kept by the token's position, so the curve shows where a rotary that was not trained so far breaks.
+Rows are divided over the ring as in training, and read in chunks of positions for the logits: the
+logits of all tokens never exist.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from tyro.conf import Positional
+
+from ringworld.attention.layout import deal, invert, striped_order
+from ringworld.attention.mask import Where
+from ringworld.data.tokenizer import Tokenizer
+from ringworld.errors import InputError
+from ringworld.evals.heatmap import name_length
+from ringworld.files import whole
+from ringworld.generate.model import load_model
+from ringworld.generate.stretch import Rule, stretch
+from ringworld.mesh import MeshShape, axis_size, has_mesh, make_mesh, shard, spec
+from ringworld.models.world import World, WorldWeights, forward, gather_heads
+
+Announce = Callable[[str], None]
+# Tokens of a device whose logits exist at one time: 256 x 49152 float32 are 50 MB.
+LOGITS = 256
+# The first bucket; each is twice as long as the one before, as positions are told apart by ratio.
+FIRST_BUCKET = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perplexity:
+    """Loss of a text by position, at one context under several rules of stretching."""
+
+    model: Positional[Path]
+    text: Path
+    """a UTF-8 text file; a long one the model has not seen"""
+    context: int = 2048
+    rules: tuple[Rule, ...] = ("plain",)
+    """how RoPE is stretched where the context exceeds the model's: plain theta ntk yarn"""
+    passages: int = 8
+    """the most passages that are read, spread evenly over the text"""
+    folder: Path = Path("runs/perplexity")
+    mesh: MeshShape = field(default_factory=MeshShape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Mean loss in nats of the tokens in each bucket of positions `[start, past)`."""
+
+    rule: str
+    context: int
+    tokens: int
+    perplexity: float
+    buckets: tuple[tuple[int, int], ...]
+    losses: tuple[float, ...]
+
+
+def cut_passages(
+    ids: Int[np.ndarray, "n"], opening: Sequence[int], context: int, most: int
+) -> Int[np.ndarray, "B T"]:
+    """Rows of `context` tokens: the opening, then text, spread evenly without overlap.
+
+    Raises InputError when the text is shorter than one row.
+    """
+    length = context - len(opening)
+    count = min(len(ids) // max(length, 1), most)
+    if length < 2 or count < 1:
+        raise InputError(
+            f"the text has {len(ids):,} tokens and a passage needs {max(length, 2):,}: give a "
+            "longer text or a shorter --context"
+        )
+    starts = np.linspace(0, len(ids) - length, count).astype(np.int64)
+    rows = [np.concatenate([opening, ids[start : start + length]]) for start in starts]
+    return np.stack(rows).astype(np.int32)
+
+
+def make_buckets(context: int) -> tuple[tuple[int, int], ...]:
+    """Buckets that double: 0 to 128, 128 to 256, 256 to 512, ... to the context."""
+    edges = [0, FIRST_BUCKET]
+    while edges[-1] < context:
+        edges.append(2 * edges[-1])
+    return tuple((a, min(b, context)) for a, b in zip(edges, edges[1:], strict=False))
+
+
+@partial(jax.jit, static_argnames="c")
+def _measure(
+    weights: WorldWeights,
+    tokens: Int[Array, "B T"],
+    targets: Int[Array, "B T"],
+    where: Where,
+    c: World,
+) -> Float[Array, "B T"]:
+    """The loss of predicting each place's target, in the order of the places."""
+    x = forward(weights, tokens, jnp.zeros_like(tokens, bool), where, c)
+    head = gather_heads(weights, c).text
+    head = shard(head, None, None)
+
+    def local(x: Array, targets: Array, head: Array) -> Array:
+        return _read_losses(x, targets, head)
+
+    if not has_mesh():
+        return local(x, targets, head)
+    rows = spec("batch", "seq")
+    places = (spec("batch", "seq", None), rows, spec(None, None))
+    return jax.shard_map(local, in_specs=places, out_specs=rows)(x, targets, head)
+
+
+def _read_losses(
+    x: Float[Array, "B T D"], targets: Int[Array, "B T"], head: Float[Array, "D V"]
+) -> Float[Array, "B T"]:
+    """-log p of each target, from the logits of some tokens at a time; sizes are local."""
+    flat, wanted = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
+    pad = -len(flat) % LOGITS
+    flat = jnp.pad(flat, ((0, pad), (0, 0))).reshape(-1, LOGITS, x.shape[-1])
+    wanted = jnp.pad(wanted, (0, pad)).reshape(-1, LOGITS)
+
+    def some(chunk: tuple[Array, Array]) -> Array:
+        x, targets = chunk
+        logits = x.astype(jnp.float32) @ head.astype(jnp.float32)
+        told = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+        return jax.nn.logsumexp(logits, axis=-1) - told
+
+    losses = lax.map(some, (flat, wanted)).reshape(-1)
+    return losses[: targets.size].reshape(targets.shape)
+
+
+def measure_losses(
+    weights: WorldWeights, rows: Int[np.ndarray, "B T"], c: World
+) -> Float[np.ndarray, "B T-1"]:
+    """The loss of each token of each row but the first, on the mesh that is set.
+
+    Rows are read one after another, divided over `seq`.
+    """
+    length, ring = rows.shape[1], axis_size("seq")
+    order = striped_order(length, ring)
+    back = invert(order, length)
+
+    def place(x: np.ndarray) -> Array:
+        return shard(jnp.asarray(deal(x[None].astype(np.int32), order)), "batch", "seq")
+
+    where = Where(place(np.arange(length)), place(np.ones(length)))
+    losses = []
+    for row in rows:
+        targets = np.append(row[1:], 0)
+        found = np.asarray(_measure(weights, place(row), place(targets), where, c))[0]
+        losses.append(found[back][:-1])
+    return np.stack(losses)
+
+
+def make_curve(losses: Float[np.ndarray, "B T"], opening: int, rule: str, context: int) -> Curve:
+    """The mean loss by position; what the tokens of the opening cost is left out."""
+    positions = np.arange(1, losses.shape[1] + 1)
+    told = positions >= max(opening, 1)
+    buckets = make_buckets(context)
+    inside = [told & (positions >= start) & (positions < past) for start, past in buckets]
+    return Curve(
+        rule=rule,
+        context=context,
+        tokens=int(told.sum()) * len(losses),
+        perplexity=float(np.exp(min(losses[:, told].mean(), 700.0))),
+        buckets=buckets,
+        losses=tuple(float(losses[:, mask].mean()) for mask in inside),
+    )
+
+
+def run_perplexity(
+    weights: WorldWeights,
+    c: World,
+    words: Tokenizer,
+    written: str,
+    config: Perplexity,
+    announce: Announce,
+) -> list[Curve]:
+    """A curve for each rule. `weights` may lie on a mesh that is set.
+
+    Raises InputError when the text is too short, or the mesh divides the batch.
+    """
+    if axis_size("data") * axis_size("fsdp") > 1:
+        raise InputError("passages are read one by one: use a mesh of seq and tensor")
+    ids = np.asarray(words.encode(written), np.int32)
+    opening = words.opening
+    rows, curves = cut_passages(ids, opening, config.context, config.passages), []
+    for rule in config.rules:
+        losses = measure_losses(weights, rows, stretch(c, config.context, rule))
+        curves.append(make_curve(losses, len(opening), rule, config.context))
+        announce(
+            f"perplexity: {rule} at {config.context:,} tokens: {curves[-1].perplexity:.3f}, and "
+            f"{math.exp(min(curves[-1].losses[-1], 700.0)):.3f} in its last bucket"
+        )
+    return curves
+
+
+def draw_curves(curves: Sequence[Curve], trained: int, title: str) -> bytes:
+    """A PNG of loss by position, a line for each rule and context."""
+    figure = Figure(figsize=(6.4, 4.0), dpi=144)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for curve in curves:
+        middles = [math.sqrt(max(start, 1) * past) for start, past in curve.buckets]
+        label = f"{curve.rule}, {name_length(curve.context)}: {curve.perplexity:.2f}"
+        axes.plot(middles, curve.losses, marker="o", label=label)
+    axes.axvline(trained, color="grey", linestyle=":", label=f"trained to {name_length(trained)}")
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("position (tokens)")
+    axes.set_ylabel("loss (nats a token)")
+    axes.set_title(title)
+    axes.legend(title="rule, context: perplexity")
+    out = BytesIO()
+    figure.savefig(out, format="png", bbox_inches="tight")
+    return out.getvalue()
+
+
+def measure_perplexity(config: Perplexity, announce: Announce) -> list[Curve]:
+    """The curves of a model, also as `perplexity.json` and `perplexity.png` in `config.folder`.
+
+    Raises InputError when a file cannot be used, or the text is shorter than the context.
+    """
+    try:
+        written = config.text.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{config.text} is no UTF-8 text that can be read: check it") from None
+    with jax.set_mesh(make_mesh(**asdict(config.mesh))):
+        model = load_model(config.model)
+        weights = model.placed()
+        curves = run_perplexity(weights, model.config, model.tokenizer, written, config, announce)
+    trained = model.config.llama.context
+    told = {"model": str(config.model), "text": config.text.name, "trained": trained}
+    with whole(config.folder / "perplexity.json") as draft:
+        body = {**told, "curves": [asdict(curve) for curve in curves]}
+        draft.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+    with whole(config.folder / "perplexity.png") as draft:
+        draft.write_bytes(draw_curves(curves, trained, f"{config.model.name}: {config.text.name}"))
+    announce(f"wrote {config.folder / 'perplexity.json'} and {config.folder / 'perplexity.png'}")
+    return curves
