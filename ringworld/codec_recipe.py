@@ -317,7 +317,7 @@ def measure(codec: Codec, unseen: Mapping[str, Frames], sheet: Path, announce: A
     write_sheet(rows, sheet)
 
 
-def choose_shown(frames: Frames) -> Frames:
+def choose_shown(frames: Frames) -> UInt8[np.ndarray, "_ Y X 3"]:
     """`SHOWN` of the frames, evenly chosen; the same one again where there are fewer."""
     return frames[np.linspace(0, len(frames) - 1, SHOWN).astype(int)]
 
