@@ -12,7 +12,12 @@ import jax
 import tyro
 from rich.console import Console
 
-from ringworld.codec_recipe import CodecRecipe, run_codec_recipe
+from ringworld.codec_recipe import (
+    CodecRecipe,
+    FolderCodecRecipe,
+    run_codec_recipe,
+    run_folder_recipe,
+)
 from ringworld.convert.save import convert
 from ringworld.data.build import Engine, build
 from ringworld.data.fetch import ASSETS, fetch
@@ -280,6 +285,8 @@ def train(words: list[str], announce: Announce) -> None:
     )
     if isinstance(recipe, CodecRecipe):
         done = run_codec_recipe(recipe, folder, announce)
+    elif isinstance(recipe, FolderCodecRecipe):
+        done = run_folder_recipe(recipe, folder, announce)
     elif isinstance(recipe, TokenizerRecipe):
         done = run_tokenizer_recipe(recipe, folder, announce)
     elif isinstance(recipe, ShardRecipe):

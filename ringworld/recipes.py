@@ -2,6 +2,7 @@
 
 nano_tokenizer   what turns text into ids (`ringworld.tokenizer_recipe`)
 nano_codec       the shipped codec (`ringworld.codec_recipe`)
+folder_codec     a codec of your own films and pictures (`ringworld.codec_recipe`)
 nano_base        the shipped model: text first, then the world, from fresh weights, at 1K
 demo             the shipped model grown from 1K to 4K to 16K over a ring of eight
 shards           a model trained on token shards (`ringworld.shard_recipe`)
@@ -14,7 +15,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ringworld.codec_recipe import CodecRecipe, nano_codec
+from ringworld.codec_recipe import CodecRecipe, FolderCodecRecipe, folder_codec, nano_codec
 from ringworld.data.codec import load_codec
 from ringworld.data.corpus import draw_clips, read_film, read_shelf
 from ringworld.data.fetch import fetch
@@ -141,10 +142,11 @@ def demo() -> Recipe:
     )
 
 
-AnyRecipe = Recipe | CodecRecipe | TokenizerRecipe | ShardRecipe
+AnyRecipe = Recipe | CodecRecipe | FolderCodecRecipe | TokenizerRecipe | ShardRecipe
 RECIPES: dict[str, Callable[[], AnyRecipe]] = {
     "nano-tokenizer": nano_tokenizer,
     "nano-codec": nano_codec,
+    "folder-codec": folder_codec,
     "nano-base": nano_base,
     "demo": demo,
     "shards": shards,

@@ -13,6 +13,7 @@ from ringworld.models.vqgan import VQGAN
 from ringworld.train.codec import (
     CodecTraining,
     Tally,
+    count,
     follow,
     make_codec_step,
     perplexity,
@@ -92,8 +93,9 @@ def test_only_dead_codes_are_revived_and_onto_latents_of_the_batch():
 
 
 def test_perplexity_counts_equally_used_codes():
-    assert perplexity(jnp.zeros((1, 4, 4), jnp.int32), 16) == pytest.approx(1)
-    assert perplexity(jnp.arange(16).reshape(1, 4, 4) % 8, 16) == pytest.approx(8, rel=1e-5)
+    assert perplexity(count(jnp.zeros((1, 4, 4), jnp.int32), 16)) == pytest.approx(1)
+    codes = jnp.arange(16).reshape(1, 4, 4) % 8
+    assert perplexity(count(codes, 16)) == pytest.approx(8, rel=1e-5)
 
 
 def test_psnr_is_in_decibels():

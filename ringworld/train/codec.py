@@ -5,11 +5,12 @@ each code moves to the running mean of the latents put to it (van den Oord et al
 appendix A.1). A code that nearly no latent chooses is *dead* and starts again at a latent of the
 batch; since a fresh codebook is dead nearly everywhere, the first step fills it from the data.
 Rounding sets in gradually, so that the networks have something to say before the codes must say it.
+Who judges the pictures beside their pixels is in `judges`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,19 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from ringworld.errors import InputError
+from ringworld.models import vgg
 from ringworld.models.vqgan import VQGAN, Weights, latents, paint, quantise, specs
 from ringworld.params import Weight, init, node
+from ringworld.train.judges import (
+    PIXELS_ALONE,
+    Critic,
+    Judges,
+    evenness,
+    listen,
+    perceive,
+    start_critic,
+    teach,
+)
 from ringworld.train.state import TrainState
 
 Metrics = dict[str, Float[Array, ""]]
@@ -73,6 +85,7 @@ class CodecMemory:
 
     moments: Any
     tally: Tally
+    critic: Critic | None = None
 
 
 def make_optimizer(training: CodecTraining) -> optax.GradientTransformation:
@@ -87,62 +100,114 @@ def make_optimizer(training: CodecTraining) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(training.clip), optax.adam(rate, b2=0.99))
 
 
-def start_codec(config: VQGAN, training: CodecTraining) -> TrainState:
+def start_codec(
+    config: VQGAN, training: CodecTraining, judges: Judges = PIXELS_ALONE
+) -> TrainState:
     """The state before the first step, the same for a seed."""
     weights: Any = init(specs(config), training.seed)
     moments = make_optimizer(training).init(weights)
     counts = jnp.zeros((config.codebook,), jnp.float32)
     sums = jnp.zeros((config.codebook, config.width), jnp.float32)
     tally = Tally(counts, sums)
-    return TrainState(jnp.zeros((), jnp.int32), weights, CodecMemory(moments, tally))
+    critic = start_critic(judges, training.seed)
+    return TrainState(jnp.zeros((), jnp.int32), weights, CodecMemory(moments, tally, critic))
 
 
-def codec_loss(
+class Drawn(NamedTuple):
+    """What a codec makes of a batch: the pictures, not clipped, and the commitment loss."""
+
+    pixels: Float[Array, "Z Y X C"]
+    commitment: Float[Array, ""]
+
+
+def redraw(
     weights: Weights,
     pixels: Float[Array, "Z Y X C"],
     step: Int[Array, ""],
     config: VQGAN,
     training: CodecTraining,
-) -> tuple[Float[Array, ""], tuple[Float[Array, "Z y x E"], Int[Array, "Z y x"], Metrics]]:
-    """The loss, and beside it the latents, their codes and the metrics.
+) -> tuple[Drawn, tuple[Float[Array, "Z y x E"], Int[Array, "Z y x"]]]:
+    """The batch through the codec, as far rounded as the step asks; the latents and their codes.
 
-    loss = s |error|^2 + (1 - s) |error| + commitment |latent - code|^2, means over all numbers,
-    where the part of the error that is no change of brightness is first stretched by `colour`.
+    The commitment loss is the mean of |latent - code|^2.
     """
     vectors = latents(weights, pixels, config)
     rounded, codes = quantise(vectors, weights.codebook)
     firmness = jnp.minimum((step + 1).astype(jnp.float32) / training.soften, 1.0)
-    error = paint(weights, vectors + firmness * (rounded - vectors), config) - pixels
+    drawn = paint(weights, vectors + firmness * (rounded - vectors), config)
+    commitment = jnp.mean(jnp.square(vectors - jax.lax.stop_gradient(rounded)))
+    return Drawn(drawn, commitment), (vectors, codes)
+
+
+def codec_loss(
+    drawn: Drawn,
+    pixels: Float[Array, "Z Y X C"],
+    config: VQGAN,
+    training: CodecTraining,
+    judges: Judges,
+    features: vgg.Weights | None,
+) -> tuple[Float[Array, ""], Metrics]:
+    """The loss but for the critic's part, and the metrics.
+
+    loss = s |error|^2 + (1 - s) |error| + commitment |latent - code|^2, means over all numbers,
+    where the part of the error that is no change of brightness is first stretched by `colour`; and
+    the weighted unlikeness of the features.
+    """
+    error = drawn.pixels - pixels
     grey = jnp.mean(error, axis=-1, keepdims=True)
     felt = grey + training.colour * (error - grey)
     square, absolute = jnp.mean(jnp.square(felt)), jnp.mean(jnp.abs(felt))
-    commitment = jnp.mean(jnp.square(vectors - jax.lax.stop_gradient(rounded)))
+    unlike, perceived = perceive(features, drawn.pixels, pixels, judges)
     share = training.squared
-    loss = share * square + (1 - share) * absolute + config.commitment * commitment
+    loss = share * square + (1 - share) * absolute + config.commitment * drawn.commitment + unlike
     metrics = {
         "loss": loss,
         "square": square,
         "absolute": absolute,
-        "commitment": commitment,
+        "commitment": drawn.commitment,
         "psnr": psnr(jnp.mean(jnp.square(error)) / 4),
     }
-    return loss, (vectors, codes, metrics)
+    return loss, metrics | perceived
 
 
 def codec_step(
-    state: TrainState, pixels: Float[Array, "Z Y X C"], config: VQGAN, training: CodecTraining
+    state: TrainState,
+    pixels: Float[Array, "Z Y X C"],
+    config: VQGAN,
+    training: CodecTraining,
+    judges: Judges = PIXELS_ALONE,
+    features: vgg.Weights | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One step: the gradient moves the networks, the latents move the codebook.
 
     Metrics: the parts of the loss, `psnr` in dB, `grad_norm` before the clip, `perplexity` (how
-    many equally used codes would be as varied as this batch's), `used` (the share of codes that
-    are alive) and `revived` (how many started again).
+    many equally used codes would be as varied as this batch's) and `running_perplexity` (as the
+    running counts), `used` (the share of codes that are alive) and `revived` (how many started
+    again). Of a critic: `opinion` (what it says of the drawn pictures, on average), its weight
+    `critic_weight`, its loss and the share of patches that it tells rightly, `told`.
     """
     memory: CodecMemory = state.optimizer
-    gradient_of = jax.value_and_grad(codec_loss, has_aux=True)
-    (_, (vectors, codes, metrics)), gradient = gradient_of(
-        state.weights, pixels, state.step, config, training
+    drawn, pull, (vectors, codes) = jax.vjp(
+        lambda weights: redraw(weights, pixels, state.step, config, training),
+        state.weights,
+        has_aux=True,
     )
+    loss_of = jax.value_and_grad(codec_loss, has_aux=True)
+    (loss, metrics), felt = loss_of(drawn, pixels, config, training, judges, features)
+    critic = memory.critic
+    if critic is not None:
+        heard = listen(critic, drawn.pixels, state.step, judges)
+        wish = Drawn(heard.wish, jnp.zeros_like(felt.commitment))
+        ours, its = (_last_kernel(pull(part)) for part in (felt, wish))
+        weight = evenness(ours, its, state.step, judges)
+        felt = jax.tree.map(lambda all_others, its: all_others + weight * its, felt, wish)
+        critic, learned = teach(critic, pixels, drawn.pixels, state.step, judges)
+        metrics |= learned | {
+            "loss": loss + weight * heard.loss,
+            "opinion": -heard.loss,
+            "critic_weight": weight,
+        }
+    (gradient,) = pull(felt)
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer counts
         updates, moments = make_optimizer(training).update(gradient, memory.moments, state.weights)
     moved: Any = optax.apply_updates(state.weights, updates)
@@ -151,19 +216,33 @@ def codec_step(
     book = tally.sums / jnp.maximum(tally.counts, jnp.finfo(jnp.float32).tiny)[:, None]
     metrics = metrics | {
         "grad_norm": optax.tree.norm(gradient),
-        "perplexity": perplexity(codes, config.codebook),
+        "perplexity": perplexity(count(codes, config.codebook)),
+        "running_perplexity": perplexity(followed.counts),
         "used": 1 - jnp.mean(dead.astype(jnp.float32)),
         "revived": jnp.sum(dead).astype(jnp.float32),
     }
     weights = replace(moved, codebook=book)
-    return TrainState(state.step + 1, weights, CodecMemory(moments, tally)), metrics
+    return TrainState(state.step + 1, weights, CodecMemory(moments, tally, critic)), metrics
+
+
+def _last_kernel(gradient: tuple[Weights]) -> Float[Array, "Y X C D"]:
+    return gradient[0].decoder.conv_out.kernel
 
 
 def make_codec_step(
-    config: VQGAN, training: CodecTraining
+    config: VQGAN,
+    training: CodecTraining,
+    judges: Judges = PIXELS_ALONE,
+    features: vgg.Weights | None = None,
 ) -> Callable[[TrainState, Float[Array, "Z Y X C"]], tuple[TrainState, Metrics]]:
     """`codec_step` compiled, as `ringworld.train.loop.fit` takes it; the old state is used up."""
-    return jax.jit(lambda state, x: codec_step(state, x, config, training), donate_argnums=0)
+    step = jax.jit(
+        lambda state, pixels, features: codec_step(
+            state, pixels, config, training, judges, features
+        ),
+        donate_argnums=0,
+    )
+    return lambda state, pixels: step(state, pixels, features)
 
 
 def follow(
@@ -174,7 +253,7 @@ def follow(
 ) -> Tally:
     """The running sums of the codes moved towards those of a batch."""
     flat, chosen, keep = vectors.reshape(-1, vectors.shape[-1]), codes.reshape(-1), training.decay
-    hits = jnp.zeros_like(tally.counts).at[chosen].add(1.0)
+    hits = count(codes, tally.counts.shape[0])
     sums = jnp.zeros_like(tally.sums).at[chosen].add(flat)
     return Tally(
         counts=keep * tally.counts + (1 - keep) * hits,
@@ -202,9 +281,14 @@ def revive(
     return Tally(counts, jnp.where(dead[:, None], even * picks, tally.sums)), dead
 
 
-def perplexity(codes: Int[Array, "Z y x"], size: int) -> Float[Array, ""]:
-    """How many equally used codes are as varied as these: exp of their entropy, 1 to `size`."""
-    shares = jnp.zeros((size,), jnp.float32).at[codes.reshape(-1)].add(1 / codes.size)
+def count(codes: Int[Array, "Z y x"], size: int) -> Float[Array, "U"]:
+    """How often each of `size` codes stands in a batch."""
+    return jnp.zeros((size,), jnp.float32).at[codes.reshape(-1)].add(1.0)
+
+
+def perplexity(counts: Float[Array, "U"]) -> Float[Array, ""]:
+    """How many equally used codes are as varied as these: exp of their entropy, from 1 to U."""
+    shares = counts / jnp.sum(counts)
     return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(shares, shares)))
 
 
