@@ -1,6 +1,7 @@
 """Files that are whole or absent, and disks that fill up or fail, said in one sentence."""
 
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -47,6 +48,25 @@ def whole(path: Path) -> Generator[Path, None, None]:
             os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Generator[None, None, None]:
+    """Hold the folder for this process; the system lets go when it dies, in any way.
+
+    Makes the folder. Raises InputError when another process has it.
+    """
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "lock").touch()
+    with open(folder / "lock") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"another run is at work in {folder}: wait for it, or use another folder"
+            ) from None
+        yield
 
 
 def check_space(folder: Path, needed: int) -> None:

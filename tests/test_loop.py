@@ -163,7 +163,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
     train(tmp_path, 4, 4)
     with open(tmp_path / "lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another process is training in"):
+        with pytest.raises(InputError, match="another run is at work in"):
             train(tmp_path, 8, 4)
     train(tmp_path, 8, 4)
 

@@ -39,9 +39,10 @@ from ringworld.data.contexts import TEMPLATE_ROOM, Verdict, put_together
 from ringworld.data.endpoint import Budget, Client, Endpoint
 from ringworld.data.pairs import Pair, Rejected, messages, qa_example, read_pair
 from ringworld.data.qa import QA, run_qa
-from ringworld.data.replies import Replies, alone_in
+from ringworld.data.replies import Replies
 from ringworld.data.tokenizer import Tokenizer, load_tokenizer
 from ringworld.errors import InputError
+from ringworld.files import alone_in
 from ringworld.recipes import NANO
 
 ROOT = Path(__file__).resolve().parent.parent

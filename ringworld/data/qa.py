@@ -42,10 +42,10 @@ from ringworld.data.pairs import (
     request_body,
     turn_length,
 )
-from ringworld.data.replies import Replies, alone_in
+from ringworld.data.replies import Replies
 from ringworld.data.tokenizer import Tokenizer, load_tokenizer
 from ringworld.errors import InputError
-from ringworld.files import whole
+from ringworld.files import alone_in, whole
 
 ROWS, PAIRS, REPORT, CACHE = "questions.jsonl", "pairs.jsonl", "report.json", "cache"
 # Chunks that wait in line for each thread, so that one slow reply does not idle the others.

@@ -6,17 +6,13 @@ absent; a damaged one is absent. The first two hex digits name its folder, so th
 are 256 folders of four thousand.
 """
 
-import fcntl
 import hashlib
 import json
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 
 from ringworld.data.completion import Reply
-from ringworld.errors import InputError
-from ringworld.files import whole, writing_to
+from ringworld.files import whole
 
 
 class Replies:
@@ -44,19 +40,3 @@ class Replies:
     def _path(self, body: bytes) -> Path:
         name = hashlib.sha256(body).hexdigest()
         return self.folder / name[:2] / f"{name}.json"
-
-
-@contextmanager
-def alone_in(folder: Path) -> Generator[None, None, None]:
-    """Hold the folder for this process. Raises InputError when another has it."""
-    with writing_to(folder):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (folder / ".lock").touch()
-    with open(folder / ".lock") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                f"another run is at work in {folder}: wait for it, or use another folder"
-            ) from None
-        yield

@@ -4,7 +4,6 @@ A batch is a pure function of its step, and the state is all that a step changes
 killed and started again takes the same steps, to the last bit, as one that was not.
 """
 
-import fcntl
 import signal
 import threading
 import time
@@ -18,7 +17,7 @@ from typing import Any
 import jax
 
 from ringworld.errors import InputError
-from ringworld.files import writing_to
+from ringworld.files import alone_in
 from ringworld.train.checkpoint import FOLDER, Checkpoints
 from ringworld.train.metrics import MetricsLog
 from ringworld.train.state import TrainState, is_finite, outline
@@ -66,7 +65,7 @@ def fit(
     checkpoints = Checkpoints(
         folder=folder / FOLDER, keep=loop.keep, milestones=loop.milestones, announce=announce
     )
-    with _alone_in(folder):
+    with alone_in(folder) if jax.process_index() == 0 else nullcontext():
         checkpoints.prepare()
         state = checkpoints.restore(outline(state), identity) or state
         start = int(state.step)
@@ -155,22 +154,3 @@ def _stop_signal() -> Generator[threading.Event, None, None]:
         yield stop
     finally:
         give_back()
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Generator[None, None, None]:
-    """Hold the folder's lock, which the system drops when the process dies in any way."""
-    if jax.process_index() > 0:
-        yield
-        return
-    with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "lock").touch()
-    with open(folder / "lock") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                f"another process is training in {folder}: wait for it or use another folder"
-            ) from None
-        yield
