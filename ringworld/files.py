@@ -58,8 +58,8 @@ def alone_in(folder: Path) -> Generator[None, None, None]:
     """
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "lock").touch()
-    with open(folder / "lock") as lock:
+        (folder / ".lock").touch()
+    with open(folder / ".lock") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

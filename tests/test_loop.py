@@ -161,7 +161,7 @@ def test_another_models_folder_is_refused(tmp_path: Path) -> None:
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
     train(tmp_path, 4, 4)
-    with open(tmp_path / "lock") as lock:
+    with open(tmp_path / ".lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another run is at work in"):
             train(tmp_path, 8, 4)
