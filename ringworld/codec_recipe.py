@@ -35,7 +35,7 @@ from ringworld.data.pixels import PixelMix, held_out, pixel_batches, to_bytes, t
 from ringworld.data.shapes import draw, sample_scene
 from ringworld.errors import InputError
 from ringworld.files import whole
-from ringworld.models.folder import save_folder
+from ringworld.models.folder import CODEC, save_folder
 from ringworld.models.patchgan import PatchGAN
 from ringworld.models.vqgan import NANO, VQGAN, Weights, decode, encode
 from ringworld.train.codec import CodecTraining, make_codec_step, start_codec
@@ -49,7 +49,6 @@ Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 Frames = UInt8[np.ndarray, "Z Y X 3"]
 Unseen = UInt8[np.ndarray, "z y y 3"]  # frames of held-out minutes, as the model reads them
 
-CODEC = "codec"
 SHEET = "sheet.png"
 SHEETS = "sheets"
 SHOWN = 10  # pictures in a row of the sheet

@@ -19,11 +19,10 @@ from ringworld.data.needle import CITIES, RULES, SYSTEM, Needle
 from ringworld.data.text import read_books
 from ringworld.data.tokenizer import train_tokenizer
 from ringworld.files import whole
+from ringworld.models.folder import TOKENIZER
 from ringworld.train.record import record_run
 
 Announce = Callable[[str], None]
-
-TOKENIZER = "tokenizer.json"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,6 +49,7 @@ from ringworld.data.strict import plainly, strictly
 from ringworld.data.tokenizer import load_tokenizer
 from ringworld.errors import InputError
 from ringworld.files import whole
+from ringworld.models.folder import CODEC, TOKENIZER
 
 Engine = Literal["local", "ray"]
 Announce = Callable[[str], None]
@@ -56,7 +57,6 @@ Announce = Callable[[str], None]
 Run = Callable[[Callable[[Portion], PortionNote], Sequence[Portion]], Iterator[PortionNote]]
 
 NANO = Path(__file__).parent.parent / "assets" / "nano"
-TOKENIZER, CODEC = "tokenizer.json", "codec"
 BUILD = "build.json"
 # Bad rows that a report names; the others are counted.
 LISTED = 10_000

@@ -9,7 +9,7 @@ What is given is not learned, so an example teaches one modality. The bare video
 guidance moves away from.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,12 +113,3 @@ def clip_example(
     pairs = [(DESCRIBE, words), *questions(clip.scene)]
     chosen = rng.permutation(len(pairs))[:TURNS]
     return talk_example([pairs[i] for i in chosen], clip.codes, tokenizer, vocabulary)
-
-
-def words_of(clips: Iterable[Scene]) -> list[str]:
-    """Everything said about the scenes: what a tokenizer should know."""
-    said = []
-    for scene in clips:
-        said.append(f"{SYSTEM} USER: Generate a video of {caption(scene)} ASSISTANT:")
-        said += [f"{asked}\n {answer}" for asked, answer in questions(scene)]
-    return said

@@ -73,7 +73,7 @@ class Sampling:
         counts = (self.num_frames, self.min_frames, self.max_frames)
         if not 0 < self.fps < math.inf or any(n is not None and n < 1 for n in counts):
             raise InputError("fps and numbers of frames must be above 0: raise the one that is not")
-        low, high = self.bounds
+        low, high = self.min_frames, self.max_frames
         if low is not None and high is not None and low > high:
             raise InputError(f"min_frames {low} is over max_frames {high}: swap them")
         end = math.inf if self.video_end is None else self.video_end
@@ -82,11 +82,6 @@ class Sampling:
                 f"a film from second {self.video_start:g} to {end:g} is none: give a start of at "
                 "least 0 and an end after it"
             )
-
-    @property
-    def bounds(self) -> tuple[int | None, int | None]:
-        """The fewest and the most frames."""
-        return (self.num_frames or self.min_frames, self.num_frames or self.max_frames)
 
 
 @dataclass(frozen=True, kw_only=True)
