@@ -38,6 +38,7 @@ AGREEMENT = 1e-4
 MOST_IDLE_WORK = 0.05
 STEP_BYTES = 12e9
 GRAIN = 512  # lengths are multiples of it, so that every ring and every block divides them
+NAME = "attention"  # the markers of its tables in a page
 
 Announce = Callable[[str], None]
 Results = Mapping[Case, Sequence[Measurement]]
@@ -282,7 +283,7 @@ def main() -> None:
     announce: Announce = Console(stderr=True).print
     text = page.read_text(encoding="utf-8") if page else ""
     if page:
-        put_between(text, "")
+        put_between(text, NAME, "")
     pythons = make_pythons(announce)
     cases = [
         Case(length=length, kind=kind, backward=backward)
@@ -299,7 +300,7 @@ def main() -> None:
     console.print(machine)
     if page:
         parts = [f"**{title}**\n\n{markdown(head, rows)}" for title, head, rows in tables]
-        page.write_text(put_between(text, "\n\n".join([machine, *parts])), encoding="utf-8")
+        page.write_text(put_between(text, NAME, "\n\n".join([machine, *parts])), encoding="utf-8")
         announce(f"wrote {page}")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-START, END = "<!-- measured: start -->", "<!-- measured: end -->"
+START, END = "<!-- {}: start -->", "<!-- {}: end -->"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,13 +105,14 @@ def describe_machine() -> str:
     return f"{day}, {os.cpu_count()} cores, {model}, {platform.system()}"
 
 
-def put_between(page: str, text: str) -> str:
-    """`page` with `text` in place of what stands between its two markers.
+def put_between(page: str, name: str, text: str) -> str:
+    """`page` with `text` in place of what stands between the two markers of that name.
 
     Raises ValueError when the page has not both of them, in this order.
     """
-    before, start, rest = page.partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end):
-        raise ValueError(f"the page has no {START} ... {END}")
-    return f"{before}{START}\n{text}\n{END}{after}"
+    start, end = START.format(name), END.format(name)
+    before, opens, rest = page.partition(start)
+    _, closes, after = rest.partition(end)
+    if not (opens and closes):
+        raise ValueError(f"the page has no {start} ... {end}")
+    return f"{before}{start}\n{text}\n{end}{after}"

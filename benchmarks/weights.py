@@ -33,6 +33,7 @@ OURS, THEIRS = "ringworld", "transformers"
 Work = Literal["prefill", "decode"]
 MODULES = {OURS: "weights_ours", THEIRS: "weights_transformers"}
 HEAD = ("work", "peer", "s", "tokens/s", "load s", "peak MB", "peak / file")
+NAME = "weights"  # the markers of its tables in a page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +148,9 @@ def main() -> None:
         Console().print(draw(title, head, rows))
     if bench.page:
         parts = [f"**{title}**\n\n{markdown(head, rows)}" for title, head, rows in tables]
-        text = put_between(bench.page.read_text(encoding="utf-8"), "\n\n".join([machine, *parts]))
-        bench.page.write_text(text, encoding="utf-8")
+        text = "\n\n".join([machine, *parts])
+        page = put_between(bench.page.read_text(encoding="utf-8"), NAME, text)
+        bench.page.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

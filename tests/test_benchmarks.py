@@ -77,7 +77,8 @@ def test_an_aim_is_met_on_its_side_of_the_bound() -> None:
 def test_markdown_goes_between_the_markers_and_nowhere_else() -> None:
     table = markdown(("a", "b"), [("1", "2")])
     assert table == "| a | b |\n| --- | --- |\n| 1 | 2 |"
-    page = f"before\n{START}\nold\n{END}\nafter\n"
-    assert put_between(page, table) == f"before\n{START}\n{table}\n{END}\nafter\n"
-    with pytest.raises(ValueError, match="has no"):
-        put_between("a page without markers", table)
+    other, start, end = START.format("other"), START.format("one"), END.format("one")
+    page = f"before\n{other}\n{start}\nold\n{end}\nafter\n"
+    assert put_between(page, "one", table) == page.replace("old", table)
+    with pytest.raises(ValueError, match="has no <!-- other: start"):
+        put_between(page, "other", table)
