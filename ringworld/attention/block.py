@@ -6,7 +6,6 @@ its key heads: the scores of one pair fit a core's cache, and each row skips by 
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -22,32 +21,48 @@ from ringworld.mesh import platform
 # 256 was the fastest of 128, 256 and 512 for heads of 64 on a 2-core CPU.
 TILE = 256
 
-Tiles = tuple[Queries, Keys, Ends]  # the tiles of one key head, and the ends of its keys
 
+def _walk(walk: Callable[..., Any], queries: Queries, sums: Any) -> Any:
+    """`sums = walk(sums, b, h, i)` for each tile i of the queries of each key head h of each row b.
 
-def _walk_heads(
-    walk: Callable[[Tiles, Any, Any], Any], queries: Queries, keys: Keys, known: Any, sums: Any
-) -> Any:
-    """`sums = walk(tiles, known, sums)` for one key head of one row after another.
-
-    The tiles of a head are queries `[I, G, t, H]` and keys `[J, s, H]`; so is what `known` and
-    `sums` hold. A head is taken out and its sums are put back in place: no array is turned.
+    What a walk reads and adds to are single tiles of whole arrays: none of a head's size is made.
     """
+    B, tiles, heads = queries.q.shape[:3]
 
-    def walk_row(row: tuple[Queries, Keys, Ends, Any, Any]) -> Any:
-        queries, keys, ends, known, sums = row
+    def step(n: Array, sums: Any) -> Any:
+        return walk(sums, n // (heads * tiles), n // tiles % heads, n % tiles)
 
-        def walk_head(head: Array, sums: Any) -> Any:
-            q, k, v, of_head = _widen(_at((queries.q, keys.k, keys.v, known), head, 1))
-            tiles = replace(queries, q=q), replace(keys, k=k, v=v), ends
-            more = walk(tiles, of_head, _at(sums, head, 1))
-            return jax.tree.map(
-                lambda x, y: lax.dynamic_update_index_in_dim(x, y, head, 1), sums, more
-            )
+    return lax.fori_loop(0, B * heads * tiles, step, sums)
 
-        return lax.fori_loop(0, keys.k.shape[1], walk_head, sums)
 
-    return lax.map(walk_row, (queries, keys, ends_of_keys(keys.where), known, sums))
+def _at(tree: Any, *place: Array) -> Any:
+    """What stands at a place of the leading axes of every array."""
+
+    def pick(x: Array) -> Array:
+        first, rest = (*place, *(0,) * (x.ndim - len(place))), x.shape[len(place) :]
+        return lax.dynamic_slice(x, first, (*(1,) * len(place), *rest)).reshape(rest)
+
+    return jax.tree.map(pick, tree)
+
+
+def _put(tree: Any, tile: Any, *place: Array) -> Any:
+    """The arrays with a tile written at a place of their leading axes."""
+
+    def put(x: Array, y: Array) -> Array:
+        first = (*place, *(0,) * y.ndim)
+        return lax.dynamic_update_slice(x, y.reshape(*(1,) * len(place), *y.shape), first)
+
+    return jax.tree.map(put, tree, tile)
+
+
+def _queries_at(queries: Queries, b: Array, h: Array, i: Array) -> Queries:
+    q = _widen(_at(queries.q, b, i, h))
+    return Queries(q, _at(queries.reach, b, i), _at(queries.ends, b, i))
+
+
+def _keys_at(keys: Keys, b: Array, h: Array, j: Array) -> Keys:
+    k, v = _widen(_at((keys.k, keys.v), b, j, h))
+    return Keys(k, v, _at(keys.where, b, j))
 
 
 def _widen(tree: Any) -> Any:
@@ -64,10 +79,6 @@ def _choose(queries: Ends, keys: Ends) -> Int[Array, ""]:
     return live + live * sees_all(queries, keys).astype(jnp.int32)
 
 
-def _at(tree: Any, j: Array, axis: int = 0) -> Any:
-    return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, j, axis, keepdims=False), tree)
-
-
 def _see_tile(partial: Partial, scores: Float[Array, "G t s"], v: Float[Array, "s H"]) -> Partial:
     """The partial result after one more tile of keys, from its masked scores."""
     top = scores.max(-1)
@@ -80,29 +91,22 @@ def _see_tile(partial: Partial, scores: Float[Array, "G t s"], v: Float[Array, "
 
 def see(queries: Queries, keys: Keys, partials: Partial) -> Partial:
     """What the queries know after these keys too. `partials` has the tiles of the queries."""
-    return _walk_heads(lambda tiles, _, sums: _see_head(tiles, sums), queries, keys, (), partials)
+    ends = ends_of_keys(keys.where)
 
-
-def _see_head(tiles: Tiles, partials: Partial) -> Partial:
-    """The key tiles of one head, walked for one query tile after another."""
-    queries, keys, ends = tiles
-
-    def walk(tile: tuple[Queries, Partial]) -> Partial:
-        queries, partial = tile
+    def walk(partials: Partial, b: Array, h: Array, i: Array) -> Partial:
+        tile = _queries_at(queries, b, h, i)
 
         def step(j: Array, partial: Partial) -> Partial:
-            near = _at(keys, j)
+            near = _keys_at(keys, b, h, j)
 
             def whole() -> Float[Array, "G t s"]:
-                return jnp.einsum(
-                    "gth,sh->gts", queries.q, near.k, preferred_element_type=jnp.float32
-                )
+                return jnp.einsum("gth,sh->gts", tile.q, near.k, preferred_element_type=jnp.float32)
 
             def masked() -> Float[Array, "G t s"]:
-                return jnp.where(sees(queries.reach, near.where), whole(), -jnp.inf)
+                return jnp.where(sees(tile.reach, near.where), whole(), -jnp.inf)
 
             return lax.switch(
-                _choose(queries.ends, _at(ends, j)),
+                _choose(tile.ends, _at(ends, b, j)),
                 (
                     lambda: partial,
                     lambda: _see_tile(partial, masked(), near.v),
@@ -110,22 +114,27 @@ def _see_head(tiles: Tiles, partials: Partial) -> Partial:
                 ),
             )
 
-        return lax.fori_loop(*span(may_see(queries.ends, ends)), step, partial)
+        near = span(may_see(tile.ends, _at(ends, b)))
+        return _put(partials, lax.fori_loop(*near, step, _at(partials, b, i, h)), b, i, h)
 
-    return lax.map(walk, (queries, partials))
+    return _walk(walk, queries, partials)
 
 
 def _pull_tile(
-    queries: Queries, keys: Keys, saved: Saved, scores: Float[Array, "s G t"]
+    queries: Queries,
+    keys: Keys,
+    saved: Saved,
+    dout: Float[Array, "H G t"],
+    scores: Float[Array, "s G t"],
 ) -> tuple[Float[Array, "H G t"], Float[Array, "s H"], Float[Array, "s H"]]:
-    """One pair's share of dq, dk and dv, from its masked scores, keys first.
+    """One pair's share of dq, dk and dv, from its masked scores, keys first; `dout` is turned.
 
     With keys first no product needs a transposed tile of scores, which costs a CPU as much as a
-    product; what is transposed is dq.
+    product; what is transposed is dq, q and dout, once for all keys.
     """
     narrow = queries.q.dtype
     weights = jnp.exp2(scores - finite(saved.lse))
-    dweights = jnp.einsum("sh,gth->sgt", keys.v, saved.dout, preferred_element_type=jnp.float32)
+    dweights = jnp.einsum("sh,hgt->sgt", keys.v, dout, preferred_element_type=jnp.float32)
     dscores = (weights * (dweights - saved.delta)).astype(narrow)
     dv = jnp.einsum(
         "sgt,gth->sh", weights.astype(narrow), saved.dout, preferred_element_type=jnp.float32
@@ -137,47 +146,41 @@ def _pull_tile(
 
 def pull(queries: Queries, keys: Keys, saved: Saved, grads: Grads) -> Grads:
     """`grads` with these keys' share: dq `[B, I, K, G, t, H]`, dk and dv `[B, J, K, s, H]`."""
-    return _walk_heads(_pull_head, queries, keys, saved, grads)
+    ends = ends_of_keys(keys.where)
+    nothing = jax.tree.map(lambda x: jnp.zeros_like(x[0, 0, 0]), grads[1:])
 
-
-def _pull_head(tiles: Tiles, saved: Saved, grads: Grads) -> Grads:
-    """The key tiles of one head, walked for one query tile after another."""
-    queries, keys, ends = tiles
-    dq, dk, dv = grads
-    no_keys = jnp.zeros_like(dk[0]), jnp.zeros_like(dv[0])
-
-    def walk(sums: tuple[Array, Array], tile: tuple[Queries, Saved, Array]) -> tuple[Any, Array]:
-        queries, saved, dq = tile
+    def walk(grads: Grads, b: Array, h: Array, i: Array) -> Grads:
+        tile, known = _queries_at(queries, b, h, i), _widen(_at(saved, b, i, h))
+        q, dout = (jnp.moveaxis(x, -1, 0) for x in (tile.q, known.dout))
 
         def step(j: Array, sums: Grads) -> Grads:
-            near = _at(keys, j)
+            near = _keys_at(keys, b, h, j)
 
             def whole() -> Float[Array, "s G t"]:
-                return jnp.einsum(
-                    "sh,gth->sgt", near.k, queries.q, preferred_element_type=jnp.float32
-                )
+                return jnp.einsum("sh,hgt->sgt", near.k, q, preferred_element_type=jnp.float32)
 
             def masked() -> Float[Array, "s G t"]:
-                seen = sees(queries.reach, near.where).T[:, None]
+                seen = sees(tile.reach, near.where).T[:, None]
                 return jnp.where(seen, whole(), -jnp.inf)
 
             # The sums stay outside: a branch that held them would copy them at every step.
             more = lax.switch(
-                _choose(queries.ends, _at(ends, j)),
+                _choose(tile.ends, _at(ends, b, j)),
                 (
-                    lambda: (jnp.zeros_like(sums[0]), *no_keys),
-                    lambda: _pull_tile(queries, near, saved, masked()),
-                    lambda: _pull_tile(queries, near, saved, whole()),
+                    lambda: (jnp.zeros_like(sums[0]), *nothing),
+                    lambda: _pull_tile(tile, near, known, dout, masked()),
+                    lambda: _pull_tile(tile, near, known, dout, whole()),
                 ),
             )
-            return sums[0] + more[0], sums[1].at[j].add(more[1]), sums[2].at[j].add(more[2])
+            dk, dv = jax.tree.map(jnp.add, _at(sums[1:], b, j, h), more[1:])
+            return sums[0] + more[0], *_put(sums[1:], (dk, dv), b, j, h)
 
-        first = (jnp.moveaxis(dq, -1, 0), *sums)
-        dq, dk, dv = lax.fori_loop(*span(may_see(queries.ends, ends)), step, first)
-        return (dk, dv), jnp.moveaxis(dq, 0, -1)
+        dq = jnp.moveaxis(_at(grads[0], b, i, h), -1, 0)
+        near = span(may_see(tile.ends, _at(ends, b)))
+        dq, dk, dv = lax.fori_loop(*near, step, (dq, *grads[1:]))
+        return _put(grads[0], jnp.moveaxis(dq, 0, -1), b, i, h), dk, dv
 
-    (dk, dv), dq = lax.scan(walk, (dk, dv), (queries, saved, dq))
-    return dq, dk, dv
+    return _walk(walk, queries, grads)
 
 
 BLOCKWISE = Kernel(TILE, see, pull)
