@@ -276,6 +276,24 @@ def test_heads_that_do_not_divide_are_refused() -> None:
         attend(jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), one_document(8))
 
 
+def test_arrays_may_leave_out_the_axes_of_one_device() -> None:
+    arrays, where, mesh = draw(T, 4), packed(), make_mesh(seq=2)
+    with jax.set_mesh(mesh):
+        *_, dout, rows = place(mesh, arrays, where)
+        held = jax.device_put(arrays[:3], named_sharding(mesh, None, "seq"))
+        found = jax.device_get(compiled("xla", True)(*held, dout, rows))
+    assert_close(found, definition(*arrays, where, True))
+
+
+def test_arrays_that_the_ring_does_not_divide_are_refused() -> None:
+    (q, k, v, _), where = jax.tree.map(jnp.asarray, (draw(T, 4), packed()))
+    with (
+        jax.set_mesh(make_mesh(seq=2)),
+        pytest.raises(InputError, match="128,4,8.*has to be divided.*seq.*: shard it"),
+    ):
+        attend(q, k, v, where)
+
+
 # ---- new tokens against a cache
 
 CACHE_MESHES = [None, {"seq": 4}, {"data": 2, "seq": 2, "tensor": 2}, {"data": 2}]

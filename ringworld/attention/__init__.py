@@ -68,10 +68,18 @@ def attend(
     ring = partial(attend_ring, is_causal=causal, kernel=_choose(impl), axis=_ring_axis())
     if not has_mesh():
         return ring(q, k, v, where)
-    heads, rows = _placement(q), _placement(where.segments)
-    local = partial(attend_exchanged, attend=ring, axis="tensor") if "tensor" in heads[1] else ring
-    keys = PartitionSpec(*heads[:2], *spec("kv_heads", None)) if local is ring else heads
-    return jax.shard_map(local, in_specs=(heads, keys, keys, rows), out_specs=heads)(q, k, v, where)
+    if "tensor" in _divided(q)[1]:
+        exchanged = partial(attend_exchanged, attend=ring, axis="tensor")
+        heads, rows = PartitionSpec(*_divided(q)), PartitionSpec(*_divided(where.segments))
+        return jax.shard_map(exchanged, in_specs=(heads, heads, heads, rows), out_specs=heads)(
+            q, k, v, where
+        )
+    heads, keys = spec("batch", "seq", "heads", None), spec("batch", "seq", "kv_heads", None)
+    rows = spec("batch", "seq")
+    q = _put(q, "batch", "seq", "heads", None)
+    k, v = (_put(x, "batch", "seq", "kv_heads", None) for x in (k, v))
+    where = jax.tree.map(lambda x: _put(x, "batch", "seq"), where)
+    return jax.shard_map(ring, in_specs=(heads, keys, keys, rows), out_specs=heads)(q, k, v, where)
 
 
 def attend_new(
@@ -92,7 +100,7 @@ def attend_new(
     local = partial(attend_cache, is_causal=causal, kernel=_choose(None))
     if not has_mesh():
         return local(q, new, queries, cached, keys, visit=partial(travel, axis=None))
-    seq = "seq" if _placement(q)[1] else None
+    seq = "seq" if _divided(q)[1] else None
     visit = partial(travel if seq else stay, axis="seq")
     tokens, token_keys = spec("batch", seq, "heads", None), spec("batch", seq, "kv_heads", None)
     cache = spec("batch", "seq", "kv_heads", None)
@@ -103,12 +111,29 @@ def attend_new(
     )(q, new, queries, cached, keys)
 
 
-def _placement(x: Array) -> PartitionSpec:
-    """How the axes of `x` are divided, each as a tuple of mesh axes."""
-    axes = [*jax.typeof(x).sharding.spec, *[None] * x.ndim][: x.ndim]
-    return PartitionSpec(
-        *(axis if isinstance(axis, tuple) else (axis,) * (axis is not None) for axis in axes)
-    )
+def _divided(x: Array) -> list[tuple[str, ...]]:
+    """The mesh axes that divide each axis of `x`."""
+    return _list_axes(jax.typeof(x).sharding.spec, x.ndim)
+
+
+def _list_axes(divided: PartitionSpec, ndim: int) -> list[tuple[str, ...]]:
+    given = [*divided, *(None for _ in range(ndim))][:ndim]
+    return [() if axes is None else (axes,) if isinstance(axes, str) else axes for axes in given]
+
+
+def _put(x: Array, *logical: str | None) -> Array:
+    """`x` divided along its logical axes, where that moves nothing: axes of one device may differ.
+
+    Raises InputError where it would.
+    """
+    wanted = spec(*logical)
+    pairs = zip(_divided(x), _list_axes(wanted, x.ndim), strict=True)
+    if any(axis_size(axis) > 1 for held, axes in pairs for axis in {*held} ^ {*axes}):
+        raise InputError(
+            f"an array for attention is {jax.typeof(x)} and has to be divided {tuple(wanted)}: "
+            "shard it, as ringworld.mesh.shard does"
+        )
+    return shard(x, *logical)
 
 
 def _ring_axis() -> str | None:
