@@ -86,14 +86,15 @@ def write_shard(path: Path, records: Iterable[Record]) -> Counts:
 
     The same records give the same bytes. Raises InputError when the disk is full or fails.
     """
-    counts, held = Counts(), list[Record]()
+    counts, held, tokens = Counts(), list[Record](), 0
     with whole(path) as draft, pa.ipc.new_file(str(draft), SCHEMA) as file:
         for record in records:
             held.append(record)
-            if sum(len(record.example) for record in held) >= BATCH_TOKENS:
+            tokens += len(record.example)
+            if tokens >= BATCH_TOKENS:
                 file.write_batch(_batch(held))
                 counts += count(held)
-                held = []
+                held, tokens = [], 0
         if held:
             file.write_batch(_batch(held))
             counts += count(held)
@@ -186,11 +187,11 @@ class Shards(Sequence[Example]):
         return self.manifest.shards[self._find(index)[0]].source
 
     def indices(self, source: str) -> Int[np.ndarray, "n"]:
-        """The examples of one source. Raises InputError when there is no such source."""
+        """The examples of one source. Raises InputError when there is none."""
         names = [shard.source for shard in self.manifest.shards]
         if source not in names:
             raise InputError(
-                f"{self.folder} has no source {source}: use one of "
+                f"{self.folder} has no example of a source {source}: use "
                 f"{', '.join(sorted(set(names))) or 'another folder'}"
             )
         ends = zip(names, self._first[:-1], self._first[1:], strict=True)

@@ -130,7 +130,6 @@ def make_caption(media: Media, caption: str, order: str, see: See, tokenizer: To
     return make_talk(turns, see, tokenizer)
 
 
-def make_document(written: str, tokenizer: Tokenizer) -> Draft:
-    """A whole document, every token and its end learned."""
-    ids = [*tokenizer.encode(written), tokenizer.eos]
-    return [text([tokenizer.bos], 0.0), text(ids, 1.0)]
+def make_document(ids: Sequence[int], tokenizer: Tokenizer) -> Draft:
+    """A whole document by the ids of its text, every token and its end learned."""
+    return [text([tokenizer.bos], 0.0), text(ids, 1.0), text([tokenizer.eos], 1.0)]
