@@ -1,6 +1,7 @@
 """A stage on token shards takes each source by its share, and goes on as if never stopped."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,22 @@ def test_a_stage_of_mixed_sources_goes_on_as_if_never_stopped(
     again = train("stopped")
     for name in (f"stage/{LEDGER}", "model/model.safetensors"):
         assert (again / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_stage_is_not_trained_on_a_shard_that_was_tampered_with(
+    tokens: Path, tmp_path: Path
+) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(tokens, changed)
+    shard = changed / "books-00000.arrow"
+    content, learned = bytearray(shard.read_bytes()), Shards(tokens)[0].tokens
+    at = content.index(learned.tobytes())
+    content[at : at + 4] = content[at + 4 : at + 8]  # another token, as good as the first
+    shard.write_bytes(content)
+    assert len(Shards(changed)[0]) == len(learned)
+    words = ["train", "shards", "--data", str(changed), "--folder", str(tmp_path / "run")]
+    with pytest.raises(InputError, match="books-00000.arrow is not what was written"):
+        cli.run(words, lambda said: None)
 
 
 @pytest.mark.parametrize(
