@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-slow bench-attention bench-weights lock clean
+.PHONY: help setup demo check test test-slow bench-attention bench-weights bench-data lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ bench-attention: setup ## attention beside torch and ringattention; ARGS="--help
 
 bench-weights: setup ## a prompt read and an answer written, beside transformers; ARGS="--help" lists its options
 	@$(BIN)/python -m benchmarks.weights $(ARGS)
+
+bench-data: setup ## text, films, pictures and rows beside the libraries alone; ARGS="--help" lists its options
+	@$(BIN)/python -m benchmarks.data $(ARGS)
 
 # Needs uv (any recent one) on the path or in .venv; nothing else here does.
 lock: ## resolve pyproject.toml again and write requirements.lock

@@ -29,6 +29,7 @@ from ringworld.data.portion import NOTES, Job, PortionNote, build_portion
 from ringworld.data.shards import Shards
 from ringworld.data.tokenizer import load_tokenizer
 from ringworld.errors import InputError
+from ringworld.files import alone_in
 
 NANO = Path(__file__).resolve().parent.parent / "ringworld" / "assets" / "nano"
 TOKENIZER = load_tokenizer(NANO / "tokenizer.json")
@@ -418,7 +419,7 @@ def test_any_number_of_workers_writes_the_same_bytes(mixed: Path) -> None:
     make(mixed, MIXED, "one")
     make(mixed, MIXED, "two", workers=2)
     assert read_all(mixed / "one") == read_all(mixed / "two")
-    assert len(read_all(mixed / "one")) == 5 + 4
+    assert len(read_all(mixed / "one")) == 5 + 2 + 4 + 1  # shards, media notes, records, the lock
 
 
 def test_a_build_that_was_stopped_goes_on_and_keeps_what_is_whole(
@@ -477,6 +478,54 @@ def test_a_folder_of_another_build_is_refused(mixed: Path) -> None:
     (mixed / "elsewhere").mkdir()
     (mixed / "elsewhere" / "x").touch()
     assert "something else" in refusal(lambda: make(mixed, MIXED, "elsewhere"))
+
+
+def test_a_film_that_changed_is_not_left_in_the_shards_unseen(
+    mixed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    film = mixed / "film.mp4"
+    before, times = film.read_bytes(), film.stat()
+    changed = bytearray(before)
+    changed[-1] ^= 1
+
+    def put(content: bytes) -> None:
+        film.unlink()  # the fixture's own file is a link
+        film.write_bytes(content)
+        os.utime(film, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    def stop_after_films(job: Job, portion: Portion) -> PortionNote:
+        if portion.shard == "films-00001.arrow":
+            raise KeyboardInterrupt
+        return build_portion(job, portion)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(builder, "build_portion", stop_after_films)
+        make(mixed, MIXED)
+    for _ in ("stopped", "built"):
+        put(bytes(changed))
+        said = refusal(lambda: make(mixed, MIXED))
+        assert said.startswith("film.mp4 is not what it was when")
+        put(before)
+        make(mixed, MIXED)
+    film.unlink()
+    assert "film.mp4 is not what it was" in refusal(lambda: make(mixed, MIXED))
+
+
+def test_two_builds_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_bytes(GOOD)
+    with alone_in(tmp_path / "out"):
+        assert "another run is at work in" in refusal(lambda: make(tmp_path, DOCUMENTS))
+    assert make(tmp_path, DOCUMENTS).counts.examples == 1
+
+
+def test_lots_of_documents_are_the_documents_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [f"Number {i} of the ring." * (1 + i % 3) for i in range(9)]
+    write_lines(tmp_path / "d.jsonl", *({"text": word} for word in words))
+    monkeypatch.setattr("ringworld.data.portion.LOT", 50)
+    for made, word in zip(examples(tmp_path, DOCUMENTS), words, strict=True):
+        expect(made, ("<s>", 0), (word, 1), ("</s>", 1))
 
 
 # ---- bad data

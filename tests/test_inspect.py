@@ -177,18 +177,21 @@ def test_every_command_of_the_data_page_runs(
 ) -> None:
     page = PAGE.read_text(encoding="utf-8")
     (spec,) = re.findall(r"^```toml\n(.*?)^```$", page, re.S | re.M)
-    (commands,) = re.findall(r"^```sh\n(.*?)^```$", page, re.S | re.M)
+    commands = "".join(re.findall(r"^```sh\n(.*?)^```$", page, re.S | re.M))
     rows = re.findall(r'\{"video": .*\}', page.split("```toml")[0])
     (tmp_path / "corpus" / "films").mkdir(parents=True)
     for seed, row in enumerate(rows):
         draw_film(tmp_path / "corpus" / json.loads(row)["video"], seed)
     (tmp_path / "corpus" / "films.jsonl").write_text("\n".join(rows))
+    (tmp_path / "corpus" / "books").mkdir()
+    (tmp_path / "corpus" / "books" / "tale.txt").write_text("The ring went round. " * 300)
     (tmp_path / "corpus" / "spec.toml").write_text(spec)
     monkeypatch.chdir(tmp_path)
     said: list[str] = []
     for command in commands.splitlines():
         cli.run(shlex.split(command)[1:], said.append)
-    assert len(rows) == 2 and any("2 examples" in line for line in said)
+    assert len(rows) == 2 and any("3 examples" in line for line in said)
     assert Path("tokens.html").exists() and "films.jsonl:2" in capsys.readouterr().out
     assert len(Path("runs/films/stage/metrics.jsonl").read_text().splitlines()) == 3
     assert Path("runs/films/model/model.safetensors").exists()
+    assert Path("runs/mixed/model/model.safetensors").exists()

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -186,6 +187,17 @@ def test_the_next_batch_is_made_while_a_step_runs(tmp_path: Path) -> None:
     assert meshes == [True] * 6
     rows = [json.loads(line) for line in (tmp_path / NAME).read_text().splitlines()]
     assert all(row["wait_s"] >= 0 for row in rows)
+
+
+def test_each_step_records_how_long_it_waited_for_its_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings = iter([reading for n in range(6) for reading in (10.0 * n, 10.0 * n + n)])
+    clock = SimpleNamespace(perf_counter=lambda: next(readings))
+    monkeypatch.setattr("ringworld.train.loop.time", clock)
+    train(tmp_path, 6, 6)
+    rows = [json.loads(line) for line in (tmp_path / NAME).read_text().splitlines()]
+    assert [row["wait_s"] for row in rows] == [0, 1, 2, 3, 4, 5]
 
 
 def test_an_error_in_a_batch_ends_the_run_and_keeps_what_was_saved(tmp_path: Path) -> None:

@@ -41,9 +41,19 @@ def refusal(source: str | Path | bytes, **asked: Any) -> str:
     return sentence
 
 
-def children() -> list[int]:
-    """The processes that this thread has started and not yet seen end."""
-    return [int(pid) for pid in Path("/proc/thread-self/children").read_text().split()]
+def warden() -> int:
+    """The process that starts decoders; one is at work when this was called."""
+    with Image.new("RGB", (1, 1)) as picture, io.BytesIO() as file:
+        picture.save(file, "PNG")
+        read_image(file.getvalue(), size=1)
+    assert sandbox.WARDENS.present is not None
+    return sandbox.WARDENS.present.process.pid
+
+
+def decoders() -> list[int]:
+    """The decoders that are at work."""
+    pid = warden()
+    return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 UNEVEN = [0.0, 0.1, 0.15, 0.7, 1.3, 1.35, 1.4, 2.6, 2.7, 4.0, 4.1]
@@ -316,18 +326,60 @@ def test_damaged_films_end_in_frames_or_one_sentence(tmp_path):
 
 def test_a_killed_decoder_is_one_sentence_and_an_unwanted_one_ends(tmp_path):
     path = film(tmp_path / "film.mp4", [k / 10 for k in range(30)])
-    others = set(children())
+    assert decoders() == []
     stream = stream_clip(path, Pick(fps=1000.0), size=512)
     next(stream)
-    (decoder,) = set(children()) - others
+    (decoder,) = decoders()
     os.kill(decoder, signal.SIGKILL)
     with pytest.raises(InputError, match="is damaged"):
         for _ in stream:
             pass
     other = stream_clip(path, Pick(fps=1000.0), size=512)
     next(other)
+    assert len(decoders()) == 1
     other.close()
-    assert set(children()) <= others
+    assert decoders() == []
+
+
+def test_every_file_has_a_process_of_its_own(tmp_path):
+    path = film(tmp_path / "film.mp4", [k / 10 for k in range(30)])
+    streams = [stream_clip(path, Pick(fps=1000.0), size=256) for _ in range(3)]
+    first = [next(stream)[1].tolist() for stream in streams]
+    assert first[0] == first[1] == first[2] and len(set(decoders())) == 3
+    held = [os.readlink(f"/proc/{pid}/fd/{fd}") for pid in decoders() for fd in (0, 1, 2)]
+    assert held == [str(path), os.devnull, os.devnull] * 3
+    for stream in streams:
+        stream.close()
+
+
+def test_a_killed_warden_spoils_the_films_that_are_read_and_no_other(tmp_path):
+    path = film(tmp_path / "film.mp4", EVEN)
+    whole = read_clip(path, Pick(), size=SIZE)
+    stream = stream_clip(path, Pick(fps=1000.0), size=512)
+    next(stream)
+    (decoder,), before = decoders(), warden()
+    os.kill(before, signal.SIGKILL)
+    os.kill(decoder, signal.SIGKILL)
+    with pytest.raises(InputError, match="is damaged"):
+        for _ in stream:
+            pass
+    again = read_clip(path, Pick(), size=SIZE)
+    assert np.array_equal(again.frames, whole.frames) and warden() != before
+
+
+def test_a_warden_ends_with_who_started_it():
+    program = (
+        "import io, os; from PIL import Image; from ringworld.data import media, sandbox; "
+        "file = io.BytesIO(); Image.new('RGB', (1, 1)).save(file, 'PNG'); "
+        "media.read_image(file.getvalue(), size=1); "
+        "print(sandbox.WARDENS.present.process.pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert done.returncode == -signal.SIGKILL
+    ended, until = Path(f"/proc/{done.stdout.strip()}"), time.monotonic() + 60
+    while ended.exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not ended.exists()
 
 
 def test_time_spent_on_the_frames_is_not_the_decoders(tmp_path, monkeypatch):

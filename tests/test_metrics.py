@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from ringworld.errors import InputError
-from ringworld.train.metrics import NAME, MetricsLog, describe, keep_before, mfu, peak_flops
+from ringworld.train.metrics import (
+    NAME,
+    MetricsLog,
+    describe,
+    keep_before,
+    mfu,
+    peak_flops,
+    share_waited,
+)
 
 
 def record(folder: Path, said: list[str], **changes: Any) -> MetricsLog:
@@ -87,9 +95,16 @@ def test_plain_lines_are_said_every_few_steps_and_at_the_end(tmp_path: Path) -> 
     ]
 
 
-def test_a_line_says_step_loss_gradient_speed_and_utilisation() -> None:
+def test_a_line_says_step_loss_gradient_speed_utilisation_and_waiting() -> None:
     row = {"step": 7, "loss": 1.5, "grad_norm": 0.25, "tokens_per_s": 1e3, "mfu": 0.421}
-    assert describe(row) == "step 7 loss 1.5000 grad_norm 0.2500 tokens/s 1000 mfu 42.1%"
+    said = describe({**row, "seconds": 2.0, "wait_s": 0.02})
+    assert said == "step 7 loss 1.5000 grad_norm 0.2500 tokens/s 1000 mfu 42.1% waited 1.0%"
+
+
+def test_waiting_is_told_as_the_share_of_all_steps(tmp_path: Path) -> None:
+    lines = [{"step": 0, "seconds": 3.0, "wait_s": 0.5}, {"step": 1, "seconds": 1.0, "wait_s": 0.0}]
+    (tmp_path / NAME).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert share_waited(tmp_path / NAME) == 0.125
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -15,8 +15,8 @@ from ringworld.batch import Batch
 from ringworld.data import example, loader
 from ringworld.data.example import Example
 from ringworld.data.loader import make_batches, rows_held
-from ringworld.data.mix import EitherOrder, MixedExamples
-from ringworld.data.rows import MixedRows, PackedRows
+from ringworld.data.mix import TOGETHER, Chosen, MixedExamples, draw_forms, mix_sources
+from ringworld.data.rows import Apart, MixedRows, PackedRows
 from ringworld.errors import InputError
 from ringworld.mesh import make_mesh
 
@@ -182,33 +182,80 @@ def test_a_source_without_tokens_is_refused() -> None:
         )
 
 
+# ---- sources apart and together
+
+
+def mix_of(shares: dict[str, float], *apart: str) -> tuple[Any, dict[str, float]]:
+    """Chat of 8 tokens, questions of 12, films that fill a row: a stage of 40 rows."""
+    lengths = {"chat": [8] * 30, "questions": [12] * 20, "films": [CONTEXT + 1] * 9}
+    sources = {name: Shelf(3 + i, own) for i, (name, own) in enumerate(lengths.items())}
+    return mix_sources(sources, shares, apart, tokens=40 * CONTEXT, seed=0)
+
+
+def test_sources_apart_have_their_share_of_every_batch_and_the_others_of_the_tokens() -> None:
+    mix, shares = mix_of({"chat": 0.15, "questions": 0.6, "films": 0.25}, "films")
+    assert isinstance(mix, Apart) and shares == {"films": 0.25, TOGETHER: 0.75}
+    rows = MixedRows({name: PackedRows(own, CONTEXT) for name, own in mix.sources.items()}, shares)
+    batches, tokens = rows.draw(0).batch(4), Counter[int]()
+    for step in range(10):
+        read = [rows[n] for n in batches[step].tolist()]
+        assert sum(5 in row.tokens for row in read) == 1
+        for row in read:
+            assert 5 not in row.tokens or set(row.tokens.tolist()) == {5}
+            tokens.update(row.tokens[row.segments > 0].tolist())
+    # Either has the tokens of at most one example too many among some three hundred.
+    assert tokens[3] / (tokens[3] + tokens[4]) == pytest.approx(0.2, abs=12 / 300)
+
+
+def test_sources_that_are_all_together_are_one_sequence_and_all_apart_are_as_many() -> None:
+    together, shares = mix_of({"chat": 0.5, "questions": 0.5})
+    assert isinstance(together, MixedExamples) and shares == {}
+    apart, shares = mix_of({"chat": 0.25, "questions": 0.75}, "chat", "questions")
+    assert isinstance(apart, Apart) and list(apart.sources) == ["chat", "questions"]
+    assert shares == {"chat": 0.25, "questions": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("shares", "apart", "said"),
+    [
+        ({"chat": 0.5, "films": 0.4}, (), "the shares add up to 0.9"),
+        ({"chat": 0.5, "radio": 0.5}, (), "radio, which is no source"),
+        ({"chat": 1.5, "films": -0.5}, (), "0 or more"),
+        ({"chat": 1.0}, ("films",), "films is packed apart and has no share"),
+    ],
+)
+def test_a_mix_without_meaning_is_refused(
+    shares: dict[str, float], apart: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        mix_of(shares, *apart)
+
+
+def test_chosen_examples_are_those_of_their_numbers() -> None:
+    shelf, numbers = Shelf(3, [4, 5, 6, 7]), np.array([2, 0])
+    chosen = Chosen(shelf, numbers, shelf.lengths[numbers])
+    assert [len(chosen[i]) for i in range(len(chosen))] == chosen.lengths.tolist() == [6, 4]
+
+
 # ---- either order
 
 
-def test_the_order_of_each_example_is_drawn_by_the_seed_near_its_share() -> None:
-    forms = {"text first": Shelf(0, [4] * 500), "vision first": Shelf(1, [6] * 500)}
-    shares = {"text first": 0.7, "vision first": 0.3}
-    found = EitherOrder(forms, shares, seed=0)
-    first = [int(found[i].tokens[0]) for i in range(len(found))]
-    assert found.lengths.tolist() == [4 + 2 * form for form in first]
+def test_the_form_of_each_example_is_drawn_by_the_seed_each_as_likely_as_another() -> None:
+    numbers = np.arange(100, 1600)
+    found = draw_forms(numbers, 3, seed=0)
+    assert ((found - 100) // 3).tolist() == list(range(500))
     # Four standard deviations of 500 draws.
-    assert np.mean(first) == pytest.approx(0.3, abs=4 * (0.3 * 0.7 / 500) ** 0.5)
-    again = EitherOrder(forms, shares, seed=0)
-    assert again.lengths.tolist() == found.lengths.tolist()
-    assert EitherOrder(forms, shares, seed=1).lengths.tolist() != found.lengths.tolist()
+    for form in range(3):
+        share = np.mean((found - 100) % 3 == form)
+        assert share == pytest.approx(1 / 3, abs=4 * (2 / 9 / 500) ** 0.5)
+    assert draw_forms(numbers, 3, seed=0).tolist() == found.tolist()
+    assert draw_forms(numbers, 3, seed=1).tolist() != found.tolist()
+    assert draw_forms(numbers, 1, seed=0).tolist() == numbers.tolist()
 
 
-def test_more_examples_do_not_change_the_order_of_the_first() -> None:
-    def orders(count: int) -> list[int]:
-        forms = {"a": Shelf(0, [4] * count), "b": Shelf(1, [6] * count)}
-        return EitherOrder(forms, {"a": 1.0, "b": 1.0}, seed=0).lengths.tolist()
-
-    assert orders(50) == orders(90)[:50]
-
-
-def test_an_example_that_lacks_a_form_is_refused() -> None:
-    with pytest.raises(InputError, match="2 to 3 examples"):
-        EitherOrder({"a": Shelf(0, [4] * 2), "b": Shelf(1, [4] * 3)}, {"a": 1.0, "b": 1.0}, seed=0)
+def test_more_examples_do_not_change_the_form_of_the_first() -> None:
+    few, many = (draw_forms(np.arange(2 * count), 2, seed=0).tolist() for count in (50, 90))
+    assert few == many[:50]
 
 
 # ---- a batch is a function of (seed, step)

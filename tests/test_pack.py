@@ -24,6 +24,7 @@ from ringworld.data.pack import (
     best_fit,
     drop,
     efficiency,
+    even_fit,
     lay,
     pack_row,
     plan_rows,
@@ -181,6 +182,52 @@ def test_a_piece_goes_into_the_fullest_row_with_room_longest_first(
     assert best_fit(np.array(sizes, int), context).tolist() == fit_by_definition(sizes, context)
 
 
+def fit_evenly_by_definition(sizes: list[int], context: int) -> list[int]:
+    """`even_fit`, a row at a time, looking at every piece for every place."""
+    waiting = sorted(range(len(sizes)), key=lambda i: sizes[i])
+    found, row, short = [0] * len(sizes), 0, 0
+    while waiting:
+        if sizes[waiting[0]] > short:
+            reached = [i for n, i in enumerate(waiting, 1) if n >= len(waiting) / 10]
+            short = sizes[reached[0]]
+        longest = next(i for i in waiting if sizes[i] == sizes[waiting[-1]])
+        taken, room = [longest], context - sizes[longest]
+        waiting.remove(longest)
+        while True:
+            fits = [i for i in waiting if sizes[i] <= room]
+            for others in range(max(room // short, 1) - 1, -1, -1):
+                if some := [i for i in fits if sizes[i] <= room - others * short]:
+                    fits = some
+                    break
+            if not fits:
+                break
+            chosen = max(fits, key=lambda i: (sizes[i], -i))
+            taken.append(chosen)
+            waiting.remove(chosen)
+            room -= sizes[chosen]
+        for i in taken:
+            found[i] = row
+        row += 1
+    return found
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), context=CONTEXTS)
+def test_a_long_piece_gets_short_ones_beside_it_where_rows_have_few(
+    data: st.DataObject, context: int
+) -> None:
+    sizes = data.draw(st.lists(st.integers(1, context), max_size=40))
+    rows = even_fit(np.array(sizes, int), context).tolist()
+    slow = fit_evenly_by_definition(sizes, context)
+
+    # Equal pieces may change places: what is compared is the lengths in each row.
+    def lengths_of(found: list[int]) -> list[list[int]]:
+        held = [[s for s, row in zip(sizes, found, strict=True) if row == n] for n in set(found)]
+        return [sorted(row) for row in held]
+
+    assert lengths_of(rows) == lengths_of(slow)
+
+
 @settings(max_examples=100, deadline=None)
 @given(lengths=LENGTHS, context=CONTEXTS, cut=CUTS)
 def test_a_plan_has_every_piece_once_and_keeps_to_the_context(
@@ -221,6 +268,16 @@ def test_rows_are_full_to_99_percent_for_lengths_like_those_of_lwm(
     books = np.exp(rng.uniform(np.log(1e3), np.log(2**20), 20_000)).astype(np.int64)
     for lengths in (books, lwm_lengths(rng, 20_000, context)):
         assert efficiency(plan_rows(lengths, context), context) >= 0.99
+
+
+def test_pictures_alone_fill_their_rows_as_far_as_three_of_them_can(
+    rng: np.random.Generator,
+) -> None:
+    lengths = 263 + rng.lognormal(4.0, 0.6, 20_000).astype(np.int64)
+    # As many rows as three pieces a row would be, and the one in eighty that fits in none of them.
+    least = len(lengths) / 3
+    assert len(plan_rows(lengths, 1024)) < 1.02 * least
+    assert best_fit(lengths - 1, 1024).max() > 1.05 * least
 
 
 def test_efficiency_counts_the_places_with_a_token() -> None:

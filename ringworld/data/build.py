@@ -44,11 +44,12 @@ from ringworld.data.portion import (
     load_codec_once,
     note_path,
 )
-from ringworld.data.spec import Spec, read_spec
+from ringworld.data.provenance import check_media
+from ringworld.data.spec import Spec, count_forms, read_spec
 from ringworld.data.strict import plainly, strictly
 from ringworld.data.tokenizer import load_tokenizer
 from ringworld.errors import InputError
-from ringworld.files import whole
+from ringworld.files import alone_in, whole
 from ringworld.models.folder import CODEC, TOKENIZER
 
 Engine = Literal["local", "ray"]
@@ -94,10 +95,12 @@ def build(
     """Build the shards of a spec in the folder `out`, or go on with them; returns the manifest.
 
     The same input gives the same bytes, whatever the workers and the engine. Raises InputError when
-    the spec or a row is bad, `out` holds another build, a worker dies, or the disk is full.
+    the spec or a row is bad, `out` holds another build or another process builds in it, a film
+    that was read is another now, a worker dies, or the disk is full.
     """
     spec, folder = read_spec(spec_path), spec_path.parent
     job = make_job(spec, folder, out)
+    run = choose_engine(engine, workers)
     announce(f"reading what {spec_path} names")
     inputs, portions = cut_portions(spec, folder)
     identity = Identity(
@@ -106,21 +109,22 @@ def build(
         tokenizer=job.tokenizer_note,
         codec=job.codec_note,
     )
-    claim(out, identity)
-    if (out / MANIFEST).exists():
-        shutil.rmtree(out / NOTES, ignore_errors=True)
-        announce(f"{out} is built")
-        return read_manifest(out)
-    done = {
-        portion.shard: note for portion in portions if (note := find_note(out, portion)) is not None
-    }
-    todo = [portion for portion in portions if portion.shard not in done]
-    if done:
-        announce(f"{len(done)} of {len(portions)} portions are done")
-    run = choose_engine(engine, workers)
-    notes = [*collect(run(partial(build_portion, job), todo), job, done, len(portions))]
-    made = {note.portion: note for note in (*done.values(), *notes)}
-    return conclude(job, [made[portion.shard] for portion in portions])
+    with alone_in(out):
+        claim(out, identity)
+        if (out / MANIFEST).exists():
+            check_media(out, folder, portions, workers)
+            shutil.rmtree(out / NOTES, ignore_errors=True)
+            announce(f"{out} is built")
+            return read_manifest(out)
+        found = {portion.shard: find_note(out, portion) for portion in portions}
+        done = {shard: note for shard, note in found.items() if note is not None}
+        if done:
+            announce(f"{len(done)} of {len(portions)} portions are done")
+        check_media(out, folder, [p for p in portions if p.shard in done], workers)
+        todo = [portion for portion in portions if portion.shard not in done]
+        notes = [*collect(run(partial(build_portion, job), todo), job, done, len(portions))]
+        made = {note.portion: note for note in (*done.values(), *notes)}
+        return conclude(job, [made[portion.shard] for portion in portions])
 
 
 def make_job(spec: Spec, folder: Path, out: Path) -> Job:
@@ -257,6 +261,7 @@ def conclude(job: Job, notes: Sequence[PortionNote]) -> Manifest:
         sources=sources,
         skipped=len(bad),
         shards=shards,
+        forms={s.name: count_forms(s) for s in job.spec.sources if count_forms(s) > 1},
     )
     write_report(job.out, bad)
     with whole(job.out / TOKENIZER) as draft:

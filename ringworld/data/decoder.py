@@ -1,7 +1,7 @@
 """The program that opens foreign media files, alone in a process that can harm nobody.
 
-`ringworld.data.sandbox` starts it by its path as `python -I decoder.py JSON`, with the file as its
-standard input, and reads records from its standard output:
+`warden.py` forks it with the file as its standard input, and `ringworld.data.sandbox` reads records
+from its standard output:
 
     16 bytes word | float64 value | rows * columns * 3 bytes of RGB, after the word "frame" only
 
@@ -11,13 +11,11 @@ libraries say leaves this process. It imports nothing of ringworld, and before i
 foreign byte it gives up memory, processor time and the right to open a file, a socket or a pipe.
 """
 
-import json
 import math
 import os
 import re
 import resource
 import struct
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -373,9 +371,8 @@ def write(out: BinaryIO, word: bytes, value: float, payload: bytes = b"") -> Non
     out.flush()
 
 
-def main() -> None:
-    """Read the request from the command line, confine the process, decode, and report."""
-    ask = json.loads(sys.argv[1])
+def main(ask: dict[str, Any]) -> None:
+    """Confine the process, decode what was asked for, and report."""
     out = os.fdopen(os.dup(1), "wb")
     void = os.open(os.devnull, os.O_WRONLY)
     os.dup2(void, 1)
@@ -394,7 +391,3 @@ def main() -> None:
         write(out, b"memory", 0.0)
     except Exception:
         write(out, b"damaged", 0.0)
-
-
-if __name__ == "__main__":
-    main()

@@ -157,8 +157,9 @@ def read_rows(portion: Portion, source: AnySource, folder: Path) -> Iterator[Row
         return
     file = portion.files[0]
     rows = _json_rows if file.endswith(".jsonl") else _parquet_rows
+    beside = (folder / file).parent
     for line, read in rows(folder / file, portion):
-        yield Row(origin=f"{file}:{line}", line=line, folder=(folder / file).parent, read=read)
+        yield Row(origin=f"{file}:{line}", line=line, folder=beside, read=read)
 
 
 def _read_text(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ class Counts:
     learned: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
-        names = [field.name for field in fields(self)]
+        names = [own.name for own in fields(self)]
         return Counts(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
@@ -63,7 +63,11 @@ class ShardNote:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The whole folder. `skipped` is how many examples were bad and left out."""
+    """The whole folder. `skipped` is how many rows were bad and left out.
+
+    `forms` has the sources whose every row became several examples, one behind another, and how
+    many: one for each order of text and vision.
+    """
 
     schema: int
     tokenizer: TokenizerNote
@@ -72,6 +76,7 @@ class Manifest:
     sources: dict[str, Counts]
     skipped: int
     shards: tuple[ShardNote, ...]
+    forms: dict[str, int] = field(default_factory=dict)
 
     @property
     def text_ids(self) -> int:

@@ -2,20 +2,26 @@
 
 draw_examples    sources that make examples up, one call an example, kept in memory
 MixedExamples    sequences of examples, such as token shards: which come when, from lengths alone
-EitherOrder      one of several forms of each example, drawn by a seed
+mix_sources      both ways at once: some sources packed apart, the others sharing rows
+Chosen           some examples of a sequence, such as those of one source of token shards
+draw_forms       one of several forms of each example, drawn by a seed
 
 Examples that are mixed here share rows; sources that should not are packed apart and mixed by rows
 (`ringworld.data.rows.MixedRows`).
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 from jaxtyping import Int
 
 from ringworld.data.example import Example
-from ringworld.data.rows import Examples, check_shares, measure, seed_of
+from ringworld.data.rows import Apart, Examples, check_shares, measure, seed_of
 from ringworld.errors import InputError
+
+# The sources that share rows, as one more beside those packed apart. No source is called so.
+TOGETHER = "the others"
 
 # A source draws one example of at most so many tokens.
 Source = Callable[[np.random.Generator, int], Example]
@@ -99,36 +105,64 @@ def _shuffle(
     return index[:enough], given[:enough]
 
 
-class EitherOrder:
-    """Examples that exist in several forms, such as text first and vision first: one of each.
+def mix_sources(
+    sources: Mapping[str, Examples],
+    shares: Mapping[str, float],
+    apart: Collection[str],
+    *,
+    tokens: int,
+    seed: int,
+) -> tuple[Examples | Apart, dict[str, float]]:
+    """What a stage of `tokens` tokens is trained on, and its shares of the rows of every batch.
 
-    `forms` are sequences of the same examples. Which form example i takes is drawn by `seed`, with
-    the shares as probabilities, and stays; another epoch may take another seed. Raises InputError
-    when the forms differ in number, or a share names none.
+    A source that is named in `apart` has rows of its own, of which it gets its share in every
+    batch; the others share rows, in which each has its share of the tokens. Without the first the
+    shares returned say nothing. Raises InputError when a name is no source, one apart has no share,
+    or the shares do not add up to 1.
     """
+    used = check_shares(sources, shares)
+    if not math.isclose(sum(used.values()), 1, abs_tol=1e-6):
+        raise InputError(
+            f"the shares add up to {sum(used.values()):g}: change them so that they add up to 1"
+        )
+    if without := sorted(set(apart) - set(used)):
+        raise InputError(f"{without[0]} is packed apart and has no share: give it one")
+    sharing = {name: share for name, share in used.items() if name not in apart}
+    rows = {name: share for name, share in used.items() if name in apart}
+    part = sum(sharing.values())
+    if not rows:
+        return MixedExamples(sources, sharing, tokens=tokens, seed=seed), {}
+    groups = {name: sources[name] for name in rows}
+    if sharing:
+        wanted = math.ceil(tokens * part)
+        groups[TOGETHER] = MixedExamples(sources, sharing, tokens=wanted, seed=seed)
+        rows[TOGETHER] = part
+    return Apart(groups), rows
+
+
+class Chosen:
+    """Some examples of a sequence, by their numbers in it and their lengths."""
 
     def __init__(
-        self, forms: Mapping[str, Examples], shares: Mapping[str, float], seed: int
+        self, examples: Examples, numbers: Int[np.ndarray, "M"], lengths: Int[np.ndarray, "M"]
     ) -> None:
-        used = check_shares(forms, shares)
-        self._forms = [forms[name] for name in used]
-        counts = {len(form) for form in self._forms}
-        if len(counts) > 1:
-            raise InputError(
-                f"the forms have {min(counts)} to {max(counts)} examples: give each example in "
-                "every form"
-            )
-        weights = np.array(list(used.values()))
-        rng = np.random.default_rng(seed_of(seed, "order"))
-        bounds = np.cumsum(weights / weights.sum())[:-1]
-        self._form = np.searchsorted(bounds, rng.random(counts.pop()), side="right").astype(
-            np.uint8
-        )
-        lengths = np.stack([measure(form) for form in self._forms])
-        self.lengths = np.take_along_axis(lengths, self._form[None].astype(int), axis=0)[0]
+        self._examples, self._numbers, self.lengths = examples, numbers, lengths
 
     def __len__(self) -> int:
-        return len(self._form)
+        return len(self._numbers)
 
     def __getitem__(self, i: int) -> Example:
-        return self._forms[self._form[i]][i]
+        return self._examples[int(self._numbers[i])]
+
+
+def draw_forms(numbers: Int[np.ndarray, "N"], forms: int, seed: int) -> Int[np.ndarray, "M"]:
+    """One of each `forms` numbers that follow one another, such as text first and vision first.
+
+    Each is as likely as another; `seed` alone draws them, so another seed gives other forms of the
+    same examples.
+    """
+    if forms == 1:
+        return numbers
+    rng = np.random.default_rng(seed_of(seed, "order"))
+    rows = numbers.reshape(-1, forms)
+    return rows[np.arange(len(rows)), rng.integers(forms, size=len(rows))]

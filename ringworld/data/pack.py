@@ -16,6 +16,7 @@ before it; the equality needs no other piece of the example to be in the batch. 
 """
 
 import bisect
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -30,6 +31,9 @@ from ringworld.errors import InputError
 # Examples that are planned together: memory stays that of so many, and at 1 to 2 microseconds a
 # piece the sorted list of rows with room is short enough to be kept by moving it.
 WINDOW = 1 << 17
+# Where rows have fewer pieces than so many, which of them share one decides how full they are, and
+# best fit wastes the end of most: two long pieces that leave room for half a third.
+FEW = 8
 # Plans hold examples and tokens as int32: 12 bytes a piece, where int64 would take 24.
 MOST = np.iinfo(np.int32).max
 
@@ -137,10 +141,65 @@ def best_fit(sizes: Int[np.ndarray, "P"], context: int) -> Int[np.ndarray, "P"]:
     return rows
 
 
+def even_fit(sizes: Int[np.ndarray, "P"], context: int) -> Int[np.ndarray, "P"]:
+    """The row of each piece: the longest that is left, then as many others as may go with it.
+
+    Of these each is the longest that leaves room for the others, if they are as short as the
+    shortest tenth. So a long piece gets short ones beside it, where best fit would put it beside
+    another long one. Rows of the same lengths are found once; the same sizes give the same rows.
+    """
+    order = np.argsort(sizes, kind="stable")
+    values, counts = (x.tolist() for x in np.unique(sizes, return_counts=True))
+    left = dict(zip(values, counts, strict=True))
+    place = dict(zip(values, (np.cumsum(counts) - counts).tolist(), strict=True))
+    rows, made, short = np.empty(len(sizes), np.int64), 0, 0
+    while values:
+        if values[0] > short:
+            reached = np.cumsum([left[size] for size in values])
+            short = values[int(np.searchsorted(reached, reached[-1] / 10))]
+        row = compose(values, left, short, context)
+        uses = Counter(row)
+        times = min(left[size] // n for size, n in uses.items())
+        for size in row:
+            rows[order[place[size] : place[size] + times]] = np.arange(made, made + times)
+            place[size] += times
+        made += times
+        for size, n in uses.items():
+            left[size] -= n * times
+            if not left[size]:
+                del values[bisect.bisect_left(values, size)]
+    return rows
+
+
+def compose(values: list[int], left: dict[int, int], short: int, context: int) -> list[int]:
+    """The sizes in the next row of `even_fit`, from those that are left, `values` in order."""
+    row, room = [values[-1]], context - values[-1]
+    while room >= values[0]:
+        for others in range(max(room // short, 1) - 1, -1, -1):
+            at = bisect.bisect_right(values, room - others * short) - 1
+            while at >= 0 and row.count(values[at]) == left[values[at]]:
+                at -= 1
+            if at >= 0:
+                break
+        else:
+            break
+        row.append(values[at])
+        room -= values[at]
+    return row
+
+
+def fit_rows(sizes: Int[np.ndarray, "P"], context: int) -> Int[np.ndarray, "P"]:
+    """The row of each piece, by `even_fit` where rows have few pieces and else by `best_fit`."""
+    shorter = sizes[sizes < context]
+    if len(shorter) and context < FEW * np.quantile(shorter, 0.1):
+        return even_fit(sizes, context)
+    return best_fit(sizes, context)
+
+
 def plan_rows(lengths: Lengths, context: int, cut: Cut = split) -> Plan:
     """Rows of at most `context` input tokens, the same for the same lengths; no row is empty.
 
-    Each `WINDOW` of examples is planned by itself, with `best_fit`. The plan takes 12 bytes a piece
+    Each `WINDOW` of examples is planned by itself, with `fit_rows`. The plan takes 12 bytes a piece
     and 8 a row. Raises InputError when an example, or their number, passes 2^31.
     """
     lengths = np.asarray(lengths)
@@ -152,7 +211,7 @@ def plan_rows(lengths: Lengths, context: int, cut: Cut = split) -> Plan:
     counts, columns = [np.zeros(1, np.int64)], [np.zeros((3, 0), np.int32)]
     for first in range(0, len(lengths), WINDOW):
         pieces = cut(lengths[first : first + WINDOW], context)
-        rows = best_fit(pieces.inputs, context)
+        rows = fit_rows(pieces.inputs, context)
         order = np.lexsort((-pieces.inputs, rows))
         counts.append(np.bincount(rows))
         column = np.stack([pieces.example + first, pieces.start, pieces.stop])[:, order]

@@ -2,22 +2,27 @@
 
 A hostile or broken file can end the process and nothing else: `decoder.py` gets the file as a
 read-only descriptor and has no environment, little memory, a clock, and nothing that it may open or
-write. What comes back is plain arrays and fault words; every sentence about a file is made here, in
-our words, and names the file without its folder.
+write. Every file has a process of its own, which `warden.py` forks. What comes back is plain arrays
+and fault words; every sentence about a file is made here, in our words, and names the file without
+its folder.
 """
 
+import atexit
+import fcntl
 import json
 import math
 import os
 import select
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -25,9 +30,14 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ringworld.data.decoder import HEADER
+from ringworld.data.warden import NUMBER
 from ringworld.errors import InputError
 
-DECODER = Path(__file__).with_name("decoder.py")
+PROGRAM = Path(__file__).with_name("warden.py")
+# Bytes that a decoder may be ahead of who reads: five frames of 256 x 256.
+AHEAD = 1 << 20
+# A decoder that closed its output is given so many seconds to end by itself, to know why.
+PATIENCE = 1.0
 LONGEST_NAME = 80  # letters of a file's name in a sentence
 
 
@@ -150,7 +160,7 @@ def explain(word: str, name: str, limits: MediaLimits, *, still: bool) -> str:
 def converse(
     ask: Mapping[str, object], name: str, descriptor: int, limits: MediaLimits
 ) -> Iterator[tuple[str, float, UInt8[np.ndarray, "Y X 3"]]]:
-    """Start the decoder on `descriptor`; yield its (word, value, pixels) records until its end."""
+    """Start a decoder on `descriptor`; yield its (word, value, pixels) records until its end."""
     request = {
         **ask,
         "pixels": limits.pixels,
@@ -163,8 +173,7 @@ def converse(
     }
     still = bool(ask["still"])
     shape = (int(str(ask["rows"])), int(str(ask["columns"])), 3)
-    with child(json.dumps(request), descriptor) as process:
-        answer = Answer(process, limits.timeout)
+    with decoding(request, descriptor, limits.timeout) as answer:
         while True:
             header = answer.read(HEADER.size)
             if len(header) < HEADER.size:
@@ -182,55 +191,149 @@ def converse(
             yield word, value, np.frombuffer(body, np.uint8).reshape(held)
 
 
+class Warden:
+    """The process that forks decoders, seen from outside; any thread may ask it."""
+
+    def __init__(self) -> None:
+        """Start it in a folder that is already gone, with an empty environment.
+
+        Raises EOFError when it does not start.
+        """
+        self._lock = threading.Lock()
+        self._door, theirs = socket.socketpair()
+        with tempfile.TemporaryDirectory(prefix="ringworld-decoder-") as folder, theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-I", "-B", str(PROGRAM.resolve())],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd=folder,
+                env={"LC_ALL": "C", "MALLOC_ARENA_MAX": "1"},
+            )
+            theirs.close()
+            self._read()
+
+    def ask(self, request: Mapping[str, object], *descriptors: int) -> int:
+        """The number that is answered. Raises EOFError or OSError when the process has ended."""
+        with self._lock:
+            socket.send_fds(self._door, [json.dumps(request).encode() + b"\n"], descriptors)
+            return self._read()
+
+    def close(self) -> None:
+        """End it, and all its decoders."""
+        self._door.close()
+        self.process.kill()
+        self.process.wait()
+
+    def _read(self) -> int:
+        answer = b""
+        while len(answer) < NUMBER.size:
+            part = self._door.recv(NUMBER.size - len(answer))
+            if not part:
+                raise EOFError("the warden has ended")
+            answer += part
+        return NUMBER.unpack(answer)[0]
+
+
+class Wardens:
+    """The one that is at work: started when it is first needed, and when the last has ended."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.present: Warden | None = None
+        os.register_at_fork(after_in_child=self._forget)
+        atexit.register(self._close)
+
+    def start(self, request: Mapping[str, object], *descriptors: int) -> tuple[Warden, int]:
+        """A warden, and the decoder that it started. Raises EOFError or OSError if none can be."""
+        with self._lock:
+            if self.present is not None:
+                with suppress(EOFError, OSError):
+                    return self.present, self.present.ask(request, *descriptors)
+                self._close()
+            self.present = Warden()
+            return self.present, self.present.ask(request, *descriptors)
+
+    def _close(self) -> None:
+        if self.present is not None:
+            self.present.close()
+        self.present = None
+
+    def _forget(self) -> None:
+        """A forked process has a warden of its own."""
+        self._lock, self.present = threading.Lock(), None
+
+
+WARDENS = Wardens()
+
+
 @contextmanager
-def child(ask: str, descriptor: int) -> Generator[subprocess.Popen[bytes], None, None]:
-    """A decoder in an empty folder with an empty environment; killed when the block is left."""
-    environment = {"LC_ALL": "C", "MALLOC_ARENA_MAX": "1"}
-    with tempfile.TemporaryDirectory(prefix="ringworld-decoder-") as folder:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-B", str(DECODER.resolve()), ask],
-            stdin=descriptor,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=folder,
-            env=environment,
-        )
+def decoding(
+    request: Mapping[str, object], descriptor: int, seconds: float
+) -> Generator["Answer", None, None]:
+    """What a new decoder of the file says; it is killed when the block is left.
+
+    Raises InputError when none can be started.
+    """
+    pipe, theirs = os.pipe()
+    try:
         try:
-            yield process
+            if hasattr(fcntl, "F_SETPIPE_SZ"):  # Linux's; a pipe elsewhere holds less
+                with suppress(OSError):
+                    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, AHEAD)
+            warden, process = WARDENS.start({"read": request}, descriptor, theirs)
+        except (EOFError, OSError) as error:
+            raise InputError(
+                "The decoder of films and pictures did not start: reinstall av and pillow."
+            ) from error
         finally:
-            process.kill()
-            process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+            os.close(theirs)
+        answer = Answer(warden, process, pipe, seconds)
+        try:
+            yield answer
+        finally:
+            answer.end(0.0)
+    finally:
+        os.close(pipe)
 
 
 class Answer:
-    """The decoder's output, read against a budget of waiting time."""
+    """A decoder's output, read against a budget of waiting time."""
 
-    def __init__(self, process: subprocess.Popen[bytes], seconds: float) -> None:
-        """Read from `process`; wait for at most `seconds` in all."""
-        self.process, self.left, self.begun = process, seconds, False
+    def __init__(self, warden: Warden, process: int, pipe: int, seconds: float) -> None:
+        """Read from `pipe`; wait for at most `seconds` in all."""
+        self.pipe, self.left, self.begun = pipe, seconds, False
+        self._warden, self._process = warden, process
+        self._code: int | None = None
 
-    def read(self, count: int) -> bytearray:
+    def read(self, count: int) -> memoryview:
         """Exactly `count` bytes, or fewer if the decoder ended or the time is spent."""
-        data = bytearray()
-        pipe = self.process.stdout
-        while pipe is not None and len(data) < count:
+        data, held = memoryview(bytearray(count)), 0
+        while held < count:
             before = time.monotonic()
-            ready, _, _ = select.select([pipe], [], [], max(self.left, 0.0))
+            ready, _, _ = select.select([self.pipe], [], [], max(self.left, 0.0))
             self.left -= time.monotonic() - before
-            part = os.read(pipe.fileno(), count - len(data)) if ready else b""
+            part = os.readv(self.pipe, [data[held:]]) if ready else 0
             if not part:
                 break
             self.begun = True
-            data += part
-        return data
+            held += part
+        return data[:held]
+
+    def end(self, patience: float) -> int:
+        """The exit code of the decoder, which may end by itself for so long and is then killed."""
+        if self._code is None:
+            self._code = -signal.SIGKILL
+            with suppress(EOFError, OSError):  # with the warden, its decoders end too
+                asked = {"end": self._process, "patience": patience}
+                self._code = self._warden.ask(asked)
+        return self._code
 
     def epitaph(self) -> str:
         """Why the output stopped early: the fault word "time", "missing" or "damaged"."""
         if self.left <= 0:
             return "time"
-        code = self.process.wait()
+        code = self.end(PATIENCE)
         if code == 1 and not self.begun:
             return "missing"
         return "processor" if code == -signal.SIGXCPU else "damaged"

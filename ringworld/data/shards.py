@@ -17,6 +17,7 @@ The manifest is written last, so a folder without one is no data. A record is
 """
 
 import bisect
+import math
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,15 +68,24 @@ class Record:
     origin: str
 
 
-def count(records: Sequence[Record]) -> Counts:
-    """What the records hold."""
-    examples = [record.example for record in records]
-    return Counts(
-        examples=len(examples),
-        tokens=sum(len(example) for example in examples),
-        vision=sum(int(example.vision.sum()) for example in examples),
-        learned=sum(int(np.count_nonzero(example.weights)) for example in examples),
-    )
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """A record batch as mapped arrays: of each list column what its rows hold, and from where on.
+
+    Asking Arrow for a row costs more than reading it, and packed rows ask for thousands.
+    """
+
+    values: dict[str, Shaped[np.ndarray, "n"]]
+    starts: dict[str, Int[np.ndarray, "rows_and_1"]]
+    origins: pa.StringArray
+
+    def __len__(self) -> int:
+        return len(self.origins)
+
+    def row(self, name: str, row: int) -> Shaped[np.ndarray, "n"]:
+        """What one row of a column holds, not copied."""
+        starts = self.starts[name]
+        return self.values[name][starts[row] : starts[row + 1]]
 
 
 # ---- writing
@@ -86,47 +96,71 @@ def write_shard(path: Path, records: Iterable[Record]) -> Counts:
 
     The same records give the same bytes. Raises InputError when the disk is full or fails.
     """
-    counts, held = Counts(), list[Record]()
+    counts, held, tokens = Counts(), list[Record](), 0
     with whole(path) as draft, pa.ipc.new_file(str(draft), SCHEMA) as file:
         for record in records:
             held.append(record)
-            if sum(len(record.example) for record in held) >= BATCH_TOKENS:
-                file.write_batch(_batch(held))
-                counts += count(held)
-                held = []
+            tokens += len(record.example)
+            if tokens >= BATCH_TOKENS:
+                counts += _write_batch(file, held)
+                held, tokens = [], 0
         if held:
-            file.write_batch(_batch(held))
-            counts += count(held)
+            counts += _write_batch(file, held)
     return counts
 
 
-def _batch(records: Sequence[Record]) -> pa.RecordBatch:
+def _write_batch(file: pa.RecordBatchWriter, records: Sequence[Record]) -> Counts:
+    """Write the records and say what they hold; all rows at once, as short ones are many."""
     examples = [record.example for record in records]
-    runs = [_run_lengths(example.vision, first=False) for example in examples]
-    spans = [_run_lengths(example.weights, first=None) for example in examples]
-    starts = [np.cumsum(counts) - counts for counts in spans]
+    rows = np.cumsum([0, *map(len, examples)])
+    tokens, vision, weights = (
+        np.concatenate([getattr(example, name) for example in examples])
+        for name in ("tokens", "vision", "weights")
+    )
+    edges, spans = _find_runs(weights, rows)
+    turns, runs = _find_runs(vision, rows)
+    lengths = np.diff(turns, append=len(vision))
+    seen_first = vision[rows[:-1]]
     columns = [
-        _lists([example.tokens for example in examples], np.int32),
-        _lists(runs, np.int32),
-        _lists([e.weights[at] for e, at in zip(examples, starts, strict=True)], np.float32),
-        _lists(spans, np.int32),
-        _lists([record.seconds for record in records], np.float64),
+        _lists(tokens, rows, np.int32),
+        _lists(
+            np.insert(lengths, runs[:-1][seen_first], 0),
+            runs + np.cumsum([0, *seen_first]),
+            np.int32,
+        ),
+        _lists(weights[edges], spans, np.float32),
+        _lists(np.diff(edges, append=len(weights)), spans, np.int32),
+        _lists(
+            np.concatenate([record.seconds for record in records]),
+            np.cumsum([0, *(len(record.seconds) for record in records)]),
+            np.float64,
+        ),
         pa.array([record.origin for record in records], pa.utf8()),
     ]
-    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+    file.write_batch(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
+    return Counts(
+        examples=len(examples),
+        tokens=len(tokens),
+        vision=int(vision.sum()),
+        learned=int(np.count_nonzero(weights)),
+    )
 
 
-def _lists(rows: Sequence[np.ndarray], dtype: type[np.generic]) -> pa.ListArray:
-    offsets = np.cumsum([0, *(len(row) for row in rows)]).astype(np.int32)
-    return pa.ListArray.from_arrays(offsets, np.concatenate(rows).astype(dtype))
+def _lists(
+    values: Shaped[np.ndarray, "n"], rows: Int[np.ndarray, "rows_and_1"], dtype: type[np.generic]
+) -> pa.ListArray:
+    return pa.ListArray.from_arrays(rows.astype(np.int32), values.astype(dtype))
 
 
-def _run_lengths(values: Shaped[np.ndarray, "n"], first: bool | None) -> Int[np.ndarray, "r"]:
-    """The lengths of the runs of equal values; with `first`, one of 0 if `first` is not there."""
-    edges = np.flatnonzero(values[1:] != values[:-1]) + 1
-    lengths = np.diff(np.concatenate([[0], edges, [len(values)]]))
-    absent = first is not None and len(values) > 0 and values[0] != first
-    return np.concatenate([[0], lengths]) if absent else lengths
+def _find_runs(
+    values: Shaped[np.ndarray, "n"], rows: Int[np.ndarray, "rows_and_1"]
+) -> tuple[Int[np.ndarray, "r"], Int[np.ndarray, "rows_and_1"]]:
+    """Where runs of equal values begin, each row anew, and the first run of each row."""
+    begins = np.ones(len(values), np.bool_)
+    np.not_equal(values[1:], values[:-1], out=begins[1:])
+    begins[rows[:-1]] = True
+    edges = np.flatnonzero(begins)
+    return edges, np.searchsorted(edges, rows)
 
 
 # ---- reading
@@ -147,7 +181,7 @@ class Shards(Sequence[Example]):
             _check_size(self.folder / shard.file, shard)
         counts = [shard.counts.examples for shard in self.manifest.shards]
         self._first = np.cumsum([0, *counts])
-        self._open: dict[int, list[pa.RecordBatch]] = {}
+        self._open: dict[int, list[Columns]] = {}
 
     def __len__(self) -> int:
         return int(self._first[-1])
@@ -173,12 +207,12 @@ class Shards(Sequence[Example]):
         number, row = self._find(wanted % len(self))
         shard = self.manifest.shards[number]
         for batch in self._batches(number):
-            if row < batch.num_rows:
+            if row < len(batch):
                 with _said_damaged(self.folder / shard.file):
                     record = _read(batch, row)
                 self._check_ids(record, shard)
                 return record
-            row -= batch.num_rows
+            row -= len(batch)
         raise _damaged(self.folder / shard.file)
 
     def source(self, index: int) -> str:
@@ -186,11 +220,11 @@ class Shards(Sequence[Example]):
         return self.manifest.shards[self._find(index)[0]].source
 
     def indices(self, source: str) -> Int[np.ndarray, "n"]:
-        """The examples of one source. Raises InputError when there is no such source."""
+        """The examples of one source. Raises InputError when there is none."""
         names = [shard.source for shard in self.manifest.shards]
         if source not in names:
             raise InputError(
-                f"{self.folder} has no source {source}: use one of "
+                f"{self.folder} has no example of a source {source}: use "
                 f"{', '.join(sorted(set(names))) or 'another folder'}"
             )
         ends = zip(names, self._first[:-1], self._first[1:], strict=True)
@@ -200,7 +234,7 @@ class Shards(Sequence[Example]):
     def lengths(self) -> Int[np.ndarray, "n"]:
         """The tokens of every example, in order, without reading them."""
         parts = [
-            np.diff(batch.column("tokens").offsets.to_numpy())
+            np.diff(batch.starts["tokens"])
             for number in range(len(self.manifest.shards))
             for batch in self._batches(number)
         ]
@@ -240,7 +274,7 @@ class Shards(Sequence[Example]):
         number = bisect.bisect_right(self._first, index) - 1
         return number, index - int(self._first[number])
 
-    def _batches(self, number: int) -> list[pa.RecordBatch]:
+    def _batches(self, number: int) -> list[Columns]:
         """The record batches of a shard, mapped; the least lately opened shard is let go."""
         if number not in self._open:
             shard = self.manifest.shards[number]
@@ -261,32 +295,26 @@ def find_fault(example: Example, text_ids: int, vision_ids: int) -> str:
     """What makes an example untrainable, in words that follow its name; "" for nothing."""
     if len(example) < 2:
         return "has nothing to predict"
-    kinds = (("text id", text_ids, ~example.vision), ("vision id", vision_ids, example.vision))
-    for kind, size, chosen in kinds:
-        ids = example.tokens[chosen]
-        wrong = ids[(ids < 0) | (ids >= size)]
-        if len(wrong):
-            return f"has the {kind} {wrong[0]}, which is not from 0 to {size - 1}"
-    if not np.isfinite(example.weights).all() or (example.weights < 0).any():
+    sizes = np.where(example.vision, vision_ids, text_ids)
+    wrong = np.flatnonzero((example.tokens < 0) | (example.tokens >= sizes))
+    if len(wrong):
+        at = int(wrong[0])
+        kind = "vision id" if example.vision[at] else "text id"
+        return f"has the {kind} {example.tokens[at]}, which is not from 0 to {sizes[at] - 1}"
+    if not (example.weights.min() >= 0 and example.weights.max() < math.inf):
         return "has a loss weight that is negative or no number"
     return "" if example.weights[1:].any() else "has nothing to learn"
 
 
-def _read(batch: pa.RecordBatch, row: int) -> Record:
-    def values(name: str) -> np.ndarray:
-        column = batch.column(name)
-        start, stop = (column.offsets[row + i].as_py() for i in (0, 1))
-        return column.values.to_numpy(zero_copy_only=True)[start:stop]
-
-    tokens, runs = values("tokens"), values("runs")
+def _read(batch: Columns, row: int) -> Record:
+    tokens, runs = batch.row("tokens", row), batch.row("runs", row)
     example = Example(
         tokens,
         _expand(np.arange(len(runs)) % 2 == 1, runs, len(tokens)),
-        _expand(values("weights"), values("spans"), len(tokens)),
+        _expand(batch.row("weights", row), batch.row("spans", row), len(tokens)),
     )
-    return Record(
-        example=example, seconds=values("seconds"), origin=batch.column("origin")[row].as_py()
-    )
+    seconds, origin = batch.row("seconds", row), batch.origins[row].as_py()
+    return Record(example=example, seconds=seconds, origin=origin)
 
 
 def _expand(
@@ -297,7 +325,7 @@ def _expand(
     return np.repeat(values, counts)
 
 
-def _open_shard(path: Path, shard: ShardNote) -> list[pa.RecordBatch]:
+def _open_shard(path: Path, shard: ShardNote) -> list[Columns]:
     _check_size(path, shard)
     with _said_damaged(path):
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
@@ -310,7 +338,16 @@ def _open_shard(path: Path, shard: ShardNote) -> list[pa.RecordBatch]:
             raise ValueError("another schema")
         if sum(batch.num_rows for batch in batches) != shard.counts.examples:
             raise ValueError("another number of examples")
-    return batches
+        return [_map(batch) for batch in batches]
+
+
+def _map(batch: pa.RecordBatch) -> Columns:
+    lists = {name: batch.column(name) for name in SCHEMA.names if name != "origin"}
+    return Columns(
+        values={name: own.values.to_numpy(zero_copy_only=True) for name, own in lists.items()},
+        starts={name: own.offsets.to_numpy() for name, own in lists.items()},
+        origins=batch.column("origin"),
+    )
 
 
 @contextmanager

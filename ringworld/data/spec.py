@@ -102,11 +102,12 @@ class Documents(Source):
 class Chat(Source, Sampling):
     """JSONL or Parquet of talks in any of the three common dialects; answers are learned.
 
-    `orders` is what a question about a picture or a film puts first, one drawn for each example;
-    "as-written" leaves media where they stand.
+    `orders` is what a question about a picture or a film puts first, one drawn for each row;
+    "as-written" leaves media where they stand. With `every_order` a row is kept in all of them.
     """
 
     orders: tuple[ChatOrder, ...] = ("as-written",)
+    every_order: bool = False
 
     def __post_init__(self) -> None:
         _check_media(self, self.orders)
@@ -116,12 +117,14 @@ class Chat(Source, Sampling):
 class Captions(Source, Sampling):
     """JSONL or Parquet of a picture or a film and its caption.
 
-    `orders` are the forms, one drawn for each example: "text-vision" learns to draw the caption,
-    "vision-text" to say it, "vision" to draw without words.
+    `orders` are the forms, one drawn for each row: "text-vision" learns to draw the caption,
+    "vision-text" to say it, "vision" to draw without words. With `every_order` a row is kept in all
+    of them, its film encoded once.
     """
 
     caption: str = "caption"
     orders: tuple[Order, ...] = ("text-vision", "vision-text")
+    every_order: bool = False
 
     def __post_init__(self) -> None:
         _check_media(self, self.orders)
@@ -149,6 +152,11 @@ class Fields(Source):
             raise InputError(
                 f"{self.name} needs either fields or fields_from_example: give one of them"
             )
+
+
+def count_forms(source: Source) -> int:
+    """How many examples a row of the source becomes: one, or one for each of its orders."""
+    return len(source.orders) if isinstance(source, Chat | Captions) and source.every_order else 1
 
 
 AnySource = Text | Documents | Chat | Captions | Fields

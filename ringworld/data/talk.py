@@ -49,7 +49,8 @@ def finish(draft: Draft, origin: str, tokenizer: Tokenizer, vocabulary: Vocabula
             codes = part.footage.codes
             part = wrap(codes, tokenizer, vocabulary, around=0.0, inside=part.weight)
         parts.append(part)
-    return Record(example=join(parts), seconds=np.concatenate(seconds), origin=origin)
+    example = parts[0] if len(parts) == 1 else join(parts)
+    return Record(example=example, seconds=np.concatenate(seconds), origin=origin)
 
 
 def make_talk(turns: Sequence[Turn], see: See, tokenizer: Tokenizer) -> Draft:
@@ -130,7 +131,8 @@ def make_caption(media: Media, caption: str, order: str, see: See, tokenizer: To
     return make_talk(turns, see, tokenizer)
 
 
-def make_document(written: str, tokenizer: Tokenizer) -> Draft:
-    """A whole document, every token and its end learned."""
-    ids = [*tokenizer.encode(written), tokenizer.eos]
-    return [text([tokenizer.bos], 0.0), text(ids, 1.0)]
+def make_document(ids: Sequence[int], tokenizer: Tokenizer) -> Draft:
+    """A whole document by the ids of its text, every token and its end learned."""
+    document = text([tokenizer.bos, *ids, tokenizer.eos], 1.0)
+    document.weights[0] = 0.0
+    return [document]

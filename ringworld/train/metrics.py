@@ -143,7 +143,17 @@ def describe(row: dict[str, Any]) -> str:
     """A row of the record as one line for people."""
     shown = [f"step {row['step']}"]
     shown += [f"{name} {row[name]:.4f}" for name in MUST_BE_FINITE if name in row]
-    return " ".join([*shown, f"tokens/s {row['tokens_per_s']:.0f}", f"mfu {row['mfu']:.1%}"])
+    shown += [f"tokens/s {row['tokens_per_s']:.0f}", f"mfu {row['mfu']:.1%}"]
+    return " ".join([*shown, f"waited {row['wait_s'] / row['seconds']:.1%}"])
+
+
+def share_waited(path: Path) -> float:
+    """The share of a run's time in which its steps waited for their batches.
+
+    `path` is its `metrics.jsonl`. All steps count, also the first, whose batch nothing hides.
+    """
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return sum(row["wait_s"] for row in rows) / sum(row["seconds"] for row in rows)
 
 
 def keep_before(path: Path, start: int) -> None:
