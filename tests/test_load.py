@@ -1,7 +1,10 @@
 """The doors: what `load` opens, what its models compute on any mesh, and what it refuses."""
 
 import json
+import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from ringworld import InputError, make_mesh
 from ringworld.batch import Batch
 from ringworld.convert import open as open_module
 from ringworld.convert.hf import FAMILIES, read_world
+from ringworld.convert.save import convert
 from ringworld.generate.model import Model
 from ringworld.mesh import shard
 from ringworld.models.tensors import read_tensors
@@ -25,6 +29,7 @@ from ringworld.params import paths
 from ringworld.recipes import NANO
 from ringworld.train.loss import loss
 
+ROOT = Path(__file__).resolve().parent.parent
 # What a family adds to Llama, all at once where one model can have it.
 RELATIVES: dict[str, dict[str, Any]] = {
     "biases, window, tied": {
@@ -123,6 +128,53 @@ def test_load_codec_turns_pictures_into_squares_of_codes_and_back():
     assert drawn.shape == pixels.shape and np.abs(drawn).max() <= 1
     # The shipped codec paints plain fields almost as they are.
     assert np.abs(drawn - pixels).mean() < 0.15
+
+
+# Reads a model, and tells in bytes its weights, and how much more memory of its own the program has
+# than before: the most when a weight was read and not yet placed, and at the end.
+WATCH = """
+import sys
+import jax.numpy as jnp
+import ringworld
+from ringworld.models import folder
+from ringworld.params import paths
+
+def held():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+check, most = folder.check_numbers, []
+def watch(name, piece):
+    check(name, piece)
+    most.append(held())
+
+folder.check_numbers = watch
+jnp.zeros(1).block_until_ready()
+before = held()
+model = ringworld.load(sys.argv[1])
+print(sum(w.nbytes for w in paths(model.weights).values()), max(most) - before, held() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("ours", [False, True])
+def test_loading_holds_the_weights_and_what_is_being_read_and_no_more(tmp_path: Path, ours: bool):
+    """Three of the weights have 50 MB in float32; a second one of them kept anywhere is seen."""
+    wide = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 8192, "num_hidden_layers": 6}
+    write_tiny(tmp_path / "theirs", **wide)
+    if ours:
+        convert(tmp_path / "theirs", tmp_path / "ours", None, lambda said: None)
+    words = [sys.executable, "-c", WATCH, str(tmp_path / ("ours" if ours else "theirs"))]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        words, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.returncode == 0, done.stderr
+    size, most, end = map(int, done.stdout.split())
+    assert size > 150e6
+    # The last large weight stands there once, as it was read; the tokenizer and others are small.
+    assert most < size + 30e6 and end < size + 30e6
 
 
 # ---- what is refused

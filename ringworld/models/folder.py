@@ -6,6 +6,7 @@
 Any spec table goes in and out the same way. Nothing in a folder is ever executed.
 """
 
+import gc
 import json
 import shutil
 import tempfile
@@ -135,7 +136,12 @@ def fill(specs: T, tensors: Mapping[str, np.ndarray | Pieces], dtype: DTypeLike)
         raise InputError(
             f"the weights hold {unknown[0]}, which this model lacks: use the config they came with"
         )
-    leaves = [_place(name, param, tensors[name], dtype) for name, param in table.items()]
+    leaves = []
+    for name, param in table.items():
+        leaves.append(jax.block_until_ready(_place(name, param, tensors[name], dtype)))
+        # JAX lets go of the arrays that it has copied from only when Python next collects: without
+        # this, two of the largest weights stand beside those that are placed.
+        gc.collect(0)
     tree = jax.tree.structure(specs, is_leaf=lambda x: isinstance(x, Param))
     return jax.tree.unflatten(tree, leaves)
 
