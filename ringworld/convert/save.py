@@ -150,8 +150,7 @@ def _write_words(draft: Path, opened: Opened) -> None:
 def _name_ends(tokenizer: bytes, c: World) -> dict[str, str]:
     """A tokenizer_config.json for a tokenizer that came without: what stands around a text.
 
-    Without it transformers knows of none.
-    Raises InputError when the tokenizer is broken.
+    Without it transformers knows of none. Raises InputError when the tokenizer is broken.
     """
     try:
         words = Bpe.from_str(tokenizer.decode())
