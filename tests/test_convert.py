@@ -1,6 +1,7 @@
 """Weights in and out: nothing is lost, nothing is half-written, and text stays text to the bit."""
 
 import json
+import shutil
 from pathlib import Path
 
 import ml_dtypes
@@ -98,6 +99,9 @@ def test_a_tokenizer_without_names_goes_out_with_those_of_the_models_ends(tmp_pa
     assert (
         tmp_path / "named-ours" / "tokenizer_config.json"
     ).read_text() == '{"eos_token": "<unk>"}'
+    shutil.copyfile(NANO / "tokenizer.json", tmp_path / "src" / "tokenizer.json")
+    with pytest.raises(InputError, match="has 2048 tokens and the model 320"):
+        convert(tmp_path / "src", tmp_path / "others", None, quiet)
     (tmp_path / "src" / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match=r"tokenizer\.json is broken"):
         convert(tmp_path / "src", tmp_path / "broken", None, quiet)

@@ -218,6 +218,46 @@ def test_a_config_that_does_not_fit_is_refused_in_one_sentence(
         ringworld.load(tmp_path / "model")
 
 
+OUR_WRONG = [
+    ({"kind": "car"}, "holds a car, not a world model"),
+    ({"wings": 2}, "unknown field wings"),
+    ({"tied": "yes"}, "the field tied of config.json is 'yes', which it cannot be"),
+    ({"llama": [1]}, "no object llama"),
+    (
+        {"llama.mlp": 40},
+        r"w_gate has the shape \(2, 32, 48\) and the config asks for \(2, 32, 40\)",
+    ),
+    ({"llama.mlp": "many"}, "the field mlp of config.json is 'many', which it cannot be"),
+    ({"llama.mlp": True}, "the field mlp of config.json is True, which it cannot be"),
+    ({"llama.layers": -1}, "the field layers of config.json is -1: make it 1 or more"),
+    ({"llama.kv_heads": 0}, "the field kv_heads of config.json is 0: make it 1 or more"),
+    ({"llama.dtype": "int3"}, "the field dtype of config.json is 'int3'"),
+    ({"llama.rope_theta": 0}, "the field rope_theta of config.json is 0: RoPE's base is above 1"),
+    ({"llama.rope_theta": float("nan")}, "the field rope_theta of config.json is nan"),
+    ({"vocabulary.text": "x"}, "the field text of config.json is 'x', which it cannot be"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), OUR_WRONG, ids=lambda x: str(x)[:40])
+def test_a_config_of_ours_that_does_not_fit_is_refused_on_its_way_in_and_out(
+    tmp_path: Path, change: dict[str, Any], said: str
+):
+    write_tiny(tmp_path / "src")
+    convert(tmp_path / "src", tmp_path / "ours", None, lambda told: None)
+    file = tmp_path / "ours" / "config.json"
+    config = json.loads(file.read_text())
+    for name, value in change.items():
+        *within, field = name.split(".")
+        (config[within[0]] if within else config)[field] = value
+    file.write_text(json.dumps(config))
+    with pytest.raises(InputError, match=said) as refused:
+        ringworld.load(tmp_path / "ours")
+    assert "\n" not in str(refused.value)
+    with pytest.raises(InputError, match=said):
+        convert(tmp_path / "ours", tmp_path / "out", None, lambda told: None)
+    assert not (tmp_path / "out").exists()
+
+
 def header(entries: Any, data: bytes = b"") -> bytes:
     text = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
     return struct.pack("<Q", len(text)) + text + data

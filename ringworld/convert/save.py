@@ -143,14 +143,17 @@ def _write_words(draft: Path, opened: Opened) -> None:
     for file in CARRIED:
         if (opened.home / file).is_file():
             shutil.copyfile(opened.home / file, draft / file)
-    if opened.tokenizer is not None and not (draft / TOKENIZER_CONFIG).exists():
-        _write_json(draft / TOKENIZER_CONFIG, _name_ends(opened.tokenizer, opened.config))
+    if opened.tokenizer is not None:
+        ends = _name_ends(opened.tokenizer, opened.config)
+        if not (draft / TOKENIZER_CONFIG).exists():
+            _write_json(draft / TOKENIZER_CONFIG, ends)
 
 
 def _name_ends(tokenizer: bytes, c: World) -> dict[str, str]:
     """A tokenizer_config.json for a tokenizer that came without: what stands around a text.
 
-    Without it transformers knows of none. Raises InputError when the tokenizer is broken.
+    Without it transformers knows of none. Raises InputError when the tokenizer is broken, or has
+    more tokens than the model.
     """
     try:
         words = Bpe.from_str(tokenizer.decode())
@@ -158,6 +161,11 @@ def _name_ends(tokenizer: bytes, c: World) -> dict[str, str]:
         raise InputError(
             "the model's tokenizer.json is broken: fetch or copy the model again"
         ) from None
+    if words.get_vocab_size() > c.vocabulary.text:
+        raise InputError(
+            f"the tokenizer has {words.get_vocab_size()} tokens and the model {c.vocabulary.text}: "
+            "use the tokenizer it was trained with"
+        )
     ends = (c.vocabulary.bos, c.vocabulary.eos)
     found = [None if token < 0 else words.id_to_token(token) for token in ends]
     named = zip(("bos_token", "eos_token"), found, strict=True)
