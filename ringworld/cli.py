@@ -33,6 +33,7 @@ from ringworld.evals.perplexity import Perplexity, measure_perplexity
 from ringworld.generate.ask import draw_video
 from ringworld.generate.chat import Chat, chat
 from ringworld.generate.sample import Sampling
+from ringworld.generate.stretch import Rule
 from ringworld.mesh import MeshShape
 from ringworld.recipes import NANO, RECIPES, find_recipe, run_recipe
 from ringworld.shard_recipe import ShardRecipe, run_shard_recipe
@@ -128,11 +129,13 @@ class Needle:
             lengths=(256, 512, 1024), depths=(0.0, 0.25, 0.5, 0.75, 1.0), rounds=4
         )
     )
+    rules: tuple[Rule, ...] = ("yarn",)
+    """how RoPE is stretched at lengths beyond the model's context: plain theta ntk yarn"""
     mesh: MeshShape = field(default_factory=MeshShape)
 
     def act(self, announce: Announce) -> None:
         """Measure."""
-        measure_needles(self.model, self.grid, self.mesh, self.folder, announce)
+        measure_needles(self.model, self.grid, self.mesh, self.folder, announce, self.rules)
 
 
 @dataclass(frozen=True, kw_only=True)

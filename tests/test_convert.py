@@ -1,15 +1,18 @@
 """Weights in and out: nothing is lost, nothing is half-written, and text stays text to the bit."""
 
 import json
+import shutil
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 from foreign import PARITY, unpack
+from test_sentencepiece import SMALL
 from tiny_hf import write_tiny
 
 from ringworld.convert.save import convert
+from ringworld.data.sentencepiece import read_sentencepiece
 from ringworld.errors import InputError
 from ringworld.generate.model import load_model
 from ringworld.models.folder import load_folder
@@ -77,6 +80,53 @@ def test_what_lies_beside_the_weights_goes_along(tmp_path: Path):
     theirs = out_and_back(tmp_path / "src", tmp_path)
     for file in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
         assert (theirs / file).read_bytes() == (tmp_path / "src" / file).read_bytes()
+
+
+def test_a_tokenizer_without_names_goes_out_with_those_of_the_models_ends(tmp_path: Path):
+    write_tiny(tmp_path / "src")
+    theirs = out_and_back(tmp_path / "src", tmp_path)
+    said = json.loads((theirs / "tokenizer_config.json").read_text())
+    assert said == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+    }
+    assert load_model(theirs).tokenizer.eos_name == "</s>"
+    named = tmp_path / "named"
+    write_tiny(named)
+    (named / "tokenizer_config.json").write_text('{"eos_token": "<unk>"}')
+    convert(named, tmp_path / "named-ours", None, quiet)
+    assert (
+        tmp_path / "named-ours" / "tokenizer_config.json"
+    ).read_text() == '{"eos_token": "<unk>"}'
+    shutil.copyfile(NANO / "tokenizer.json", tmp_path / "src" / "tokenizer.json")
+    with pytest.raises(InputError, match="has 2048 tokens and the model 320"):
+        convert(tmp_path / "src", tmp_path / "others", None, quiet)
+    (tmp_path / "src" / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match=r"tokenizer\.json is broken"):
+        convert(tmp_path / "src", tmp_path / "broken", None, quiet)
+
+
+def test_a_folder_with_a_sentencepiece_model_alone_has_its_tokenizer(tmp_path: Path):
+    tiny = tmp_path / "tiny"
+    write_tiny(tiny, vocab_size=320)
+    (tiny / "tokenizer.json").unlink()
+    (tiny / "tokenizer.model").write_bytes(SMALL)
+    (tmp_path / "lwm").mkdir()
+    lwm = unpack("lwm_text/streaming_params.gz", tmp_path / "lwm")
+    (tmp_path / "lwm" / "tokenizer.model").write_bytes(SMALL)
+    wanted = read_sentencepiece(SMALL)
+    for source in (tiny, lwm, tmp_path / "lwm"):
+        words = load_model(source).tokenizer
+        assert words.encode("abc é cab") == wanted.encode("abc é cab")
+        assert (words.bos, words.eos, words.opening) == (1, 2, [1])
+    theirs = out_and_back(tiny, tmp_path)
+    again = load_model(theirs).tokenizer
+    assert (again.encode("abc é cab"), again.bos) == (wanted.encode("abc é cab"), 1)
+    assert again.decode(again.encode("abc é cab")) == "abc é cab"
+    (tiny / "tokenizer.model").write_bytes(SMALL[:-3])
+    with pytest.raises(InputError, match="tokenizer.model is not a SentencePiece model"):
+        load_model(tiny)
 
 
 def test_shards_are_no_larger_than_asked_and_an_index_says_what_is_where(tmp_path: Path):

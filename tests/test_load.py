@@ -1,7 +1,10 @@
 """The doors: what `load` opens, what its models compute on any mesh, and what it refuses."""
 
 import json
+import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from ringworld import InputError, make_mesh
 from ringworld.batch import Batch
 from ringworld.convert import open as open_module
 from ringworld.convert.hf import FAMILIES, read_world
+from ringworld.convert.save import convert
 from ringworld.generate.model import Model
 from ringworld.mesh import shard
 from ringworld.models.tensors import read_tensors
@@ -25,6 +29,7 @@ from ringworld.params import paths
 from ringworld.recipes import NANO
 from ringworld.train.loss import loss
 
+ROOT = Path(__file__).resolve().parent.parent
 # What a family adds to Llama, all at once where one model can have it.
 RELATIVES: dict[str, dict[str, Any]] = {
     "biases, window, tied": {
@@ -125,6 +130,53 @@ def test_load_codec_turns_pictures_into_squares_of_codes_and_back():
     assert np.abs(drawn - pixels).mean() < 0.15
 
 
+# Reads a model, and tells in bytes its weights, and how much more memory of its own the program has
+# than before: the most when a weight was read and not yet placed, and at the end.
+WATCH = """
+import sys
+import jax.numpy as jnp
+import ringworld
+from ringworld.models import folder
+from ringworld.params import paths
+
+def held():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+check, most = folder.check_numbers, []
+def watch(name, piece):
+    check(name, piece)
+    most.append(held())
+
+folder.check_numbers = watch
+jnp.zeros(1).block_until_ready()
+before = held()
+model = ringworld.load(sys.argv[1])
+print(sum(w.nbytes for w in paths(model.weights).values()), max(most) - before, held() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("ours", [False, True])
+def test_loading_holds_the_weights_and_what_is_being_read_and_no_more(tmp_path: Path, ours: bool):
+    """Three of the weights have 50 MB in float32; a second one of them kept anywhere is seen."""
+    wide = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 8192, "num_hidden_layers": 6}
+    write_tiny(tmp_path / "theirs", **wide)
+    if ours:
+        convert(tmp_path / "theirs", tmp_path / "ours", None, lambda said: None)
+    words = [sys.executable, "-c", WATCH, str(tmp_path / ("ours" if ours else "theirs"))]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        words, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.returncode == 0, done.stderr
+    size, most, end = map(int, done.stdout.split())
+    assert size > 150e6
+    # The last large weight stands there once, as it was read; the tokenizer and others are small.
+    assert most < size + 30e6 and end < size + 30e6
+
+
 # ---- what is refused
 
 
@@ -164,6 +216,46 @@ def test_a_config_that_does_not_fit_is_refused_in_one_sentence(
     (tmp_path / "model" / "config.json").write_text(json.dumps(CONFIG | change))
     with pytest.raises(InputError, match=said):
         ringworld.load(tmp_path / "model")
+
+
+OUR_WRONG = [
+    ({"kind": "car"}, "holds a car, not a world model"),
+    ({"wings": 2}, "unknown field wings"),
+    ({"tied": "yes"}, "the field tied of config.json is 'yes', which it cannot be"),
+    ({"llama": [1]}, "no object llama"),
+    (
+        {"llama.mlp": 40},
+        r"w_gate has the shape \(2, 32, 48\) and the config asks for \(2, 32, 40\)",
+    ),
+    ({"llama.mlp": "many"}, "the field mlp of config.json is 'many', which it cannot be"),
+    ({"llama.mlp": True}, "the field mlp of config.json is True, which it cannot be"),
+    ({"llama.layers": -1}, "the field layers of config.json is -1: make it 1 or more"),
+    ({"llama.kv_heads": 0}, "the field kv_heads of config.json is 0: make it 1 or more"),
+    ({"llama.dtype": "int3"}, "the field dtype of config.json is 'int3'"),
+    ({"llama.rope_theta": 0}, "the field rope_theta of config.json is 0: RoPE's base is above 1"),
+    ({"llama.rope_theta": float("nan")}, "the field rope_theta of config.json is nan"),
+    ({"vocabulary.text": "x"}, "the field text of config.json is 'x', which it cannot be"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), OUR_WRONG, ids=lambda x: str(x)[:40])
+def test_a_config_of_ours_that_does_not_fit_is_refused_on_its_way_in_and_out(
+    tmp_path: Path, change: dict[str, Any], said: str
+):
+    write_tiny(tmp_path / "src")
+    convert(tmp_path / "src", tmp_path / "ours", None, lambda told: None)
+    file = tmp_path / "ours" / "config.json"
+    config = json.loads(file.read_text())
+    for name, value in change.items():
+        *within, field = name.split(".")
+        (config[within[0]] if within else config)[field] = value
+    file.write_text(json.dumps(config))
+    with pytest.raises(InputError, match=said) as refused:
+        ringworld.load(tmp_path / "ours")
+    assert "\n" not in str(refused.value)
+    with pytest.raises(InputError, match=said):
+        convert(tmp_path / "ours", tmp_path / "out", None, lambda told: None)
+    assert not (tmp_path / "out").exists()
 
 
 def header(entries: Any, data: bytes = b"") -> bytes:

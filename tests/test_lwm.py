@@ -111,6 +111,14 @@ def test_a_token_or_code_alone_has_both_logits_of_lwm(tmp_path):
     np.testing.assert_allclose(seen, expected["vision_logits"], atol=PARITY, rtol=0)
 
 
+def test_a_name_of_two_lines_is_refused_on_one(tmp_path):
+    tree = foreign.lwm_tree(np.random.default_rng(0), vision=False, scanned=False, dtype="f4")
+    tree["transformer", "wte", "embedding", "a\nb\u2028\x1b"] = np.zeros(3, np.int32)
+    with pytest.raises(InputError, match=r"one array for .*/a\?b\?\?:") as refused:
+        read_lwm(write(tmp_path, foreign.streaming(tree)))
+    assert str(refused.value).isprintable()
+
+
 def test_scores_are_those_of_the_neighbouring_pairs_that_lwm_turns(tmp_path):
     """q . k from LWM's own kernels and order of pairs, against the converted ones in halves."""
     rng = np.random.default_rng(0)

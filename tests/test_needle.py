@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ringworld.data.needle import CITIES
+from ringworld.data.needle import CITIES, RULES, SENTENCE_ROOM, Form
 from ringworld.data.tokenizer import load_tokenizer
 from ringworld.errors import InputError
 from ringworld.evals import needle
 from ringworld.evals.heatmap import draw_heatmaps, name_length
-from ringworld.evals.needle import Grid, accuracy, read_trials, run_needle
+from ringworld.evals.measure import of_rule
+from ringworld.evals.needle import Grid, accuracy, make_form, read_trials, run_needle
 from ringworld.models.world import specs
 from ringworld.params import init
 from ringworld.recipes import NANO, NANO_WORLD
@@ -37,7 +38,9 @@ def books() -> list[np.ndarray]:
     return [np.asarray(tokenizer.encode(page * 60), np.int32)]
 
 
-def run(books, tmp_path: Path, grid: Grid, monkeypatch, reader) -> list[needle.Trial]:
+def run(
+    books, tmp_path: Path, grid: Grid, monkeypatch, reader, form: Form | None = None
+) -> list[needle.Trial]:
     tokenizer = load_tokenizer(NANO / "tokenizer.json")
     asked = []
 
@@ -46,8 +49,9 @@ def run(books, tmp_path: Path, grid: Grid, monkeypatch, reader) -> list[needle.T
         return [reader(tokenizer, prompt) for prompt in prompts]
 
     monkeypatch.setattr(needle, "write_text", write)
+    kept = tmp_path / "needle.json"
     trials = run_needle(
-        NOTHING, NANO_WORLD, tokenizer, books, grid, tmp_path / "needle.json", lambda said: None
+        NOTHING, NANO_WORLD, tokenizer, books, grid, kept, lambda said: None, form=form
     )
     for prompt in asked:
         assert len(prompt) <= max(grid.lengths)
@@ -73,6 +77,59 @@ def test_a_stopped_evaluation_goes_on_where_it_stopped(books, tmp_path, monkeypa
     asked = []
     both = run(books, tmp_path, GRID, monkeypatch, lambda t, p: asked.append(p) or reader(t, p))
     assert both[: len(first)] == first and len(asked) == 6
+
+
+def test_a_models_own_template_asks_in_the_same_words(books, tmp_path, monkeypatch) -> None:
+    words = load_tokenizer(NANO / "tokenizer.json")
+    form = make_form("{{ bos_token }}[{{ messages[0].content }}]</s>A:", words)
+    asked = []
+
+    def reader(tokenizer, prompt) -> list[int]:
+        asked.append(prompt)
+        return read_from_prompt(tokenizer, prompt, True)
+
+    assert all(trial.found for trial in run(books, tmp_path, GRID, monkeypatch, reader, form=form))
+    for prompt in asked:
+        ids = prompt.tokens.tolist()
+        assert ids[0] == words.bos and ids.count(words.eos) == 1
+        said = words.decode(ids)
+        assert said.startswith("[") and said.endswith(f" number? {RULES}]A:")
+    assert {len(prompt) + SENTENCE_ROOM for prompt in asked} <= {255, 256, 511, 512}
+
+
+@pytest.mark.parametrize("template", ["{{ messages[0].content }}" * 2, "Hello.", "{{ BOOK }}"])
+def test_a_template_that_hides_the_question_is_refused(template: str) -> None:
+    with pytest.raises(InputError, match="does not show a question once"):
+        make_form(template, load_tokenizer(NANO / "tokenizer.json"))
+
+
+def test_beyond_the_context_every_rule_is_tried_on_the_same_prompts(
+    books, tmp_path, monkeypatch
+) -> None:
+    short = replace(NANO_WORLD, llama=replace(NANO_WORLD.llama, context=256))
+    read: dict[tuple[int, float, object], list[list[int]]] = {}
+
+    def write(weights, prompts, c, *, steps, sampling, seed) -> list[list[int]]:
+        key = (c.llama.context, c.llama.rope_theta, c.llama.rope_scaling)
+        read.setdefault(key, []).extend(prompt.tokens.tolist() for prompt in prompts)
+        return [[] for _ in prompts]
+
+    monkeypatch.setattr(needle, "write_text", write)
+    words, kept = load_tokenizer(NANO / "tokenizer.json"), tmp_path / "needle.json"
+    rules = ("plain", "yarn", "ntk")
+    for _ in range(2):  # the second finds everything done
+        trials = run_needle(
+            NOTHING, short, words, books, GRID, kept, lambda said: None, rules=rules
+        )
+        assert [trial.rule for trial in trials if trial.length == 512] == [
+            rule for rule in rules * 2 for _ in GRID.depths
+        ]
+        assert {trial.rule for trial in trials if trial.length == 256} == {"plain"}
+    within, *beyond = read.values()
+    assert len(within) == 6 and len(beyond) == 3
+    assert all(prompts == beyond[0] for prompts in beyond)
+    for rule in rules:
+        assert len(of_rule(trials, rule, 256)) == 12
 
 
 def test_a_file_that_is_no_result_is_refused(tmp_path: Path) -> None:

@@ -92,7 +92,9 @@ def test_passages_are_whole_spread_and_do_not_overlap() -> None:
         cut_passages(ids, [1], 1002, 4)
 
 
-def test_buckets_double_and_cover_the_context_once() -> None:
+def test_buckets_grow_and_cover_the_context_once() -> None:
+    ends = [past for _, past in make_buckets(5000)]
+    assert ends[3:] == [1024, 1280, 1536, 1792, 2048, 2560, 3072, 3584, 4096, 5000]
     assert make_buckets(1000) == ((0, 128), (128, 256), (256, 512), (512, 1000))
     assert make_buckets(100) == ((0, 100),)
     for context in (1, 128, 129, 4096):

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ringworld.data.sentencepiece import load_sentencepiece
+from ringworld.models.folder import TOKENIZER
 from ringworld.models.tensors import Read
+
+# LLaMA's and LWM's folders may have no other tokenizer.
+SENTENCEPIECE = "tokenizer.model"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,3 +37,15 @@ class Checkpoint:
     tokenizer: bytes | None = None
     chat_template: str | None = None
     codec: Path | None = None
+
+
+def read_tokenizer(folder: Path) -> bytes | None:
+    """A folder's tokenizer.json, or one made of its tokenizer.model; None when it has neither.
+
+    Raises InputError when the tokenizer.model is broken.
+    """
+    if (folder / TOKENIZER).is_file():
+        return (folder / TOKENIZER).read_bytes()
+    if (folder / SENTENCEPIECE).is_file():
+        return load_sentencepiece(folder / SENTENCEPIECE).bpe.to_str().encode()
+    return None

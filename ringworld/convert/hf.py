@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ringworld.convert.checkpoint import Checkpoint
+from ringworld.convert.checkpoint import Checkpoint, read_tokenizer
 from ringworld.errors import InputError
-from ringworld.models.folder import CONFIG, TENSORS, TOKENIZER, read_config
+from ringworld.models.folder import CONFIG, TENSORS, read_config
 from ringworld.models.llama import Llama
 from ringworld.models.tensors import Read, read_json, read_tensors
 from ringworld.models.world import World
@@ -251,7 +251,7 @@ def read_hf(path: Path) -> Checkpoint:
     return Checkpoint(
         config=read_config(path),
         tensors=_read_shards(path),
-        tokenizer=_bytes_of(path / TOKENIZER),
+        tokenizer=read_tokenizer(path),
         chat_template=_read_template(path),
         codec=path / VQGAN_FOLDER if (path / VQGAN_FOLDER).is_dir() else None,
     )
@@ -275,13 +275,10 @@ def _read_shards(path: Path) -> dict[str, Read]:
     return {name: partial(np.asarray, shards[file][name]) for name, file in places.items()}
 
 
-def _bytes_of(file: Path) -> bytes | None:
-    return file.read_bytes() if file.is_file() else None
-
-
 def _read_template(path: Path) -> str | None:
     """The chat template: a file of its own, or a field of the tokenizer's config."""
-    if written := _bytes_of(path / CHAT_TEMPLATE):
+    own = path / CHAT_TEMPLATE
+    if own.is_file() and (written := own.read_bytes()):
         return written.decode("utf-8", "replace")
     if not (path / TOKENIZER_CONFIG).is_file():
         return None

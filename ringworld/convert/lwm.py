@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ringworld.convert.checkpoint import Checkpoint, Read
+from ringworld.convert.checkpoint import Checkpoint, Read, read_tokenizer
 from ringworld.convert.cursor import Stored, finite, to_halves
 from ringworld.convert.names import NAMES, SCAN
 from ringworld.convert.packed import read_tree
@@ -64,7 +64,12 @@ def read_lwm(path: Path) -> Checkpoint:
     if VISION_TABLE in tree and VISION_HEAD not in tree:
         tensors["vision_head.weight"] = tensors["model.embed_vision.weight"]
     codec = path.parent / CODEC
-    return Checkpoint(config=config, tensors=tensors, codec=codec if codec.is_file() else None)
+    return Checkpoint(
+        config=config,
+        tensors=tensors,
+        tokenizer=read_tokenizer(path.parent),
+        codec=codec if codec.is_file() else None,
+    )
 
 
 def _model_of(path: Path, tree: dict[str, Stored | None]) -> dict[str, Stored]:

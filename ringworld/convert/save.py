@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer as Bpe
 
 from ringworld.convert.diffusers import open_codec, write_codec, write_diffusers
 from ringworld.convert.hf import CHAT_TEMPLATE, INDEX, TOKENIZER_CONFIG, VQGAN_FOLDER, write_config
 from ringworld.convert.names import BY_OURS, Name
 from ringworld.convert.open import Opened, is_ours, open_model
 from ringworld.convert.vision import add_vision, join_tables
+from ringworld.errors import InputError
 from ringworld.models.folder import CODEC, CONFIG, TENSORS, TOKENIZER, new_folder, write_folder
 from ringworld.models.tensors import Pieces, write_tensors
+from ringworld.models.world import World
 
 GENERATION = "generation_config.json"
 # What others wrote about words and sampling, carried along unread.
@@ -140,6 +143,34 @@ def _write_words(draft: Path, opened: Opened) -> None:
     for file in CARRIED:
         if (opened.home / file).is_file():
             shutil.copyfile(opened.home / file, draft / file)
+    if opened.tokenizer is not None:
+        ends = _name_ends(opened.tokenizer, opened.config)
+        if not (draft / TOKENIZER_CONFIG).exists():
+            _write_json(draft / TOKENIZER_CONFIG, ends)
+
+
+def _name_ends(tokenizer: bytes, c: World) -> dict[str, str]:
+    """A tokenizer_config.json for a tokenizer that came without: what stands around a text.
+
+    Without it transformers knows of none. Raises InputError when the tokenizer is broken, or has
+    more tokens than the model.
+    """
+    try:
+        words = Bpe.from_str(tokenizer.decode())
+    except Exception:
+        raise InputError(
+            "the model's tokenizer.json is broken: fetch or copy the model again"
+        ) from None
+    if words.get_vocab_size() > c.vocabulary.text:
+        raise InputError(
+            f"the tokenizer has {words.get_vocab_size()} tokens and the model {c.vocabulary.text}: "
+            "use the tokenizer it was trained with"
+        )
+    ends = (c.vocabulary.bos, c.vocabulary.eos)
+    found = [None if token < 0 else words.id_to_token(token) for token in ends]
+    named = zip(("bos_token", "eos_token"), found, strict=True)
+    said = {key: token for key, token in named if token is not None}
+    return {"tokenizer_class": "PreTrainedTokenizerFast"} | said
 
 
 def _write_json(file: Path, value: dict[str, Any]) -> None:

@@ -21,6 +21,10 @@ RULES = (
 )
 # Room for the answer: seven digits and the end of the text, with some to spare.
 ANSWER_ROOM = 16
+# A model that was not trained on needles answers in a sentence: "The special magic ... number is".
+SENTENCE_ROOM = 48
+# Noncharacters of Unicode, which no text has: where a book and a question stand in a form.
+BOOK, QUESTION = "\ufdd1", "\ufdd2"
 NAMES = """
     Accra Algiers Amman Amsterdam Ankara Athens Auckland Baghdad Baku Bangkok Barcelona Beirut
     Belgrade Berlin Bogota Brussels Bucharest Budapest Cairo Caracas Chicago Colombo Copenhagen
@@ -50,6 +54,17 @@ class Needle:
         return f"What is the special magic {self.city} number?"
 
 
+@dataclass(frozen=True)
+class Form:
+    """A model's own words around a book and a question, special tokens spelled.
+
+    `before` stands before the book, `behind` behind it, with `QUESTION` where the question goes.
+    """
+
+    before: str
+    behind: str
+
+
 def draw_needles(rng: np.random.Generator, count: int) -> list[Needle]:
     """Needles of different cities, numbers uniform over seven digits."""
     cities = rng.choice(len(CITIES), size=count, replace=False)
@@ -76,11 +91,15 @@ def hide(
     return np.concatenate([*pieces, haystack[last:]]).astype(np.int32)
 
 
-def _opening(tokenizer: Tokenizer) -> list[int]:
+def _opening(tokenizer: Tokenizer, form: Form | None = None) -> list[int]:
+    if form is not None:
+        return tokenizer.encode_spelled(form.before)
     return [tokenizer.bos, *tokenizer.encode(f"{SYSTEM} USER: ")]
 
 
-def _ask(needle: Needle, tokenizer: Tokenizer) -> list[int]:
+def _ask(needle: Needle, tokenizer: Tokenizer, form: Form | None = None) -> list[int]:
+    if form is not None:
+        return tokenizer.encode_spelled(form.behind.replace(QUESTION, needle.question))
     return tokenizer.encode(f" {needle.question} {RULES} ASSISTANT: ")
 
 
@@ -88,15 +107,22 @@ def _ask_again(needle: Needle, tokenizer: Tokenizer) -> list[int]:
     return tokenizer.encode(f" USER: {needle.question} ASSISTANT: ")
 
 
-def room(length: int, needles: Sequence[Needle], tokenizer: Tokenizer) -> int:
+def answer_room(form: Form | None) -> int:
+    """How many tokens an answer may have."""
+    return ANSWER_ROOM if form is None else SENTENCE_ROOM
+
+
+def room(
+    length: int, needles: Sequence[Needle], tokenizer: Tokenizer, form: Form | None = None
+) -> int:
     """The haystack tokens that fit into `length` beside needles, a question for each, and answers.
 
     Raises InputError when none does.
     """
     hidden = sum(len(tokenizer.encode(needle.sentence)) for needle in needles)
-    questions = len(_ask(needles[0], tokenizer)) + ANSWER_ROOM * len(needles)
+    questions = len(_ask(needles[0], tokenizer, form)) + answer_room(form) * len(needles)
     questions += sum(len(_ask_again(needle, tokenizer)) for needle in needles[1:])
-    left = length - len(_opening(tokenizer)) - hidden - questions
+    left = length - len(_opening(tokenizer, form)) - hidden - questions
     if left < 0:
         raise InputError(
             f"a needle prompt does not fit into {length} tokens: use at least {length - left}"
@@ -110,10 +136,14 @@ def longest_needles(length: int) -> int:
 
 
 def prompt(
-    hidden: Int[np.ndarray, "n"], asked: Needle, tokenizer: Tokenizer
+    hidden: Int[np.ndarray, "n"], asked: Needle, tokenizer: Tokenizer, form: Form | None = None
 ) -> Int[np.ndarray, "m"]:
-    """LWM's prompt: the book with its needle, the question, the rules; the answer comes next."""
-    return np.concatenate([_opening(tokenizer), hidden, _ask(asked, tokenizer)]).astype(np.int32)
+    """The book with its needle, the question, the rules; the answer comes next.
+
+    The words are LWM's unless there is a form.
+    """
+    parts = [_opening(tokenizer, form), hidden, _ask(asked, tokenizer, form)]
+    return np.concatenate(parts).astype(np.int32)
 
 
 def recall_example(

@@ -1,6 +1,6 @@
 """Needle accuracy of a model folder, as numbers and as a picture."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,20 +8,28 @@ import jax
 
 from ringworld.data.corpus import read_shelf
 from ringworld.evals.heatmap import draw_heatmaps
-from ringworld.evals.needle import Grid, run_needle
+from ringworld.evals.needle import Grid, Trial, make_form, run_needle
 from ringworld.files import whole
 from ringworld.generate.model import load_model
+from ringworld.generate.stretch import Rule
 from ringworld.mesh import MeshShape, make_mesh
 
 
 def measure_needles(
-    folder: Path, grid: Grid, mesh: MeshShape, out: Path, announce: Callable[[str], None]
+    folder: Path,
+    grid: Grid,
+    mesh: MeshShape,
+    out: Path,
+    announce: Callable[[str], None],
+    rules: Sequence[Rule],
 ) -> None:
     """Needle accuracy of a model folder: `needle.json` and the picture `needle.png` in `out`.
 
-    Haystacks are the held-out books. Raises InputError when a length exceeds the model's context.
+    Haystacks are the held-out books. Lengths beyond the model's context are read by each of the
+    rules. Raises InputError when a prompt does not fit a length.
     """
     model = load_model(folder)
+    form = None if model.chat_template is None else make_form(model.chat_template, model.tokenizer)
     shelf = read_shelf(model.tokenizer, out / "data", announce)
     with jax.set_mesh(make_mesh(**asdict(mesh))):
         trials = run_needle(
@@ -32,7 +40,18 @@ def measure_needles(
             grid,
             out / "needle.json",
             announce,
+            form=form,
+            rules=rules,
         )
+    trained, name = model.config.llama.context, f"needles of {folder.name}"
+    maps = {f"{name}, {rule}": of_rule(trials, rule, trained) for rule in rules}
+    if max(trial.length for trial in trials) <= trained:
+        maps = {name: trials}
     with whole(out / "needle.png") as draft:
-        draft.write_bytes(draw_heatmaps({f"needles of {folder.name}": trials}))
+        draft.write_bytes(draw_heatmaps(maps))
     announce(f"wrote {out / 'needle.json'} and {out / 'needle.png'}")
+
+
+def of_rule(trials: Sequence[Trial], rule: str, trained: int) -> list[Trial]:
+    """The trials of a rule, and those within the trained context, where every rule is plain."""
+    return [trial for trial in trials if trial.rule == rule or trial.length <= trained]

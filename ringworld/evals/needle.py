@@ -1,24 +1,40 @@
 """The needle test: hide a random number in a book, ask for it, over context lengths and depths.
 
 The words and the scoring are LWM's: the answer is drawn greedily and counts when it contains the
-number. The whole prompt with its answer is `length` of the model's own tokens. Results are kept
-after every length, and a run that was stopped goes on.
+number. A model with a chat template of its own is asked in that, by the same words: it departs from
+LWM's protocol in what stands around them. The whole prompt with its answer is `length` of the
+model's own tokens. Beyond the model's context its rotary is stretched by a named rule. Results are
+kept after every length, and a run that was stopped goes on.
 """
 
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from ringworld.data.example import text
-from ringworld.data.needle import ANSWER_ROOM, Needle, draw_needles, hide, prompt, room
+from ringworld.data.example import Example, text
+from ringworld.data.needle import (
+    BOOK,
+    QUESTION,
+    RULES,
+    Form,
+    Needle,
+    answer_room,
+    draw_needles,
+    hide,
+    prompt,
+    room,
+)
+from ringworld.data.template import render
 from ringworld.data.tokenizer import Tokenizer
 from ringworld.errors import InputError
 from ringworld.files import whole
 from ringworld.generate.sample import Sampling
+from ringworld.generate.stretch import Rule, stretch
 from ringworld.generate.text import write_text
 from ringworld.models.world import World, WorldWeights
 
@@ -35,7 +51,10 @@ class Grid:
 
 @dataclass(frozen=True)
 class Trial:
-    """One needle: where it was hidden, what the model wrote, and whether that held the number."""
+    """One needle: where it was hidden, what the model wrote, and whether that held the number.
+
+    `rule` is how the rotary was stretched, "plain" within the model's own context.
+    """
 
     length: int
     depth: float
@@ -44,6 +63,23 @@ class Trial:
     number: int
     response: str
     found: bool
+    rule: str = "plain"
+
+
+def make_form(template: str, tokenizer: Tokenizer) -> Form:
+    """The words of a chat template around a book and a question.
+
+    Raises InputError when the template does not show them as they are.
+    """
+    first, last = tokenizer.bos_name or "", tokenizer.eos_name or ""
+    asked = [{"role": "user", "content": f"{BOOK} {QUESTION} {RULES}"}]
+    before, *rest = render(template, asked, bos_token=first, eos_token=last).split(BOOK)
+    if len(rest) != 1 or QUESTION not in rest[0]:
+        raise InputError(
+            "the chat template does not show a question once, as it was asked: remove "
+            "chat_template.jinja, and LWM's form is used"
+        )
+    return Form(before, rest[0])
 
 
 def run_needle(
@@ -54,42 +90,60 @@ def run_needle(
     grid: Grid,
     results: Path,
     announce: Callable[[str], None],
+    *,
+    form: Form | None = None,
+    rules: Sequence[Rule] = ("plain",),
 ) -> list[Trial]:
     """Every trial of the grid, also written to `results` (JSON).
 
     `weights` may lie on a mesh that is set. Haystacks are consecutive text of `books`, which the
-    model must not have been trained on. Raises InputError when the books are shorter than a length.
+    model must not have been trained on. Lengths beyond the model's context are tried by each of the
+    rules, on the same prompts. Raises InputError when the books are shorter than a length.
     """
     trials = read_trials(results)
-    done = {(trial.length, trial.depth, trial.round) for trial in trials}
+    done = {(trial.rule, trial.length, trial.depth, trial.round) for trial in trials}
     pages = np.concatenate(list(books))
     for length in grid.lengths:
-        for turn in range(grid.rounds):
-            depths = [d for d in grid.depths if (length, d, turn) not in done]
+        beyond = length > c.llama.context
+        tried: Sequence[Rule] = rules if beyond else ("plain",)
+        for turn, rule in product(range(grid.rounds), tried):
+            depths = [d for d in grid.depths if (rule, length, d, turn) not in done]
             if not depths:
                 continue
-            trials += _try_depths(weights, c, tokenizer, pages, length, depths, turn, grid.seed)
+            asked = _hide_needles(tokenizer, form, pages, length, depths, (grid.seed, length, turn))
+            stretched = stretch(c, length, rule) if beyond else c
+            steps, drawn = answer_room(form), Sampling()
+            prompts = [ids for _, ids in asked]
+            written = write_text(
+                weights, prompts, stretched, steps=steps, sampling=drawn, seed=grid.seed
+            )
+            trials += [
+                _judge(length, depth, turn, needle, tokenizer.decode(ids), rule)
+                for depth, (needle, _), ids in zip(depths, asked, written, strict=True)
+            ]
             _write_trials(results, trials)
             right = sum(trial.found for trial in trials[-len(depths) :])
-            announce(f"needle: {length} tokens, round {turn + 1}: {right} of {len(depths)} found")
+            how = f" {rule}" if beyond else ""
+            announce(
+                f"needle: {length} tokens{how}, round {turn + 1}: {right} of {len(depths)} found"
+            )
     return trials
 
 
-def _try_depths(
-    weights: WorldWeights,
-    c: World,
+def _hide_needles(
     tokenizer: Tokenizer,
+    form: Form | None,
     pages: Int[np.ndarray, "n"],
     length: int,
     depths: Sequence[float],
-    turn: int,
-    seed: int,
-) -> list[Trial]:
-    rng = np.random.default_rng((seed, length, turn))
+    seed: tuple[int, ...],
+) -> list[tuple[Needle, Example]]:
+    """A needle for each depth, and the prompt that asks for it."""
+    rng = np.random.default_rng(seed)
     needles = draw_needles(rng, len(depths))
-    prompts = []
+    asked = []
     for needle, depth in zip(needles, depths, strict=True):
-        size = room(length, [needle], tokenizer)
+        size = room(length, [needle], tokenizer, form)
         if size > len(pages):
             raise InputError(
                 f"the books hold {len(pages)} tokens and a haystack needs {size}: add books or use "
@@ -97,18 +151,13 @@ def _try_depths(
             )
         start = int(rng.integers(len(pages) - size + 1))
         hidden = hide(pages[start : start + size], [needle], [depth], tokenizer)
-        prompts.append(text(prompt(hidden, needle, tokenizer), 0.0))
-    written = write_text(weights, prompts, c, steps=ANSWER_ROOM, sampling=Sampling(), seed=seed)
-    responses = [tokenizer.decode(ids) for ids in written]
-    return [
-        _judge(length, depth, turn, needle, response)
-        for depth, needle, response in zip(depths, needles, responses, strict=True)
-    ]
+        asked.append((needle, text(prompt(hidden, needle, tokenizer, form), 0.0)))
+    return asked
 
 
-def _judge(length: int, depth: float, turn: int, needle: Needle, response: str) -> Trial:
+def _judge(length: int, depth: float, turn: int, needle: Needle, response: str, rule: str) -> Trial:
     found = str(needle.number) in response
-    return Trial(length, depth, turn, needle.city, needle.number, response, found)
+    return Trial(length, depth, turn, needle.city, needle.number, response, found, rule)
 
 
 def read_trials(path: Path) -> list[Trial]:

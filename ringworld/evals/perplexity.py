@@ -38,8 +38,9 @@ from ringworld.models.world import World, WorldWeights, forward, gather_heads
 Announce = Callable[[str], None]
 # Tokens of a device whose logits exist at one time: 256 x 49152 float32 are 50 MB.
 LOGITS = 256
-# The first bucket; each is twice as long as the one before, as positions are told apart by ratio.
-FIRST_BUCKET = 128
+# The first bucket: positions are told apart by ratio, so the buckets grow with them. From QUARTERED
+# on there are four to a doubling, to see where beyond its context a model breaks.
+FIRST_BUCKET, QUARTERED = 128, 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +91,11 @@ def cut_passages(
 
 
 def make_buckets(context: int) -> tuple[tuple[int, int], ...]:
-    """Buckets that double: 0 to 128, 128 to 256, 256 to 512, ... to the context."""
+    """0 to 128, to 256, to 512, to 1024, and by quarters: to 1280, ... 2048, 2560, ... the end."""
     edges = [0, FIRST_BUCKET]
     while edges[-1] < context:
-        edges.append(2 * edges[-1])
+        power = 1 << (edges[-1].bit_length() - 1)
+        edges.append(edges[-1] + (power if power < QUARTERED else power // 4))
     return tuple((a, min(b, context)) for a, b in zip(edges, edges[1:], strict=False))
 
 

@@ -6,7 +6,9 @@
 Any spec table goes in and out the same way. Nothing in a folder is ever executed.
 """
 
+import gc
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Generator, Mapping
@@ -14,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -111,7 +113,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def make_config(cls: type[C], values: Mapping[str, Any]) -> C:
     """The config dataclass with these field values, as JSON holds them: lists become tuples.
 
-    Raises InputError when a field is unknown or missing.
+    Raises InputError when a field is unknown or missing, or holds what its type does not.
     """
     fields = signature(cls).parameters
     needed = {name for name, field in fields.items() if field.default is field.empty}
@@ -119,7 +121,29 @@ def make_config(cls: type[C], values: Mapping[str, Any]) -> C:
         raise InputError(f"{CONFIG} has the unknown field {unknown[0]}: remove it")
     if missing := sorted(needed - set(values)):
         raise InputError(f"{CONFIG} lacks the field {missing[0]}: add it")
-    return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
+    made = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+    kinds = get_type_hints(cls)
+    if wrong := [name for name, value in made.items() if not _is_of(value, kinds[name])]:
+        name = wrong[0]
+        raise InputError(
+            f"the field {name} of {CONFIG} is {values[name]!r:.40}, which it cannot be: use the "
+            "config that the weights came with"
+        )
+    return cls(**made)
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value is of an annotated type; true and false are no numbers, 1 is a float."""
+    parts = get_args(kind)
+    if get_origin(kind) is Literal:
+        return value in parts
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is_of(item, parts[0]) for item in value)
+    if parts:
+        return any(_is_of(value, part) for part in parts)
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is int if kind is int else isinstance(value, kind)
 
 
 def fill(specs: T, tensors: Mapping[str, np.ndarray | Pieces], dtype: DTypeLike) -> T:
@@ -128,6 +152,19 @@ def fill(specs: T, tensors: Mapping[str, np.ndarray | Pieces], dtype: DTypeLike)
     Weights are read one at a time, and put on the mesh that is set. Raises InputError when a tensor
     is missing, is not in the table, has another shape or holds what is not a number.
     """
+    check_table(specs, tensors)
+    leaves = []
+    for name, param in paths(specs).items():
+        leaves.append(jax.block_until_ready(_place(name, param, tensors[name], dtype)))
+        # JAX lets go of the arrays that it has copied from only when Python next collects: without
+        # this, two of the largest weights stand beside those that are placed.
+        gc.collect(0)
+    tree = jax.tree.structure(specs, is_leaf=lambda x: isinstance(x, Param))
+    return jax.tree.unflatten(tree, leaves)
+
+
+def check_table(specs: Any, tensors: Mapping[str, np.ndarray | Pieces]) -> None:
+    """Raise InputError when the tensors are not those of the spec table, by name and shape."""
     table = paths(specs)
     if missing := [name for name in table if name not in tensors]:
         raise InputError(f"the weights lack the tensor {missing[0]}: use a folder of this model")
@@ -135,17 +172,15 @@ def fill(specs: T, tensors: Mapping[str, np.ndarray | Pieces], dtype: DTypeLike)
         raise InputError(
             f"the weights hold {unknown[0]}, which this model lacks: use the config they came with"
         )
-    leaves = [_place(name, param, tensors[name], dtype) for name, param in table.items()]
-    tree = jax.tree.structure(specs, is_leaf=lambda x: isinstance(x, Param))
-    return jax.tree.unflatten(tree, leaves)
+    for name, param in table.items():
+        if tensors[name].shape != param.shape:
+            raise InputError(
+                f"the tensor {name} has the shape {tensors[name].shape} and the config asks for "
+                f"{param.shape}: use the config that the weights came with"
+            )
 
 
 def _place(name: str, param: Param, tensor: np.ndarray | Pieces, dtype: DTypeLike) -> jax.Array:
-    if tensor.shape != param.shape:
-        raise InputError(
-            f"the tensor {name} has the shape {tensor.shape} and the config asks for "
-            f"{param.shape}: use the config that the weights came with"
-        )
     pieces = iter(tensor) if isinstance(tensor, Pieces) else iter([tensor])
     piece = next(pieces)  # before there is room for the whole: the config may ask for anything
     whole, filled = np.empty(param.shape, dtype), 0

@@ -123,7 +123,9 @@ def write_tensors(file: Path, table: Mapping[str, np.ndarray | Pieces]) -> None:
 
 def check_numbers(name: str, piece: np.ndarray) -> None:
     """Raise InputError when a weight holds what is not a number. The least of them tells."""
-    if piece.size and np.isnan(piece.min()):
+    with np.errstate(invalid="ignore"):
+        least = piece.min(initial=0)
+    if np.isnan(least):
         raise InputError(f"the tensor {name} holds NaN: use weights of a run that did not diverge")
 
 
