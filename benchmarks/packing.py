@@ -133,8 +133,13 @@ NAMES, WORDS = 8, 32  # the text ids of the codes' names, and of the words of pa
 EXAMPLES, ASKED = 6000, 2000
 # Masked packing alone, on a seed that is not among the ablation's, answered 39 % after 60 steps,
 # 70 % after 120 and all after 300: so there is something to tell apart at a quarter and at a half.
-STEPS, SEEDS = 400, 8
+STEPS, SEEDS = 400, 5
 MOMENTS = (0.25, 0.5, 1.0)  # of the steps, when the model is asked
+WAYS = [
+    Packing(segments=segments, weights=weights)
+    for segments in ("masked", "naive")
+    for weights in ("examples", "rows")
+]
 ABLATION_HEAD = (
     "attention",
     "weights",
@@ -228,39 +233,48 @@ def ask(weights: WorldWeights, examples: list[Example]) -> Answers:
 
 
 def ablation(steps: int = STEPS, seeds: int = SEEDS) -> None:
-    """Train by each way of packing; the table has means over seeds, and the least and the most."""
+    """Train by each way of packing; the table has means over seeds, and the least and the most.
+
+    The ways share examples, first weights and the order of rows at each seed.
+    """
     optimizer = make_optimizer(
         AdamW(schedule="cosine", peak_lr=3e-3, end_lr=3e-4, warmup_steps=min(20, steps - 1)),
         steps,
         specs(MODEL),
     )
-    step, rows = make_step(MODEL, optimizer, 0.5), []
+    step = make_step(MODEL, optimizer, 0.5)
     asked = draw_kinds(np.random.default_rng(10**6), ASKED)
-    corpora = [draw_kinds(np.random.default_rng(seed), EXAMPLES) for seed in range(seeds)]
     moments = [round(moment * steps) for moment in MOMENTS]
-    for segments, weights in product(("masked", "naive"), ("examples", "rows")):
-        begin, found = time.process_time(), []
-        for seed, kinds in enumerate(corpora):
-            examples = [*kinds.seen, *kinds.drawn, *kinds.read]
-            order = np.random.default_rng(seed).permutation(len(examples))
-            packing = Packing(segments=segments, weights=weights)
-            packed = PackedRows([examples[i] for i in order], CONTEXT, packing)
-            batches = make_batches(packed, batch=BATCH, seed=seed, ring=1)
-            state = start(init(specs(MODEL), seed), optimizer)
-            seen, drawn = [], []
-            for n in range(steps):
-                state, _ = step(state, batches(n))
-                if n + 1 in moments:
-                    seen.append(ask(state.weights, asked.seen))
-                    drawn.append(ask(state.weights, asked.drawn))
-            found.append((*(answers.right for answers in seen), drawn[0].right, seen[-1].loss))
-            told = ", ".join(f"{number:.4f}" for number in found[-1])
-            print(f"{segments}, {weights}, seed {seed}: {told}", flush=True)
-        *shares, losses = zip(*found, strict=True)
-        cells = [f"{np.mean(x):.1%} ({min(x):.1%} to {max(x):.1%})" for x in shares]
-        cells.append(f"{np.mean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})")
-        rows.append((segments, weights, *cells, f"{time.process_time() - begin:.0f}"))
+    found: dict[Packing, list[tuple[float, ...]]] = {way: [] for way in WAYS}
+    for seed, way in product(range(seeds), WAYS):
+        begin = time.process_time()
+        kinds = draw_kinds(np.random.default_rng(seed), EXAMPLES)
+        examples = [*kinds.seen, *kinds.drawn, *kinds.read]
+        order = np.random.default_rng(seed).permutation(len(examples))
+        packed = PackedRows([examples[i] for i in order], CONTEXT, way)
+        batches = make_batches(packed, batch=BATCH, seed=seed, ring=1)
+        state = start(init(specs(MODEL), seed), optimizer)
+        seen, drawn = [], []
+        for n in range(steps):
+            state, _ = step(state, batches(n))
+            if n + 1 in moments:
+                seen.append(ask(state.weights, asked.seen))
+                drawn.append(ask(state.weights, asked.drawn))
+        seconds = time.process_time() - begin
+        rights = (*(answers.right for answers in seen), drawn[0].right)
+        found[way].append((*rights, seen[-1].loss, seconds))
+        told = ", ".join(f"{number:.4f}" for number in found[way][-1])
+        print(f"seed {seed}, {way.segments}, {way.weights}: {told}", flush=True)
+    rows = [(way.segments, way.weights, *tabulate(some)) for way, some in found.items()]
     show(f"{steps} steps, {seeds} seeds", ABLATION_HEAD, rows)
+
+
+def tabulate(found: list[tuple[float, ...]]) -> list[str]:
+    """The cells of one way: means over seeds, with the least and the most; the seconds in all."""
+    *shares, losses, seconds = zip(*found, strict=True)
+    cells = [f"{np.mean(x):.1%} ({min(x):.1%} to {max(x):.1%})" for x in shares]
+    cells.append(f"{np.mean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})")
+    return [*cells, f"{sum(seconds):.0f}"]
 
 
 def show(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
