@@ -199,9 +199,7 @@ def run_codec_recipe(recipe: CodecRecipe, folder: Path, announce: Announce) -> P
 def refuse_strange_codec(folder: Path) -> None:
     """Raise InputError when `folder` has a codec that no run of a recipe made there."""
     if (folder / CODEC).exists() and not (folder / RECORD).exists():
-        raise InputError(
-            f"{folder / CODEC} exists already, and no run made it: use another folder"
-        )
+        raise InputError(f"{folder / CODEC} exists already, and no run made it: use another folder")
 
 
 def read_pictures(

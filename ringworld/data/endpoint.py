@@ -29,8 +29,8 @@ LONGEST_PAUSE_S = 60.0
 LONGEST_ASKED_S = 600.0
 # So many chunks without an answer, one after another, are an endpoint that is down.
 GIVE_UP_AFTER = 16
-# So many tries of an address that nobody ever answered at: one that is mistyped is said at once, and
-# a server that was there and restarts gets all its tries.
+# So many tries of an address where nobody ever answered: a mistyped one is said at once, and a
+# server that was there and restarts gets all its tries.
 FIRST_TRIES = 3
 PASSING = {408, 409, 425, 429}  # and every 5xx
 ACCOUNT_IS_EMPTY = {"insufficient_quota", "billing_hard_limit_reached"}
