@@ -14,7 +14,7 @@ F/sheet.png       what the codec makes of held-out frames (and shapes), each und
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 Frames = UInt8[np.ndarray, "Z Y X 3"]
 Unseen = UInt8[np.ndarray, "z y y 3"]  # frames of held-out minutes, as the model reads them
 
+RECORD = "run.json"
 SHEET = "sheet.png"
 SHEETS = "sheets"
 SHOWN = 10  # pictures in a row of the sheet
@@ -155,7 +156,9 @@ def run_folder_recipe(recipe: FolderCodecRecipe, folder: Path, announce: Announc
     features = None if recipe.features is None else load_features(recipe.features)
     if features is not None:
         features.config.check(recipe.model.size)
-    record_run(recipe, folder)
+    refuse_strange_codec(folder)
+    # How many files may be left out changes no picture, and is raised when one cannot be read.
+    record_run(replace(recipe, windows=replace(recipe.windows, may_skip=0)), folder)
     pictures = read_folder(recipe.pictures, recipe.windows, cache, announce)
     size = recipe.model.size
     unseen = middles(pictures, size, MEASURED)
@@ -180,6 +183,7 @@ def run_codec_recipe(recipe: CodecRecipe, folder: Path, announce: Announce) -> P
 
     Raises InputError when the folder holds another recipe's run.
     """
+    refuse_strange_codec(folder)
     record_run(recipe, folder)
     learned, unseen = read_pictures(recipe, fetch("film"), folder / "data", announce)
     done = folder / CODEC
@@ -190,6 +194,12 @@ def run_codec_recipe(recipe: CodecRecipe, folder: Path, announce: Announce) -> P
         shown = {"held-out film": unseen, "shapes": draw_shapes(unseen, recipe.model.size)}
         measure(load_codec(done), shown, folder / SHEET, announce)
     return done
+
+
+def refuse_strange_codec(folder: Path) -> None:
+    """Raise InputError when `folder` has a codec that no run of a recipe made there."""
+    if (folder / CODEC).exists() and not (folder / RECORD).exists():
+        raise InputError(f"{folder / CODEC} exists already, and no run made it: use another folder")
 
 
 def read_pictures(

@@ -39,6 +39,7 @@ from misbehaving import (
 from ringworld.data.completion import read_reply, retry_after
 from ringworld.data.endpoint import (
     FIRST_PAUSE_S,
+    FIRST_TRIES,
     GIVE_UP_AFTER,
     LONGEST_PAUSE_S,
     Budget,
@@ -227,8 +228,20 @@ def test_an_endpoint_that_is_down_ends_the_run(server: Endpointlike) -> None:
 def test_nobody_at_the_address_is_unreachable(server: Endpointlike) -> None:
     with serving() as gone:
         url = gone.url
+    for retries, tries in ((0, 1), (1, 2), (6, FIRST_TRIES)):
+        asking = client(server, base_url=url, retries=retries)
+        with pytest.raises(InputError, match="nobody answers at http://127"):
+            asking.ask(BODY, 10)
+        assert asking.tally.requests == tries
+
+
+def test_a_server_that_was_there_gets_all_its_tries() -> None:
+    with serving() as state:
+        asking = client(state, retries=FIRST_TRIES + 1)
+        asking.ask(BODY, 10)
     with pytest.raises(Unanswered, match="unreachable"):
-        client(server, base_url=url, retries=1).ask(BODY, 10)
+        asking.ask(BODY, 10)
+    assert asking.tally.requests == 1 + FIRST_TRIES + 2
 
 
 def test_a_redirect_is_not_followed(server: Endpointlike, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,6 +144,26 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
         replace(recipe, judges=Judges(adversarial=1.0))
 
 
+def test_a_run_goes_on_with_more_files_left_out_than_were_allowed_at_first(
+    recipe: FolderCodecRecipe, tmp_path: Path
+) -> None:
+    (recipe.pictures / "broken.png").write_bytes(b"no picture at all")
+    run = tmp_path / "run"
+    with pytest.raises(InputError, match="raise windows.may_skip from 0"):
+        run_folder_recipe(recipe, run, lambda said: None)
+    lenient = replace(recipe, windows=replace(recipe.windows, may_skip=1))
+    assert run_folder_recipe(lenient, run, lambda said: None) == run / "codec"
+
+
+def test_a_codec_that_no_run_made_is_neither_taken_nor_overwritten(
+    recipe: FolderCodecRecipe, tmp_path: Path
+) -> None:
+    (tmp_path / "run" / "codec").mkdir(parents=True)
+    with pytest.raises(InputError, match="codec exists already"):
+        run_folder_recipe(recipe, tmp_path / "run", lambda said: None)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["codec"]
+
+
 def test_the_command_line_trains_a_codec_of_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,7 @@ from ringworld.data.pictures import (
 )
 from ringworld.data.pixels import to_bytes
 from ringworld.errors import InputError
+from ringworld.files import alone_in
 
 WINDOWS = Windows(rows=16, columns=20, batch=4)
 STILLS = np.random.default_rng(0).integers(0, 256, (3, 16, 20, 3), np.uint8)
@@ -139,6 +140,12 @@ def test_frames_cut_short_on_the_disk_are_refused(folder: Path, tmp_path: Path) 
         file.truncate(100)
     with pytest.raises(InputError, match="has 100 bytes"):
         read(folder, tmp_path / "cache")
+
+
+def test_one_process_at_a_time_decodes_into_a_folder(folder: Path, tmp_path: Path) -> None:
+    with alone_in(tmp_path / "cache"), pytest.raises(InputError, match="another run"):
+        read(folder, tmp_path / "cache")
+    assert len(read(folder, tmp_path / "cache").frames) == 8
 
 
 def test_folders_without_pictures_are_refused(tmp_path: Path) -> None:

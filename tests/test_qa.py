@@ -391,6 +391,16 @@ def test_a_chunk_without_an_answer_is_told_and_asked_again_by_the_next_run(
     assert again["requests"] == 2 and again["unanswered"] == {}
 
 
+def test_a_run_without_one_answer_fails_in_a_sentence_and_keeps_its_report(
+    server: Endpointlike, tmp_path: Path
+) -> None:
+    server.always = status(500)
+    (tmp_path / "short.txt").write_text(fact(1) + FILLER * 2)
+    with pytest.raises(InputError, match=r"no chunk got an answer \(status 500 \d\): see that "):
+        run(job(server, tmp_path / "short.txt", tmp_path / "qa"))
+    assert json.loads((tmp_path / "qa" / "report.json").read_text())["accepted"] == 0
+
+
 def test_a_budget_ends_the_run_cleanly_and_a_second_run_goes_on(
     server: Endpointlike, books: Path, tmp_path: Path
 ) -> None:
@@ -492,6 +502,22 @@ def test_a_context_without_room_for_a_question_is_refused(
         job(server, books, tmp_path / "qa", context=500)
     with pytest.raises(InputError, match="shortest lies between"):
         job(server, books, tmp_path / "qa", shortest=61)
+
+
+def test_only_their_owner_may_read_documents_and_replies(
+    server: Endpointlike, books: Path, tmp_path: Path
+) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    theirs.mkdir(mode=0o755)
+    for folder in (ours, theirs):
+        run(job(server, books, folder))
+    folders = (ours, ours / "cache", theirs, theirs / "cache")
+    assert [oct(folder.stat().st_mode & 0o777) for folder in folders] == [
+        "0o700",
+        "0o700",
+        "0o755",  # as it was given
+        "0o700",
+    ]
 
 
 def test_replies_are_found_by_the_whole_request(tmp_path: Path) -> None:

@@ -29,6 +29,9 @@ LONGEST_PAUSE_S = 60.0
 LONGEST_ASKED_S = 600.0
 # So many chunks without an answer, one after another, are an endpoint that is down.
 GIVE_UP_AFTER = 16
+# So many tries of an address where nobody ever answered: a mistyped one is said at once, and a
+# server that was there and restarts gets all its tries.
+FIRST_TRIES = 3
 PASSING = {408, 409, 425, 429}  # and every 5xx
 ACCOUNT_IS_EMPTY = {"insufficient_quota", "billing_hard_limit_reached"}
 VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
@@ -158,6 +161,7 @@ class Client:
         self._not_before = 0.0
         self._reserved = 0
         self._in_a_row = 0
+        self._reached = False
         self._spent = ""
 
     def stop(self) -> None:
@@ -186,11 +190,22 @@ class Client:
                 return reply
             except Passing as passing:
                 failure = passing
+                self._check_reached(attempt + 1, passing)
             except Refused as refused:
                 raise self._lost(str(refused), refused.hint) from None
             finally:
                 self._settle(estimate, reply)
         raise self._lost(failure.word)
+
+    def _check_reached(self, tries: int, failure: "Passing") -> None:
+        """Raise InputError when nobody was ever reached, after some tries or all."""
+        if failure.word != "unreachable":
+            self._reached = True
+        elif not self._reached and tries >= min(FIRST_TRIES, self.endpoint.retries + 1):
+            raise InputError(
+                f"nobody answers at {self.wire.origin}: start the server or correct "
+                "endpoint.base_url, then run the same command to go on"
+            )
 
     def _lost(self, word: str, hint: str = "") -> Exception:
         """What to raise for a request that got no answer: too many in a row end the run."""
@@ -246,7 +261,7 @@ class Client:
             self._reserved -= estimate
             self._lock.notify_all()
             if reply is not None:
-                self._in_a_row = 0
+                self._in_a_row, self._reached = 0, True
                 self.tally.prompt_tokens += reply.prompt_tokens
                 self.tally.completion_tokens += reply.completion_tokens
                 if not reply.counted:

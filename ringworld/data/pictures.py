@@ -26,7 +26,7 @@ from ringworld.data.media import read_clip, stream_clip
 from ringworld.data.pick import Pick
 from ringworld.data.pixels import to_unit, window
 from ringworld.errors import InputError
-from ringworld.files import whole, writing_to
+from ringworld.files import alone_in, whole, writing_to
 
 Announce = Callable[[str], None]
 Frames = UInt8[np.ndarray, "Z Y X 3"]
@@ -96,14 +96,13 @@ def read_folder(folder: Path, windows: Windows, cache: Path, announce: Announce)
     """All frames below `folder`, decoded into `cache` at the first call; later calls read it.
 
     Raises InputError when there is nothing to read or only one frame, when more files than
-    `may_skip` cannot be read, and when the disk is full.
+    `may_skip` cannot be read, when another process decodes into `cache`, and when the disk is full.
     """
     done = cache / "pictures.json"
     if not done.exists():
         files = find_media(folder)
         announce(f"decoding {len(files)} files of {folder}")
-        with writing_to(cache):
-            cache.mkdir(parents=True, exist_ok=True)
+        with writing_to(cache), alone_in(cache):
             decode(files, folder, windows, cache, announce)
         entries = read_journal(cache)
         counts = [entry["frames"] for entry in entries]

@@ -42,10 +42,10 @@ from ringworld.data.pairs import (
     request_body,
     turn_length,
 )
-from ringworld.data.replies import Replies
+from ringworld.data.replies import PRIVATE, Replies
 from ringworld.data.tokenizer import Tokenizer, load_tokenizer
 from ringworld.errors import InputError
-from ringworld.files import alone_in, whole
+from ringworld.files import alone_in, whole, writing_to
 
 ROWS, PAIRS, REPORT, CACHE = "questions.jsonl", "pairs.jsonl", "report.json", "cache"
 # Chunks that wait in line for each thread, so that one slow reply does not idle the others.
@@ -105,6 +105,12 @@ class Counts:
     learned_tokens: int = 0
     chunks_without_row: int = 0
 
+    @property
+    def unanswered_alone(self) -> Counter[str]:
+        """Why chunks got no answer, when not one did; else nothing."""
+        answered = self.accepted or self.rejected
+        return Counter() if answered else self.unanswered
+
 
 def run_qa(qa: QA, announce: Callable[[str], None], client: Client | None = None) -> Path:
     """Write `questions.jsonl`, `pairs.jsonl` and `report.json` into the folder; return the first.
@@ -114,10 +120,17 @@ def run_qa(qa: QA, announce: Callable[[str], None], client: Client | None = None
     """
     path = qa.tokenizer / "tokenizer.json" if qa.tokenizer.is_dir() else qa.tokenizer
     asker = Asker(qa, load_tokenizer(path), client or Client(qa.endpoint, qa.budget))
+    with writing_to(qa.folder):  # documents and replies may be private
+        qa.folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
     with alone_in(qa.folder), _stopping(asker.client, announce), _progress(asker) as show:
         with whole(qa.folder / ROWS) as rows, whole(qa.folder / PAIRS) as pairs:
             _write(asker, rows, pairs, show)
         _report(asker, announce)
+    if lost := asker.counts.unanswered_alone:
+        raise InputError(
+            f"no chunk got an answer{_reasons(lost)}: see that {qa.endpoint.base_url} serves "
+            f"{qa.endpoint.model}, then run the same command to go on"
+        )
     return qa.folder / ROWS
 
 

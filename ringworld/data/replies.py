@@ -3,7 +3,7 @@
 An entry is named by the sha256 of the request's body, so that another prompt, model or limit is
 another entry, and moving the endpoint is not. It holds the reply alone. Entries are whole or
 absent; a damaged one is absent. The first two hex digits name its folder, so that a million entries
-are 256 folders of four thousand.
+are 256 folders of four thousand. The folder is its owner's alone: replies tell of the documents.
 """
 
 import hashlib
@@ -12,7 +12,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from ringworld.data.completion import Reply
-from ringworld.files import whole
+from ringworld.files import whole, writing_to
+
+PRIVATE = 0o700
 
 
 class Replies:
@@ -34,6 +36,8 @@ class Replies:
 
     def keep(self, body: bytes, reply: Reply) -> None:
         """Write the reply. Raises InputError when the disk is full or fails."""
+        with writing_to(self.folder):
+            self.folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
         with whole(self._path(body)) as draft:
             draft.write_text(json.dumps(asdict(reply)), "utf-8")
 
