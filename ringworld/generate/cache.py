@@ -17,7 +17,7 @@ from ringworld.attention import attend_new
 from ringworld.attention.mask import Where
 from ringworld.layers import rms_norm
 from ringworld.mesh import axis_size, has_mesh, shard, spec
-from ringworld.models.llama import COMPUTE, Block, block_specs, narrow, read, write
+from ringworld.models.llama import COMPUTE, Block, block_specs, narrow, read, scan_layers, write
 from ringworld.models.world import World, WorldWeights, embed_tokens
 from ringworld.params import Weight, gather, node
 
@@ -56,17 +56,16 @@ def run_new(
 ) -> tuple[Float[Array, "B T D"], Cache]:
     """The residual stream of new tokens after the last layer, and a cache of them alone."""
 
-    def layer(
-        x: Array, held: tuple[Block, tuple[Array, Array]]
-    ) -> tuple[Array, tuple[Array, Array]]:
-        w, cached = held
+    def layer(x: Array, held: tuple[Block, Array]) -> tuple[Array, tuple[Array, Array]]:
+        w, i = held
         w = gather(w, block_specs(c.llama))
         q, k, v = read(x, w, where.positions, c.llama)
-        attended = attend_new(q, (k, v), narrow(where, c.llama), cached, cache.where)
+        seen, cached = narrow(where, c.llama), (cache.k, cache.v)
+        attended = attend_new(q, (k, v), seen, cached, cache.where, layer=i)
         return write(x, attended, w, c.llama), (k, v)
 
     x = embed_tokens(weights, tokens, vision, c)
-    x, (k, v) = lax.scan(layer, x, (weights.blocks, (cache.k, cache.v)))
+    x, (k, v) = scan_layers(layer, x, weights.blocks, jnp.arange(c.llama.layers, dtype=jnp.int32))
     return x, Cache(k, v, where)
 
 

@@ -176,6 +176,26 @@ def layer(x: Float[Array, "B T D"], w: Block, where: Where, c: Llama) -> Float[A
     return write(x, attend(q, k, v, narrow(where, c)), w, c)
 
 
+def scan_layers(
+    layer: Callable[[Array, Any], tuple[Array, Any]],
+    x: Float[Array, "B T D"],
+    blocks: Block | tuple[Block, ...],
+    *others: Any,
+) -> tuple[Float[Array, "B T D"], Any]:
+    """`lax.scan` of `layer` over the blocks, and over `others` where there are any.
+
+    Layers in arrays of their own (`Model.cut`) are written out one after another: a program that
+    indexes a stack copies the weights of each layer before it reads them, half of a token's time.
+    """
+    if not isinstance(blocks, tuple):
+        return lax.scan(layer, x, (blocks, *others) if others else blocks)
+    made = []
+    for i, w in enumerate(blocks):
+        x, more = layer(x, (w, *(other[i] for other in others)) if others else w)
+        made.append(more)
+    return x, jax.tree.map(lambda *parts: jnp.stack(parts), *made)
+
+
 def run_layers(
     x: Float[Array, "B T D"], blocks: Block, where: Where, c: Llama
 ) -> Float[Array, "B T D"]:
@@ -185,7 +205,7 @@ def run_layers(
         return layer(checkpoint_name(x, LAYER_INPUT), w, where, c), None
 
     body = jax.checkpoint(body, policy=KEPT[c.activations], prevent_cse=False)
-    return lax.scan(body, x, blocks)[0]
+    return scan_layers(body, x, blocks)[0]
 
 
 def flops_per_token(c: Llama, context: int, head_rows: int) -> float:
