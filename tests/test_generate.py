@@ -14,7 +14,8 @@ from ringworld.attention.layout import deal, invert, striped_order
 from ringworld.attention.mask import Where, window
 from ringworld.data.example import Example, frames, join, text
 from ringworld.errors import InputError
-from ringworld.generate.cache import Cache, extend, prefill
+from ringworld.generate import stream
+from ringworld.generate.cache import Cache, empty_cache, extend, prefill
 from ringworld.generate.model import Model
 from ringworld.generate.sample import Sampling, draw_token, guide, keep_top_k, keep_top_p
 from ringworld.generate.stream import read_tape, start_tape, write_tape
@@ -237,6 +238,7 @@ def test_a_few_tokens_read_one_layer_from_the_first_place_seen_to_the_last(
     q, k, v = (rng.standard_normal((2, 13, n, 8), np.float32) for n in (4, 2, 2))
     where = Where(np.tile(np.arange(13, dtype=np.int32), (2, 1)), np.ones((2, 13), np.int32))
     where = Where(where.positions, where.segments, window(where, 9))
+    where = jax.tree.map(jnp.asarray, where)
     wanted = attend_dense(*map(jnp.asarray, (q, k, v)), where, is_causal=True)[:, -3:]
     # Token 2 is the first that is seen; 0 to 9 lie from place 8 on.
     cached, stands = (
@@ -274,6 +276,18 @@ def test_a_model_cut_apart_computes_what_it_did(
     assert whole.weights.blocks.wq.is_deleted()
     assert cut[1] == stacked[1]
     assert np.abs(cut[0] - stacked[0]).max() <= 1e-5 * np.abs(stacked[0]).max()
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_a_written_token_copies_no_cache(weights: WorldWeights, is_cut: bool) -> None:
+    model = Model(TINY, jax.tree.map(jnp.copy, weights), None, None)
+    placed = (model.cut() if is_cut else model).weights
+    cache, x, number = empty_cache(1, 8192, TINY), jnp.zeros((1, 32)), jnp.int32(0)
+    args = (placed, cache, x, number, number, number, TINY, 4, Sampling(), ())
+    memory = stream._write.lower(*args).compile().memory_analysis()
+    assert memory is not None
+    # A few runs of places at a time, and the positions and segments of all.
+    assert memory.temp_size_in_bytes < cache.k.nbytes / 4
 
 
 def answer(model: Model) -> list[int]:

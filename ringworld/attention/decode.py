@@ -87,7 +87,7 @@ def attend_few(
             return lax.dynamic_slice(x, (layer, 0, j * size, 0, 0), sizes)[0]
 
         here = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, j, 1, keepdims=False), stands)
-        return merge(known, look(scaled, *map(cut, cached), sees(seen, here)))
+        return merge(known, look(scaled, cut(cached[0]), cut(cached[1]), sees(seen, here)))
 
     known = nothing_seen(q)
     if axis is not None:
@@ -113,8 +113,8 @@ def attend_chunk(
     """As `attend_few` for a chunk that is divided over the ring of `axis`, by tiles of `kernel`."""
     groups, scale = q.shape[2] // new[0].shape[2], score_scale(q.shape[-1])
     tiles = cut_queries(q, reach(queries, is_causal), groups, kernel.tile, scale)
-    held = (lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in cached)
-    cache, own = cut_keys(*held, keys, kernel.tile), cut_keys(*new, queries, kernel.tile)
+    k, v = (lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in cached)
+    cache, own = cut_keys(k, v, keys, kernel.tile), cut_keys(*new, queries, kernel.tile)
 
     def step(_: Array, carry: tuple[Queries, Partial]) -> tuple[Queries, Partial]:
         tiles, known = carry

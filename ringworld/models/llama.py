@@ -177,11 +177,11 @@ def layer(x: Float[Array, "B T D"], w: Block, where: Where, c: Llama) -> Float[A
 
 
 def scan_layers(
-    layer: Callable[[Array, Any], tuple[Array, Any]],
-    x: Float[Array, "B T D"],
+    layer: Callable[[Any, Any], tuple[Any, None]],
+    x: Any,
     blocks: Block | tuple[Block, ...],
     *others: Any,
-) -> tuple[Float[Array, "B T D"], Any]:
+) -> tuple[Any, None]:
     """`lax.scan` of `layer` over the blocks, and over `others` where there are any.
 
     Layers in arrays of their own (`Model.cut`) are written out one after another: a program that
@@ -189,15 +189,13 @@ def scan_layers(
     """
     if not isinstance(blocks, tuple):
         return lax.scan(layer, x, (blocks, *others) if others else blocks)
-    made = []
     for i, w in enumerate(blocks):
-        x, more = layer(x, (w, *(other[i] for other in others)) if others else w)
-        made.append(more)
-    return x, jax.tree.map(lambda *parts: jnp.stack(parts), *made)
+        x, _ = layer(x, (w, *(other[i] for other in others)) if others else w)
+    return x, None
 
 
 def run_layers(
-    x: Float[Array, "B T D"], blocks: Block, where: Where, c: Llama
+    x: Float[Array, "B T D"], blocks: Block | tuple[Block, ...], where: Where, c: Llama
 ) -> Float[Array, "B T D"]:
     """All layers, one after another; the backward recomputes each but for what is `KEPT`."""
 
