@@ -106,9 +106,9 @@ def attend_chunk(
     cached: tuple[Float[Array, "L B S K H"], Float[Array, "L B S K H"]],
     layer: Int[Array, ""],
     keys: Where,
-    is_causal: bool,
-    axis: str | None,
     kernel: Kernel,
+    axis: str | None,
+    is_causal: bool,
 ) -> Float[Array, "B T N H"]:
     """As `attend_few` for a chunk that is divided over the ring of `axis`, by tiles of `kernel`."""
     groups, scale = q.shape[2] // new[0].shape[2], score_scale(q.shape[-1])
