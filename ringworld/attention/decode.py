@@ -102,7 +102,7 @@ def attend_few(
 def attend_chunk(
     q: Float[Array, "B T N H"],
     new: tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]],
-    queries: Where,
+    where: Where,
     cached: tuple[Float[Array, "L B S K H"], Float[Array, "L B S K H"]],
     layer: Int[Array, ""],
     keys: Where,
@@ -112,9 +112,9 @@ def attend_chunk(
 ) -> Float[Array, "B T N H"]:
     """As `attend_few` for a chunk that is divided over the ring of `axis`, by tiles of `kernel`."""
     groups, scale = q.shape[2] // new[0].shape[2], score_scale(q.shape[-1])
-    tiles = cut_queries(q, reach(queries, is_causal), groups, kernel.tile, scale)
+    tiles = cut_queries(q, reach(where, is_causal), groups, kernel.tile, scale)
     k, v = (lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in cached)
-    cache, own = cut_keys(k, v, keys, kernel.tile), cut_keys(*new, queries, kernel.tile)
+    cache, own = cut_keys(k, v, keys, kernel.tile), cut_keys(*new, where, kernel.tile)
 
     def step(_: Array, carry: tuple[Queries, Partial]) -> tuple[Queries, Partial]:
         tiles, known = carry
