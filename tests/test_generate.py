@@ -7,12 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ringworld.attention import decode as decoding
+from ringworld.attention.decode import attend_few
+from ringworld.attention.dense import attend_dense
 from ringworld.attention.layout import deal, invert, striped_order
-from ringworld.attention.mask import Where
+from ringworld.attention.mask import Where, window
 from ringworld.data.example import Example, frames, join, text
 from ringworld.errors import InputError
-from ringworld.generate.cache import Cache, extend, prefill
+from ringworld.generate import stream
+from ringworld.generate.cache import Cache, empty_cache, extend, prefill
+from ringworld.generate.model import Model
 from ringworld.generate.sample import Sampling, draw_token, guide, keep_top_k, keep_top_p
+from ringworld.generate.stream import read_tape, start_tape, write_tape
 from ringworld.generate.text import write_text
 from ringworld.generate.vision import draw_frames
 from ringworld.mesh import make_mesh, shard
@@ -219,3 +225,79 @@ def decode(
     )
     where = Where(stands, stands * 0 + 1)
     return jax.jit(extend, static_argnums=6)(weights, cache, new, new < 0, where, places, TINY)
+
+
+# ---- a few tokens against a cache, and layers cut apart
+
+
+def test_a_few_tokens_read_one_layer_from_the_first_place_seen_to_the_last(
+    monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    """Two rows of 13 tokens in a window of 9, the last 3 of them new; 32 places in runs of 4."""
+    monkeypatch.setattr(decoding, "PLACES", 4)
+    q, k, v = (rng.standard_normal((2, 13, n, 8), np.float32) for n in (4, 2, 2))
+    where = Where(np.tile(np.arange(13, dtype=np.int32), (2, 1)), np.ones((2, 13), np.int32))
+    where = Where(where.positions, where.segments, window(where, 9))
+    where = jax.tree.map(jnp.asarray, where)
+    wanted = attend_dense(*map(jnp.asarray, (q, k, v)), where, is_causal=True)[:, -3:]
+    # Token 2 is the first that is seen; 0 to 9 lie from place 8 on.
+    cached, stands = (
+        np.full((2, 2, 2, 32, 2, 8), np.nan, np.float32),
+        np.zeros((2, 2, 32), np.int32),
+    )
+    cached[:, 1, :, 8:20] = 0
+    cached[0, 1, :, 8:18], cached[1, 1, :, 8:18] = k[:, :10], v[:, :10]
+    stands[0, :, 8:18], stands[1, :, 8:18] = where.positions[:, :10], 1
+    found = attend_few(
+        jnp.asarray(q[:, -3:]),
+        (jnp.asarray(k[:, -3:]), jnp.asarray(v[:, -3:])),
+        jax.tree.map(lambda x: jnp.asarray(x[:, -3:]), where),
+        (jnp.asarray(cached[0]), jnp.asarray(cached[1])),
+        jnp.int32(1),
+        Where(jnp.asarray(stands[0]), jnp.asarray(stands[1])),
+        is_causal=True,
+        axis=None,
+    )
+    # Sums of 16 products of numbers near 1, in float32, in another order.
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("ring", [1, 2])
+def test_a_model_cut_apart_computes_what_it_did(
+    weights: WorldWeights, ring: int, rng: np.random.Generator
+) -> None:
+    tokens = rng.integers(3, 64, (1, 20))
+    copy = Model(TINY, jax.tree.map(jnp.copy, weights), None, None)
+    with nullcontext() if ring == 1 else jax.set_mesh(make_mesh(seq=ring)):
+        whole = Model(TINY, copy.placed(), None, None)
+        stacked = np.asarray(whole.logits(tokens).text), answer(whole)
+        apart = whole.cut()
+        cut = np.asarray(apart.logits(tokens).text), answer(apart)
+    assert whole.weights.blocks.wq.is_deleted()
+    assert cut[1] == stacked[1]
+    assert np.abs(cut[0] - stacked[0]).max() <= 1e-5 * np.abs(stacked[0]).max()
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_a_written_token_copies_no_cache(weights: WorldWeights, is_cut: bool) -> None:
+    model = Model(TINY, jax.tree.map(jnp.copy, weights), None, None)
+    placed = (model.cut() if is_cut else model).weights
+    cache, x, number = empty_cache(1, 8192, TINY), jnp.zeros((1, 32)), jnp.int32(0)
+    args = (placed, cache, x, number, number, number, TINY, 4, Sampling(), ())
+    memory = stream._write.lower(*args).compile().memory_analysis()
+    assert memory is not None
+    # A few runs of places at a time, and the positions and segments of all.
+    assert memory.temp_size_in_bytes < cache.k.nbytes / 4
+
+
+def answer(model: Model) -> list[int]:
+    """Six tokens after a prompt of 30."""
+    given = text(list(range(10, 40)), 0.0)
+    placed, ids = model.placed(), []
+    tape = read_tape(placed, start_tape(TINY), given, TINY)
+    while len(ids) < 6:
+        more, tape = write_tape(
+            placed, tape, TINY, most=6 - len(ids), seed=0, sampling=Sampling(), stops=()
+        )
+        ids += more
+    return ids

@@ -12,13 +12,13 @@ from benchmarks.protocol import Prepared, serve
 from ringworld.data.example import text
 from ringworld.generate.model import load_model
 from ringworld.generate.sample import Sampling
-from ringworld.generate.stream import Tape, read_tape, start_tape, write_tape
+from ringworld.generate.stream import Tape, forget_after, read_tape, start_tape, write_tape
 
 
 def prepare(request: dict[str, Any]) -> Prepared:
     """The model of the folder, and the work that is asked for."""
     began = time.perf_counter()
-    model = load_model(Path(request["folder"]))
+    model = load_model(Path(request["folder"])).cut()
     model.weights.text_embed.block_until_ready()
     loaded = time.perf_counter() - began
     given, c = text(draw_prompt(request["length"]), 0.0), model.config
@@ -43,7 +43,7 @@ def prepare(request: dict[str, Any]) -> Prepared:
 
     def again() -> list[int]:
         ids, tape = write(held.pop())
-        held.append(replace(tape, x=last, length=length))
+        held.append(replace(forget_after(tape, length), x=last))
         return ids
 
     return Prepared(again, [loaded, *map(float, again()[:4])])

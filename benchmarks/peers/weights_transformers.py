@@ -29,7 +29,7 @@ def prepare(request: dict[str, Any]) -> Prepared:
             token = logits[:, -1:].argmax(-1)
             ids.append(int(token))
             logits = model(token, past_key_values=cache, use_cache=True).logits
-        cache.crop(request["length"])
+        cache.crop(-WRITTEN)
         return ids
 
     if request["work"] == "prefill":

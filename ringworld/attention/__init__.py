@@ -12,12 +12,13 @@ from functools import partial
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ringworld.attention import pallas_gpu, pallas_tpu
 from ringworld.attention.block import BLOCKWISE
-from ringworld.attention.decode import attend_cache, stay, travel
+from ringworld.attention.decode import attend_chunk, attend_few
 from ringworld.attention.dense import attend_dense
 from ringworld.attention.mask import Where
 from ringworld.attention.ring import attend_ring
@@ -35,6 +36,8 @@ KERNELS: dict[str, Kernel] = {
 # A TPU's compiler hides the ring's transfers behind the Pallas kernel, and not behind XLA's tiles.
 # The kernel for GPUs has not been timed on one: it has to be asked for.
 BEST = {"tpu": "tpu"}
+# New tokens up to here wait for the cache more than they compute, on one device.
+FEW = 4
 
 
 def attend(
@@ -86,29 +89,36 @@ def attend_new(
     q: Float[Array, "B T N H"],
     new: tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]],
     queries: Where,
-    cached: tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]],
+    cached: tuple[Float[Array, "*L B S K H"], Float[Array, "*L B S K H"]],
     keys: Where,
     *,
     causal: bool = True,
+    layer: Int[Array, ""] | None = None,
 ) -> Float[Array, "B T N H"]:
     """Attention of new tokens to each other and to a cache of keys and values.
 
-    The cache is divided [B/(data,fsdp), S/seq, K/tensor, H] and stays where it is. New tokens that
-    are divided along the sequence too, a chunk of a prompt, travel past it; a few that every device
-    holds are merged from all parts.
+    The cache is divided [B/(data,fsdp), S/seq, K/tensor, H] and stays where it is; with a `layer`,
+    it is one of those on a leading axis, which is not taken out first. New tokens that are divided
+    along the sequence too, a chunk of a prompt, travel past it; a few that every device holds are
+    merged from all parts.
     """
-    local = partial(attend_cache, is_causal=causal, kernel=_choose(None))
+    if layer is None:
+        cached, layer = jax.tree.map(lambda x: x[None], cached), jnp.int32(0)
+    seq = "seq" if has_mesh() and _divided(q)[1] else None
+    if seq or (not has_mesh() and q.shape[1] > FEW):
+        local = partial(attend_chunk, kernel=_choose(None), is_causal=causal, axis=seq)
+    else:
+        local = partial(attend_few, is_causal=causal, axis="seq" if has_mesh() else None)
     if not has_mesh():
-        return local(q, new, queries, cached, keys, visit=partial(travel, axis=None))
-    seq = "seq" if _divided(q)[1] else None
-    visit = partial(travel if seq else stay, axis="seq")
+        return local(q, new, queries, cached, layer, keys)
     tokens, token_keys = spec("batch", seq, "heads", None), spec("batch", seq, "kv_heads", None)
-    cache = spec("batch", "seq", "kv_heads", None)
+    cache = spec("layers", "batch", "seq", "kv_heads", None)
+    rows = spec("batch", seq), spec("batch", "seq")
     return jax.shard_map(
-        partial(local, visit=visit),
-        in_specs=(tokens, token_keys, spec("batch", seq), cache, spec("batch", "seq")),
+        local,
+        in_specs=(tokens, token_keys, rows[0], cache, spec(), rows[1]),
         out_specs=tokens,
-    )(q, new, queries, cached, keys)
+    )(q, new, queries, cached, layer, keys)
 
 
 def _divided(x: Array) -> list[tuple[str, ...]]:

@@ -2,23 +2,26 @@
 
 A few tokens, held by every device: each attends to its own part of the cache, and the parts are
 merged by their log-sum-exp,  out = sum_r 2^(lse_r - lse) out_r.  Per layer and token that moves
-N (H + 2) numbers, where turning the cache round the ring would move all of it.
+N (H + 2) numbers, where turning the cache round the ring would move all of it. So few have nothing
+to compute and wait for memory: they read the cache as it lies, once, and no kernel's tiles are cut.
 
 A chunk of a long prompt, divided as the cache is: the queries go round the ring with what they know
 so far, and come home having seen every part. Per layer and token that moves N (2H + 2) numbers.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from ringworld.attention.mask import Where, reach
-from ringworld.attention.online import Partial, finish, finite, nothing_seen
+from ringworld.attention.mask import Where, ends_of_keys, ends_of_queries, may_see, reach, sees
+from ringworld.attention.online import Partial, finish, finite, merge, nothing_seen
 from ringworld.attention.ring import rotate, score_scale
-from ringworld.attention.tiles import Kernel, Keys, Queries, cut_keys, cut_queries, join
+from ringworld.attention.tiles import Kernel, Queries, cut_keys, cut_queries, cut_rows, join, span
+
+# Places that a few tokens look at together: 512 keys of 3 heads of 64 are 0.4 MB of float32, which
+# a core's cache keeps between the scores and the values.
+PLACES = 512
 
 
 def merge_ring(part: Partial, axis: str) -> Partial:
@@ -30,46 +33,94 @@ def merge_ring(part: Partial, axis: str) -> Partial:
     )
 
 
-Visit = Callable[[Kernel, Queries, Keys, Keys], Partial]
+def look(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    seen: Bool[Array, "B T S"],
+) -> Partial:
+    """What a few scaled queries know of these keys, of which they see some.
 
-
-def stay(kernel: Kernel, queries: Queries, cache: Keys, own: Keys, axis: str) -> Partial:
-    """What queries that every device of the ring holds know of its cache and of their own keys."""
-    nothing = jax.tree.map(lambda x: lax.pcast(x, axis, to="varying"), nothing_seen(queries.q))
-    return kernel.see(queries, own, merge_ring(kernel.see(queries, cache, nothing), axis))
-
-
-def travel(kernel: Kernel, queries: Queries, cache: Keys, own: Keys, axis: str | None) -> Partial:
-    """What divided queries know after a round past the cache and the keys of every device.
-
-    Without an axis there is one device, and they have arrived.
+    Each query stands in the columns of its key head, with 0 in those of the others: then all keys
+    of a place are one vector `[K H]`, and one product reads them in the order of the memory. That
+    is K times the arithmetic of a product for each head, which would have to turn the keys first.
     """
+    B, T, N, H = q.shape
+    S, K = k.shape[1:3]
+    k, v = (x.reshape(B, S, K * H).astype(jnp.float32) for x in (k, v))
+    heads = jnp.eye(K, dtype=jnp.float32)[:, None, :, None]
+    wide = q.astype(jnp.float32).reshape(B, T, K, N // K, 1, H) * heads
+    scores = jnp.einsum("btnf,bsf->btns", wide.reshape(B, T, N, K * H), k)
+    scores = jnp.where(seen[:, :, None], scores, -jnp.inf)
+    top = scores.max(-1)
+    weights = jnp.exp2(scores - finite(top)[..., None])
+    values = jnp.einsum("btns,bsf->btnf", weights, v).reshape(wide.shape[:4] + (K, H))
+    own = jnp.einsum("btkgkh->btkgh", values)
+    return Partial(top, weights.sum(-1), own.reshape(B, T, N, H))
 
-    def step(_: Array, carry: tuple[Queries, Partial]) -> tuple[Queries, Partial]:
-        queries, seen = carry
-        seen = kernel.see(queries, own, kernel.see(queries, cache, seen))
-        return (queries, seen) if axis is None else rotate((queries, seen), axis)
 
-    steps = 1 if axis is None else lax.axis_size(axis)
-    return lax.fori_loop(0, steps, step, (queries, nothing_seen(queries.q)))[1]
-
-
-def attend_cache(
+def attend_few(
     q: Float[Array, "B T N H"],
     new: tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]],
     queries: Where,
-    cached: tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]],
+    cached: tuple[Float[Array, "L B S K H"], Float[Array, "L B S K H"]],
+    layer: Int[Array, ""],
     keys: Where,
     is_causal: bool,
-    kernel: Kernel,
-    visit: Visit,
+    axis: str | None,
 ) -> Float[Array, "B T N H"]:
-    """Attention of new tokens to a cache and to each other, as they `stay` or `travel`.
+    """Attention of a few tokens, which every device of the ring holds, to a cache and each other.
 
-    `new` and `cached` are keys and values; all sizes are local.
+    `cached` are the keys and values of all layers, of which one is read; all sizes are local. Of
+    its places, runs of PLACES, no run is read before the first that is seen, nor behind the last.
     """
+    seen, scaled = reach(queries, is_causal), q * score_scale(q.shape[-1])
+    places = keys.positions.shape[1]
+    size = PLACES if places % PLACES == 0 else places
+    stands = jax.tree.map(lambda x: cut_rows(x, size), keys)
+    ends = jax.tree.map(lambda x: x[:, None], ends_of_queries(seen))
+    first, past = span(may_see(ends, ends_of_keys(stands)).any(0))
+
+    def step(j: Array, known: Partial) -> Partial:
+        def cut(x: Array) -> Array:
+            sizes = (1, x.shape[1], size, *x.shape[3:])
+            return lax.dynamic_slice(x, (layer, 0, j * size, 0, 0), sizes)[0]
+
+        here = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, j, 1, keepdims=False), stands)
+        return merge(known, look(scaled, cut(cached[0]), cut(cached[1]), sees(seen, here)))
+
+    known = nothing_seen(q)
+    if axis is not None:
+        known = jax.tree.map(lambda x: lax.pcast(x, axis, to="varying"), known)
+    known = lax.fori_loop(first, past, step, known)
+    if axis is not None:
+        known = merge_ring(known, axis)
+    out, _ = finish(merge(known, look(scaled, *new, sees(seen, queries))))
+    return out.astype(q.dtype)
+
+
+def attend_chunk(
+    q: Float[Array, "B T N H"],
+    new: tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]],
+    where: Where,
+    cached: tuple[Float[Array, "L B S K H"], Float[Array, "L B S K H"]],
+    layer: Int[Array, ""],
+    keys: Where,
+    kernel: Kernel,
+    axis: str | None,
+    is_causal: bool,
+) -> Float[Array, "B T N H"]:
+    """As `attend_few` for a chunk that is divided over the ring of `axis`, by tiles of `kernel`."""
     groups, scale = q.shape[2] // new[0].shape[2], score_scale(q.shape[-1])
-    tiles = cut_queries(q, reach(queries, is_causal), groups, kernel.tile, scale)
-    cache, own = cut_keys(*cached, keys, kernel.tile), cut_keys(*new, queries, kernel.tile)
-    out, _ = finish(visit(kernel, tiles, cache, own))
-    return join(out.astype(q.dtype), q.shape[1])
+    tiles = cut_queries(q, reach(where, is_causal), groups, kernel.tile, scale)
+    k, v = (lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in cached)
+    cache, own = cut_keys(k, v, keys, kernel.tile), cut_keys(*new, where, kernel.tile)
+
+    def step(_: Array, carry: tuple[Queries, Partial]) -> tuple[Queries, Partial]:
+        tiles, known = carry
+        known = kernel.see(tiles, own, kernel.see(tiles, cache, known))
+        return (tiles, known) if axis is None else rotate((tiles, known), axis)
+
+    steps = 1 if axis is None else lax.axis_size(axis)
+    known = lax.fori_loop(0, steps, step, (tiles, nothing_seen(tiles.q)))[1]
+    return join(finish(known)[0].astype(q.dtype), q.shape[1])

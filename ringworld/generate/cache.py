@@ -5,8 +5,10 @@ device writes its tokens of a chunk behind those it has. A new token is written 
 its position has in that order. Nothing is ever moved.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from ringworld.attention import attend_new
 from ringworld.attention.mask import Where
 from ringworld.layers import rms_norm
 from ringworld.mesh import axis_size, has_mesh, shard, spec
-from ringworld.models.llama import COMPUTE, Block, block_specs, narrow, read, write
+from ringworld.models.llama import COMPUTE, Block, block_specs, narrow, read, scan_layers, write
 from ringworld.models.world import World, WorldWeights, embed_tokens
 from ringworld.params import Weight, gather, node
 
@@ -46,28 +48,40 @@ def empty_cache(rows: int, places: int, c: World) -> Cache:
     return Cache(keys(), keys(), Where(rows_of_zeros(), rows_of_zeros()))
 
 
+Pair = tuple[Array, Array]  # keys and values of all layers
+# put(held, new, layer): numbers of all layers `[L, B, S, ...]` with those of new tokens in one.
+Put = Callable[[Array, Array, Array], Array]
+
+
 def run_new(
     weights: WorldWeights,
     cache: Cache,
     tokens: Int[Array, "B T"],
     vision: Bool[Array, "B T"],
     where: Where,
+    put: Put,
     c: World,
 ) -> tuple[Float[Array, "B T D"], Cache]:
-    """The residual stream of new tokens after the last layer, and a cache of them alone."""
+    """The residual stream of new tokens after the last layer, and the cache with them, by `put`.
 
-    def layer(
-        x: Array, held: tuple[Block, tuple[Array, Array]]
-    ) -> tuple[Array, tuple[Array, Array]]:
-        w, cached = held
+    Each layer's keys are put into it before they are needed, in places that `cache.where` still
+    calls padding: what reads the cache follows what writes it, and so no copy is made.
+    """
+
+    def layer(carry: tuple[Array, Pair], held: tuple[Block, Array]) -> tuple[Any, None]:
+        (x, (ks, vs)), (w, i) = carry, held
         w = gather(w, block_specs(c.llama))
         q, k, v = read(x, w, where.positions, c.llama)
-        attended = attend_new(q, (k, v), narrow(where, c.llama), cached, cache.where)
-        return write(x, attended, w, c.llama), (k, v)
+        cached = put(ks, k, i), put(vs, v, i)
+        attended = attend_new(q, (k, v), narrow(where, c.llama), cached, cache.where, layer=i)
+        return (write(x, attended, w, c.llama), cached), None
 
-    x = embed_tokens(weights, tokens, vision, c)
-    x, (k, v) = lax.scan(layer, x, (weights.blocks, (cache.k, cache.v)))
-    return x, Cache(k, v, where)
+    start = (embed_tokens(weights, tokens, vision, c), (cache.k, cache.v))
+    layers = jnp.arange(c.llama.layers, dtype=jnp.int32)
+    (x, (k, v)), _ = scan_layers(layer, start, weights.blocks, layers)
+    one = jnp.int32(0)
+    stands = jax.tree.map(lambda held, new: put(held[None], new, one)[0], cache.where, where)
+    return x, Cache(k, v, stands)
 
 
 def prefill(
@@ -90,8 +104,9 @@ def prefill(
         carry: tuple[Array, Cache], chunk: tuple[Array, Array, Array, Where]
     ) -> tuple[tuple[Array, Cache], None]:
         (picked, cache), (i, tokens, vision, where) = carry, chunk
-        x, new = run_new(weights, cache, tokens, vision, where, c)
-        return (picked + _pick(x, where, last), _append(cache, new, i * own_places)), None
+        put = _append(where, i * own_places)
+        x, cache = run_new(weights, cache, tokens, vision, where, put, c)
+        return (picked + _pick(x, where, last), cache), None
 
     rows, places = tokens.shape
     chunks = jax.tree.map(lambda x: _cut_chunks(x, places // chunk), (tokens, vision, where))
@@ -118,9 +133,9 @@ def read_on(
     The tokens are one chunk in stripes, which each device writes from its own place `start` on. Of
     a chunk that is not full the rest is padding, and what the cache holds there stays.
     """
-    x, new = run_new(weights, cache, tokens, vision, where, c)
+    x, cache = run_new(weights, cache, tokens, vision, where, _append(where, start), c)
     picked = rms_norm(_pick(x, where, last)[:, None], weights.heads.norm, c.llama.norm_eps)
-    return picked[:, 0], _append(cache, new, start)
+    return picked[:, 0], cache
 
 
 def widen(cache: Cache, places: int) -> Cache:
@@ -159,8 +174,8 @@ def extend(
     c: World,
 ) -> tuple[Float[Array, "B T D"], Cache]:
     """The residual stream of a few new tokens, and the cache with them written at `places`."""
-    x, new = run_new(weights, cache, tokens, vision, where, c)
-    return rms_norm(x, weights.heads.norm, c.llama.norm_eps), _write(cache, new, places)
+    x, cache = run_new(weights, cache, tokens, vision, where, _write(places), c)
+    return rms_norm(x, weights.heads.norm, c.llama.norm_eps), cache
 
 
 def _specs(axis: str | None) -> Cache:
@@ -187,51 +202,44 @@ def _pick(x: Float[Array, "B T D"], where: Where, last: Int[Array, "B"]) -> Floa
     return jnp.einsum("bs,bsd->bd", ends.astype(x.dtype), x, out_sharding=out)
 
 
-def _append(cache: Cache, new: Cache, start: Int[Array, ""]) -> Cache:
-    """The cache with a chunk written from each device's place `start` on, but for its padding."""
+def _append(where: Where, start: Int[Array, ""]) -> Put:
+    """Write a chunk from each device's place `start` on, but for its padding."""
 
-    def local(cache: Cache, new: Cache, start: Array) -> Cache:
-        real = new.where.segments > 0
+    def local(held: Array, new: Array, layer: Array, real: Array, start: Array) -> Array:
+        first = (layer, 0, start, *[0] * (held.ndim - 3))
+        there = lax.dynamic_slice(held, first, (1, *new.shape))
+        mask = real.reshape(1, *real.shape, *[1] * (held.ndim - 3))
+        return lax.dynamic_update_slice(held, jnp.where(mask, new[None], there), first)
 
-        def put(held: Array, coming: Array, axis: int) -> Array:
-            there = lax.dynamic_slice_in_dim(held, start, coming.shape[axis], axis)
-            mask = real if axis == 1 else real[None, :, :, None, None]
-            return lax.dynamic_update_slice_in_dim(
-                held, jnp.where(mask, coming, there), start, axis
-            )
-
-        stands = jax.tree.map(partial(put, axis=1), cache.where, new.where)
-        return Cache(put(cache.k, new.k, 2), put(cache.v, new.v, 2), stands)
-
-    if not has_mesh():
-        return local(cache, new, start)
-    held = _specs("seq")
-    return jax.shard_map(local, in_specs=(held, held, spec()), out_specs=held)(cache, new, start)
+    return _everywhere(local, "seq", (where.segments > 0, start), (spec("batch", "seq"), spec()))
 
 
-def _write(cache: Cache, new: Cache, places: Int[Array, "B T"]) -> Cache:
-    if not has_mesh():
-        return _write_local(cache, new, places, None)
+def _write(places: Int[Array, "B T"]) -> Put:
+    """Write tokens that every device has: each those whose places it holds."""
     axis = "seq" if axis_size("seq") > 1 else None
-    return jax.shard_map(
-        partial(_write_local, axis=axis),
-        in_specs=(_specs("seq"), _specs(None), spec("batch", None)),
-        out_specs=_specs("seq"),
-    )(cache, new, places)
+
+    def local(held: Array, new: Array, layer: Array, places: Array) -> Array:
+        size = held.shape[2]
+        own = places - (0 if axis is None else lax.axis_index(axis) * size)
+        own = jnp.where((own >= 0) & (own < size), own, size)  # the others fall off its end
+        row = jnp.arange(places.shape[0], dtype=jnp.int32)[:, None]
+        return held.at[layer, row, own].set(new, mode="drop")
+
+    return _everywhere(local, None, (places,), (spec("batch", None),))
 
 
-def _write_local(cache: Cache, new: Cache, places: Int[Array, "B T"], axis: str | None) -> Cache:
-    """Each device writes the places that it holds; the others fall off its end."""
-    size = cache.where.positions.shape[1]
-    local = places - (0 if axis is None else lax.axis_index(axis) * size)
-    local = jnp.where((local >= 0) & (local < size), local, size)
-    row = jnp.arange(places.shape[0])[:, None]
+def _everywhere(
+    local: Callable[..., Array], seq: str | None, rest: tuple[Array, ...], specs: Sequence[Any]
+) -> Put:
+    """`local(held, new, layer, *rest)` on every device, for new tokens that `seq` divides."""
 
-    def put(held: Array, coming: Array) -> Array:
-        return held.at[row, local].set(coming, mode="drop")
+    def put(held: Array, new: Array, layer: Array) -> Array:
+        if not has_mesh():
+            return local(held, new, layer, *rest)
+        heads = ("kv_heads", None)[: new.ndim - 2]
+        there, coming = spec("layers", "batch", "seq", *heads), spec("batch", seq, *heads)
+        return jax.shard_map(local, in_specs=(there, coming, spec(), *specs), out_specs=there)(
+            held, new, layer, *rest
+        )
 
-    return Cache(
-        jax.vmap(put)(cache.k, new.k),
-        jax.vmap(put)(cache.v, new.v),
-        jax.tree.map(put, cache.where, new.where),
-    )
+    return put

@@ -156,6 +156,14 @@ def forget_after(tape: Tape, length: int) -> Tape:
     return replace(tape, cache=_forget(tape.cache, jnp.int32(length)), length=length)
 
 
+def _read_text(x: Float[Array, "1 D"], weights: WorldWeights, c: World) -> Float[Array, "1 V"]:
+    """Float32 logits of the text head; a tied table is read as it lies, where `.T` copies it."""
+    if not c.tied:
+        return read_head(x, gather_heads(weights, c).text)
+    table = shard(weights.text_embed, None, None).astype(jnp.float32)
+    return jnp.einsum("bd,vd->bv", x.astype(jnp.float32), table)
+
+
 @partial(jax.jit, static_argnames=("c", "steps", "sampling", "stops"), donate_argnames="cache")
 def _write(
     weights: WorldWeights,
@@ -170,7 +178,6 @@ def _write(
     stops: tuple[int, ...],
 ) -> tuple[Float[Array, "1 D"], Cache, Int[Array, "steps"], Int[Array, ""]]:
     """Up to `most` of `steps` tokens, of which -1 is none, and how many there are."""
-    head = gather_heads(weights, c).text
     root = jax.random.key(seed)
     places = cache.where.positions.shape[1]
     ends = jnp.asarray(stops, jnp.int32)
@@ -183,7 +190,7 @@ def _write(
     def step(carry: tuple) -> tuple:
         x, cache, ids, i = carry
         key = jax.random.fold_in(root, length + i)
-        token = draw_token(key, read_head(x, head), sampling)
+        token = draw_token(key, _read_text(x, weights, c), sampling)
         ids = ids.at[i].set(token[0])
         position = shard(jnp.full((1, 1), length + i, jnp.int32), "batch", None)
         where = Where(position, jnp.ones_like(position))

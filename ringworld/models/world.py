@@ -47,11 +47,14 @@ class Heads:
 
 @node
 class WorldWeights:
-    """All weights: the vision entries are None without vision, `heads.text` in a tied model."""
+    """All weights: the vision entries are None without vision, `heads.text` in a tied model.
+
+    The blocks are one of stacked layers, or one for each layer.
+    """
 
     text_embed: Weight
     vision_embed: Weight
-    blocks: Block
+    blocks: Block | tuple[Block, ...]
     heads: Heads
 
 
