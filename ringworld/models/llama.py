@@ -185,7 +185,7 @@ def scan_layers(
     """`lax.scan` of `layer` over the blocks, and over `others` where there are any.
 
     Layers in arrays of their own (`Model.cut`) are written out one after another: a program that
-    indexes a stack copies the weights of each layer before it reads them, half of a token's time.
+    indexes a stack copies the weights of each layer before it reads them.
     """
     if not isinstance(blocks, tuple):
         return lax.scan(layer, x, (blocks, *others) if others else blocks)
