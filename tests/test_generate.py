@@ -16,9 +16,7 @@ from ringworld.data.example import Example, frames, join, text
 from ringworld.errors import InputError
 from ringworld.generate import stream
 from ringworld.generate.cache import Cache, empty_cache, extend, prefill
-from ringworld.generate.model import Model
 from ringworld.generate.sample import Sampling, draw_token, guide, keep_top_k, keep_top_p
-from ringworld.generate.stream import read_tape, start_tape, write_tape
 from ringworld.generate.text import write_text
 from ringworld.generate.vision import draw_frames
 from ringworld.mesh import make_mesh, shard
@@ -262,42 +260,10 @@ def test_a_few_tokens_read_one_layer_from_the_first_place_seen_to_the_last(
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("ring", [1, 2])
-def test_a_model_cut_apart_computes_what_it_did(
-    weights: WorldWeights, ring: int, rng: np.random.Generator
-) -> None:
-    tokens = rng.integers(3, 64, (1, 20))
-    copy = Model(TINY, jax.tree.map(jnp.copy, weights), None, None)
-    with nullcontext() if ring == 1 else jax.set_mesh(make_mesh(seq=ring)):
-        whole = Model(TINY, copy.placed(), None, None)
-        stacked = np.asarray(whole.logits(tokens).text), answer(whole)
-        apart = whole.cut()
-        cut = np.asarray(apart.logits(tokens).text), answer(apart)
-    assert whole.weights.blocks.wq.is_deleted()
-    assert cut[1] == stacked[1]
-    assert np.abs(cut[0] - stacked[0]).max() <= 1e-5 * np.abs(stacked[0]).max()
-
-
-@pytest.mark.parametrize("is_cut", [True, False])
-def test_a_written_token_copies_no_cache(weights: WorldWeights, is_cut: bool) -> None:
-    model = Model(TINY, jax.tree.map(jnp.copy, weights), None, None)
-    placed = (model.cut() if is_cut else model).weights
+def test_a_written_token_copies_no_cache(weights: WorldWeights) -> None:
     cache, x, number = empty_cache(1, 8192, TINY), jnp.zeros((1, 32)), jnp.int32(0)
-    args = (placed, cache, x, number, number, number, TINY, 4, Sampling(), ())
+    args = (weights, cache, x, number, number, number, TINY, 4, Sampling(), ())
     memory = stream._write.lower(*args).compile().memory_analysis()
     assert memory is not None
     # A few runs of places at a time, and the positions and segments of all.
     assert memory.temp_size_in_bytes < cache.k.nbytes / 4
-
-
-def answer(model: Model) -> list[int]:
-    """Six tokens after a prompt of 30."""
-    given = text(list(range(10, 40)), 0.0)
-    placed, ids = model.placed(), []
-    tape = read_tape(placed, start_tape(TINY), given, TINY)
-    while len(ids) < 6:
-        more, tape = write_tape(
-            placed, tape, TINY, most=6 - len(ids), seed=0, sampling=Sampling(), stops=()
-        )
-        ids += more
-    return ids

@@ -18,7 +18,7 @@ from ringworld.generate.stream import Tape, forget_after, read_tape, start_tape,
 def prepare(request: dict[str, Any]) -> Prepared:
     """The model of the folder, and the work that is asked for."""
     began = time.perf_counter()
-    model = load_model(Path(request["folder"])).cut()
+    model = load_model(Path(request["folder"]))
     model.weights.text_embed.block_until_ready()
     loaded = time.perf_counter() - began
     given, c = text(draw_prompt(request["length"]), 0.0), model.config

@@ -19,7 +19,7 @@ from ringworld.attention import attend_new
 from ringworld.attention.mask import Where
 from ringworld.layers import rms_norm
 from ringworld.mesh import axis_size, has_mesh, shard, spec
-from ringworld.models.llama import COMPUTE, Block, block_specs, narrow, read, scan_layers, write
+from ringworld.models.llama import COMPUTE, Block, block_specs, narrow, read, write
 from ringworld.models.world import World, WorldWeights, embed_tokens
 from ringworld.params import Weight, gather, node
 
@@ -78,7 +78,7 @@ def run_new(
 
     start = (embed_tokens(weights, tokens, vision, c), (cache.k, cache.v))
     layers = jnp.arange(c.llama.layers, dtype=jnp.int32)
-    (x, (k, v)), _ = scan_layers(layer, start, weights.blocks, layers)
+    (x, (k, v)), _ = lax.scan(layer, start, (weights.blocks, layers))
     one = jnp.int32(0)
     stands = jax.tree.map(lambda held, new: put(held[None], new, one)[0], cache.where, where)
     return x, Cache(k, v, stands)

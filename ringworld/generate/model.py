@@ -1,7 +1,7 @@
 """A model as people hold it: one folder with the weights, the tokenizer and the codec."""
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Array, Bool, Int, Shaped
+from jaxtyping import Array, Bool, Int
 from tokenizers import Tokenizer as Bpe
 
 from ringworld.attention.mask import Where
@@ -20,7 +20,6 @@ from ringworld.data.tokenizer import Tokenizer, load_tokenizer
 from ringworld.errors import InputError
 from ringworld.mesh import has_mesh, shard
 from ringworld.models.folder import CODEC, TOKENIZER, fill, save_folder
-from ringworld.models.llama import block_specs
 from ringworld.models.world import Logits, World, WorldWeights, forward, read_heads, specs
 from ringworld.params import shardings
 
@@ -78,32 +77,8 @@ class Model:
         """The weights on the mesh that is set."""
         if not has_mesh():
             return self.weights
-        table, llama = specs(self.config), self.config.llama
-        if isinstance(self.weights.blocks, tuple):
-            table = replace(table, blocks=(block_specs(llama),) * llama.layers)
-        return jax.device_put(self.weights, shardings(table, jax.sharding.get_mesh()))
-
-    def cut(self) -> "Model":
-        """This model with each layer in arrays of its own, for `scan_layers`: it writes faster.
-
-        The stacks are let go of one after another, so that there is never more than one of them
-        beside its layers: from then on only the model that is returned can be used.
-        """
-
-        def take_apart(stack: Array) -> tuple[Array, ...]:
-            layers = _take_apart(stack)
-            stack.delete()
-            return layers
-
-        stacks, tree = jax.tree.flatten(self.weights.blocks)
-        layers = zip(*map(take_apart, stacks), strict=True)
-        blocks = tuple(jax.tree.unflatten(tree, layer) for layer in layers)
-        return replace(self, weights=replace(self.weights, blocks=blocks))
-
-
-@jax.jit
-def _take_apart(stack: Shaped[Array, "L *sizes"]) -> tuple[Array, ...]:
-    return tuple(stack[i] for i in range(len(stack)))
+        mesh = jax.sharding.get_mesh()
+        return jax.device_put(self.weights, shardings(specs(self.config), mesh))
 
 
 @partial(jax.jit, static_argnames="c")

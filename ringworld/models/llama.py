@@ -176,26 +176,8 @@ def layer(x: Float[Array, "B T D"], w: Block, where: Where, c: Llama) -> Float[A
     return write(x, attend(q, k, v, narrow(where, c)), w, c)
 
 
-def scan_layers(
-    layer: Callable[[Any, Any], tuple[Any, None]],
-    x: Any,
-    blocks: Block | tuple[Block, ...],
-    *others: Any,
-) -> tuple[Any, None]:
-    """`lax.scan` of `layer` over the blocks, and over `others` where there are any.
-
-    Layers in arrays of their own (`Model.cut`) are written out one after another: a program that
-    indexes a stack copies the weights of each layer before it reads them.
-    """
-    if not isinstance(blocks, tuple):
-        return lax.scan(layer, x, (blocks, *others) if others else blocks)
-    for i, w in enumerate(blocks):
-        x, _ = layer(x, (w, *(other[i] for other in others)) if others else w)
-    return x, None
-
-
 def run_layers(
-    x: Float[Array, "B T D"], blocks: Block | tuple[Block, ...], where: Where, c: Llama
+    x: Float[Array, "B T D"], blocks: Block, where: Where, c: Llama
 ) -> Float[Array, "B T D"]:
     """All layers, one after another; the backward recomputes each but for what is `KEPT`."""
 
@@ -203,7 +185,7 @@ def run_layers(
         return layer(checkpoint_name(x, LAYER_INPUT), w, where, c), None
 
     body = jax.checkpoint(body, policy=KEPT[c.activations], prevent_cse=False)
-    return scan_layers(body, x, blocks)[0]
+    return lax.scan(body, x, blocks)[0]
 
 
 def flops_per_token(c: Llama, context: int, head_rows: int) -> float:

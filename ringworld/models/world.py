@@ -47,14 +47,11 @@ class Heads:
 
 @node
 class WorldWeights:
-    """All weights: the vision entries are None without vision, `heads.text` in a tied model.
-
-    The blocks are one of stacked layers, or one for each layer.
-    """
+    """All weights: the vision entries are None without vision, `heads.text` in a tied model."""
 
     text_embed: Weight
     vision_embed: Weight
-    blocks: Block | tuple[Block, ...]
+    blocks: Block
     heads: Heads
 
 
