@@ -8,6 +8,7 @@ ulysses   heads are exchanged for tokens     layout    the order of a row over t
 decode    new tokens against a divided cache
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -33,6 +34,9 @@ KERNELS: dict[str, Kernel] = {
     "tpu": pallas_tpu.make_kernel(),
     "gpu": pallas_gpu.make_kernel(),
 }
+# One device computes one product after another, with all cores of a CPU: larger ones share them
+# better. A prompt of 2,048 tokens is read in 4.2 instead of 4.6 s by a model of 135M on two cores.
+ALONE = replace(BLOCKWISE, tile=512)
 # A TPU's compiler hides the ring's transfers behind the Pallas kernel, and not behind XLA's tiles.
 # The kernel for GPUs has not been timed on one: it has to be asked for.
 BEST = {"tpu": "tpu"}
@@ -106,7 +110,10 @@ def attend_new(
         cached, layer = jax.tree.map(lambda x: x[None], cached), jnp.int32(0)
     seq = "seq" if has_mesh() and _divided(q)[1] else None
     if seq or (not has_mesh() and q.shape[1] > FEW):
-        local = partial(attend_chunk, kernel=_choose(None), is_causal=causal, axis=seq)
+        kernel = _choose(None)
+        if kernel is BLOCKWISE and seq is None:
+            kernel = ALONE
+        local = partial(attend_chunk, kernel=kernel, is_causal=causal, axis=seq)
     else:
         local = partial(attend_few, is_causal=causal, axis="seq" if has_mesh() else None)
     if not has_mesh():
