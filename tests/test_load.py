@@ -232,7 +232,7 @@ OUR_WRONG = [
     ({"llama.layers": -1}, "the field layers of config.json is -1: make it 1 or more"),
     ({"llama.kv_heads": 0}, "the field kv_heads of config.json is 0: make it 1 or more"),
     ({"llama.dtype": "int3"}, "the field dtype of config.json is 'int3'"),
-    ({"llama.rope_theta": 0}, "the field rope_theta of config.json is 0: RoPE's base is above 1"),
+    ({"llama.rope_theta": 0.5}, "the field rope_theta of config.json is 0.5: RoPE's base"),
     ({"llama.rope_theta": float("nan")}, "the field rope_theta of config.json is nan"),
     ({"vocabulary.text": "x"}, "the field text of config.json is 'x', which it cannot be"),
 ]
