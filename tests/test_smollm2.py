@@ -15,7 +15,7 @@ from tokenizers import pre_tokenizers
 
 from ringworld.convert.save import convert
 from ringworld.data.fetch import fetch
-from ringworld.data.template import Message, render
+from ringworld.data.template import Message, TemplateLimits, render
 from ringworld.data.tokenizer import load_tokenizer
 from ringworld.evals.perplexity import cut_passages, measure_losses
 from ringworld.generate.model import load_model
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # each line's ids as little-endian int32, once with special tokens as letters and once as tokens.
 IDS = Path(__file__).parent / "parity" / NAME / "ids.crc32"
 LINES = 1000
-# What the project promises of perplexity; 2e-6 is what is seen.
+# What the project promises of perplexity; 6e-6 is what is seen.
 PERPLEXITY = 1e-3
 
 
@@ -111,9 +111,10 @@ def test_conversations_of_a_thousand_lines_have_the_prompts_of_transformers(thei
     tokenizer, model = AutoTokenizer.from_pretrained(theirs), load_model(NAME)
     words = model.tokenizer
     assert model.chat_template is not None
+    patient = TemplateLimits(patience=600.0)  # of the clock: here the machine does much else
     for messages in conversations():
         asked = messages[-1]["role"] == "user"
-        told = render(model.chat_template, messages, add_generation_prompt=asked)
+        told = render(model.chat_template, messages, add_generation_prompt=asked, limits=patient)
         wanted = tokenizer.apply_chat_template(messages, add_generation_prompt=asked)
         ids = wanted if isinstance(wanted, list) else wanted["input_ids"]
         assert words.encode_spelled(told) == ids
