@@ -35,6 +35,7 @@ from ringworld.generate.model import Model, load_model
 from ringworld.generate.sample import Sampling
 from ringworld.generate.session import Session, Style, find_stops
 from ringworld.generate.stream import (
+    CHUNK,
     Tape,
     cut_chunk,
     find_place,
@@ -183,12 +184,12 @@ def test_places_are_those_of_the_dealt_row() -> None:
 
 def test_a_chunk_is_no_longer_than_it_must_be() -> None:
     assert cut_chunk(100, 20) == (100, 32)
-    assert cut_chunk(100, 5000) == (100, 512)
+    assert cut_chunk(100, 5000) == (100, 1024)
     with jax.set_mesh(make_mesh(seq=4)):
         assert cut_chunk(100, 20) == (0, 1024)
-        assert cut_chunk(1030, 3000) == (1024, 2048)
+        assert cut_chunk(1030, 3000) == (1024, 4096)
         for tokens in (1, 1000, 4000):
-            assert round_places(tokens, TINY.at(8192, 1e4)) >= tokens + 2048
+            assert round_places(tokens, TINY.at(8192, 1e4)) >= tokens + 4 * CHUNK
 
 
 def test_a_stop_ends_an_answer_at_once(weights: WorldWeights, rng: np.random.Generator) -> None:
