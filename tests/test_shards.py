@@ -156,8 +156,14 @@ def test_any_runs_come_back(
     example = Example(
         np.arange(n, dtype=np.int32), np.array(vision), np.array(weights[:n], np.float32)
     )
-    batch = rooms._batch([Record(example=example, seconds=np.zeros(0), origin="x")] * 2)
-    assert all(same(rooms._read(batch, i).example, example) for i in (0, 1))
+    backwards = Example(example.tokens, example.vision[::-1], example.weights[::-1])
+    written = [example, backwards, example, example]
+    batch, counts = rooms._batch(
+        [Record(example=one, seconds=np.zeros(0), origin="x") for one in written]
+    )
+    read = rooms._map(batch)
+    assert all(same(rooms._read(read, i).example, one) for i, one in enumerate(written))
+    assert (counts.tokens, counts.vision) == (4 * n, 4 * sum(vision))
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:

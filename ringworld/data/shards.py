@@ -102,15 +102,19 @@ def write_shard(path: Path, records: Iterable[Record]) -> Counts:
             held.append(record)
             tokens += len(record.example)
             if tokens >= BATCH_TOKENS:
-                counts += _write_batch(file, held)
+                batch, more = _batch(held)
+                file.write_batch(batch)
+                counts += more
                 held, tokens = [], 0
         if held:
-            counts += _write_batch(file, held)
+            batch, more = _batch(held)
+            file.write_batch(batch)
+            counts += more
     return counts
 
 
-def _write_batch(file: pa.RecordBatchWriter, records: Sequence[Record]) -> Counts:
-    """Write the records and say what they hold; all rows at once, as short ones are many."""
+def _batch(records: Sequence[Record]) -> tuple[pa.RecordBatch, Counts]:
+    """The records and what they hold, all rows at once, as short ones are many."""
     examples = [record.example for record in records]
     rows = np.cumsum([0, *map(len, examples)])
     tokens, vision, weights = (
@@ -137,13 +141,13 @@ def _write_batch(file: pa.RecordBatchWriter, records: Sequence[Record]) -> Count
         ),
         pa.array([record.origin for record in records], pa.utf8()),
     ]
-    file.write_batch(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
-    return Counts(
+    counts = Counts(
         examples=len(examples),
         tokens=len(tokens),
         vision=int(vision.sum()),
         learned=int(np.count_nonzero(weights)),
     )
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA), counts
 
 
 def _lists(
