@@ -35,11 +35,16 @@ def _walk(walk: Callable[..., Any], queries: Queries, sums: Any) -> Any:
     return lax.fori_loop(0, B * heads * tiles, step, sums)
 
 
+def _first(place: tuple[Array, ...], axes: int) -> tuple[Array, ...]:
+    """The indices of a tile's first number; of one type, as slices want them, in 64 bits too."""
+    return tuple(jnp.asarray(n, jnp.int32) for n in (*place, *(0,) * (axes - len(place))))
+
+
 def _at(tree: Any, *place: Array) -> Any:
     """What stands at a place of the leading axes of every array."""
 
     def pick(x: Array) -> Array:
-        first, rest = (*place, *(0,) * (x.ndim - len(place))), x.shape[len(place) :]
+        first, rest = _first(place, x.ndim), x.shape[len(place) :]
         return lax.dynamic_slice(x, first, (*(1,) * len(place), *rest)).reshape(rest)
 
     return jax.tree.map(pick, tree)
@@ -49,8 +54,8 @@ def _put(tree: Any, tile: Any, *place: Array) -> Any:
     """The arrays with a tile written at a place of their leading axes."""
 
     def put(x: Array, y: Array) -> Array:
-        first = (*place, *(0,) * y.ndim)
-        return lax.dynamic_update_slice(x, y.reshape(*(1,) * len(place), *y.shape), first)
+        tile = y.reshape(*(1,) * len(place), *y.shape)
+        return lax.dynamic_update_slice(x, tile, _first(place, x.ndim))
 
     return jax.tree.map(put, tree, tile)
 
