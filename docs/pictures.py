@@ -1,6 +1,12 @@
-"""Draws the pictures of docs/attention.md: `python docs/pictures.py` writes docs/images/*.png."""
+"""Draws the pictures of docs/attention.md and docs/stretch.md, by `python docs/pictures.py`.
 
+They are docs/images/*.png. What was measured for docs/stretch.md is in docs/images/stretch.json.
+"""
+
+import json
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,9 +27,11 @@ from ringworld.attention.mask import (
     window,
 )
 from ringworld.attention.plan import Plan, count_work, make_orders
+from ringworld.evals.heatmap import name_length
 from ringworld.files import whole
 
 IMAGES = Path(__file__).parent / "images"
+RULES = {"plain": "#c0392b", "yarn": "#2f6fb0", "ntk": "#d9822b", "theta": "#2e8b57"}
 INK, QUERY, KEY, MUTED = "#222222", "#2f6fb0", "#d9822b", "#9aa5b1"
 RING, ROW, TILE = 8, 1 << 16, 256
 
@@ -151,9 +159,42 @@ def draw_masks() -> Figure:
     return picture
 
 
+def draw_stretch() -> Figure:
+    """SmolLM2's loss by position: each context within its own, and one beyond it by every rule."""
+    measured = json.loads((IMAGES / "stretch.json").read_text(encoding="utf-8"))
+    curves, trained = measured["curves"], measured["trained"]
+    picture = figure(10, 4.2)
+    left, right = picture.subplots(1, 2, sharey=True)
+    for curve in (curve for curve in curves if curve["context"] <= trained):
+        shade = str(0.75 - 0.25 * math.log2(curve["context"] / 2048))
+        _draw_losses(left, curve, name_length(curve["context"]), shade)
+    for curve in (curve for curve in curves if curve["context"] > trained):
+        _draw_losses(right, curve, curve["rule"], RULES[curve["rule"]])
+    beyond = max(curve["context"] for curve in curves)
+    for axes, title in ((left, "within its context"), (right, f"stretched to {beyond:,} tokens")):
+        axes.axvline(trained, color=MUTED, linestyle=":")
+        axes.set_xscale("log", base=2)
+        axes.set(title=title, xlabel="position (tokens)")
+        axes.legend(title="perplexity", fontsize=8)
+    left.set_ylabel("loss (nats a token)")
+    return picture
+
+
+def _draw_losses(axes: Axes, curve: dict[str, Any], label: str, color: str) -> None:
+    middles = [math.sqrt(max(start, 1) * past) for start, past in curve["buckets"]]
+    said = f"{label}: {curve['perplexity']:.1f}"
+    axes.plot(middles, curve["losses"], marker=".", color=color, label=said)
+
+
 def main() -> None:
     """Draw them all."""
-    for name, draw in (("ring", draw_ring), ("orders", draw_orders), ("masks", draw_masks)):
+    pictures = {
+        "ring": draw_ring,
+        "orders": draw_orders,
+        "masks": draw_masks,
+        "stretch": draw_stretch,
+    }
+    for name, draw in pictures.items():
         save(draw(), name)
         print(f"wrote {IMAGES / name}.png")
 

@@ -6,7 +6,7 @@ to the mesh axes that divide it, so a sharding is written once, by meaning:
     mesh axis   divides
     data        the batch
     fsdp        the batch, and every weight along the model width
-    seq         the sequence: the ring
+    seq         the sequence: the ring; where a stage asks for it, every weight as fsdp does
     tensor      heads, MLP features and vocabulary rows
 
 Meshes are *explicit*: the sharding is part of an array's type, and a wrong one is an error at trace
@@ -15,6 +15,7 @@ time. Nothing here creates devices; without a mesh every function below is the i
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ringworld.errors import InputError
 
 AXES = ("data", "fsdp", "seq", "tensor")
+WeightAxis = Literal["fsdp", "seq"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class Rules:
 
     batch: tuple[str, ...] | None = ("data", "fsdp")
     seq: str | None = "seq"
-    embed: str | None = "fsdp"
+    embed: tuple[WeightAxis, ...] | None = ("fsdp",)
     heads: str | None = "tensor"
     kv_heads: str | None = "tensor"
     mlp: str | None = "tensor"

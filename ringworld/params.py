@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from ringworld.mesh import GATHERED, named_sharding, shard
+from ringworld.mesh import GATHERED, RULES, Rules, named_sharding, shard
 
 T = TypeVar("T")
 Weight = Any  # an array, a Param, or anything a tree map makes of one
@@ -86,12 +86,12 @@ def abstract(specs: T, dtype: DTypeLike = jnp.float32) -> T:
     return map_specs(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), specs)
 
 
-def shardings(specs: T, mesh: Mesh) -> T:
+def shardings(specs: T, mesh: Mesh, rules: Rules = RULES) -> T:
     """Where each weight lives on `mesh`."""
-    return map_specs(lambda p: named_sharding(mesh, *p.axes), specs)
+    return map_specs(lambda p: named_sharding(mesh, *p.axes, rules=rules), specs)
 
 
-def init(specs: T, seed: int, dtype: DTypeLike = jnp.float32) -> T:
+def init(specs: T, seed: int, dtype: DTypeLike = jnp.float32, rules: Rules = RULES) -> T:
     """Fresh weights, the same on every mesh.
 
     Each weight draws from a key folded with its own name, so that adding one leaves the others be.
@@ -100,9 +100,9 @@ def init(specs: T, seed: int, dtype: DTypeLike = jnp.float32) -> T:
 
     def start(name: str, p: Param) -> jax.Array:
         if p.scale == 0.0:
-            return shard(jnp.full(p.shape, p.fill, dtype), *p.axes)
+            return shard(jnp.full(p.shape, p.fill, dtype), *p.axes, rules=rules)
         key = jax.random.fold_in(root, zlib.crc32(name.encode()))
-        return shard(p.scale * jax.random.normal(key, p.shape, dtype), *p.axes)
+        return shard(p.scale * jax.random.normal(key, p.shape, dtype), *p.axes, rules=rules)
 
     leaves, tree = jax.tree.flatten(specs, is_leaf=_is_param)
     return jax.tree.unflatten(
@@ -111,7 +111,7 @@ def init(specs: T, seed: int, dtype: DTypeLike = jnp.float32) -> T:
 
 
 def gather(weights: T, specs: T) -> T:
-    """Weights with their fsdp axis gathered, to compute with; the backward scatters the sum."""
+    """Weights whole along the model width, to compute with; the backward scatters the sum."""
     return jax.tree.map(
         lambda p, w: shard(w, *p.axes, rules=GATHERED), specs, weights, is_leaf=_is_param
     )

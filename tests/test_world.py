@@ -24,7 +24,7 @@ from ringworld.data.loader import PackedRows, make_batches
 from ringworld.data.pack import pack_row, split
 from ringworld.errors import InputError
 from ringworld.layers import rms_norm
-from ringworld.mesh import AXES, MeshShape, make_mesh, named_sharding, spec
+from ringworld.mesh import AXES, RULES, MeshShape, Rules, make_mesh, named_sharding, spec
 from ringworld.models import llama
 from ringworld.models.llama import Llama
 from ringworld.models.world import World, embed_tokens, forward, specs
@@ -52,6 +52,7 @@ TINY = World(
 )
 ONE = MeshShape()
 RING = MeshShape(seq=8)
+SPREAD = Rules(embed=("fsdp", "seq"))
 SHARE = 0.3
 # The same sums in another order: each number of a gradient is compared with the largest of its
 # array, and the project promises 1e-5. (Some 30 units of float32; 3e-7 is what is seen.)
@@ -100,20 +101,20 @@ def differentiate(c: World) -> Any:
 
 
 @cache
-def on_mesh(shape: MeshShape) -> Any:
+def on_mesh(shape: MeshShape, rules: Rules = RULES) -> Any:
     """The loss, its parts and the gradients of one batch, on the host."""
     with jax.set_mesh(mesh_of(shape)):
-        return fetch(differentiate(TINY)(placed_weights(), batches_of(shape)(0)))
+        return fetch(differentiate(TINY)(placed_weights(rules), batches_of(shape)(0)))
 
 
 def mesh_of(shape: MeshShape) -> Mesh:
     return make_mesh(**asdict(shape))
 
 
-def placed_weights() -> Any:
+def placed_weights(rules: Rules = RULES) -> Any:
     """The weights on the mesh that is set."""
     mesh = jax.sharding.get_mesh()
-    return jax.device_put(weights_of(TINY), params.shardings(specs(TINY), mesh))
+    return jax.device_put(weights_of(TINY), params.shardings(specs(TINY), mesh, rules))
 
 
 def fetch(result: Any) -> Any:
@@ -148,6 +149,27 @@ def test_the_mesh_changes_neither_loss_nor_gradients(shape: MeshShape) -> None:
     assert found_parts == pytest.approx(parts, rel=TOLERANCE)
     error, name = largest_error(found_grads, wanted_grads)
     assert error <= TOLERANCE, f"the gradient of {name} is off by {error:.1e}"
+
+
+@pytest.mark.parametrize(
+    "shape", [MeshShape(seq=8), MeshShape(fsdp=2, seq=2, tensor=2)], ids=["ring", "all axes"]
+)
+def test_weights_divided_over_the_ring_change_neither_loss_nor_gradients(shape: MeshShape) -> None:
+    (wanted, _), wanted_grads = on_mesh(ONE)
+    (found, _), found_grads = on_mesh(shape, SPREAD)
+    assert found == pytest.approx(wanted, rel=TOLERANCE)
+    assert largest_error(found_grads, wanted_grads)[0] <= TOLERANCE
+
+
+def test_a_device_of_the_ring_holds_its_share_of_weights_and_gradients() -> None:
+    shape = MeshShape(seq=8)
+    with jax.set_mesh(mesh_of(shape)):
+        weights = placed_weights(SPREAD)
+        grads = differentiate(TINY)(weights, batches_of(shape)(0))[1]
+    for name, param in params.paths(specs(TINY)).items():
+        share = math.prod(param.shape) // (8 if "embed" in param.axes else 1)
+        for tree in (weights, grads):
+            assert params.paths(tree)[name].addressable_shards[0].data.size == share, name
 
 
 def test_one_device_on_a_mesh_gives_what_no_mesh_gives() -> None:

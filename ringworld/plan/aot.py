@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from jax.stages import Compiled
 from ringworld import params
 from ringworld.batch import Batch
 from ringworld.errors import InputError
-from ringworld.mesh import MeshShape, make_mesh, named_sharding
+from ringworld.mesh import RULES, MeshShape, Rules, make_mesh, named_sharding
 from ringworld.models.world import World, specs
 from ringworld.plan.hlo import Collective, collectives, read_program
 from ringworld.train.optimizer import AdamW, make_optimizer
@@ -117,14 +118,15 @@ def describe_mesh(topology: str, shape: MeshShape) -> Mesh:
     return make_mesh(**asdict(shape), devices=chips)
 
 
-def _abstract_state(c: World, optimizer: Any, mesh: Mesh) -> TrainState:
+def _abstract_state(c: World, optimizer: Any, mesh: Mesh, rules: Rules) -> TrainState:
     """The state before the first update, without memory, divided over the mesh that is set."""
 
     def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         spec = PartitionSpec() if x.sharding is None else x.sharding.spec
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
 
-    return jax.tree.map(place, jax.eval_shape(lambda: start(params.init(specs(c), 0), optimizer)))
+    fresh = partial(params.init, specs(c), 0, rules=rules)
+    return jax.tree.map(place, jax.eval_shape(lambda: start(fresh(), optimizer)))
 
 
 def abstract_batch(mesh: Mesh, rows: int, context: int) -> Batch:
@@ -139,11 +141,12 @@ def abstract_batch(mesh: Mesh, rows: int, context: int) -> Batch:
 
 
 def compile_step(
-    c: World, mesh: Mesh, options: Mapping[str, str] | None = None
+    c: World, mesh: Mesh, options: Mapping[str, str] | None = None, rules: Rules = RULES
 ) -> tuple[Compiled, float]:
     """The training step on a described mesh, one row to every `data` and `fsdp` place.
 
-    Rows are as long as the context of the model. The second result is the processor's seconds, so
+    Rows are as long as the context of the model; `rules` say over what weights are divided. The
+    second result is the processor's seconds, so
     that other work on the machine does not count. `options` are the compiler's own, such as
     `{"xla_tpu_scoped_vmem_limit_kib": "65536"}`. Raises InputError when a chip's memory is too
     small for the step.
@@ -152,7 +155,7 @@ def compile_step(
     began = time.process_time()
     with jax.set_mesh(mesh):
         optimizer = make_optimizer(AdamW(), STEPS, specs(c))
-        state = _abstract_state(c, optimizer, mesh)
+        state = _abstract_state(c, optimizer, mesh, rules)
         batch = abstract_batch(mesh, rows, c.llama.context)
         step = jax.jit(make_step(c, optimizer, VISION_SHARE), donate_argnums=0)
         lowered = step.lower(state, batch)

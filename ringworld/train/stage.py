@@ -1,5 +1,6 @@
 """Stages of growing context: the same program with another length, mesh and RoPE base."""
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from ringworld.data.loader import Rows, check_rows, make_batches
 from ringworld.data.pack import WINDOW
 from ringworld.data.rows import MASKED, Apart, Examples, MixedRows, PackedRows, Packing
 from ringworld.errors import InputError
-from ringworld.mesh import MeshShape, make_mesh
+from ringworld.mesh import MeshShape, Rules, WeightAxis, make_mesh
 from ringworld.models.llama import HOST, Activations, flops_per_token
 from ringworld.models.world import World, WorldWeights, specs
 from ringworld.params import init, shardings
@@ -30,7 +31,8 @@ class Stage:
     examples become rows; `vision_share` balances the two losses. The RoPE base is the model's at
     this stage, and so is what is kept of a layer until its backward, `activations`: "attention"
     recomputes least, "nothing" keeps less, "offload" keeps as much as the first in the memory of
-    the host.
+    the host. Between layers the weights and AdamW's moments are divided over the mesh axes of
+    `weights_over`: with "seq" among them one long row spreads them over its whole ring.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Stage:
     packing: Packing = MASKED
     vision_share: float = 0.5
     activations: Activations = "attention"
+    weights_over: tuple[WeightAxis, ...] = ("fsdp",)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -75,13 +78,15 @@ def train_stage(
     mesh = make_mesh(**asdict(stage.mesh))
     memories = {m.kind for device in mesh.local_devices for m in device.addressable_memories()}
     check_activations(stage.activations, memories)
+    check_width(c.llama.model, stage)
+    rules = Rules(embed=stage.weights_over)
     rows = pack_examples(stage, examples, folder)
     optimizer = make_optimizer(stage.optimizer, stage.loop.steps, specs(c))
     with jax.set_mesh(mesh):
         placed = (
-            jax.jit(lambda: init(specs(c), stage.seed))()
+            jax.jit(lambda: init(specs(c), stage.seed, rules=rules))()
             if weights is None
-            else jax.device_put(weights, shardings(specs(c), mesh))
+            else jax.device_put(weights, shardings(specs(c), mesh, rules))
         )
         state = fit(
             state=start(placed, optimizer),
@@ -113,6 +118,16 @@ def pack_examples(stage: Stage, examples: Examples | Apart, folder: Path) -> Row
     if isinstance(examples, Apart):
         return MixedRows({name: pack(own) for name, own in examples.sources.items()}, stage.shares)
     return pack(examples)
+
+
+def check_width(width: int, stage: Stage) -> None:
+    """Raise InputError when the model's width does not divide over the axes of the weights."""
+    parts = math.prod(getattr(stage.mesh, axis) for axis in stage.weights_over)
+    if width % parts:
+        raise InputError(
+            f"the model's width {width} does not divide over the {parts} devices of "
+            f"{' x '.join(stage.weights_over)}: choose a mesh or weights_over whose product does"
+        )
 
 
 def check_activations(activations: Activations, memories: Collection[str]) -> None:
