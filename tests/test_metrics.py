@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ringworld.errors import InputError
+from ringworld.train import metrics
 from ringworld.train.metrics import (
     NAME,
     MetricsLog,
@@ -55,11 +57,24 @@ def test_floats_come_back_to_the_bit(tmp_path: Path) -> None:
     assert stored.tobytes() == losses.tobytes()
 
 
-def test_a_step_is_reported_after_the_next_one_was_started(tmp_path: Path) -> None:
+def one(loss: float) -> dict[str, jax.Array]:
+    return {"loss": jnp.float32(loss).block_until_ready()}
+
+
+def test_a_step_that_has_ended_when_it_was_started_is_reported_at_once(tmp_path: Path) -> None:
     with record(tmp_path, []) as log:
-        log.push(0, {"loss": jnp.float32(1)}, wait_s=0.25)
+        log.push(0, one(1), wait_s=0.0)
+        assert [row["step"] for row in rows(tmp_path)] == [0]
+
+
+def test_a_step_is_reported_after_the_next_one_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "have_ended", lambda numbers: False)
+    with record(tmp_path, []) as log:
+        log.push(0, one(1), wait_s=0.25)
         assert not (tmp_path / NAME).exists()
-        log.push(1, {"loss": jnp.float32(2)}, wait_s=0.5)
+        log.push(1, one(2), wait_s=0.5)
         assert [row["step"] for row in rows(tmp_path)] == [0]
         log.flush()
     assert [(row["step"], row["wait_s"]) for row in rows(tmp_path)] == [(0, 0.25), (1, 0.5)]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,15 @@ def peak_flops() -> float:
 def mfu(flops: float, seconds: float) -> float:
     """Model FLOPs utilisation: the share of the peak that went into `flops` of the model."""
     return flops / seconds / peak_flops()
+
+
+@runtime_checkable
+class Pending(Protocol):
+    """An array that may still be computed: JAX's own type does not name this method."""
+
+    def is_ready(self) -> bool:
+        """Whether nothing is waited for any more to read it."""
+        ...
 
 
 class MetricsLog:
@@ -94,19 +103,25 @@ class MetricsLog:
     def push(self, step: int, metrics: dict[str, jax.Array], *, wait_s: float) -> None:
         """Report the step before this one, and hold this one until its numbers are ready.
 
-        `metrics` are scalars; `wait_s` are the seconds that the step waited for its batch. Raises
-        InputError when the loss or the gradient norm of the step reported is not finite.
+        Where starting a step waits for its end, as some programs on a CPU do, it is ready already
+        and reported, so that each step has its own seconds. `metrics` are scalars; `wait_s` are the
+        seconds that the step waited for its batch. Raises InputError when the loss or the gradient
+        norm of a step reported is not finite.
         """
-        before, self._waiting = self._waiting, (step, metrics, wait_s)
-        if before:
-            self._report(*before)
+        self._report_held()
+        self._waiting = step, metrics, wait_s
+        if have_ended(metrics):
+            self._report_held()
 
     def flush(self) -> None:
         """Report the step that is held, and put all on the disk. Raises InputError as `push`."""
-        before, self._waiting = self._waiting, None
-        if before:
-            self._report(*before)
+        self._report_held()
         sync(self.path)
+
+    def _report_held(self) -> None:
+        held, self._waiting = self._waiting, None
+        if held:
+            self._report(*held)
 
     def restart_clock(self) -> None:
         """Leave the time since the last report out of the next one: a save is not training."""
@@ -137,6 +152,11 @@ class MetricsLog:
         last = step + 1 == self.steps
         if self._bar.disable and (step % self.log_every == 0 or last):
             self.announce(line)
+
+
+def have_ended(metrics: dict[str, jax.Array]) -> bool:
+    """Whether nothing is waited for any more to read these numbers."""
+    return all(value.is_ready() for value in metrics.values() if isinstance(value, Pending))
 
 
 def describe(row: dict[str, Any]) -> str:
