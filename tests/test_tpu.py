@@ -14,7 +14,7 @@ from lwm_7b import LWM_7B
 from ringworld.attention import attend
 from ringworld.attention.mask import Where
 from ringworld.errors import InputError
-from ringworld.mesh import MeshShape, named_sharding
+from ringworld.mesh import RULES, MeshShape, Rules, named_sharding
 from ringworld.models.llama import Llama
 from ringworld.models.world import World
 from ringworld.plan.aot import Report, compile_step, describe_mesh, report
@@ -42,10 +42,10 @@ SMALL = World(
 
 
 @cache
-def step_report(c: World, topology: str, shape: MeshShape) -> Report:
+def step_report(c: World, topology: str, shape: MeshShape, rules: Rules = RULES) -> Report:
     """The step as a training run compiles it: no test's strict precision."""
     with jax.default_matmul_precision("default"):
-        return report(*compile_step(c, describe_mesh(topology, shape)))
+        return report(*compile_step(c, describe_mesh(topology, shape), rules=rules))
 
 
 # ---- what is refused
@@ -145,4 +145,14 @@ def test_7b_at_one_million_tokens_fits_128_chips_of_v5p() -> None:
     # its input and its attention, 2 x 65,536 x 4,096 bfloat16, is the least that is temporary.
     assert found.memory.arguments == pytest.approx(12 * 6_807_621_632 / 8, rel=0.01)
     assert found.memory.temporaries > 32 * 2 * 2 * 65_536 * 4_096
+    assert found.asynchronous == found.permutes
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_7b_at_one_million_tokens_fits_16_chips_with_its_weights_over_the_ring() -> None:
+    over_ring = Rules(embed=("fsdp", "seq"))
+    found = step_report(LWM_7B, "v5p:2x2x4", MeshShape(seq=16), over_ring)
+    assert found.memory.total < V5P_HBM
+    assert found.memory.arguments == pytest.approx(12 * 6_807_621_632 / 16, rel=0.01)
     assert found.asynchronous == found.permutes
