@@ -674,6 +674,7 @@ BAD_TALKS = {
         turns(("user", "hello"), ("assistant", "y")) | {"images": ["still.png"]},
         "more images than",
     ),
+    "no images": (turns(("user", "<image>Who?"), ("assistant", "y")), "lists no images"),
     "no picture": (
         turns(("user", "<image>"), ("assistant", "y")) | {"images": ["talk.jsonl"]},
         "not a picture",
@@ -695,6 +696,13 @@ def test_a_talk_that_is_not_one_is_refused(corpus: Path, row: dict[str, Any], sa
     write_lines(corpus / "talk.jsonl", OPENAI, row)
     refused = refusal(lambda: make(corpus, CHAT))
     assert refused.startswith("talk.jsonl:2: ") and said in refused
+
+
+def test_a_part_of_text_may_spell_a_placeholder(tmp_path: Path) -> None:
+    part = {"type": "text", "text": "What is <image>?"}
+    write_lines(tmp_path / "talk.jsonl", turns(("user", [part]), ("assistant", "A tag.")))
+    (example,) = examples(tmp_path, CHAT)
+    assert "What is <image>?" in TOKENIZER.decode(example.tokens.tolist())
 
 
 def test_a_film_that_is_cut_short_spoils_no_neighbour(corpus: Path) -> None:

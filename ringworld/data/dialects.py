@@ -4,7 +4,8 @@
     messages       OpenAI: [{"role": "user" | "assistant" | "system", "content": ...}, ...], where
                    the content is text, or parts {"type": "text" | "image_url" | "video_url", ...}
     messages or conversations, and `images` and `videos` (or `image`, `video`): the n-th <image> or
-                   <video> that is written in the texts stands for the n-th of the list
+                   <video> that is written in the texts stands for the n-th of the list; where
+                   there is no list these letters may stand in parts of the type "text" alone
 
 A path is that of the row's file. A film may say its own `fps`, `video_start`, `video_end` and the
 other keys of `Sampling`, beside its path.
@@ -74,6 +75,11 @@ def read_talk(row: Mapping[str, Any], folder: Path, sampling: Sampling) -> list[
         parts = list(_read_content(content, folder, sampling))
         if placed:
             parts = [p for part in parts for p in _fill_places(part, shown)]
+        elif isinstance(content, str) and (missing := PLACEHOLDER.search(content)):
+            raise InputError(
+                f"a text has {missing[0]} and the row lists no {missing[1]}s: add them, or write "
+                'the text as a part of the type "text"'
+            )
         turns.append(Turn(speaker, tuple(part for part in parts if part != "")))
     if left := next((kind for kind, rest in shown.items() if next(rest, None)), None):
         raise InputError(f"the row lists more {left}s than its texts have <{left}>: add the rest")
