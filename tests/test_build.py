@@ -666,6 +666,10 @@ BAD_TALKS = {
         turns(("user", "<image>"), ("assistant", "y")) | {"images": ["gone.png"]},
         "'gone.png' is not there",
     ),
+    "long path": (
+        turns(("user", "<image>"), ("assistant", "y")) | {"images": ["x" * 5000]},
+        "xxx...' is not there",
+    ),
     "too few images": (
         turns(("user", "<image><image>"), ("assistant", "y")) | {"images": ["still.png"]},
         "more <image> than",
@@ -800,6 +804,14 @@ BAD_SPECS = {
 @pytest.mark.parametrize(("spec", "said"), BAD_SPECS.values(), ids=BAD_SPECS)
 def test_a_spec_is_read_to_the_letter(tmp_path: Path, spec: str, said: str) -> None:
     assert said in refusal(lambda: make(tmp_path, spec))
+
+
+def test_a_file_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "books").mkdir()
+    for name in (b"a.txt", b"\xff.txt"):
+        Path(os.fsdecode(os.fsencode(tmp_path / "books") + b"/" + name)).write_text("A book.")
+    said = refusal(lambda: make(tmp_path, '[[text]]\nname = "x"\npath = "books"'))
+    assert said.endswith("?.txt is not UTF-8: rename it")
 
 
 def test_a_spec_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ SPEAKERS = {
     "model": "assistant",
 }
 STILL = {"image": True, "image_url": True, "video": False, "video_url": False}
+LONGEST_PATH = 200  # letters of a path in a sentence
 PLACEHOLDER = re.compile(r"<(image|video)>")
 SAMPLING = tuple(field.name for field in fields(Sampling))
 
@@ -113,9 +114,18 @@ def _locate(place: str, kind: str, folder: Path) -> Path | bytes:
     if scheme not in ("", "file"):
         raise InputError(f"the {kind} is an address of {scheme}: download it and give its path")
     path = folder / (unquote(urlparse(place).path) if scheme else place)
-    if "\0" in place or not path.is_file():
-        raise InputError(f"the {kind} {place!r} is not there: copy it or correct the path")
+    if not _is_file(path):
+        shown = place if len(place) <= LONGEST_PATH else f"{place[:LONGEST_PATH]}..."
+        raise InputError(f"the {kind} {shown!r} is not there: copy it or correct the path")
     return path
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a file is there; names that no file can have are not."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _listed(row: Mapping[str, Any], kind: str) -> list[Any]:
