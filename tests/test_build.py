@@ -329,6 +329,23 @@ def test_a_caption_has_the_form_that_recipes_give_it(corpus: Path, order: str) -
     assert asked.get(order, "") in words and still.vision.sum() == 65
 
 
+def test_parquet_may_hold_the_pictures_themselves(corpus: Path) -> None:
+    write_lines(corpus / "pictures.jsonl", {"image": "still.png", "caption": "noise"})
+    spec = '[[captions]]\nname = "p"\npath = "pictures.{}"\norders = ["vision-text"]'
+    (named,) = examples(corpus, spec.format("jsonl"))
+    content = (corpus / "still.png").read_bytes()
+    pictures = [{"bytes": content, "path": "0.png"}, {"bytes": content[:99], "path": "1.png"}]
+    table = pa.table({"image": pictures, "caption": ["noise", "none"]})
+    pq.write_table(table, corpus / "pictures.parquet")
+    skip = f'on_bad = "skip"\n{spec.format("parquet")}'
+    assert make(corpus, skip, "held").skipped == 1
+    (held,) = Shards(corpus / "held")
+    assert held.tokens.tolist() == named.tokens.tolist()
+    report = json.loads((corpus / "held" / REPORT).read_text())
+    assert report["bad"][0]["origin"] == "pictures.parquet:2"
+    assert "cut short" in report["bad"][0]["why"]
+
+
 def test_orders_are_drawn_by_the_seed_and_the_row(corpus: Path) -> None:
     write_lines(corpus / "films.jsonl", *[{"image": "still.png", "caption": "x"}] * 24)
     drawn = []

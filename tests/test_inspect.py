@@ -186,6 +186,11 @@ def test_the_terminal_shows_the_samples_and_frames_where_it_can(
     assert ("\u2580" in out.getvalue()) == terminal
 
 
+def test_a_page_is_not_written_over_a_folder(found: Inspection, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder: name a file"):
+        write_page(tmp_path, found, {})
+
+
 def test_json_is_for_machines(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli.run(["data", "inspect", str(folder), "--json", "--context", "64"], print)
     told = json.loads(capsys.readouterr().out)

@@ -7,8 +7,8 @@
                    <video> that is written in the texts stands for the n-th of the list; where
                    there is no list these letters may stand in parts of the type "text" alone
 
-A path is that of the row's file. A film may say its own `fps`, `video_start`, `video_end` and the
-other keys of `Sampling`, beside its path.
+A path is that of the row's file; Parquet may hold the bytes instead. A film may say its own `fps`,
+`video_start`, `video_end` and the other keys of `Sampling`, beside its path.
 """
 
 import base64
@@ -90,18 +90,25 @@ def read_talk(row: Mapping[str, Any], folder: Path, sampling: Sampling) -> list[
 def read_media(
     entry: Any, kind: str, folder: Path, sampling: Sampling, beside: Mapping[str, Any] | None = None
 ) -> Media:
-    """A picture or a film of a path, a file or data address, or a table with one of them.
+    """A picture or a film: its path, a file or data address, its content, or a table with one.
 
     Raises InputError for an address elsewhere, a missing file, and keys of sampling that are wrong.
     """
     table = dict(entry) if isinstance(entry, Mapping) else {"path": entry}
-    place = next((table[key] for key in ("path", "url", kind) if key in table), None)
-    if not isinstance(place, str) or not place:
-        raise InputError(f"the {kind} has no path: give one")
     own = {**(beside or {}), **table}
     said = {key: own[key] for key in SAMPLING if own.get(key) is not None}
     rules = strictly(Sampling, plainly(sampling) | said, f"the {kind}")
-    return Media(source=_locate(place, kind, folder), still=STILL[kind], sampling=rules)
+    return Media(source=_find(table, kind, folder), still=STILL[kind], sampling=rules)
+
+
+def _find(table: Mapping[str, Any], kind: str, folder: Path) -> Path | bytes:
+    """The file or the content; Parquet may hold the latter, its path then being a name alone."""
+    held = [table[key] for key in ("bytes", "path", "url", kind) if table.get(key)]
+    if held and isinstance(held[0], bytes):
+        return held[0]
+    if not held or not isinstance(held[0], str):
+        raise InputError(f"the {kind} has no path: give one")
+    return _locate(held[0], kind, folder)
 
 
 def _locate(place: str, kind: str, folder: Path) -> Path | bytes:

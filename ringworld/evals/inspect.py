@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ringworld.data.inspect import SHOWN_FRAMES, Inspection, Sample, spread
+from ringworld.errors import InputError
 from ringworld.evals.page import Html, bar, element, figure, filmstrip, join, page, section, table
 from ringworld.files import whole
 
@@ -120,7 +121,12 @@ def _sheet(frames: UInt8[np.ndarray, "Z Y X 3"], moments: Sequence[str]) -> Tabl
 
 
 def write_page(path: Path, found: Inspection, frames: Mapping[int, Frames]) -> None:
-    """Write the inspection as a page, whole or not at all; it asks no other place for anything."""
+    """Write the inspection as a page, whole or not at all; it asks no other place for anything.
+
+    Raises InputError when there is a folder of that name, or the disk is full.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a file to write the page to")
     title = f"The tokens of {found.folder}"
     key = (
         element("div", element("dt", words), element("dd", number))
