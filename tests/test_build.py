@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,7 +63,7 @@ def write_lines(path: Path, *rows: Any) -> None:
 
 def make(folder: Path, spec: str, name: str = "out", **options: Any) -> Manifest:
     """Build a spec in a folder of the corpus."""
-    (folder / "spec.toml").write_text(spec, "utf-8")
+    (folder / "spec.toml").write_text(spec, "utf-8", "surrogateescape")
     return build(folder / "spec.toml", folder / name, lambda said: None, **options)
 
 
@@ -328,6 +329,23 @@ def test_a_caption_has_the_form_that_recipes_give_it(corpus: Path, order: str) -
     assert asked.get(order, "") in words and still.vision.sum() == 65
 
 
+def test_parquet_may_hold_the_pictures_themselves(corpus: Path) -> None:
+    write_lines(corpus / "pictures.jsonl", {"image": "still.png", "caption": "noise"})
+    spec = '[[captions]]\nname = "p"\npath = "pictures.{}"\norders = ["vision-text"]'
+    (named,) = examples(corpus, spec.format("jsonl"))
+    content = (corpus / "still.png").read_bytes()
+    pictures = [{"bytes": content, "path": "0.png"}, {"bytes": content[:99], "path": "1.png"}]
+    table = pa.table({"image": pictures, "caption": ["noise", "none"]})
+    pq.write_table(table, corpus / "pictures.parquet")
+    skip = f'on_bad = "skip"\n{spec.format("parquet")}'
+    assert make(corpus, skip, "held").skipped == 1
+    (held,) = Shards(corpus / "held")
+    assert held.tokens.tolist() == named.tokens.tolist()
+    report = json.loads((corpus / "held" / REPORT).read_text())
+    assert report["bad"][0]["origin"] == "pictures.parquet:2"
+    assert "cut short" in report["bad"][0]["why"]
+
+
 def test_orders_are_drawn_by_the_seed_and_the_row(corpus: Path) -> None:
     write_lines(corpus / "films.jsonl", *[{"image": "still.png", "caption": "x"}] * 24)
     drawn = []
@@ -511,6 +529,93 @@ def test_a_film_that_changed_is_not_left_in_the_shards_unseen(
     assert "film.mp4 is not what it was" in refusal(lambda: make(mixed, MIXED))
 
 
+@pytest.mark.parametrize("harm", ["cut", "flipped", "gone"])
+def test_a_shard_that_is_not_what_was_written_is_built_again(
+    mixed: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    make(mixed, MIXED)
+    before, shard = read_all(mixed / "out"), mixed / "out" / "words-00001.arrow"
+    content = bytearray(before[shard.name])
+    content[len(content) // 2] ^= 1
+    shard.unlink()
+    if harm != "gone":
+        shard.write_bytes(content[:-8] if harm == "cut" else content)
+    done: list[str] = []
+
+    def noted(job: Job, portion: Portion) -> PortionNote:
+        done.append(portion.shard)
+        return build_portion(job, portion)
+
+    monkeypatch.setattr(builder, "build_portion", noted)
+    make(mixed, MIXED)
+    assert done == [shard.name] and read_all(mixed / "out") == before
+
+
+@pytest.mark.parametrize("name", [MANIFEST, REPORT, "tokenizer.json"])
+def test_a_build_without_one_of_its_records_is_built_again(tmp_path: Path, name: str) -> None:
+    (tmp_path / "d.jsonl").write_bytes(GOOD)
+    make(tmp_path, DOCUMENTS)
+    before, record = read_all(tmp_path / "out"), tmp_path / "out" / name
+    record.write_bytes(record.read_bytes()[:-9])
+    make(tmp_path, DOCUMENTS)
+    assert read_all(tmp_path / "out") == before
+
+
+def test_a_shard_that_comes_out_other_than_it_was_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_bytes(GOOD)
+    make(tmp_path, DOCUMENTS)
+    path = tmp_path / "out" / MANIFEST
+    noted = json.loads(path.read_text())
+    noted["shards"][0]["sha256"] = "0" * 64
+    path.write_text(json.dumps(noted))
+    said = refusal(lambda: make(tmp_path, DOCUMENTS))
+    assert "d-00000.arrow comes out other than it was" in said and "remove" in said
+
+
+def test_a_refused_build_goes_on_once_its_input_is_corrected(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_bytes(b"bad\n" + GOOD)
+    assert refusal(lambda: make(tmp_path, DOCUMENTS)).startswith("d.jsonl:1: ")
+    assert set(read_all(tmp_path / "out")) == {BUILD, ".lock"}
+    (tmp_path / "d.jsonl").write_bytes(GOOD * 4)
+    assert make(tmp_path, DOCUMENTS).counts.examples == 4
+    (tmp_path / "d.jsonl").write_bytes(GOOD * 5)
+    assert "another spec or of another input" in refusal(lambda: make(tmp_path, DOCUMENTS))
+    (tmp_path / "out" / MANIFEST).unlink()
+    assert "another spec or of another input" in refusal(lambda: make(tmp_path, DOCUMENTS))
+
+
+def test_a_folder_cannot_be_where_a_file_is(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_bytes(GOOD)
+    for name in ("d.jsonl", "d.jsonl/out"):
+        assert "d.jsonl is a file, so" in refusal(lambda name=name: make(tmp_path, DOCUMENTS, name))
+
+
+def test_ctrl_c_is_one_sentence_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    rows = [{"text": f"Row {i}. " + "The ring went round. " * 4000} for i in range(120)]
+    write_lines(tmp_path / "d.jsonl", *rows)
+    spec = DOCUMENTS.replace("= 2", "= 6")
+    make(tmp_path, spec, "whole")
+    command = "from ringworld.cli import main; main()"
+    words = ["data", "build", str(tmp_path / "spec.toml"), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, *words, "--workers", "2"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not (tmp_path / "out" / NOTES).exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    said = process.communicate()[1].splitlines()
+    assert process.returncode == 1 and "Traceback" not in " ".join(said)
+    assert said[-1].startswith("stopped: the same command goes on")
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert MANIFEST not in left and not any(".part" in name for name in left)
+    make(tmp_path, spec)
+    assert read_all(tmp_path / "out") == read_all(tmp_path / "whole")
+
+
 def test_two_builds_do_not_work_in_one_folder(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_bytes(GOOD)
     with alone_in(tmp_path / "out"):
@@ -578,6 +683,10 @@ BAD_TALKS = {
         turns(("user", "<image>"), ("assistant", "y")) | {"images": ["gone.png"]},
         "'gone.png' is not there",
     ),
+    "long path": (
+        turns(("user", "<image>"), ("assistant", "y")) | {"images": ["x" * 5000]},
+        "xxx...' is not there",
+    ),
     "too few images": (
         turns(("user", "<image><image>"), ("assistant", "y")) | {"images": ["still.png"]},
         "more <image> than",
@@ -586,6 +695,7 @@ BAD_TALKS = {
         turns(("user", "hello"), ("assistant", "y")) | {"images": ["still.png"]},
         "more images than",
     ),
+    "no images": (turns(("user", "<image>Who?"), ("assistant", "y")), "lists no images"),
     "no picture": (
         turns(("user", "<image>"), ("assistant", "y")) | {"images": ["talk.jsonl"]},
         "not a picture",
@@ -607,6 +717,13 @@ def test_a_talk_that_is_not_one_is_refused(corpus: Path, row: dict[str, Any], sa
     write_lines(corpus / "talk.jsonl", OPENAI, row)
     refused = refusal(lambda: make(corpus, CHAT))
     assert refused.startswith("talk.jsonl:2: ") and said in refused
+
+
+def test_a_part_of_text_may_spell_a_placeholder(tmp_path: Path) -> None:
+    part = {"type": "text", "text": "What is <image>?"}
+    write_lines(tmp_path / "talk.jsonl", turns(("user", [part]), ("assistant", "A tag.")))
+    (example,) = examples(tmp_path, CHAT)
+    assert "What is <image>?" in TOKENIZER.decode(example.tokens.tolist())
 
 
 def test_a_film_that_is_cut_short_spoils_no_neighbour(corpus: Path) -> None:
@@ -666,13 +783,13 @@ BAD_SPECS = {
     "unknown kind": ('[[texts]]\nname = "x"', "unknown key texts: the nearest known one is text"),
     "unknown inner key": (
         '[[text]]\nname = "x"\npath = "x"\nrows_per_shrad = 3',
-        "nearest known one is rows_per_shard",
+        "text 1 has the unknown key rows_per_shrad: the nearest known one is rows_per_shard",
     ),
     "another type": ('seed = "x"', "seed must be a whole number, not 'x'"),
     "no whole number": ("seed = true", "seed must be a whole number"),
     "no choice": ('on_bad = "hide"', "on_bad must be one of refuse, skip"),
     "no list": ('text = "x"', "text must be a list"),
-    "no table": ("text = [1]", "text is not a table"),
+    "no table": ("text = [1]", "text 1 is not a table"),
     "missing key": ('[[text]]\nname = "x"', "lacks the key path"),
     "no source": ("seed = 1", "names no source"),
     "negative": ('seed = -1\n[[text]]\nname = "x"\npath = "x"', "at least 0"),
@@ -690,7 +807,9 @@ BAD_SPECS = {
         "min_frames 3 is over max_frames 2",
     ),
     "no frames": (f"{CAPTIONS}num_frames = 0", "fps and numbers of frames"),
-    "bad part": (f"{CAPTIONS}video_start = 3\nvideo_end = 2", "is none"),
+    "bad part": (f"{CAPTIONS}video_start = 3\nvideo_end = 2", "captions 1: a film from second 3"),
+    "no end": (f"{CAPTIONS}video_end = inf", "video_end is no number of seconds"),
+    "no UTF-8": ('seed = 1\n[[text]]\nname = "\udcff"', "spec.toml:3: this is not UTF-8"),
     "bad order": (f'{CAPTIONS}orders = ["up"]', "orders must be one of"),
     "no order": (f"{CAPTIONS}orders = []", "names no order"),
     "no fields": ('[[fields]]\nname = "x"\npath = "x"', "either fields or fields_from_example"),
@@ -704,9 +823,19 @@ def test_a_spec_is_read_to_the_letter(tmp_path: Path, spec: str, said: str) -> N
     assert said in refusal(lambda: make(tmp_path, spec))
 
 
+def test_a_file_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "books").mkdir()
+    for name in (b"a.txt", b"\xff.txt"):
+        Path(os.fsdecode(os.fsencode(tmp_path / "books") + b"/" + name)).write_text("A book.")
+    said = refusal(lambda: make(tmp_path, '[[text]]\nname = "x"\npath = "books"'))
+    assert said.endswith("?.txt is not UTF-8: rename it")
+
+
 def test_a_spec_that_is_not_there_is_refused(tmp_path: Path) -> None:
     said = refusal(lambda: build(tmp_path / "spec.toml", tmp_path / "out", print))
     assert "there is no spec" in said
+    said = refusal(lambda: build(tmp_path, tmp_path / "out", print))
+    assert said == f"{tmp_path} cannot be read: give the path of a TOML file"
 
 
 def test_no_workers_are_refused(tmp_path: Path) -> None:

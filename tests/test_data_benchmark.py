@@ -10,7 +10,8 @@ from PIL import Image
 from benchmarks.data import Found, make_rows, tell_waits
 from benchmarks.peers.data_alone import fit, watch
 from benchmarks.peers.data_work import SAMPLED, SIZE, sample_frames
-from ringworld.data.media import read_image, read_video, write_animation
+from ringworld.data.media import read_clip, read_image, write_animation
+from ringworld.data.pick import Pick
 from ringworld.train.metrics import NAME
 
 
@@ -44,7 +45,7 @@ def test_frames_are_sampled_by_their_number_and_their_sums() -> None:
 def test_the_peers_see_the_pixels_that_the_door_gives(tmp_path: Path, rate: float | None) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (12, 48, 64, 3)).astype(np.uint8)
     write_animation(tmp_path / "film.mp4", noise, 4.0)
-    ours = read_video(tmp_path / "film.mp4", fps=rate or 4.0, size=SIZE, end=2.0)
+    ours = read_clip(tmp_path / "film.mp4", Pick(fps=rate, end=2.0), size=SIZE)
     theirs = list(watch(tmp_path / "film.mp4", rate, 2.0))
     assert np.array_equal(ours.frames, np.stack(theirs))
     Image.fromarray(noise[0]).save(tmp_path / "still.png")

@@ -12,18 +12,21 @@ import pytest
 from rich.console import Console
 
 from ringworld import cli
-from ringworld.data.build import build
+from ringworld.data.build import NANO, TOKENIZER, build
 from ringworld.data.inspect import (
+    SHOWN_FRAMES,
     Inspection,
     choose_samples,
     draw_samples,
     find_codec,
     inspect_shards,
     measure_lengths,
+    name_token,
 )
 from ringworld.data.media import write_animation
 from ringworld.data.pack import efficiency, plan_rows
 from ringworld.data.shards import Shards
+from ringworld.data.tokenizer import load_tokenizer
 from ringworld.errors import InputError
 from ringworld.evals.inspect import tell, write_page
 
@@ -104,6 +107,41 @@ def test_a_sample_is_what_was_written(found: Inspection) -> None:
     assert [piece.written for piece in words.pieces] == ["", "The <ring> & keys. "]
 
 
+def test_a_long_sample_shows_its_ends_its_answers_and_frames_of_all_of_it(tmp_path: Path) -> None:
+    book = "It begins. " + "The ring went round. " * 500 + "It ends."
+    turns = [("user", f"{book} Who is it?"), ("assistant", "Nobody."), ("user", "Why?")]
+    said = [{"role": role, "content": words} for role, words in (*turns, ("assistant", "So."))]
+    (tmp_path / "talk.jsonl").write_text(json.dumps({"messages": said}))
+    codes = [[i] * 64 for i in range(30)]
+    row = {"vision": [code for frame in codes for code in frame], "words": "thirty"}
+    (tmp_path / "codes.jsonl").write_text(json.dumps(row))
+    (tmp_path / "spec.toml").write_text(
+        '[[chat]]\nname = "talk"\npath = "talk.jsonl"\n'
+        '[[fields]]\nname = "codes"\npath = "codes.jsonl"\nfields = "vision,words"\n'
+    )
+    build(tmp_path / "spec.toml", tmp_path / "tokens", print)
+    talk, film = inspect_shards(tmp_path / "tokens", context=64, samples=2).samples
+    given = talk.pieces[0].written
+    assert "It begins. " in given and " [...] " in given and "Who is it? ASSISTANT:" in given
+    assert [p.written for p in talk.pieces if p.kind == "learned"] == [" Nobody.", " So."]
+    assert sum(len(piece.written) for piece in talk.pieces) < 700
+    codec = find_codec(Shards(tmp_path / "tokens").manifest, None)
+    assert codec is not None
+    frames, moments = draw_samples(tmp_path / "tokens", [film], codec)[film.index]
+    assert moments[:2] == ["frame 0", "frame 2"] and moments[-1] == "frame 29"
+    assert len(frames) == len(moments) == SHOWN_FRAMES
+    assert np.array_equal(frames[-1], codec.decode(np.array(codes[-1:]))[0])
+
+
+def test_tokens_are_named_by_their_text() -> None:
+    tokenizer = load_tokenizer(NANO / TOKENIZER)
+    names = {id: name_token(tokenizer, id) for id in range(tokenizer.size)}
+    assert names[tokenizer.encode("a the")[-1]] == "' the'"
+    assert names[tokenizer.encode("\n")[0]] == repr("\n")
+    assert names[tokenizer.eos] == "</s>"
+    assert len(set(names.values())) == tokenizer.size
+
+
 class Reader(HTMLParser):
     """The pictures and the words of a page."""
 
@@ -146,6 +184,11 @@ def test_the_terminal_shows_the_samples_and_frames_where_it_can(
     tell(found, frames, Console(file=out, force_terminal=terminal, width=120))
     assert "films.jsonl:1" in out.getvalue() and "The <ring> & keys." in out.getvalue()
     assert ("\u2580" in out.getvalue()) == terminal
+
+
+def test_a_page_is_not_written_over_a_folder(found: Inspection, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder: name a file"):
+        write_page(tmp_path, found, {})
 
 
 def test_json_is_for_machines(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Films and pictures come in through one door, with true times, or are refused in one sentence."""
 
 import io
+import math
 import os
 import signal
 import struct
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +90,14 @@ PICKS = [
 def on_screen(times: list[float], pick: Pick) -> list[int]:
     """What `Pick` promises, by its definition: the frames taken of these, in exact milliseconds."""
     stamps = [round(1000 * (t - times[0])) for t in times]
-    start, end = Fraction(pick.start) * 1000, Fraction(pick.end or times[-1] - times[0] + 1) * 1000
+    # A float that says 2.7 is a little more than that: what is meant is what is written.
+    start, end = (
+        Fraction(str(moment)) * 1000
+        for moment in (pick.start, pick.end or times[-1] - times[0] + 1)
+    )
     if pick.fps is None and pick.num_frames is None:
         leaves = [*stamps[1:], stamps[-1] + 1]
-        return [n for n, t in enumerate(stamps) if t < end and leaves[n] - Fraction(1, 2) > start]
+        return [n for n, t in enumerate(stamps) if t < end and leaves[n] > start]
     count = pick.num_frames
     if pick.fps is not None:
         natural = -((start - end) * Fraction(pick.fps) // 1000)
@@ -143,6 +149,32 @@ def test_an_edit_list_that_skips_the_beginning_is_obeyed(tmp_path):
 def test_the_native_rate_gives_every_frame_once_though_the_clock_rounds(tmp_path):
     path = film(tmp_path / "film.mkv", [k / 30 for k in range(36)])
     assert numbers(read_video(path, fps=30.0, size=SIZE).frames) == list(range(36))
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "made"),
+    [
+        ("film.mkv", Fraction(30), {}),
+        ("film.mp4", Fraction(24), {"clock": Fraction(1, 24)}),
+        ("odd.mkv", Fraction(30000, 1001), {}),
+    ],
+)
+def test_a_part_has_the_frame_at_its_start_and_not_the_one_at_its_end(tmp_path, name, rate, made):
+    times = [float(k / rate) for k in range(31)]
+    path = film(tmp_path / name, times, **made)
+    whole = list(range(math.ceil(rate)))
+    # Matroska's milliseconds put a third of these frames before their time and a third after it.
+    for k, fps in product((1, 2, 3, 11, 22, 23), (None, float(rate))):
+        before, after = Pick(fps=fps, end=times[k]), Pick(fps=fps, start=times[k], end=1.0)
+        taken = [numbers(read_clip(path, part, size=SIZE).frames) for part in (before, after)]
+        assert taken == [whole[:k], whole[k:]], (k, fps)
+
+
+def test_a_part_shorter_than_a_tick_is_the_frame_on_the_screen(tmp_path):
+    path = film(tmp_path / "film.mkv", EVEN)
+    for asked in ({}, {"fps": 1.0}, {"num_frames": 1}):
+        pick = Pick(start=1.0, end=1.0002, **asked)
+        assert numbers(read_clip(path, pick, size=SIZE).frames) == [10], asked
 
 
 def test_a_part_of_a_film_is_that_part_of_the_whole(tmp_path):

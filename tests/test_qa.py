@@ -33,6 +33,7 @@ from misbehaving import (
     truncate,
 )
 
+from ringworld import cli
 from ringworld.data.chunks import Chunk, Document, cut, read_documents
 from ringworld.data.completion import Reply
 from ringworld.data.contexts import TEMPLATE_ROOM, Verdict, put_together
@@ -40,10 +41,13 @@ from ringworld.data.endpoint import Budget, Client, Endpoint
 from ringworld.data.pairs import Pair, Rejected, messages, qa_example, read_pair
 from ringworld.data.qa import QA, run_qa
 from ringworld.data.replies import Replies
+from ringworld.data.shards import Shards
 from ringworld.data.tokenizer import Tokenizer, load_tokenizer
 from ringworld.errors import InputError
 from ringworld.files import alone_in
 from ringworld.recipes import NANO
+from ringworld.shard_recipe import ShardRecipe, choose_examples
+from ringworld.shard_recipe import shards as recipe_of_shards
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "questions.md").read_text(encoding="utf-8")
@@ -89,6 +93,11 @@ def job(server: Endpointlike, books: Path, folder: Path, **options: Any) -> QA:
     return QA(**(given | options))
 
 
+def plain(content: Any) -> str:
+    """The text of a message."""
+    return content if isinstance(content, str) else content[0]["text"]
+
+
 def run(qa: QA) -> dict[str, Any]:
     """Run the job, its pauses skipped, and read its report."""
     client = Client(qa.endpoint, qa.budget, now=lambda: 0.0, wait=lambda seconds: False)
@@ -104,6 +113,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 # --- pairs -----------------------------------------------------------------------------------
 
 TOLD = "In 1,203 the fleet of Count Baldwin left Corfu. It had 480 ships, and Rome was silent."
+ASKED = Pair("Who is it?", "Nobody")
 GOOD = {"question": "How many ships did Baldwin's fleet have?", "answer": "480 ships"}
 
 
@@ -626,6 +636,42 @@ def test_a_second_ctrl_c_leaves_at_once(server: Endpointlike, books: Path, tmp_p
     program.send_signal(signal.SIGINT)
     said, _ = program.communicate(timeout=60)
     assert program.returncode == 1 and "run the same command to go on" in said
+
+
+def test_rows_become_shards_of_which_only_the_answers_are_learned(
+    server: Endpointlike,
+    books: Path,
+    tmp_path: Path,
+    tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (books / "d.txt").write_text("In a page <video> is a tag. " + fact(30) * 5)
+    qa = job(server, books, tmp_path / "qa")
+    run(qa)
+    (chat,) = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.S | re.M)
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": messages("Hi.", [ASKED])}))
+    spec = chat.replace("runs/qa", "qa").replace("models/mine", NANO.as_posix())
+    (tmp_path / "mix.toml").write_text(spec)
+    page = PAGE.replace("\\\n", " ")
+    build, train = re.findall(r"^\$ ringworld ((?:data build|train) .*)$", page, re.M)
+    monkeypatch.chdir(tmp_path)
+    cli.run(shlex.split(build), print)
+    shards = Shards(tmp_path / "tokens")
+    rows = lines(qa.folder / "questions.jsonl")
+    built = [shards[int(i)] for i in shards.indices("questions")]
+    assert len(built) == len(rows) > 2
+    for row, example in zip(rows, built, strict=True):
+        said = [plain(turn["content"]) for turn in row["messages"]]
+        asked = [re.search(r"Who is the keeper of \w+\?$", words) for words in said[::2]]
+        pairs = [Pair(q[0], told) for q, told in zip(asked, said[1::2], strict=True) if q]
+        expected = qa_example(said[0].removesuffix(f" {pairs[0].question}"), pairs, tokenizer)
+        np.testing.assert_array_equal(example.tokens, expected.tokens)
+        np.testing.assert_array_equal(example.weights, expected.weights)
+        assert len(example) <= qa.context
+    assert any("<video>" in plain(row["messages"][0]["content"]) for row in rows)
+    recipe = tyro.cli(ShardRecipe, default=recipe_of_shards(), args=shlex.split(train)[2:])
+    _, shares = choose_examples(shards, recipe)
+    assert shares == {"chat": 0.7, "questions": 0.3} and set(recipe.apart) == set(shares)
 
 
 # --- the page --------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 Every portion of the input is one task and one shard; a note says that the shard is whole. A build
 that is started again does the portions that have no note, or whose shard is not what the note says.
-The manifest is written last, and the notes are then removed.
+The manifest is written last, and the notes are then removed; from there on it says what is whole.
 """
 
 import json
@@ -28,6 +28,7 @@ from ringworld.data.manifest import (
     CodecNote,
     Counts,
     Manifest,
+    ShardNote,
     TokenizerNote,
     hash_codec,
     hash_file,
@@ -96,8 +97,19 @@ def build(
 
     The same input gives the same bytes, whatever the workers and the engine. Raises InputError when
     the spec or a row is bad, `out` holds another build or another process builds in it, a film
-    that was read is another now, a worker dies, or the disk is full.
+    that was read is another now, a worker dies, or the disk is full; and KeyboardInterrupt, with a
+    sentence, when it is stopped by one.
     """
+    try:
+        return go_on(spec_path, out, announce, workers, engine)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"stopped: the same command goes on with what is whole in {out}"
+        ) from None
+
+
+def go_on(spec_path: Path, out: Path, announce: Announce, workers: int, engine: Engine) -> Manifest:
+    """What `build` does, until it is stopped."""
     spec, folder = read_spec(spec_path), spec_path.parent
     job = make_job(spec, folder, out)
     run = choose_engine(engine, workers)
@@ -109,13 +121,16 @@ def build(
         tokenizer=job.tokenizer_note,
         codec=job.codec_note,
     )
+    check_place(out)
     with alone_in(out):
         claim(out, identity)
-        if (out / MANIFEST).exists():
+        made = find_made(out)
+        if made is not None:
             check_media(out, folder, portions, workers)
+            mend(made, job, portions, run, announce)
             shutil.rmtree(out / NOTES, ignore_errors=True)
             announce(f"{out} is built")
-            return read_manifest(out)
+            return made
         found = {portion.shard: find_note(out, portion) for portion in portions}
         done = {shard: note for shard, note in found.items() if note is not None}
         if done:
@@ -162,19 +177,68 @@ def make_job(spec: Spec, folder: Path, out: Path) -> Job:
     )
 
 
+def check_place(out: Path) -> None:
+    """Raise InputError where a folder cannot be, because a file is there."""
+    if file := next((path for path in (out, *out.parents) if path.is_file()), None):
+        raise InputError(f"{file} is a file, so {out} cannot be a folder: use another path")
+
+
 def claim(out: Path, identity: Identity) -> None:
-    """Write what the folder is the build of. Raises InputError when it is that of another."""
+    """Write what the folder is the build of. Raises InputError when it is that of another.
+
+    A build that was refused before any shard was whole has nothing to lose: once its input is
+    corrected, the same command begins anew.
+    """
     record = out / BUILD
-    if record.exists():
-        if json.loads(json.dumps(plainly(identity))) == read_json(record):
-            return
+    if record.exists() and json.loads(json.dumps(plainly(identity))) == read_json(record):
+        return
+    held = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+    if record.exists() and held - {BUILD, REPORT}:
         raise InputError(
             f"{out} holds the build of another spec or of another input: use another folder, or "
             "remove it to start anew"
         )
-    if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
+    if held and not record.exists():
         raise InputError(f"{out} holds something else: use a new folder")
     write_json(record, identity)
+
+
+def find_made(out: Path) -> Manifest | None:
+    """The manifest of a build that was finished, unless it or what belongs to it is not whole."""
+    try:
+        made = read_manifest(out)
+        strictly(Report, read_json(out / REPORT), str(out / REPORT))
+        return made if hash_file(out / TOKENIZER) == made.tokenizer.sha256 else None
+    except InputError:
+        return None
+
+
+def mend(
+    made: Manifest, job: Job, portions: Sequence[Portion], run: Run, announce: Announce
+) -> None:
+    """Build again the shards that are not what the manifest says.
+
+    Raises InputError when they come out other than they were.
+    """
+    shards = {shard.file: shard for shard in made.shards}
+    known = [portion for portion in portions if portion.shard in shards]
+    harmed = [p for p in known if not is_whole(job.out, shards[p.shard])]
+    if not harmed:
+        return
+    names = ", ".join(portion.shard for portion in harmed)
+    announce(f"not what was written, so built again: {names}")
+    for note in run(partial(build_portion, job), harmed):
+        if note.shard != shards[note.portion]:
+            raise InputError(
+                f"{job.out / note.portion} comes out other than it was, perhaps by another version "
+                f"of a library: remove {job.out} to build all of it again"
+            )
+
+
+def is_whole(out: Path, shard: ShardNote) -> bool:
+    """Whether a shard is there and what was written."""
+    path = out / shard.file
+    return path.is_file() and hash_file(path) == shard.sha256
 
 
 def find_note(out: Path, portion: Portion) -> PortionNote | None:
@@ -182,11 +246,9 @@ def find_note(out: Path, portion: Portion) -> PortionNote | None:
     path = note_path(out, portion)
     try:
         note = strictly(PortionNote, read_json(path), str(path))
-        if note.shard is None or hash_file(out / note.shard.file) == note.shard.sha256:
-            return note
     except InputError:
         return None
-    return None
+    return note if note.shard is None or is_whole(out, note.shard) else None
 
 
 def choose_engine(engine: Engine, workers: int) -> Run:

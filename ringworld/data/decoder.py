@@ -254,7 +254,7 @@ def ends_like_gif(file: BinaryIO) -> bool:
 class Plan:
     """The moments wanted: start, start + period, ... before `stop`, or `count` of them.
 
-    Without a period it is every frame that is on the screen between start and stop.
+    Without a period it is the frame on the screen at start and every one that appears before stop.
     """
 
     start: Fraction
@@ -262,10 +262,10 @@ class Plan:
     period: Fraction | None = None
     count: int | None = None
 
-    def due(self, taken: int, reach: Fraction, last: bool) -> int:
-        """How many moments, `taken` of them past, fall to a frame that leaves at `reach`."""
+    def due(self, taken: int, stamp: Fraction, reach: Fraction, last: bool) -> int:
+        """How many moments, `taken` of them past, fall to a frame from `stamp` to `reach`."""
         if self.period is None:
-            return int(reach > self.start)
+            return int(reach > self.start and (taken == 0 or stamp < self.stop))
         if last and self.count is not None:
             return self.count - taken
         reached = math.ceil((reach - self.start) / self.period)
@@ -273,14 +273,17 @@ class Plan:
 
 
 def make_plan(film: Film, ask: dict[str, Any]) -> Plan:
-    """The moments that a `Pick` means for this film; reads its packets where they depend on it."""
+    """The moments that a `Pick` means for this film; reads its packets where they depend on it.
+
+    What is nearer to the end than the clock can tell is at the end, and no longer wanted.
+    """
     start = Fraction(ask["start"])
-    stop = Fraction(1 << 80 if ask["end"] is None else ask["end"])
+    end = Fraction(1 << 80 if ask["end"] is None else ask["end"])
     period = None if ask["fps"] is None else 1 / Fraction(ask["fps"])
     most, least = ask["max_frames"], ask["min_frames"]
     if ask["num_frames"] is None and most is None and least is None:
-        return Plan(start, stop, period)
-    span = min(stop, film.measure()) - start
+        return Plan(start, max(end - film.slack, (start + end) / 2), period)
+    span = min(end, film.measure()) - start
     if span <= 0:
         raise Fault("after-end")
     if span > ask["seconds"]:
@@ -290,8 +293,8 @@ def make_plan(film: Film, ask: dict[str, Any]) -> Plan:
         natural = max(1, math.ceil((span - film.slack) / period))
         count = max(min(natural, most or natural), least or 1)
         if count == natural:
-            return Plan(start, stop, period, count)
-    return Plan(start, stop, span / count, count)
+            return Plan(start, end, period, count)
+    return Plan(start, end, span / count, count)
 
 
 def sample(film: Film, plan: Plan, ask: dict[str, Any]) -> Iterator[tuple[float, bytes]]:
@@ -305,7 +308,7 @@ def sample(film: Film, plan: Plan, ask: dict[str, Any]) -> Iterator[tuple[float,
         seen = True
         if stamp - film.slack >= plan.stop or taken == plan.count:
             break
-        due = plan.due(taken, min(until - film.slack, plan.stop), last)
+        due = plan.due(taken, stamp, min(until - film.slack, plan.stop), last)
         if due == 0:
             continue
         if taken + due > ask["frames"]:

@@ -4,10 +4,11 @@
     messages       OpenAI: [{"role": "user" | "assistant" | "system", "content": ...}, ...], where
                    the content is text, or parts {"type": "text" | "image_url" | "video_url", ...}
     messages or conversations, and `images` and `videos` (or `image`, `video`): the n-th <image> or
-                   <video> that is written in the texts stands for the n-th of the list
+                   <video> that is written in the texts stands for the n-th of the list; where
+                   there is no list these letters may stand in parts of the type "text" alone
 
-A path is that of the row's file. A film may say its own `fps`, `video_start`, `video_end` and the
-other keys of `Sampling`, beside its path.
+A path is that of the row's file; Parquet may hold the bytes instead. A film may say its own `fps`,
+`video_start`, `video_end` and the other keys of `Sampling`, beside its path.
 """
 
 import base64
@@ -36,6 +37,7 @@ SPEAKERS = {
     "model": "assistant",
 }
 STILL = {"image": True, "image_url": True, "video": False, "video_url": False}
+LONGEST_PATH = 200  # letters of a path in a sentence
 PLACEHOLDER = re.compile(r"<(image|video)>")
 SAMPLING = tuple(field.name for field in fields(Sampling))
 
@@ -74,6 +76,11 @@ def read_talk(row: Mapping[str, Any], folder: Path, sampling: Sampling) -> list[
         parts = list(_read_content(content, folder, sampling))
         if placed:
             parts = [p for part in parts for p in _fill_places(part, shown)]
+        elif isinstance(content, str) and (missing := PLACEHOLDER.search(content)):
+            raise InputError(
+                f"a text has {missing[0]} and the row lists no {missing[1]}s: add them, or write "
+                'the text as a part of the type "text"'
+            )
         turns.append(Turn(speaker, tuple(part for part in parts if part != "")))
     if left := next((kind for kind, rest in shown.items() if next(rest, None)), None):
         raise InputError(f"the row lists more {left}s than its texts have <{left}>: add the rest")
@@ -83,18 +90,25 @@ def read_talk(row: Mapping[str, Any], folder: Path, sampling: Sampling) -> list[
 def read_media(
     entry: Any, kind: str, folder: Path, sampling: Sampling, beside: Mapping[str, Any] | None = None
 ) -> Media:
-    """A picture or a film of a path, a file or data address, or a table with one of them.
+    """A picture or a film: its path, a file or data address, its content, or a table with one.
 
     Raises InputError for an address elsewhere, a missing file, and keys of sampling that are wrong.
     """
     table = dict(entry) if isinstance(entry, Mapping) else {"path": entry}
-    place = next((table[key] for key in ("path", "url", kind) if key in table), None)
-    if not isinstance(place, str) or not place:
-        raise InputError(f"the {kind} has no path: give one")
     own = {**(beside or {}), **table}
     said = {key: own[key] for key in SAMPLING if own.get(key) is not None}
     rules = strictly(Sampling, plainly(sampling) | said, f"the {kind}")
-    return Media(source=_locate(place, kind, folder), still=STILL[kind], sampling=rules)
+    return Media(source=_find(table, kind, folder), still=STILL[kind], sampling=rules)
+
+
+def _find(table: Mapping[str, Any], kind: str, folder: Path) -> Path | bytes:
+    """The file or the content; Parquet may hold the latter, its path then being a name alone."""
+    held = [table[key] for key in ("bytes", "path", "url", kind) if table.get(key)]
+    if held and isinstance(held[0], bytes):
+        return held[0]
+    if not held or not isinstance(held[0], str):
+        raise InputError(f"the {kind} has no path: give one")
+    return _locate(held[0], kind, folder)
 
 
 def _locate(place: str, kind: str, folder: Path) -> Path | bytes:
@@ -107,9 +121,18 @@ def _locate(place: str, kind: str, folder: Path) -> Path | bytes:
     if scheme not in ("", "file"):
         raise InputError(f"the {kind} is an address of {scheme}: download it and give its path")
     path = folder / (unquote(urlparse(place).path) if scheme else place)
-    if "\0" in place or not path.is_file():
-        raise InputError(f"the {kind} {place!r} is not there: copy it or correct the path")
+    if not _is_file(path):
+        shown = place if len(place) <= LONGEST_PATH else f"{place[:LONGEST_PATH]}..."
+        raise InputError(f"the {kind} {shown!r} is not there: copy it or correct the path")
     return path
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a file is there; names that no file can have are not."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _listed(row: Mapping[str, Any], kind: str) -> list[Any]:

@@ -14,11 +14,13 @@ from ringworld.data.pack import efficiency, plan_rows
 from ringworld.data.portion import Bad
 from ringworld.data.shards import Record, Shards
 from ringworld.data.strict import strictly
-from ringworld.data.tokenizer import Tokenizer, load_tokenizer
+from ringworld.data.tokenizer import NO_CHARACTER, Tokenizer, load_tokenizer
 from ringworld.errors import InputError
 
 # What is shown of a list that may be long: tokens, and letters and frames of a sample.
 SHOWN_TOKENS, SHOWN_LETTERS, SHOWN_FRAMES = 20, 600, 12
+# Letters of each piece of a sample that has many: the ends of a long document and every answer.
+LEAST_LETTERS = 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +157,7 @@ def measure_lengths(lengths: Int[np.ndarray, "n"]) -> Lengths:
 
 def choose_samples(manifest: Manifest, count: int) -> list[int]:
     """Examples from every source in turn, evenly spread over each."""
-    spread: list[list[int]] = []
+    chosen: list[list[int]] = []
     first = dict.fromkeys(manifest.sources, np.zeros(0, np.int64))
     at = 0
     for shard in manifest.shards:
@@ -163,24 +165,29 @@ def choose_samples(manifest: Manifest, count: int) -> list[int]:
         first[shard.source] = np.append(first[shard.source], np.arange(at, at + size))
         at += size
     for held in first.values():
-        places = np.linspace(0, len(held) - 1, min(count, len(held))).astype(int)
-        spread.append([int(i) for i in held[places]])
-    turns = [row[i] for i in range(count) for row in spread if i < len(row)]
+        chosen.append(held[spread(len(held), count)].tolist())
+    turns = [row[i] for i in range(count) for row in chosen if i < len(row)]
     return turns[:count]
 
 
+def spread(count: int, most: int) -> Int[np.ndarray, "n"]:
+    """At most `most` of so many things, evenly spread, the first and the last among them."""
+    return np.linspace(0, count - 1, min(most, count)).astype(int)
+
+
 def describe(shards: Shards, index: int, tokenizer: Tokenizer) -> Sample:
-    """One example as people read it."""
+    """One example as people read it, long pieces without their middle."""
     record = shards.record(index)
-    pieces, left = [], SHOWN_LETTERS
-    for cut, vision, learned in cut_example(record):
+    pieces, cuts = [], cut_example(record)
+    most = max(SHOWN_LETTERS // sum(not vision for _, vision, _ in cuts), LEAST_LETTERS)
+    for cut, vision, learned in cuts:
         tokens = record.example.tokens[cut]
         if vision:
             frames = len(tokens) // shards.manifest.vocabulary.frame_length
             kind, written = ("drawn" if learned else "seen"), f"{frames} frames"
         else:
-            kind, written = ("learned" if learned else "given"), tokenizer.decode(tokens.tolist())
-            written, left = written[:left], max(left - len(written), 0)
+            kind = "learned" if learned else "given"
+            written = shorten(tokenizer.decode(tokens.tolist()), most)
         pieces.append(Piece(kind=kind, tokens=len(tokens), written=written))
     return Sample(
         index=index,
@@ -203,8 +210,21 @@ def cut_example(record: Record) -> list[tuple[slice, bool, bool]]:
     ]
 
 
+def shorten(written: str, most: int) -> str:
+    """The first and the last letters of a text that has more than `most`."""
+    if len(written) <= most:
+        return written
+    return f"{written[: most // 2]} [...] {written[-(most // 2) :]}"
+
+
 def name_token(tokenizer: Tokenizer, id: int) -> str:
-    """A token as it stands in the vocabulary."""
+    """The text of a token in quotes, its spaces kept; part of a character or a special token as it
+    stands in the vocabulary.
+    """
+    before = tokenizer.encode("a")  # a decoder drops the space before the first word
+    text = tokenizer.decode([*before, id])[len(tokenizer.decode(before)) :]
+    if text and NO_CHARACTER not in text:
+        return repr(text)
     return tokenizer.bpe.id_to_token(id) or str(id)
 
 
@@ -225,8 +245,8 @@ def find_codec(manifest: Manifest, codec: Path | None) -> Codec | None:
 
 def draw_samples(
     folder: Path, samples: Sequence[Sample], codec: Codec
-) -> dict[int, tuple[UInt8[np.ndarray, "Z Y X 3"], Float64[np.ndarray, "Z"]]]:
-    """The first frames of each sample that has some, and their timestamps, nan where unknown."""
+) -> dict[int, tuple[UInt8[np.ndarray, "Z Y X 3"], list[str]]]:
+    """Frames evenly spread over each sample that has some, and when the film shows them."""
     shards = Shards(folder)
     each = shards.manifest.vocabulary.codes_per_frame
     drawn = {}
@@ -234,8 +254,13 @@ def draw_samples(
         record = shards.record(sample.index)
         codes = record.example.tokens[record.example.vision]
         if len(codes):
-            frames = codes.reshape(-1, each + 1)[:SHOWN_FRAMES, :each]
-            known = record.seconds[: len(frames)]
-            moments = np.append(known, np.full(len(frames) - len(known), np.nan))
-            drawn[sample.index] = (codec.decode(frames), moments)
+            frames = codes.reshape(-1, each + 1)[:, :each]
+            shown = spread(len(frames), SHOWN_FRAMES)
+            moments = [name_moment(record.seconds, number) for number in shown.tolist()]
+            drawn[sample.index] = (codec.decode(frames[shown]), moments)
     return drawn
+
+
+def name_moment(seconds: Float64[np.ndarray, "Z"], number: int) -> str:
+    """The timestamp of a frame, or its number where that is unknown."""
+    return f"{seconds[number]:.2f} s" if number < len(seconds) else f"frame {number}"

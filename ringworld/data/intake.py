@@ -93,7 +93,10 @@ def cut_portions(spec: Spec, folder: Path) -> tuple[list[Input], list[Portion]]:
 
 
 def find_files(source: AnySource, folder: Path) -> list[str]:
-    """The files of a source, sorted, as paths from `folder`. Raises InputError without any."""
+    """The files of a source, sorted, as paths from `folder`.
+
+    Raises InputError without any, and for a name that is no text, as shards could not tell it.
+    """
     path = folder / source.path
     suffixes = source.suffixes if isinstance(source, Text) else TABLES
     if path.is_file() and path.name.endswith(suffixes):
@@ -107,7 +110,14 @@ def find_files(source: AnySource, folder: Path) -> list[str]:
             f"{source.name}: {path} holds no file that ends in {' or '.join(suffixes)}: "
             "give another path"
         )
+    if unnamed := next((name for name in files if not is_text(name)), None):
+        raise InputError(f"{source.name}: the name of {folder / unnamed} is not UTF-8: rename it")
     return files
+
+
+def is_text(name: str) -> bool:
+    """Whether a name is whole characters; the system gives other bytes as half characters."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _cut_lines(path: Path, portion: int) -> tuple[str, list[tuple[int, int]]]:

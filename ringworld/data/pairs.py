@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ringworld.data.completion import Reply
+from ringworld.data.dialects import PLACEHOLDER
 from ringworld.data.endpoint import Endpoint
 from ringworld.data.example import Example, join, text
 from ringworld.data.needle import SYSTEM
@@ -150,16 +151,24 @@ def _numbers(written: str) -> set[str]:
     return set(re.findall(r"\d+", grouped))
 
 
-def messages(document: str, pairs: Sequence[Pair]) -> list[dict[str, str]]:
-    """The pairs as a chat about the document, which opens the first turn: OpenAI's `messages`."""
+def take_turns(document: str, pairs: Sequence[Pair]) -> list[tuple[str, str]]:
+    """Who says what: the pairs as a chat about the document, which opens the first turn."""
     said = []
     for i, pair in enumerate(pairs):
         asked = pair.question if i else f"{document} {pair.question}"
-        said += [
-            {"role": "user", "content": asked},
-            {"role": "assistant", "content": pair.answer},
-        ]
+        said += [("user", asked), ("assistant", pair.answer)]
     return said
+
+
+def messages(document: str, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """The turns as OpenAI's `messages`; what spells a placeholder is said to be text."""
+    return [
+        {
+            "role": role,
+            "content": [{"type": "text", "text": words}] if PLACEHOLDER.search(words) else words,
+        }
+        for role, words in take_turns(document, pairs)
+    ]
 
 
 def turn_length(pair: Pair, tokenizer: Tokenizer) -> int:
@@ -178,12 +187,10 @@ def qa_example(document: str, pairs: Sequence[Pair], tokenizer: Tokenizer) -> Ex
     the tokens of an answer and its `</s>`, 0 for everything else.
     """
     parts = [text([tokenizer.bos], 0.0)]
-    for i, turn in enumerate(messages(document, pairs)):
-        if turn["role"] == "user":
+    for i, (role, words) in enumerate(take_turns(document, pairs)):
+        if role == "user":
             opening = f"{SYSTEM} USER: " if i == 0 else " USER: "
-            ids = tokenizer.encode(f"{opening}{turn['content']} ASSISTANT:")
-            parts.append(text(ids, 0.0))
+            parts.append(text(tokenizer.encode(f"{opening}{words} ASSISTANT:"), 0.0))
         else:
-            ids = [*tokenizer.encode(f" {turn['content']}"), tokenizer.eos]
-            parts.append(text(ids, 1.0))
+            parts.append(text([*tokenizer.encode(f" {words}"), tokenizer.eos], 1.0))
     return join(parts)

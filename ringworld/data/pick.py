@@ -11,10 +11,11 @@ class Pick:
     """A choice of moments; the frame of a moment is the last one that appeared at or before it.
 
     Moment 0 is when the film's first frame appears. "Before" allows for the rounding of the
-    container's clock: half a tick, at most half a millisecond. The moments, with [start, end) cut
-    off at the film's own end and `span` what is left of it:
+    container's clock: half a tick, at most half a millisecond. So a frame or a moment that is the
+    end, as nearly as that clock can tell, is not taken, and a frame that is the start is. The
+    moments, with [start, end) cut off at the film's own end and `span` what is left of it:
 
-        nothing        every frame once that is on the screen between start and end
+        nothing        the frame on the screen at start, and every one that appears before the end
         fps            start, start + 1/fps, ... before the end
         num_frames=n   start + k span / n, k from 0 to n - 1: where n equal parts begin
         fps, min_frames, max_frames

@@ -77,6 +77,8 @@ class Sampling:
         if low is not None and high is not None and low > high:
             raise InputError(f"min_frames {low} is over max_frames {high}: swap them")
         end = math.inf if self.video_end is None else self.video_end
+        if self.video_end == math.inf:
+            raise InputError("video_end is no number of seconds: leave it out for the film's end")
         if not 0 <= self.video_start < end:
             raise InputError(
                 f"a film from second {self.video_start:g} to {end:g} is none: give a start of at "
@@ -207,7 +209,12 @@ def read_spec(path: Path) -> Spec:
         table = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise InputError(f"there is no spec at {path}: give the path of a TOML file") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: give the path of a TOML file") from error
+    except UnicodeDecodeError as error:
+        line = 1 + error.object.count(b"\n", 0, error.start)
+        raise InputError(f"{path}:{line}: this is not UTF-8: write the spec as UTF-8") from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as TOML ({error}): correct it") from error
     return strictly(Spec, table, str(path))
 

@@ -20,8 +20,8 @@ NOUNS = {str: "a text", int: "a whole number", float: "a number", bool: "true or
 def strictly(cls: type[C], table: Any, where: str) -> C:
     """The dataclass `cls` of a table; `where` names the table in messages.
 
-    Raises InputError for a key that is unknown (naming the nearest known one) or missing, and for
-    a value of another type.
+    Raises InputError for a key that is unknown (naming the nearest known one) or missing, for a
+    value of another type, and for what the dataclass itself refuses.
     """
     if not isinstance(table, Mapping):
         raise InputError(f"{where} is not a table: give it keys and values")
@@ -34,7 +34,11 @@ def strictly(cls: type[C], table: Any, where: str) -> C:
     for name, field in known.items():
         if field.default is MISSING and field.default_factory is MISSING and name not in table:
             raise InputError(f"{where} lacks the key {name}: add it")
-    return cls(**{key: _fit(hints[key], value, f"{where}: {key}") for key, value in table.items()})
+    values = {key: _fit(hints[key], value, f"{where}: {key}") for key, value in table.items()}
+    try:
+        return cls(**values)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def _dataclass(cls: type[Any]) -> type[Any]:
@@ -55,7 +59,10 @@ def _fit(hint: Any, value: Any, where: str) -> Any:
     if kind is tuple:
         if not isinstance(value, list | tuple):
             raise InputError(f"{where} must be a list, not {value!r}")
-        return tuple(_fit(get_args(hint)[0], item, where) for item in value)
+        inner = get_args(hint)[0]
+        if not is_dataclass(inner):
+            return tuple(_fit(inner, item, where) for item in value)
+        return tuple(_fit(inner, item, f"{where} {i}") for i, item in enumerate(value, 1))
     if kind is dict:
         if not isinstance(value, Mapping):
             raise InputError(f"{where} must be a table, not {value!r}")

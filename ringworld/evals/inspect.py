@@ -1,24 +1,25 @@
 """An inspection of shards, told in the terminal and as one self-contained page."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from ringworld.data.inspect import Inspection, Sample
+from ringworld.data.inspect import SHOWN_FRAMES, Inspection, Sample, spread
+from ringworld.errors import InputError
 from ringworld.evals.page import Html, bar, element, figure, filmstrip, join, page, section, table
 from ringworld.files import whole
 
-Frames = tuple[UInt8[np.ndarray, "Z Y X 3"], Float64[np.ndarray, "Z"]]
+Frames = tuple[UInt8[np.ndarray, "Z Y X 3"], list[str]]  # and when the film shows each
 STYLES = {"given": "dim", "learned": "bold green", "seen": "yellow", "drawn": "bold yellow"}
 # The size of a frame in the terminal: two pixels to a letter's height.
-COLUMNS, LINES = 20, 10
+COLUMNS, LINES = 18, 9
+SHEET = 4  # frames side by side, which a terminal of 80 columns holds
 BAR = 32
 
 
@@ -55,11 +56,6 @@ def mix(found: Inspection) -> list[tuple[str, ...]]:
 MIX = ("source", "examples", "tokens", "share", "vision", "learned")
 
 
-def name_moment(moment: float, number: int) -> str:
-    """The timestamp of a frame, or its number where that is unknown."""
-    return f"frame {number}" if math.isnan(moment) else f"{moment:.2f} s"
-
-
 # ---- the terminal
 
 
@@ -83,7 +79,7 @@ def tell(found: Inspection, frames: Mapping[int, Frames], console: Console) -> N
 def _rich_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     out = Table(box=None, header_style="dim")
     for i, name in enumerate(head):
-        out.add_column(name, justify="left" if i in (0, len(head) - 1) else "right")
+        out.add_column(name, justify="right" if i and name else "left")
     for row in rows:
         out.add_row(*(Text(cell) for cell in row))
     return out
@@ -101,14 +97,14 @@ def _tell_sample(sample: Sample, frames: Frames | None, pictures: bool) -> Group
     return Group(*rows)
 
 
-def _sheet(frames: UInt8[np.ndarray, "Z Y X 3"], moments: Float64[np.ndarray, "Z"]) -> Table:
+def _sheet(frames: UInt8[np.ndarray, "Z Y X 3"], moments: Sequence[str]) -> Table:
     """Frames side by side, half a letter a pixel, each with its timestamp."""
-    shown = min(len(frames), 4)
+    shown = spread(len(frames), SHEET)
     out = Table.grid(padding=(0, 1))
-    for _ in range(shown):
+    for _ in shown:
         out.add_column()
     cells = []
-    for frame in frames[:shown]:
+    for frame in frames[shown]:
         small = np.asarray(Image.fromarray(frame).resize((COLUMNS, 2 * LINES)))
         cell = Text()
         for top, bottom in zip(small[::2], small[1::2], strict=True):
@@ -117,7 +113,7 @@ def _sheet(frames: UInt8[np.ndarray, "Z Y X 3"], moments: Float64[np.ndarray, "Z
             cell.append("\n")
         cells.append(cell)
     out.add_row(*cells)
-    out.add_row(*(Text(name_moment(m, i), "dim") for i, m in enumerate(moments[:shown])))
+    out.add_row(*(Text(moments[i], "dim") for i in shown))
     return out
 
 
@@ -125,7 +121,12 @@ def _sheet(frames: UInt8[np.ndarray, "Z Y X 3"], moments: Float64[np.ndarray, "Z
 
 
 def write_page(path: Path, found: Inspection, frames: Mapping[int, Frames]) -> None:
-    """Write the inspection as a page, whole or not at all; it asks no other place for anything."""
+    """Write the inspection as a page, whole or not at all; it asks no other place for anything.
+
+    Raises InputError when there is a folder of that name, or the disk is full.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a file to write the page to")
     title = f"The tokens of {found.folder}"
     key = (
         element("div", element("dt", words), element("dd", number))
@@ -148,14 +149,16 @@ def write_page(path: Path, found: Inspection, frames: Mapping[int, Frames]) -> N
         section("Tokens", "The most frequent text ids.", table(("token", "id", "times"), often)),
         section(
             "Samples",
-            "Given words are quiet, learned words are green; frames are what the codec makes of "
-            "their codes, under the time at which the film shows them.",
+            "Given words are quiet, learned words are green, [...] is what was left out. Frames, "
+            f"up to {SHOWN_FRAMES} of a sample, are what the codec makes of their codes, over the "
+            "time at which the film shows them.",
             *(_show_sample(sample, frames.get(sample.index)) for sample in found.samples),
         ),
     ]
     if found.bad:
         rows = [(row.origin, row.why) for row in found.bad]
-        parts.append(section("Skipped", "Rows that were left out.", table(("row", "why"), rows)))
+        listed = element("div", table(("row", "why"), rows), class_="words")
+        parts.append(section("Skipped", "Rows that were left out.", listed))
     with whole(path) as draft:
         draft.write_text(page(title, header, join(parts)), encoding="utf-8")
 
@@ -165,10 +168,10 @@ def _show_sample(sample: Sample, frames: Frames | None) -> Html:
     words = []
     for piece in sample.pieces:
         frame = piece.kind in ("seen", "drawn")
-        style = f"color:{colours.get(piece.kind, 'var(--vision)')};white-space:pre-wrap"
+        colour = colours.get(piece.kind, "var(--vision)")
+        style = f"color:{colour};white-space:pre-wrap;overflow-wrap:anywhere"
         words.append(element("span", f"[{piece.written}]" if frame else piece.written, style=style))
     body = [element("p", *words)]
     if frames is not None:
-        labels = [name_moment(moment, i) for i, moment in enumerate(frames[1])]
-        body.append(filmstrip({sample.origin: frames[0]}, labels))
+        body.append(filmstrip({sample.origin: frames[0]}, frames[1]))
     return figure(join(body), f"{sample.origin}, {sample.tokens:,} tokens, of {sample.source}")
