@@ -4,10 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import gguf
 import ml_dtypes
 import numpy as np
 import pytest
-from foreign import PARITY, unpack
+from foreign import PARITY, gguf_tensors, unpack, write_gguf
 from test_sentencepiece import SMALL
 from tiny_hf import write_tiny
 
@@ -80,6 +81,26 @@ def test_what_lies_beside_the_weights_goes_along(tmp_path: Path):
     theirs = out_and_back(tmp_path / "src", tmp_path)
     for file in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
         assert (theirs / file).read_bytes() == (tmp_path / "src" / file).read_bytes()
+
+
+def test_every_end_of_an_answer_goes_along(tmp_path: Path):
+    def name(writer: gguf.GGUFWriter) -> None:
+        writer.add_eot_token_id(14)
+
+    file = write_gguf(tmp_path / "m.gguf", gguf_tensors(np.random.default_rng(0)), more=name)
+    theirs = out_and_back(file, tmp_path)
+    for folder in (tmp_path / "ours", theirs):
+        said = json.loads((folder / "generation_config.json").read_text())
+        assert said == {"bos_token_id": 0, "eos_token_id": [1, 14]}
+        assert load_model(folder).ends == (1, 14)
+
+
+def test_ends_that_the_model_does_not_have_are_one_sentence(tmp_path: Path):
+    write_tiny(tmp_path / "src")
+    for said, wanted in (("[2, 320]", "the token 320 of 320"), ('"x"', "make it token ids")):
+        (tmp_path / "src" / "generation_config.json").write_text(f'{{"eos_token_id": {said}}}')
+        with pytest.raises(InputError, match=wanted):
+            load_model(tmp_path / "src")
 
 
 def test_a_tokenizer_without_names_goes_out_with_those_of_the_models_ends(tmp_path: Path):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer as Bpe
 
+from ringworld.convert.checkpoint import GENERATION
 from ringworld.convert.diffusers import open_codec, write_codec, write_diffusers
 from ringworld.convert.hf import CHAT_TEMPLATE, INDEX, TOKENIZER_CONFIG, VQGAN_FOLDER, write_config
 from ringworld.convert.names import BY_OURS, Name
@@ -26,7 +27,6 @@ from ringworld.models.folder import CODEC, CONFIG, TENSORS, TOKENIZER, new_folde
 from ringworld.models.tensors import Pieces, write_tensors
 from ringworld.models.world import World
 
-GENERATION = "generation_config.json"
 # What others wrote about words and sampling, carried along unread.
 CARRIED = (TOKENIZER_CONFIG, "special_tokens_map.json", GENERATION)
 # As transformers cuts its own: a file that is too large for some disks helps nobody.
@@ -71,6 +71,8 @@ def write_ours(draft: Path, opened: Opened) -> None:
     """Write a folder of ours into the folder `draft`."""
     write_folder(draft, "world", opened.config, opened.table)
     _write_words(draft, opened)
+    if opened.ends:
+        _write_ends(draft, opened)
     if opened.codec is not None:
         (draft / CODEC).mkdir()
         write_codec(draft / CODEC, *open_codec(opened.codec))
@@ -81,13 +83,11 @@ def write_theirs(draft: Path, opened: Opened, shard_bytes: int) -> None:
     theirs = _theirs(opened.table)
     if opened.config.vocabulary.codes:
         theirs = join_tables(theirs)
-    config = write_config(opened.config, next(iter(theirs.values())).dtype().name)
-    _write_json(draft / CONFIG, config)
+    dtype = next(iter(theirs.values())).dtype().name
+    _write_json(draft / CONFIG, write_config(opened.config, dtype))
     _write_shards(draft, theirs, shard_bytes)
     _write_words(draft, opened)
-    if not (draft / GENERATION).exists():
-        tokens = {n: v for n, v in config.items() if n in ("bos_token_id", "eos_token_id")}
-        _write_json(draft / GENERATION, {n: v for n, v in tokens.items() if v is not None})
+    _write_ends(draft, opened)
     if opened.codec is not None:
         (draft / VQGAN_FOLDER).mkdir()
         write_diffusers(draft / VQGAN_FOLDER, *open_codec(opened.codec))
@@ -147,6 +147,17 @@ def _write_words(draft: Path, opened: Opened) -> None:
         ends = _name_ends(opened.tokenizer, opened.config)
         if not (draft / TOKENIZER_CONFIG).exists():
             _write_json(draft / TOKENIZER_CONFIG, ends)
+
+
+def _write_ends(draft: Path, opened: Opened) -> None:
+    """Say which tokens begin a text and end an answer, unless what was carried along does."""
+    if (draft / GENERATION).exists():
+        return
+    words = opened.config.vocabulary
+    ends = list(dict.fromkeys(i for i in (words.eos, *opened.ends) if i >= 0))
+    said = {"bos_token_id": words.bos} if words.bos >= 0 else {}
+    said |= {"eos_token_id": ends if len(ends) > 1 else ends[0]} if ends else {}
+    _write_json(draft / GENERATION, said)
 
 
 def _name_ends(tokenizer: bytes, c: World) -> dict[str, str]:
