@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import gguf
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from foreign import PARITY, gguf_tensors, unpack, write_gguf
 from test_sentencepiece import SMALL
 from tiny_hf import write_tiny
 
+from ringworld.convert.diffusers import load_any
 from ringworld.convert.save import convert
 from ringworld.data.sentencepiece import read_sentencepiece
 from ringworld.errors import InputError
@@ -196,6 +198,70 @@ def test_a_world_goes_out_as_one_language_model_and_comes_back_to_the_bit(tmp_pa
     assert set(first) == set(second)
     for name, tensor in first.items():
         assert tensor.tobytes() == second[name].tobytes(), name
+    codecs = [load_folder(folder / "codec")[2] for folder in (NANO, tmp_path / "again")]
+    assert {n: t.tobytes() for n, t in codecs[0].items()} == {
+        n: t.tobytes() for n, t in codecs[1].items()
+    }
+
+
+def test_a_codec_goes_out_and_comes_back_to_the_byte(tmp_path: Path):
+    told: list[str] = []
+    convert(CODEC, tmp_path / "theirs", None, told.append)
+    convert(tmp_path / "theirs", tmp_path / "ours", None, told.append)
+    assert "diffusers loads it" in told[0] and "a codec of ours" in told[1]
+    configs = [json.loads((at / "config.json").read_text()) for at in (CODEC, tmp_path / "ours")]
+    assert configs[0] == configs[1]
+    first, second = load_folder(CODEC)[2], load_folder(tmp_path / "ours")[2]
+    assert {n: (t.dtype, t.tobytes()) for n, t in first.items()} == {
+        n: (t.dtype, t.tobytes()) for n, t in second.items()
+    }
+
+
+def test_lwms_codec_alone_becomes_ours(tmp_path: Path):
+    (tmp_path / "lwm").mkdir()
+    file = unpack("vqgan/vqgan.gz", tmp_path / "lwm")
+    (tmp_path / "lwm" / "config.json").unlink()
+    for i, source in enumerate((file, file.parent)):
+        convert(source, tmp_path / f"ours{i}", None, quiet)
+        found = load_any(tmp_path / f"ours{i}")
+        assert found.config == load_any(file).config
+        for ours, theirs in zip(
+            jax.tree.leaves(found.weights), jax.tree.leaves(load_any(file).weights), strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_file_is_known_by_its_content_and_not_by_its_name(tmp_path: Path):
+    file = write_gguf(tmp_path / "sha256-0a1b", gguf_tensors(np.random.default_rng(0)))
+    convert(file, tmp_path / "ours", None, quiet)
+    assert load_model(tmp_path / "ours").config.llama.layers == 2
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0a1b\nsize 538090408\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("src/model.safetensors", "is a part of a model: give its folder"),
+        ("pointer.gguf", "run git lfs pull"),
+        ("pointer", "run git lfs pull"),
+    ],
+)
+def test_what_only_stands_for_a_model_says_what_to_give(tmp_path: Path, name: str, said: str):
+    write_tiny(tmp_path / "src")
+    write_tiny(tmp_path / "pointer")
+    (tmp_path / "pointer" / "model.safetensors").write_text(POINTER)
+    (tmp_path / "pointer.gguf").write_text(POINTER)
+    with pytest.raises(InputError, match=said):
+        convert(tmp_path / name, tmp_path / "dst", None, quiet)
+    assert not (tmp_path / "dst").exists()
+
+
+def test_a_target_inside_a_file_is_one_sentence(tmp_path: Path):
+    write_tiny(tmp_path / "src")
+    with pytest.raises(InputError, match="is a file, in which nothing can be saved"):
+        convert(tmp_path / "src", tmp_path / "src" / "config.json" / "dst", None, quiet)
 
 
 def test_a_failed_conversion_leaves_nothing(tmp_path: Path):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ringworld.convert.checkpoint import Checkpoint, read_ends
+from ringworld.convert.gguf import is_gguf
 from ringworld.convert.gguf_model import read_gguf
 from ringworld.convert.hf import CHAT_TEMPLATE, read_hf, read_world
 from ringworld.convert.lwm import read_lwm
@@ -94,8 +95,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"there is nothing at {path}: give a folder or a file of weights, or fetch's name of a "
             f"model ({', '.join(MODELS)})"
         )
+    if path.suffix == ".safetensors" and path.is_file():
+        raise InputError(f"{path} is a part of a model: give its folder, {path.absolute().parent}")
     if path.is_file():
-        return read_gguf(path) if path.suffix == ".gguf" else read_lwm(path)
+        return read_gguf(path) if path.suffix == ".gguf" or is_gguf(path) else read_lwm(path)
     if not list(path.glob("*.safetensors*")):
         held = [path / name for name in LWM_FILES if (path / name).is_file()]
         held = held or sorted(path.glob("*.gguf"))

@@ -17,6 +17,7 @@ import numpy as np
 from tokenizers import Tokenizer as Bpe
 
 from ringworld.convert.checkpoint import GENERATION
+from ringworld.convert.codecs import is_codec
 from ringworld.convert.diffusers import open_codec, write_codec, write_diffusers
 from ringworld.convert.hf import CHAT_TEMPLATE, INDEX, TOKENIZER_CONFIG, VQGAN_FOLDER, write_config
 from ringworld.convert.names import BY_OURS, Name
@@ -40,23 +41,34 @@ def convert(
     announce: Callable[[str], None],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write the model of `src` to the new folder `dst`, all of it or nothing.
+    """Write the model or the codec of `src` to the new folder `dst`, all of it or nothing.
 
     A folder of ours becomes one for Hugging Face's readers, what comes from elsewhere one of ours.
     With a codec in `add_vision`, a language model becomes a world model of ours.
     Raises InputError when `src` cannot be read or `dst` exists.
     """
-    opened, outwards = open_model(src), add_vision is None and is_ours(src)
-    if add_vision is not None:
-        opened = _seeing(opened, add_vision)
-    with new_folder(dst) as draft:
-        if outwards:
-            write_theirs(draft, opened, shard_bytes)
-        else:
-            write_ours(draft, opened)
+    outwards = add_vision is None and is_ours(src)
+    if add_vision is None and is_codec(src):
+        _convert_codec(src, dst, outwards)
+        whose = "diffusers loads it" if outwards else "a codec of ours"
+    else:
+        opened = open_model(src)
+        opened = opened if add_vision is None else _seeing(opened, add_vision)
+        with new_folder(dst) as draft:
+            if outwards:
+                write_theirs(draft, opened, shard_bytes)
+            else:
+                write_ours(draft, opened)
+        whose = "transformers and its relatives load it" if outwards else "a model of ours"
     size = sum(file.stat().st_size for file in dst.rglob("*") if file.is_file())
-    whose = "transformers and its relatives load it" if outwards else "a model of ours"
     announce(f"wrote {dst}: {whose}, {size / 1e6:.1f} MB")
+
+
+def _convert_codec(src: Path, dst: Path, outwards: bool) -> None:
+    """Write a codec of ours for diffusers, one from elsewhere as ours."""
+    config, table = open_codec(src)
+    with new_folder(dst) as draft:
+        (write_diffusers if outwards else write_codec)(draft, config, table)
 
 
 def _seeing(opened: Opened, codec: Path) -> Opened:
