@@ -97,6 +97,14 @@ def test_every_end_of_an_answer_goes_along(tmp_path: Path):
         assert load_model(folder).ends == (1, 14)
 
 
+def test_ends_are_those_of_both_configs(tmp_path: Path):
+    write_tiny(tmp_path / "src", eos_token_id=[2, 5])
+    assert load_model(tmp_path / "src").ends == (2, 5, 3)
+    (tmp_path / "src" / "generation_config.json").unlink()
+    convert(tmp_path / "src", tmp_path / "ours", None, quiet)
+    assert load_model(tmp_path / "ours").ends == (2, 5)
+
+
 def test_ends_that_the_model_does_not_have_are_one_sentence(tmp_path: Path):
     write_tiny(tmp_path / "src")
     for said, wanted in (("[2, 320]", "the token 320 of 320"), ('"x"', "make it token ids")):

@@ -11,7 +11,7 @@ from typing import Any
 
 from ringworld.data.sentencepiece import load_sentencepiece
 from ringworld.errors import InputError
-from ringworld.models.folder import TOKENIZER
+from ringworld.models.folder import CONFIG, TOKENIZER
 from ringworld.models.tensors import Read, read_json
 
 # LLaMA's and LWM's folders may have no other tokenizer.
@@ -56,13 +56,17 @@ def read_tokenizer(folder: Path) -> bytes | None:
 
 
 def read_ends(folder: Path) -> tuple[int, ...]:
-    """The tokens that end an answer, where a folder's generation_config.json names some.
+    """The tokens that end an answer, as a folder's config.json and generation_config.json say.
 
-    Raises InputError when it is broken.
+    Raises InputError when one of them is broken.
     """
-    file = folder / GENERATION
-    said = read_json(file).get("eos_token_id") if file.is_file() else None
-    ends = said if isinstance(said, list) else [] if said is None else [said]
-    if not all(type(end) is int and end >= 0 for end in ends):
-        raise InputError(f"the field eos_token_id of {file} is {str(said)[:40]}: make it token ids")
-    return tuple(ends)
+    found: list[int] = []
+    for file in (folder / CONFIG, folder / GENERATION):
+        said = read_json(file).get("eos_token_id") if file.is_file() else None
+        ends = said if isinstance(said, list) else [] if said is None else [said]
+        if not all(type(end) is int and end >= 0 for end in ends):
+            raise InputError(
+                f"the field eos_token_id of {file} is {str(said)[:40]}: make it token ids"
+            )
+        found += ends
+    return tuple(dict.fromkeys(found))

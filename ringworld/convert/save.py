@@ -83,7 +83,7 @@ def write_ours(draft: Path, opened: Opened) -> None:
     """Write a folder of ours into the folder `draft`."""
     write_folder(draft, "world", opened.config, opened.table)
     _write_words(draft, opened)
-    if opened.ends:
+    if set(opened.ends) - {opened.config.vocabulary.eos}:
         _write_ends(draft, opened)
     if opened.codec is not None:
         (draft / CODEC).mkdir()
