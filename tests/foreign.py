@@ -136,6 +136,7 @@ def write_gguf(
     *,
     architecture: str = "llama",
     words: str | None = "gpt2",
+    ends: tuple[int, int] = (0, 1),
     more: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
 ) -> Path:
     """A file as llama.cpp's converter writes it, with a tokenizer of the kind `words`."""
@@ -150,8 +151,8 @@ def write_gguf(
     if words is not None:
         writer.add_tokenizer_model(words)
         writer.add_token_types([3, 3] + [1] * (len(WORDS) - 2))
-        writer.add_bos_token_id(0)
-        writer.add_eos_token_id(1)
+        writer.add_bos_token_id(ends[0])
+        writer.add_eos_token_id(ends[1])
     if words == "gpt2":
         writer.add_token_list(WORDS)
         writer.add_tokenizer_pre("smollm")

@@ -299,9 +299,38 @@ def test_an_answer_ends_at_the_models_end_and_at_the_templates() -> None:
     chatty = load_tokenizer(NANO / "tokenizer.json")
     chatty.bpe.add_special_tokens(["<|im_end|>"])
     ended = CHATML.replace("</s>", "<|im_end|>")
-    assert find_stops(chatty, TINY, ended) == (2, 2048)
-    assert find_stops(WORDS, TINY, FORMS["lwm"]) == (2,)
-    assert find_stops(WORDS, TINY, "{{ raise_exception('never') }}") == (2,)
+    assert find_stops(chatty, (2,), ended) == (2, 2048)
+    assert find_stops(WORDS, (2, 7), FORMS["lwm"]) == (2, 7)
+    assert find_stops(WORDS, (2,), "{{ raise_exception('never') }}") == (2,)
+
+
+def test_a_model_without_an_end_writes_until_it_is_stopped(model: Model) -> None:
+    endless = replace(TINY, vocabulary=replace(CODES, eos=-1))
+    plain = "{{ messages[-1].content }}"
+    session = Session(replace(model, config=endless), endless, Style(template=plain, most=9))
+    ask(session, "Hello")
+    assert session.used == len(WORDS.encode("Hello")) + 9
+
+
+def test_an_answer_ends_at_any_end_that_the_model_names(
+    model: Model, weights: WorldWeights
+) -> None:
+    plain = "{{ messages[-1].content }}"
+    given = text(WORDS.encode("Hello"), 0.0)
+    ids = write_slowly(weights, given, 3)
+    session = Session(replace(model, ends=(ids[2],)), TINY, Style(template=plain, most=9))
+    assert ask(session, "Hello") == WORDS.decode(ids[: ids.index(ids[2])])
+    assert not session.cut
+
+
+def test_an_answer_that_is_cut_at_its_longest_says_so(model: Model) -> None:
+    session = Session(replace(model, ends=()), TINY, Style(template=CHATML, most=3))
+    session._stops, paper = (), Paper("Hello")
+    talk(session, paper.desk)
+    assert session.cut
+    assert "the answer ends at 3 tokens: --answer N allows more" in paper.told
+    session.reset()
+    assert not session.cut
 
 
 def test_words_of_a_stranger_end_no_turn(model: Model) -> None:
@@ -406,7 +435,53 @@ def test_a_document_is_read_with_the_next_question_only(session: Session, tmp_pa
     asked = [m["content"] for m in session.messages if m["role"] == "user"]
     assert asked == ["It was a dark and stormy night.\n\nHello", "Again"]
     assert any("there is no file at" in told for told in paper.told)
-    assert HELP in paper.told and "x" not in asked
+    assert f"there is no /wat:\n{HELP}" in paper.told and "x" not in asked
+
+
+def test_a_document_says_its_tokens_and_one_that_does_not_fit_is_refused_at_once(
+    session: Session, tmp_path: Path
+) -> None:
+    book, shelf = tmp_path / "book.txt", tmp_path / "shelf.txt"
+    book.write_text("It was a dark and stormy night.", encoding="utf-8-sig")
+    shelf.write_text("word " * 400)
+    paper = Paper(f"/doc {shelf}", f"/doc {book}", "/doc", "Hello")
+    talk(session, paper.desk)
+    tokens = len(WORDS.encode("It was a dark and stormy night."))
+    assert "the context is 256" in paper.told[1]
+    assert f"{book}, {tokens} tokens, will be read with the next question" in paper.told
+    assert "no document will be read: /doc FILE names one" in paper.told
+    assert session.messages[0]["content"] == "Hello"
+    with pytest.raises(InputError, match="the context is 256"):
+        talk(session, Paper("never").desk, shelf.read_text())
+
+
+def test_a_reading_that_is_stopped_says_so_and_its_document_waits(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "CHUNK", 16)
+    paper = Paper("Hello", "Again")
+    desk = paper.desk
+
+    @contextmanager
+    def interrupted() -> Generator[Callable[[int], Callable[[int], None]], None, None]:
+        first = len(paper.prompts) == 1
+        yield lambda total: lambda done: os.kill(os.getpid(), signal.SIGINT) if first else None
+
+    talk(session, replace(desk, reading=interrupted), "word " * 20)
+    assert "stopped before it was read: nothing of the question stays" in paper.told
+    assert [m["content"] for m in session.messages[:1]] == ["word " * 20 + "\n\nAgain"]
+
+
+def test_what_cannot_be_asked_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    nowhere, told = tmp_path / "model", []
+    for config, said in (
+        (Chat(model=nowhere, question=" "), "the question is empty"),
+        (Chat(model=nowhere, question="Hello", answer=0), "an answer of 0 tokens"),
+        (Chat(model=nowhere, question="Hello", doc=tmp_path / "none"), "no file at"),
+    ):
+        with pytest.raises(InputError, match=said):
+            chat(config, told.append)
+    assert not told
 
 
 def test_an_error_ends_no_conversation(session: Session) -> None:

@@ -4,13 +4,16 @@ import json
 import shutil
 from pathlib import Path
 
+import gguf
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from foreign import PARITY, unpack
+from foreign import PARITY, gguf_tensors, unpack, write_gguf
 from test_sentencepiece import SMALL
 from tiny_hf import write_tiny
 
+from ringworld.convert.diffusers import load_any
 from ringworld.convert.save import convert
 from ringworld.data.sentencepiece import read_sentencepiece
 from ringworld.errors import InputError
@@ -80,6 +83,34 @@ def test_what_lies_beside_the_weights_goes_along(tmp_path: Path):
     theirs = out_and_back(tmp_path / "src", tmp_path)
     for file in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
         assert (theirs / file).read_bytes() == (tmp_path / "src" / file).read_bytes()
+
+
+def test_every_end_of_an_answer_goes_along(tmp_path: Path):
+    def name(writer: gguf.GGUFWriter) -> None:
+        writer.add_eot_token_id(14)
+
+    file = write_gguf(tmp_path / "m.gguf", gguf_tensors(np.random.default_rng(0)), more=name)
+    theirs = out_and_back(file, tmp_path)
+    for folder in (tmp_path / "ours", theirs):
+        said = json.loads((folder / "generation_config.json").read_text())
+        assert said == {"bos_token_id": 0, "eos_token_id": [1, 14]}
+        assert load_model(folder).ends == (1, 14)
+
+
+def test_ends_are_those_of_both_configs(tmp_path: Path):
+    write_tiny(tmp_path / "src", eos_token_id=[2, 5])
+    assert load_model(tmp_path / "src").ends == (2, 5, 3)
+    (tmp_path / "src" / "generation_config.json").unlink()
+    convert(tmp_path / "src", tmp_path / "ours", None, quiet)
+    assert load_model(tmp_path / "ours").ends == (2, 5)
+
+
+def test_ends_that_the_model_does_not_have_are_one_sentence(tmp_path: Path):
+    write_tiny(tmp_path / "src")
+    for said, wanted in (("[2, 320]", "the token 320 of 320"), ('"x"', "make it token ids")):
+        (tmp_path / "src" / "generation_config.json").write_text(f'{{"eos_token_id": {said}}}')
+        with pytest.raises(InputError, match=wanted):
+            load_model(tmp_path / "src")
 
 
 def test_a_tokenizer_without_names_goes_out_with_those_of_the_models_ends(tmp_path: Path):
@@ -175,6 +206,70 @@ def test_a_world_goes_out_as_one_language_model_and_comes_back_to_the_bit(tmp_pa
     assert set(first) == set(second)
     for name, tensor in first.items():
         assert tensor.tobytes() == second[name].tobytes(), name
+    codecs = [load_folder(folder / "codec")[2] for folder in (NANO, tmp_path / "again")]
+    assert {n: t.tobytes() for n, t in codecs[0].items()} == {
+        n: t.tobytes() for n, t in codecs[1].items()
+    }
+
+
+def test_a_codec_goes_out_and_comes_back_to_the_byte(tmp_path: Path):
+    told: list[str] = []
+    convert(CODEC, tmp_path / "theirs", None, told.append)
+    convert(tmp_path / "theirs", tmp_path / "ours", None, told.append)
+    assert "diffusers loads it" in told[0] and "a codec of ours" in told[1]
+    configs = [json.loads((at / "config.json").read_text()) for at in (CODEC, tmp_path / "ours")]
+    assert configs[0] == configs[1]
+    first, second = load_folder(CODEC)[2], load_folder(tmp_path / "ours")[2]
+    assert {n: (t.dtype, t.tobytes()) for n, t in first.items()} == {
+        n: (t.dtype, t.tobytes()) for n, t in second.items()
+    }
+
+
+def test_lwms_codec_alone_becomes_ours(tmp_path: Path):
+    (tmp_path / "lwm").mkdir()
+    file = unpack("vqgan/vqgan.gz", tmp_path / "lwm")
+    (tmp_path / "lwm" / "config.json").unlink()
+    for i, source in enumerate((file, file.parent)):
+        convert(source, tmp_path / f"ours{i}", None, quiet)
+        found = load_any(tmp_path / f"ours{i}")
+        assert found.config == load_any(file).config
+        for ours, theirs in zip(
+            jax.tree.leaves(found.weights), jax.tree.leaves(load_any(file).weights), strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_file_is_known_by_its_content_and_not_by_its_name(tmp_path: Path):
+    file = write_gguf(tmp_path / "sha256-0a1b", gguf_tensors(np.random.default_rng(0)))
+    convert(file, tmp_path / "ours", None, quiet)
+    assert load_model(tmp_path / "ours").config.llama.layers == 2
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0a1b\nsize 538090408\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("src/model.safetensors", "is a part of a model: give its folder"),
+        ("pointer.gguf", "run git lfs pull"),
+        ("pointer", "run git lfs pull"),
+    ],
+)
+def test_what_only_stands_for_a_model_says_what_to_give(tmp_path: Path, name: str, said: str):
+    write_tiny(tmp_path / "src")
+    write_tiny(tmp_path / "pointer")
+    (tmp_path / "pointer" / "model.safetensors").write_text(POINTER)
+    (tmp_path / "pointer.gguf").write_text(POINTER)
+    with pytest.raises(InputError, match=said):
+        convert(tmp_path / name, tmp_path / "dst", None, quiet)
+    assert not (tmp_path / "dst").exists()
+
+
+def test_a_target_inside_a_file_is_one_sentence(tmp_path: Path):
+    write_tiny(tmp_path / "src")
+    with pytest.raises(InputError, match="is a file, in which nothing can be saved"):
+        convert(tmp_path / "src", tmp_path / "src" / "config.json" / "dst", None, quiet)
 
 
 def test_a_failed_conversion_leaves_nothing(tmp_path: Path):

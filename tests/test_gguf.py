@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from ringworld.convert.gguf import KINDS, PLAIN, read_container
 from ringworld.convert.gguf_model import read_gguf
 from ringworld.errors import InputError
+from ringworld.generate.model import load_model
 from ringworld.rope_scaling import Llama3
 from tests import foreign
 
@@ -112,6 +113,25 @@ def test_text_is_cut_and_merged_as_the_file_says(tmp_path):
     tokenizer = Tokenizer.from_str(read_gguf(make(tmp_path)).tokenizer.decode())
     assert tokenizer.encode("abcab</s>ba").tokens == ["abc", "ab", "</s>", "b", "a"]
     assert tokenizer.decode(tokenizer.encode("abcab").ids) == "abcab"
+
+
+def test_the_ends_that_a_file_names_are_tokens_and_end_answers(tmp_path):
+    def name(writer: gguf.GGUFWriter) -> None:
+        writer.add_eot_token_id(14)  # "ab", which the file says is a word like any other
+        writer.add_uint32("tokenizer.ggml.eom_token_id", 15)
+
+    tensors = foreign.gguf_tensors(np.random.default_rng(0))
+    model = load_model(foreign.write_gguf(tmp_path / "m.gguf", tensors, more=name))
+    assert model.ends == (14, 15)
+    assert (model.tokenizer.bos_name, model.tokenizer.eos_name) == ("<s>", "</s>")
+    assert model.tokenizer.special == {"<s>": 0, "</s>": 1, "ab": 14, "abc": 15}
+
+
+def test_the_names_of_the_ends_are_those_of_the_files_ids(tmp_path):
+    tensors = foreign.gguf_tensors(np.random.default_rng(0))
+    swapped = foreign.write_gguf(tmp_path / "m.gguf", tensors, ends=(1, 0))
+    words = load_model(swapped).tokenizer
+    assert (words.bos_name, words.eos_name) == ("</s>", "<s>")
 
 
 def test_pieces_merge_the_best_score_first_after_the_first_token(tmp_path):

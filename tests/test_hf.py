@@ -150,4 +150,4 @@ def test_a_world_model_reads_and_draws_in_torch_as_it_does_here(world_folder: Pa
     # A number between two bytes may be rounded to either of them.
     assert np.abs(drawn - ours.seeing.decode(codes)[0].astype(np.int32)).max() <= 1
     assert isinstance(theirs.answer("What moves?", Image.fromarray(pixels)), str)
-    assert theirs.draw("a red circle").size == (64, 64)
+    assert theirs.draw("an image of a red circle").size == (64, 64)

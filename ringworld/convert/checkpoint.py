@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ringworld.data.sentencepiece import load_sentencepiece
-from ringworld.models.folder import TOKENIZER
-from ringworld.models.tensors import Read
+from ringworld.errors import InputError
+from ringworld.models.folder import CONFIG, TOKENIZER
+from ringworld.models.tensors import Read, read_json
 
 # LLaMA's and LWM's folders may have no other tokenizer.
 SENTENCEPIECE = "tokenizer.model"
+GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,8 @@ class Checkpoint:
     Hugging Face name, matrices [out, in], queries and keys in the half-split order; the vision
     table and head of a world model are `model.embed_vision.weight` and `vision_head.weight`, both
     [rows, hidden]. `tokenizer` is a whole tokenizer.json; `codec` a folder or file of codec weights
-    that `load_codec` reads.
+    that `load_codec` reads. `ends` are the tokens that end an answer, where there are more than
+    `eos_token_id`: a turn may have another end than a text.
     """
 
     config: dict[str, Any]
@@ -37,6 +40,7 @@ class Checkpoint:
     tokenizer: bytes | None = None
     chat_template: str | None = None
     codec: Path | None = None
+    ends: tuple[int, ...] = ()
 
 
 def read_tokenizer(folder: Path) -> bytes | None:
@@ -49,3 +53,20 @@ def read_tokenizer(folder: Path) -> bytes | None:
     if (folder / SENTENCEPIECE).is_file():
         return load_sentencepiece(folder / SENTENCEPIECE).bpe.to_str().encode()
     return None
+
+
+def read_ends(folder: Path) -> tuple[int, ...]:
+    """The tokens that end an answer, as a folder's config.json and generation_config.json say.
+
+    Raises InputError when one of them is broken.
+    """
+    found: list[int] = []
+    for file in (folder / CONFIG, folder / GENERATION):
+        said = read_json(file).get("eos_token_id") if file.is_file() else None
+        ends = said if isinstance(said, list) else [] if said is None else [said]
+        if not all(type(end) is int and end >= 0 for end in ends):
+            raise InputError(
+                f"the field eos_token_id of {file} is {str(said)[:40]}: make it token ids"
+            )
+        found += ends
+    return tuple(dict.fromkeys(found))

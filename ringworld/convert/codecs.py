@@ -16,14 +16,16 @@ import numpy as np
 from ringworld.convert.cursor import finite
 from ringworld.convert.settings import CONFIG, read_settings, size_of
 from ringworld.convert.unpickle import read_pickle
-from ringworld.data.codec import Codec, load_codec
+from ringworld.data.codec import Codec
 from ringworld.errors import InputError
-from ringworld.models.folder import fill
+from ringworld.models.folder import check_table, fill, load_folder, make_config
 from ringworld.models.tensors import read_tensors
 from ringworld.models.vqgan import VQGAN, specs
 from ringworld.params import paths
 
 PICKLED = "vqgan"
+PICKLE = b"\x80"  # what a pickle begins with, and neither msgpack's maps nor GGUF
+VQGAN_KIND = "vqgan"  # what the config.json of our folders calls a codec
 DIFFUSERS = "VQModel"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 # Both are made for pictures of 16 x 16 codes, and say so nowhere.
@@ -59,22 +61,48 @@ def load_any_codec(path: Path, size: int | None = None) -> Codec:
     `size` is the side of its frames in pixels; without it, of those that have 16 codes a side.
     Raises InputError when the file is damaged, or is another model's.
     """
+    config, table = open_any_codec(path, size)
+    return Codec(config, fill(specs(config), table, jnp.float32))
+
+
+def open_any_codec(path: Path, size: int | None = None) -> tuple[VQGAN, Mapping[str, np.ndarray]]:
+    """The same before it is made ready: the config, and the weights by our names as stored."""
     if not path.is_dir():
-        return load_lwm_codec(path, size)
+        return _open_lwm(path, size)
     if not (path / CONFIG).is_file() and (path / PICKLED).is_file():
-        return load_lwm_codec(path / PICKLED, size)
+        return _open_lwm(path / PICKLED, size)
     fields = read_settings(path / CONFIG)
     if "kind" in fields:
-        return load_codec(path)
+        return _open_ours(path)
     if fields.get("_class_name") != DIFFUSERS:
         if (path / PICKLED).is_file():
-            return load_lwm_codec(path / PICKLED, size)
+            return _open_lwm(path / PICKLED, size)
         raise InputError(f"{path} holds no codec: give ours, a VQModel's folder, or LWM's `vqgan`")
-    return load_diffusers_codec(path, size)
+    return _open_diffusers(path, size)
 
 
-def load_lwm_codec(path: Path, size: int | None = None) -> Codec:
-    """The codec of LWM's `vqgan` file, its sizes from its tensors. Raises InputError, as above."""
+def is_codec(path: Path) -> bool:
+    """Whether a codec, and no model, stands at `path`."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return file.read(1) == PICKLE
+    if (path / CONFIG).is_file():
+        fields = read_settings(path / CONFIG)
+        return fields.get("kind") == VQGAN_KIND or fields.get("_class_name") == DIFFUSERS
+    return path.is_dir() and [file.name for file in path.iterdir()] == [PICKLED]
+
+
+def _open_ours(path: Path) -> tuple[VQGAN, Mapping[str, np.ndarray]]:
+    kind, values, tensors = load_folder(path)
+    if kind != VQGAN_KIND:
+        raise InputError(f"{path} holds a {kind}, not a vqgan: give the folder of a codec")
+    config = make_config(VQGAN, values)
+    check_table(specs(config), tensors)
+    return config, tensors
+
+
+def _open_lwm(path: Path, size: int | None) -> tuple[VQGAN, Mapping[str, np.ndarray]]:
+    """LWM's `vqgan` file, its sizes from its tensors."""
     stored = read_pickle(path)
     shapes = {name: array.shape for name, array in stored.items()}
     config = _lwm_config(path, shapes, size)
@@ -86,11 +114,12 @@ def load_lwm_codec(path: Path, size: int | None = None) -> Codec:
     if len(found) < len(stored):
         unknown = sorted(set(stored) - set(their_names(config, lwm_name).values()))
         raise InputError(f"{path} holds {unknown[0]!r:.80}, which no codec of LWM's has")
-    return Codec(config, fill(specs(config), found, jnp.float32))
+    check_table(specs(config), found)
+    return config, found
 
 
-def load_diffusers_codec(path: Path, size: int | None = None) -> Codec:
-    """The codec of a folder with diffusers' config.json and safetensors. Raises InputError."""
+def _open_diffusers(path: Path, size: int | None) -> tuple[VQGAN, Mapping[str, np.ndarray]]:
+    """A folder with diffusers' config.json and safetensors."""
     config = _diffusers_config(path / CONFIG, read_settings(path / CONFIG), size)
     file = path / DIFFUSERS_WEIGHTS
     names = their_names(config, diffusers_name)
@@ -104,7 +133,8 @@ def load_diffusers_codec(path: Path, size: int | None = None) -> Codec:
         for ours, name in names.items()
         if name in tensors
     }
-    return Codec(config, fill(specs(config), found, jnp.float32))
+    check_table(specs(config), found)
+    return config, found
 
 
 def their_names(config: VQGAN, name: Callable[[str], str]) -> dict[str, str]:

@@ -13,15 +13,16 @@ import numpy as np
 
 from ringworld.convert.codecs import (
     DIFFUSERS_WEIGHTS,
+    VQGAN_KIND,
     diffusers_name,
     load_any_codec,
+    open_any_codec,
     their_names,
 )
 from ringworld.data.codec import Codec, Pictures
-from ringworld.models.folder import CONFIG, load_folder, make_config, read_config, write_folder
+from ringworld.models.folder import CONFIG, read_config, write_folder
 from ringworld.models.tensors import write_tensors
 from ringworld.models.vqgan import COLOURS, VQGAN
-from ringworld.params import paths
 
 # The field of the config that diffusers does not know: the side of a frame in pixels. (Its own
 # `sample_size` is 32 in every VQModel, whatever the model was made for.)
@@ -38,27 +39,27 @@ def load_pictures(path: Path | str) -> Pictures:
 
 def load_any(path: Path) -> Codec:
     """The same on bytes, as film and training rows have them."""
-    said = read_config(path).get(OURS) if (path / CONFIG).is_file() else None
-    size = said.get("size") if isinstance(said, dict) else None
-    return load_any_codec(path, size if type(size) is int else None)
+    return load_any_codec(path, _size_of(path))
 
 
 def open_codec(path: Path) -> tuple[VQGAN, Mapping[str, np.ndarray]]:
-    """The codec of a folder or file: its config, and its weights by our names.
+    """The codec of a folder or file: its config, and its weights by our names as they are stored.
 
-    Those of a folder of ours are still on the disk. Raises InputError as `load_pictures`.
+    Raises InputError as `load_pictures`.
     """
-    if (path / CONFIG).is_file() and "kind" in read_config(path):
-        kind, values, tensors = load_folder(path)
-        if kind == "vqgan":
-            return make_config(VQGAN, values), tensors
-    codec = load_any(path)
-    return codec.config, {name: np.asarray(w) for name, w in paths(codec.weights).items()}
+    return open_any_codec(path, _size_of(path))
+
+
+def _size_of(path: Path) -> int | None:
+    """The side of a frame that a VQModel of ours notes in its config.json."""
+    said = read_config(path).get(OURS) if (path / CONFIG).is_file() else None
+    size = said.get("size") if isinstance(said, dict) else None
+    return size if type(size) is int else None
 
 
 def write_codec(draft: Path, config: VQGAN, table: Mapping[str, np.ndarray]) -> None:
     """Write a codec of ours into the folder `draft`."""
-    write_folder(draft, "vqgan", config, table)
+    write_folder(draft, VQGAN_KIND, config, table)
 
 
 def write_diffusers(draft: Path, config: VQGAN, table: Mapping[str, np.ndarray]) -> None:

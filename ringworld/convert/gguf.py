@@ -20,6 +20,7 @@ import numpy as np
 
 from ringworld.convert.cursor import Cursor, finite, open_bytes
 from ringworld.errors import InputError
+from ringworld.models.tensors import POINTER
 
 MAGIC = 0x46554747  # "GGUF"
 VERSIONS = (2, 3)
@@ -127,9 +128,17 @@ class Container:
     tensors: dict[str, Tensor]
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a file begins as GGUF does, whatever its name: caches name files by their hash."""
+    with path.open("rb") as file:
+        return file.read(4) == MAGIC.to_bytes(4, "little")
+
+
 def read_container(path: Path) -> Container:
     """The entries and tensors of a GGUF file; the tensors stay in it. Raises InputError."""
     cursor = Cursor(open_bytes(path), path)
+    if cursor.data[: len(POINTER)] == POINTER:
+        raise InputError(f"{path} only names the weights (Git LFS): run git lfs pull there")
     if cursor.number("<I", "the beginning") != MAGIC:
         raise InputError(f"{path} does not begin with GGUF: give a .gguf file")
     version = cursor.number("<I", "the version")

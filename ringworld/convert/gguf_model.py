@@ -15,7 +15,7 @@ import numpy as np
 from ringworld.convert.checkpoint import Checkpoint
 from ringworld.convert.cursor import to_halves
 from ringworld.convert.gguf import Container, Tensor, read_container
-from ringworld.convert.gguf_words import make_tokenizer
+from ringworld.convert.gguf_words import PREFIX, make_tokenizer
 from ringworld.convert.names import NAMES
 from ringworld.convert.settings import number_of, size_of
 from ringworld.errors import InputError
@@ -29,6 +29,8 @@ ARCHITECTURES = {
 }
 IN_PAIRS = "llama"  # whose query and key rows stand in pairs
 PAIRED = ("attn_q.", "attn_k.")
+# What ends a turn, and a message within one, where that is not what ends a text.
+TURN_ENDS = ("eot_token_id", "eom_token_id")
 FACTORS = "rope_freqs.weight"
 MOST_LAYERS = 1 << 10
 THETA = 1e4  # where the file does not say
@@ -71,6 +73,11 @@ def read_gguf(path: Path) -> Checkpoint:
         tensors=tensors,
         tokenizer=make_tokenizer(path, file.entries),
         chat_template=template if isinstance(template, str) else None,
+        ends=tuple(
+            end
+            for name in TURN_ENDS
+            if (end := _id(file.entries, PREFIX + name, config["vocab_size"], path)) is not None
+        ),
     )
 
 
@@ -133,8 +140,8 @@ def _config(file: Container) -> dict[str, Any]:
         "rms_norm_eps": _shortest(number_of(fields, epsilon, path)),
         "max_position_embeddings": size_of(fields, "context_length", path),
         "tie_word_embeddings": "output.weight" not in file.tensors,
-        "bos_token_id": _id(entries, "tokenizer.ggml.bos_token_id", table.shape[0], path),
-        "eos_token_id": _id(entries, "tokenizer.ggml.eos_token_id", table.shape[0], path),
+        "bos_token_id": _id(entries, f"{PREFIX}bos_token_id", table.shape[0], path),
+        "eos_token_id": _id(entries, f"{PREFIX}eos_token_id", table.shape[0], path),
     }
 
 

@@ -15,6 +15,8 @@ import numpy as np
 from ringworld.errors import InputError
 
 PREFIX = "tokenizer.ggml."
+# The tokens that no text spells, whatever kind a converter has given them.
+ENDS = ("bos_token_id", "eos_token_id", "eot_token_id", "eom_token_id")
 NORMAL, UNKNOWN, CONTROL, USER = 1, 2, 3, 4  # kinds of tokens
 # No word is longer; finding the merges of one takes the square of it.
 LONGEST_TOKEN = 1 << 10
@@ -103,10 +105,12 @@ def _tokens(path: Path, entries: dict[str, Any]) -> tuple[list[str], list[int]]:
             f"{path} has a token of more than {LONGEST_TOKEN} letters: convert it again"
         )
     if kinds is None:
-        return tokens, [NORMAL] * len(tokens)
+        kinds = np.full(len(tokens), NORMAL)
     if not isinstance(kinds, np.ndarray) or kinds.shape != (len(tokens),):
         raise InputError(f"{path} does not give each token its kind: convert it again")
-    return tokens, kinds.tolist()
+    ends = (entries.get(PREFIX + name) for name in ENDS)
+    marked = {end for end in ends if type(end) is int}
+    return tokens, [CONTROL if i in marked else kind for i, kind in enumerate(kinds.tolist())]
 
 
 def _added(number: int, token: str, *, special: bool) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ringworld.convert.checkpoint import Checkpoint, read_tokenizer
+from ringworld.convert.checkpoint import Checkpoint, read_ends, read_tokenizer
 from ringworld.errors import InputError
 from ringworld.models.folder import CONFIG, TENSORS, read_config
 from ringworld.models.llama import Llama
@@ -254,6 +254,7 @@ def read_hf(path: Path) -> Checkpoint:
         tokenizer=read_tokenizer(path),
         chat_template=_read_template(path),
         codec=path / VQGAN_FOLDER if (path / VQGAN_FOLDER).is_dir() else None,
+        ends=read_ends(path),
     )
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ringworld.convert.checkpoint import Checkpoint
+from ringworld.convert.checkpoint import Checkpoint, read_ends
+from ringworld.convert.gguf import is_gguf
 from ringworld.convert.gguf_model import read_gguf
 from ringworld.convert.hf import CHAT_TEMPLATE, read_hf, read_world
 from ringworld.convert.lwm import read_lwm
@@ -48,7 +49,8 @@ PASSED_OVER = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_c
 class Opened:
     """A model whose weights are still on the disk: `table` has them by our names.
 
-    `home` is the folder that it came from, where what nobody reads here may lie beside it.
+    `home` is the folder that it came from, where what nobody reads here may lie beside it. `ends`
+    are the tokens that end an answer besides the vocabulary's own.
     """
 
     config: World
@@ -57,6 +59,7 @@ class Opened:
     chat_template: str | None
     codec: Path | None
     home: Path
+    ends: tuple[int, ...] = ()
 
 
 def open_model(path: Path) -> Opened:
@@ -78,6 +81,7 @@ def open_model(path: Path) -> Opened:
         chat_template=checkpoint.chat_template,
         codec=checkpoint.codec,
         home=path if path.is_dir() else path.parent,
+        ends=_check_ends(checkpoint.ends, config),
     )
 
 
@@ -91,8 +95,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"there is nothing at {path}: give a folder or a file of weights, or fetch's name of a "
             f"model ({', '.join(MODELS)})"
         )
+    if path.suffix == ".safetensors" and path.is_file():
+        raise InputError(f"{path} is a part of a model: give its folder, {path.absolute().parent}")
     if path.is_file():
-        return read_gguf(path) if path.suffix == ".gguf" else read_lwm(path)
+        return read_gguf(path) if path.suffix == ".gguf" or is_gguf(path) else read_lwm(path)
     if not list(path.glob("*.safetensors*")):
         held = [path / name for name in LWM_FILES if (path / name).is_file()]
         held = held or sorted(path.glob("*.gguf"))
@@ -149,7 +155,18 @@ def _open_ours(path: Path) -> Opened:
         chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
         codec=path / CODEC if (path / CODEC).exists() else None,
         home=path,
+        ends=_check_ends(read_ends(path), config),
     )
+
+
+def _check_ends(ends: tuple[int, ...], config: World) -> tuple[int, ...]:
+    """The ends of answers. Raises InputError when the model has no such token."""
+    if max(ends, default=0) >= config.vocabulary.text:
+        raise InputError(
+            f"answers would end with the token {max(ends)} of {config.vocabulary.text}: use the "
+            "generation_config.json that the weights came with"
+        )
+    return ends
 
 
 def _table(checkpoint: Checkpoint, config: World) -> dict[str, Pieces]:

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer as Bpe
 
+from ringworld.convert.checkpoint import GENERATION
+from ringworld.convert.codecs import is_codec
 from ringworld.convert.diffusers import open_codec, write_codec, write_diffusers
 from ringworld.convert.hf import CHAT_TEMPLATE, INDEX, TOKENIZER_CONFIG, VQGAN_FOLDER, write_config
 from ringworld.convert.names import BY_OURS, Name
@@ -26,7 +28,6 @@ from ringworld.models.folder import CODEC, CONFIG, TENSORS, TOKENIZER, new_folde
 from ringworld.models.tensors import Pieces, write_tensors
 from ringworld.models.world import World
 
-GENERATION = "generation_config.json"
 # What others wrote about words and sampling, carried along unread.
 CARRIED = (TOKENIZER_CONFIG, "special_tokens_map.json", GENERATION)
 # As transformers cuts its own: a file that is too large for some disks helps nobody.
@@ -40,23 +41,34 @@ def convert(
     announce: Callable[[str], None],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write the model of `src` to the new folder `dst`, all of it or nothing.
+    """Write the model or the codec of `src` to the new folder `dst`, all of it or nothing.
 
     A folder of ours becomes one for Hugging Face's readers, what comes from elsewhere one of ours.
     With a codec in `add_vision`, a language model becomes a world model of ours.
     Raises InputError when `src` cannot be read or `dst` exists.
     """
-    opened, outwards = open_model(src), add_vision is None and is_ours(src)
-    if add_vision is not None:
-        opened = _seeing(opened, add_vision)
-    with new_folder(dst) as draft:
-        if outwards:
-            write_theirs(draft, opened, shard_bytes)
-        else:
-            write_ours(draft, opened)
+    outwards = add_vision is None and is_ours(src)
+    if add_vision is None and is_codec(src):
+        _convert_codec(src, dst, outwards)
+        whose = "diffusers loads it" if outwards else "a codec of ours"
+    else:
+        opened = open_model(src)
+        opened = opened if add_vision is None else _seeing(opened, add_vision)
+        with new_folder(dst) as draft:
+            if outwards:
+                write_theirs(draft, opened, shard_bytes)
+            else:
+                write_ours(draft, opened)
+        whose = "transformers and its relatives load it" if outwards else "a model of ours"
     size = sum(file.stat().st_size for file in dst.rglob("*") if file.is_file())
-    whose = "transformers and its relatives load it" if outwards else "a model of ours"
     announce(f"wrote {dst}: {whose}, {size / 1e6:.1f} MB")
+
+
+def _convert_codec(src: Path, dst: Path, outwards: bool) -> None:
+    """Write a codec of ours for diffusers, one from elsewhere as ours."""
+    config, table = open_codec(src)
+    with new_folder(dst) as draft:
+        (write_diffusers if outwards else write_codec)(draft, config, table)
 
 
 def _seeing(opened: Opened, codec: Path) -> Opened:
@@ -71,6 +83,8 @@ def write_ours(draft: Path, opened: Opened) -> None:
     """Write a folder of ours into the folder `draft`."""
     write_folder(draft, "world", opened.config, opened.table)
     _write_words(draft, opened)
+    if set(opened.ends) - {opened.config.vocabulary.eos}:
+        _write_ends(draft, opened)
     if opened.codec is not None:
         (draft / CODEC).mkdir()
         write_codec(draft / CODEC, *open_codec(opened.codec))
@@ -81,13 +95,11 @@ def write_theirs(draft: Path, opened: Opened, shard_bytes: int) -> None:
     theirs = _theirs(opened.table)
     if opened.config.vocabulary.codes:
         theirs = join_tables(theirs)
-    config = write_config(opened.config, next(iter(theirs.values())).dtype().name)
-    _write_json(draft / CONFIG, config)
+    dtype = next(iter(theirs.values())).dtype().name
+    _write_json(draft / CONFIG, write_config(opened.config, dtype))
     _write_shards(draft, theirs, shard_bytes)
     _write_words(draft, opened)
-    if not (draft / GENERATION).exists():
-        tokens = {n: v for n, v in config.items() if n in ("bos_token_id", "eos_token_id")}
-        _write_json(draft / GENERATION, {n: v for n, v in tokens.items() if v is not None})
+    _write_ends(draft, opened)
     if opened.codec is not None:
         (draft / VQGAN_FOLDER).mkdir()
         write_diffusers(draft / VQGAN_FOLDER, *open_codec(opened.codec))
@@ -147,6 +159,17 @@ def _write_words(draft: Path, opened: Opened) -> None:
         ends = _name_ends(opened.tokenizer, opened.config)
         if not (draft / TOKENIZER_CONFIG).exists():
             _write_json(draft / TOKENIZER_CONFIG, ends)
+
+
+def _write_ends(draft: Path, opened: Opened) -> None:
+    """Say which tokens begin a text and end an answer, unless what was carried along does."""
+    if (draft / GENERATION).exists():
+        return
+    words = opened.config.vocabulary
+    ends = list(dict.fromkeys(i for i in (words.eos, *opened.ends) if i >= 0))
+    said = {"bos_token_id": words.bos} if words.bos >= 0 else {}
+    said |= {"eos_token_id": ends if len(ends) > 1 else ends[0]} if ends else {}
+    _write_json(draft / GENERATION, said)
 
 
 def _name_ends(tokenizer: bytes, c: World) -> dict[str, str]:

@@ -5,10 +5,12 @@ what the model is doing and not the program; twice at the prompt, it leaves.
 """
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 import jax
@@ -29,11 +31,11 @@ from ringworld.generate.stretch import Rule, stretch
 from ringworld.mesh import MeshShape, make_mesh
 
 Announce = Callable[[str], None]
-HELP = """/doc FILE   read a text file with the next question
+HELP = """/doc FILE   read a text file with the next question; without FILE none
 /reset      forget the conversation
 /help       this list
-/quit       leave (so do the end of input, and Ctrl-C twice)
-Ctrl-C stops an answer."""
+/quit       leave (so do Ctrl-D, and Ctrl-C twice)
+Ctrl-C stops an answer, or the reading of a document."""
 # Reading that takes about this many tokens is done before anyone wonders, even on two cores.
 SOON = 512
 
@@ -80,20 +82,28 @@ class Desk:
 def chat(config: Chat, announce: Announce) -> None:
     """Answer one question, or talk until the person leaves.
 
-    Raises InputError when a file cannot be used or, for one question, the context is too small.
+    Raises InputError when a file or an option cannot be used, or the context is too small for the
+    document or, for one question, for both.
     """
+    if config.question is not None and not config.question.strip():
+        raise InputError("the question is empty: ask something, or leave it out to talk")
+    if config.answer < 1:
+        raise InputError(f"an answer of {config.answer} tokens says nothing: use 1 or more")
+    document = "" if config.doc is None else read_document(config.doc)
     shape = config.mesh
     mesh = jax.set_mesh(make_mesh(**asdict(shape))) if shape.devices > 1 else nullcontext()
     desk = make_desk(announce)
+    announce(f"loading {config.model}")
     with mesh:
         model = load_model(config.model)
         session = open_session(model, config)
-        document = "" if config.doc is None else read_document(config.doc)
         sights = _look(model, config)
         if config.question is None:
             talk(session, desk, document, sights)
             return
-        answer(session, desk, config.question, document, sights)
+        if answer(session, desk, config.question, document, sights):
+            raise KeyboardInterrupt("stopped before the question was read")
+        announce(count_tokens(session))
 
 
 def open_session(model: Model, config: Chat) -> Session:
@@ -127,7 +137,7 @@ def choose_template(own: str | None, asked: str | None, has_document: bool) -> s
 def read_document(path: Path) -> str:
     """The text of a file. Raises InputError when it is missing or no text."""
     try:
-        written = path.read_text(encoding="utf-8")
+        written = path.read_text(encoding="utf-8-sig")  # books often begin with the mark of Windows
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise InputError(f"there is no file at {path}: check the path") from None
     except UnicodeDecodeError:
@@ -158,8 +168,8 @@ def answer(
     document: str = "",
     sights: list[Int[np.ndarray, "Z Q"]] | None = None,
 ) -> bool:
-    """Show one answer and what it cost; whether it was stopped before it began."""
-    before = len(session.messages)
+    """Show one answer; whether it was stopped before the question was read."""
+    before, shown = len(session.messages), False
     with interruptible() as stopped, desk.reading() as on_read:
         pieces = session.ask(
             question,
@@ -170,10 +180,13 @@ def answer(
         )
         try:
             for piece in pieces:
+                shown = True
                 desk.show(piece)
         finally:
-            desk.show("\n")
-    desk.announce(count_tokens(session))
+            if shown:
+                desk.show("\n")
+    if session.cut:
+        desk.announce(f"the answer ends at {session.most:,} tokens: --answer N allows more")
     return len(session.messages) == before
 
 
@@ -188,15 +201,22 @@ def talk(
     document: str = "",
     sights: list[Int[np.ndarray, "Z Q"]] | None = None,
 ) -> None:
-    """Ask for lines and answer them, until the person leaves."""
-    desk.announce(f"{count_tokens(session)}; /help lists what else you can say")
+    """Ask for lines and answer them, until the person leaves.
+
+    Raises InputError when the document does not fit the context.
+    """
+    if document:
+        desk.announce(f"{session.measure(document):,} tokens will be read with the first question")
+    desk.announce("/help lists what else you can say")
     seen, warned = sights or [], False
     while True:
         try:
             line = desk.ask(f"[{count_tokens(session)}] > ").strip()
         except EOFError:
+            desk.announce("")
             return
         except KeyboardInterrupt:
+            desk.announce("")
             if warned:
                 return
             warned = True
@@ -208,18 +228,30 @@ def talk(
             if word == "/quit":
                 return
             if word == "/doc":
-                document = read_document(Path(rest.strip()).expanduser())
-                desk.announce(f"{rest.strip()} will be read with the next question")
+                document = _take(session, desk, rest.strip())
             elif word == "/reset":
                 session.reset()
                 document, seen = "", []
-                desk.announce(count_tokens(session))
+                desk.announce("the conversation is forgotten")
             elif word.startswith("/"):
-                desk.announce(HELP)
-            elif line and not answer(session, desk, line, document, seen):
+                desk.announce(HELP if word == "/help" else f"there is no {word}:\n{HELP}")
+            elif line and answer(session, desk, line, document, seen):
+                desk.announce("stopped before it was read: nothing of the question stays")
+            elif line:
                 document, seen = "", []
         except InputError as error:
             desk.announce(str(error))
+
+
+def _take(session: Session, desk: Desk, name: str) -> str:
+    """The document of that name, to be read with the next question; "" without a name."""
+    if not name:
+        desk.announce("no document will be read: /doc FILE names one")
+        return ""
+    document = read_document(Path(name).expanduser())
+    tokens = session.measure(document)
+    desk.announce(f"{name}, {tokens:,} tokens, will be read with the next question")
+    return document
 
 
 @contextmanager
@@ -244,12 +276,22 @@ def interruptible() -> Generator[Callable[[], bool], None, None]:
 
 def make_desk(announce: Announce) -> Desk:
     """The desk of a real terminal."""
+    with suppress(ImportError):  # with it `input` edits its line and remembers the lines before
+        import_module("readline")
     return Desk(
-        ask=input,
+        ask=_ask,
         show=lambda piece: print(piece, end="", flush=True),
         announce=announce,
         reading=lambda: _reading(announce),
     )
+
+
+def _ask(prompt: str) -> str:
+    """A line of input. Where answers go into a file, the prompt does not."""
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        return input(prompt)
+    print(prompt, end="", file=sys.stderr, flush=True)
+    return input()
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """A model as people hold it: one folder with the weights, the tokenizer and the codec."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,9 +15,9 @@ from tokenizers import Tokenizer as Bpe
 
 from ringworld.attention.mask import Where
 from ringworld.convert.diffusers import load_any
-from ringworld.convert.open import open_model
+from ringworld.convert.open import Opened, open_model
 from ringworld.data.codec import Codec
-from ringworld.data.tokenizer import Tokenizer, load_tokenizer
+from ringworld.data.tokenizer import NAMES_FILE, Tokenizer, load_tokenizer, read_names
 from ringworld.errors import InputError
 from ringworld.mesh import has_mesh, shard
 from ringworld.models.folder import CODEC, TOKENIZER, fill, save_folder
@@ -28,7 +29,8 @@ from ringworld.params import shardings
 class Model:
     """A model, and what turns text and frames into its tokens.
 
-    There are no `words` in a folder of weights alone, and no codec without vision.
+    There are no `words` in a folder of weights alone, and no codec without vision. `ends` are the
+    tokens that end an answer besides the vocabulary's own.
     """
 
     config: World
@@ -36,6 +38,7 @@ class Model:
     words: Tokenizer | None
     codec: Codec | None
     chat_template: str | None = None
+    ends: tuple[int, ...] = ()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -100,11 +103,7 @@ def load_model(path: Path | str, dtype: DTypeLike = jnp.float32) -> Model:
     the tokenizer is another model's.
     """
     opened = open_model(Path(path))
-    words = None
-    if Path(path).is_dir() and (opened.home / TOKENIZER).is_file():
-        words = load_tokenizer(opened.home / TOKENIZER)
-    elif opened.tokenizer is not None:
-        words = Tokenizer(Bpe.from_str(opened.tokenizer.decode("utf-8")))
+    words = _read_words(opened, Path(path).is_dir())
     text = opened.config.vocabulary.text
     if words is not None and words.size > text:
         raise InputError(
@@ -113,7 +112,23 @@ def load_model(path: Path | str, dtype: DTypeLike = jnp.float32) -> Model:
         )
     weights = fill(specs(opened.config), opened.table, dtype)
     codec = None if opened.codec is None else load_any(opened.codec)
-    return Model(opened.config, weights, words, codec, opened.chat_template)
+    return Model(opened.config, weights, words, codec, opened.chat_template, opened.ends)
+
+
+def _read_words(opened: Opened, is_folder: bool) -> Tokenizer | None:
+    """The tokenizer; its ends are named by the file beside it, or else by the model's own ids."""
+    names: Mapping[str, object] = {}
+    if is_folder and (opened.home / TOKENIZER).is_file():
+        words = load_tokenizer(opened.home / TOKENIZER)
+        names = read_names(opened.home / NAMES_FILE)
+    elif opened.tokenizer is not None:
+        words = Tokenizer(Bpe.from_str(opened.tokenizer.decode("utf-8")))
+    else:
+        return None
+    ids = {"bos_token": opened.config.vocabulary.bos, "eos_token": opened.config.vocabulary.eos}
+    own = {key: words.bpe.id_to_token(i) for key, i in ids.items() if i >= 0 and key not in names}
+    bos, eos = own.get("bos_token"), own.get("eos_token")
+    return Tokenizer(words.bpe, bos=bos or words.bos_name, eos=eos or words.eos_name)
 
 
 def save_model(

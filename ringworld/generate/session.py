@@ -6,7 +6,7 @@ written, however its text would be tokenized again. A template that rewrites wha
 makes everything be read again.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,12 +65,13 @@ class Session:
             )
         self._c, self._style = c, style
         self._words, self._weights = model.tokenizer, model.placed()
-        self._stops = find_stops(self._words, c, style.template)
+        ends = (c.vocabulary.eos, *model.ends)
+        self._stops = find_stops(self._words, ends, style.template)
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
-        self._said, self._tape = Said(), start_tape(self._c)
+        self._said, self._tape, self._cut = Said(), start_tape(self._c), False
 
     @property
     def used(self) -> int:
@@ -86,6 +87,22 @@ class Session:
     def messages(self) -> tuple[Message, ...]:
         """What was said, an answer without the spaces around it."""
         return self._said.messages
+
+    @property
+    def most(self) -> int:
+        """The longest answer in tokens."""
+        return self._style.most
+
+    @property
+    def cut(self) -> bool:
+        """Whether the last answer was as long as it may be and had more to say."""
+        return self._cut
+
+    def measure(self, document: str) -> int:
+        """The tokens of a document. Raises InputError when it does not fit the context any more."""
+        tokens = len(self._words.encode(document))
+        self._check_room(self.used + tokens + 1)
+        return tokens
 
     def ask(
         self,
@@ -112,7 +129,7 @@ class Session:
             tape, rest, sights = start_tape(self._c), rendered, every_sight
         new = make_example(rest, sights, self._words, self._c)
         self._check_room(tape.length + len(new) + 1)
-        before, tick = tape.length, on_read(len(new))
+        before, tick, self._cut = tape.length, on_read(len(new)), False
         tape = read_tape(self._weights, tape, new, self._c, on_chunk=tick, stopped=stopped)
         if tape.length < before + len(new):
             self._tape = forget_after(tape, before)
@@ -138,8 +155,9 @@ class Session:
         """The pieces of one answer; the tape is kept after every one."""
         typist, written, ended = Typist(self._words), 0, False
         while not (ended or stopped()):
-            most = min(self._style.most - written, self.left)
+            most = min(self.most - written, self.left)
             if most <= 0:
+                self._cut = self.left > 0
                 break
             ids, self._tape = write_tape(
                 self._weights,
@@ -190,17 +208,20 @@ class Session:
             )
 
 
-def find_stops(words: Tokenizer, c: World, template: str) -> tuple[int, ...]:
-    """The tokens that end an answer: the model's own, and what the template puts behind answers."""
+def find_stops(words: Tokenizer, ends: Iterable[int], template: str) -> tuple[int, ...]:
+    """The tokens that end an answer: the model's `ends`, and what a template puts behind answers.
+
+    An end below 0 is none.
+    """
+    own = {end for end in ends if end >= 0}
     talk = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": PROBE}]
     first, last = words.bos_name or "", words.eos_name or ""
     try:
         shown = render(template, talk, add_generation_prompt=False, bos_token=first, eos_token=last)
     except InputError:
-        return (c.vocabulary.eos,)
+        return tuple(sorted(own))
     behind = words.encode_spelled(shown.rpartition(PROBE)[2].lstrip())[:1]
-    special = set(words.special.values())
-    return tuple(sorted({c.vocabulary.eos, *(i for i in behind if i in special)}))
+    return tuple(sorted(own | {*behind} & {*words.special.values()}))
 
 
 def make_example(rest: str, sights: Sequence[Codes], words: Tokenizer, c: World) -> Example:

@@ -49,10 +49,12 @@ CODEC = "codec"
 def new_folder(path: Path) -> Generator[Path, None, None]:
     """A draft beside `path` that becomes the new folder `path` when the block ends well.
 
-    Raises InputError when `path` exists, or the disk is full or fails.
+    Raises InputError when `path` exists or lies in a file, or the disk is full or fails.
     """
     if path.exists():
         raise InputError(f"{path} exists already: remove it, or save under another name")
+    if above := [place for place in path.parents if place.exists() and not place.is_dir()]:
+        raise InputError(f"{above[0]} is a file, in which nothing can be saved: use another folder")
     with writing_to(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))

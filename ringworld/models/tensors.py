@@ -25,6 +25,8 @@ from ringworld.errors import InputError
 # The header of a model of 100,000 tensors is 10 MB; parsed, it takes some 30 times as much memory.
 HEADER_BYTES = 16 << 20
 METADATA = "__metadata__"
+# What stands in place of a large file where Git LFS has not brought it.
+POINTER = b"version https://git-lfs"
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -66,6 +68,9 @@ def read_tensors(file: Path) -> dict[str, np.ndarray]:
         raise InputError(f"there is no {file}: give the folder of a saved model")
     with file.open("rb") as opened:
         size = file.stat().st_size
+        if opened.read(len(POINTER)) == POINTER:
+            raise InputError(f"{file} only names the weights (Git LFS): run git lfs pull there")
+        opened.seek(0)
         length = struct.unpack("<Q", opened.read(8))[0] if size >= 8 else 0
         if not 2 <= length <= min(size - 8, HEADER_BYTES):
             raise _damaged(file, f"{size} bytes with a header of {length}")
