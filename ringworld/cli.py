@@ -62,7 +62,7 @@ class Fetch:
     """Bring pinned sample data into the cache, sha256 checked."""
 
     name: Positional[str]
-    """film, shakespeare or kjv"""
+    """what to bring; an unknown name lists them all"""
 
     def act(self, announce: Announce) -> None:
         """Fetch, and say where."""
@@ -180,10 +180,10 @@ class Questions(QA):
 
 @dataclass(frozen=True, kw_only=True)
 class Convert:
-    """Weights from elsewhere into a folder of ours; ours into one that transformers loads."""
+    """A model or a codec from elsewhere into a folder of ours; ours into one that others load."""
 
     source: Positional[Path]
-    """a folder of ours or of Hugging Face's, a .gguf file, or LWM's beside its config.json"""
+    """a folder of ours or of Hugging Face's, a .gguf file, LWM's beside its config.json, a codec"""
     target: Positional[Path]
     """the new folder"""
     add_vision: Path | None = None

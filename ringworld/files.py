@@ -12,6 +12,8 @@ from pathlib import Path
 from ringworld.errors import InputError
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS, errno.EACCES}
+# A file stands where a folder is to be made, or a folder where a file is.
+IN_THE_WAY = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
 
 
 @contextmanager
@@ -25,6 +27,11 @@ def writing_to(folder: Path) -> Generator[None, None, None]:
     except (OSError, ValueError) as error:
         code = re.search(r"os_error_code='(\d+)'", str(error))
         number = int(code[1]) if code else getattr(error, "errno", None)
+        if isinstance(error, OSError) and number in IN_THE_WAY:
+            raise InputError(
+                f"{folder} cannot be written, because something else stands in its path: use "
+                "another"
+            ) from error
         if number not in DISK_ERRORS:
             raise
         raise InputError(
@@ -41,9 +48,10 @@ def whole(path: Path) -> Generator[Path, None, None]:
     InputError when the disk is full or fails.
     """
     draft = path.with_name(f".{path.stem}.part{path.suffix}")
+    with writing_to(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with writing_to(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
             yield draft
             os.replace(draft, path)
     finally:

@@ -46,6 +46,27 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
 
 @pytest.mark.parametrize(
     "words",
+    [
+        ("train", "nano-base", "--folder"),
+        ("demo", "--folder"),
+        ("eval", "needle", "--folder"),
+        ("convert", "nowhere"),
+        ("data", "build", "spec.toml", "--out"),
+    ],
+    ids=" ".join,
+)
+def test_a_file_where_a_folder_goes_is_one_sentence_and_stays(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("kept")
+    code, text = run(capsys, *words, str(file / "within"))
+    assert code == 2 and "Traceback" not in text and len(text) < ONE_SENTENCE
+    assert file.read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    "words",
     [("demo", "--fast"), ("train", "demo", "--wings", "2"), ("eval", "needle", "--mesh.seq", "x")],
 )
 def test_an_unknown_option_or_value_is_exit_code_2(

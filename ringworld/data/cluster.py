@@ -6,6 +6,7 @@ cluster's address (`RAY_ADDRESS`) Ray starts one on this machine.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
@@ -29,6 +30,7 @@ def run_on_ray(
         ray, data = import_module("ray"), import_module("ray.data")
     except ImportError as error:
         raise InputError("Ray is not installed: run `pip install ringworld[ray]`") from error
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # unasked, it would report the run
     ray.init(ignore_reinit_error=True, log_to_driver=False, configure_logging=False)
     context = data.DataContext.get_current()
     context.execution_options.preserve_order = True
