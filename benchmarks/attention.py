@@ -23,9 +23,7 @@ from benchmarks.table import (
     HEAD,
     Aim,
     Measurement,
-    describe_machine,
-    draw,
-    markdown,
+    publish,
     put_between,
     row,
 )
@@ -279,11 +277,9 @@ def main() -> None:
     if any(n < GRAIN or n % GRAIN for n in asked.lengths) or asked.repeats < 1:
         print(f"bench-attention: use lengths that are multiples of {GRAIN}, and repeats of 1 up")
         sys.exit(2)
-    console, page = Console(), asked.page
     announce: Announce = Console(stderr=True).print
-    text = page.read_text(encoding="utf-8") if page else ""
-    if page:
-        put_between(text, NAME, "")
+    if asked.page:
+        put_between(asked.page.read_text(encoding="utf-8"), NAME, "")
     pythons = make_pythons(announce)
     cases = [
         Case(length=length, kind=kind, backward=backward)
@@ -293,15 +289,8 @@ def main() -> None:
     ]
     results = {case: compare(case, pythons, asked.repeats, announce) for case in cases}
     steps = time_step(asked.step, min(asked.repeats, 2), announce) if asked.step else []
-    machine = f"{describe_machine()}; fastest of {asked.repeats} repeats, peers in turn."
     tables = [table for table in make_tables(results, steps, asked.step) if table[2]]
-    for title, head, rows in tables:
-        console.print(draw(title, head, rows))
-    console.print(machine)
-    if page:
-        parts = [f"**{title}**\n\n{markdown(head, rows)}" for title, head, rows in tables]
-        page.write_text(put_between(text, NAME, "\n\n".join([machine, *parts])), encoding="utf-8")
-        announce(f"wrote {page}")
+    publish(tables, asked.repeats, NAME, asked.page)
 
 
 if __name__ == "__main__":

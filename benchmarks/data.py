@@ -19,7 +19,7 @@ from rich.console import Console
 from benchmarks.environment import cache_folder
 from benchmarks.peers.data_work import UNITS, Work, make_corpus
 from benchmarks.protocol import PeerFailed, Worker
-from benchmarks.table import describe_machine, draw, markdown, put_between
+from benchmarks.table import publish
 from ringworld.train.metrics import NAME as METRICS
 from ringworld.train.metrics import share_waited
 
@@ -100,7 +100,7 @@ def make_rows(pairs: Sequence[tuple[Found, Found]]) -> list[tuple[str, ...]]:
             f"{side.seconds:.2f}",
             f"{side.rate:,.0f}",
             UNITS[side.work],
-            f"{side.rate / pair[0].rate:.2f}",
+            f"{side.rate / pair[0].rate:#.3g}",
         )
         for pair in pairs
         for side in pair
@@ -133,14 +133,7 @@ def main() -> None:
     tables = [("Data", HEAD, make_rows(pairs))]
     if bench.runs:
         tables.append(("Waiting", WAIT_HEAD, tell_waits(bench.runs)))
-    machine = f"{describe_machine()}; fastest of {bench.repeats} repeats, peers in turn."
-    for title, head, rows in tables:
-        Console().print(draw(title, head, rows))
-    if bench.page:
-        parts = [f"**{title}**\n\n{markdown(head, rows)}" for title, head, rows in tables]
-        text = "\n\n".join([machine, *parts])
-        page = put_between(bench.page.read_text(encoding="utf-8"), NAME, text)
-        bench.page.write_text(page, encoding="utf-8")
+    publish(tables, bench.repeats, NAME, bench.page)
 
 
 if __name__ == "__main__":

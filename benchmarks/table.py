@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 
 START, END = "<!-- {}: start -->", "<!-- {}: end -->"
@@ -103,6 +104,27 @@ def describe_machine() -> str:
         lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         model = lines[0].partition(":")[2].strip() if lines else model
     return f"{day}, {os.cpu_count()} cores, {model}, {platform.system()}"
+
+
+def publish(
+    tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]],
+    repeats: int,
+    name: str,
+    page: Path | None,
+) -> None:
+    """Print tables (title, head, rows), and write them into a page where one is given.
+
+    They come between the page's markers of that name, below a line of the machine and the repeats.
+    """
+    machine = f"{describe_machine()}; fastest of {repeats} repeats, peers in turn."
+    for title, head, rows in tables:
+        Console().print(draw(title, head, rows))
+    print(machine)
+    if page:
+        parts = [f"**{title}**\n\n{markdown(head, rows)}" for title, head, rows in tables]
+        whole = put_between(page.read_text(encoding="utf-8"), name, "\n\n".join([machine, *parts]))
+        page.write_text(whole, encoding="utf-8")
+        print(f"wrote {page}")
 
 
 def put_between(page: str, name: str, text: str) -> str:

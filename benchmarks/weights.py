@@ -23,10 +23,7 @@ from benchmarks.table import (
     AIM_HEAD,
     Aim,
     Measurement,
-    describe_machine,
-    draw,
-    markdown,
-    put_between,
+    publish,
 )
 
 OURS, THEIRS = "ringworld", "transformers"
@@ -143,14 +140,7 @@ def main() -> None:
         ("Weights", HEAD, make_rows(found, bench.length, size)),
         ("Aims", AIM_HEAD, aims),
     ]
-    machine = f"{describe_machine()}; fastest of {bench.repeats} repeats, peers in turn."
-    for title, head, rows in tables:
-        Console().print(draw(title, head, rows))
-    if bench.page:
-        parts = [f"**{title}**\n\n{markdown(head, rows)}" for title, head, rows in tables]
-        text = "\n\n".join([machine, *parts])
-        page = put_between(bench.page.read_text(encoding="utf-8"), NAME, text)
-        bench.page.write_text(page, encoding="utf-8")
+    publish(tables, bench.repeats, NAME, bench.page)
 
 
 if __name__ == "__main__":

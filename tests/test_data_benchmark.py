@@ -20,7 +20,7 @@ def test_a_row_tells_the_rate_and_the_share_of_the_peers() -> None:
     ours = Found(work="books", peer="ringworld", count=1000.0, seconds=0.625)
     assert make_rows([(alone, ours)]) == [
         ("books", "tokenizers", "0.50", "2,000", "tokens", "1.00"),
-        ("books", "ringworld", "0.62", "1,600", "tokens", "0.80"),
+        ("books", "ringworld", "0.62", "1,600", "tokens", "0.800"),
     ]
 
 
