@@ -11,12 +11,14 @@ import json
 import math
 import shutil
 import tempfile
+import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from weakref import ref
 
 import jax
 import jax.numpy as jnp
@@ -157,10 +159,11 @@ def fill(specs: T, tensors: Mapping[str, np.ndarray | Pieces], dtype: DTypeLike)
     check_table(specs, tensors)
     leaves = []
     for name, param in paths(specs).items():
-        leaves.append(jax.block_until_ready(_place(name, param, tensors[name], dtype)))
-        # JAX lets go of the arrays that it has copied from only when Python next collects: without
-        # this, two of the largest weights stand beside those that are placed.
-        gc.collect(0)
+        whole = _read(name, param, tensors[name], dtype)
+        leaves.append(jax.block_until_ready(_place(whole, param)))
+        copied = ref(whole)
+        del whole
+        _wait_until_freed(copied)
     tree = jax.tree.structure(specs, is_leaf=lambda x: isinstance(x, Param))
     return jax.tree.unflatten(tree, leaves)
 
@@ -182,7 +185,19 @@ def check_table(specs: Any, tensors: Mapping[str, np.ndarray | Pieces]) -> None:
             )
 
 
-def _place(name: str, param: Param, tensor: np.ndarray | Pieces, dtype: DTypeLike) -> jax.Array:
+def _wait_until_freed(copied: ref[np.ndarray]) -> None:
+    """Wait, 20 ms at most, for what JAX has copied from, so that no two large weights stand here.
+
+    A thread of JAX's lets go of it some time after the copy, and Python frees it when it collects.
+    """
+    for _ in range(20):
+        gc.collect(0)
+        if copied() is None:
+            return
+        time.sleep(0.001)
+
+
+def _read(name: str, param: Param, tensor: np.ndarray | Pieces, dtype: DTypeLike) -> np.ndarray:
     pieces = iter(tensor) if isinstance(tensor, Pieces) else iter([tensor])
     piece = next(pieces)  # before there is room for the whole: the config may ask for anything
     whole, filled = np.empty(param.shape, dtype), 0
@@ -192,6 +207,10 @@ def _place(name: str, param: Param, tensor: np.ndarray | Pieces, dtype: DTypeLik
         check_numbers(name, part)
         let_go(piece)
         filled, piece = filled + len(piece), next(pieces, None)
+    return whole
+
+
+def _place(whole: np.ndarray, param: Param) -> jax.Array:
     if not has_mesh():
         return jnp.asarray(whole)
     sharding = named_sharding(jax.sharding.get_mesh(), *param.axes)
