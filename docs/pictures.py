@@ -32,6 +32,7 @@ from ringworld.files import whole
 
 IMAGES = Path(__file__).parent / "images"
 RULES = {"plain": "#c0392b", "yarn": "#2f6fb0", "ntk": "#d9822b", "theta": "#2e8b57"}
+TICKS = (64, 256, 1024, 4096, 16384)
 INK, QUERY, KEY, MUTED = "#222222", "#2f6fb0", "#d9822b", "#9aa5b1"
 RING, ROW, TILE = 8, 1 << 16, 256
 
@@ -172,8 +173,9 @@ def draw_stretch() -> Figure:
         _draw_losses(right, curve, curve["rule"], RULES[curve["rule"]])
     beyond = max(curve["context"] for curve in curves)
     for axes, title in ((left, "within its context"), (right, f"stretched to {beyond:,} tokens")):
-        axes.axvline(trained, color=MUTED, linestyle=":")
+        axes.axvline(trained, color=MUTED, linestyle=":", label=f"trained at {trained:,}")
         axes.set_xscale("log", base=2)
+        axes.set_xticks(TICKS, [name_length(tick) for tick in TICKS])
         axes.set(title=title, xlabel="position (tokens)")
         axes.legend(title="perplexity", fontsize=8)
     left.set_ylabel("loss (nats a token)")
@@ -181,7 +183,7 @@ def draw_stretch() -> Figure:
 
 
 def _draw_losses(axes: Axes, curve: dict[str, Any], label: str, color: str) -> None:
-    middles = [math.sqrt(max(start, 1) * past) for start, past in curve["buckets"]]
+    middles = [(start + past) / 2 for start, past in curve["buckets"]]
     said = f"{label}: {curve['perplexity']:.1f}"
     axes.plot(middles, curve["losses"], marker=".", color=color, label=said)
 
