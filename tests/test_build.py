@@ -590,7 +590,8 @@ def test_a_folder_cannot_be_where_a_file_is(tmp_path: Path) -> None:
         assert "d.jsonl is a file, so" in refusal(lambda name=name: make(tmp_path, DOCUMENTS, name))
 
 
-def test_ctrl_c_is_one_sentence_and_the_same_command_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("moment", [BUILD, NOTES], ids=["workers start", "workers work"])
+def test_ctrl_c_is_one_sentence_and_the_same_command_goes_on(tmp_path: Path, moment: str) -> None:
     rows = [{"text": f"Row {i}. " + "The ring went round. " * 4000} for i in range(120)]
     write_lines(tmp_path / "d.jsonl", *rows)
     spec = DOCUMENTS.replace("= 2", "= 6")
@@ -603,7 +604,7 @@ def test_ctrl_c_is_one_sentence_and_the_same_command_goes_on(tmp_path: Path) -> 
         text=True,
         start_new_session=True,
     )
-    while not (tmp_path / "out" / NOTES).exists():
+    while not (tmp_path / "out" / moment).exists():
         assert process.poll() is None
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too

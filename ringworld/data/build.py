@@ -6,11 +6,8 @@ The manifest is written last, and the notes are then removed; from there on it s
 """
 
 import json
-import multiprocessing
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -45,6 +42,7 @@ from ringworld.data.portion import (
     load_codec_once,
     note_path,
 )
+from ringworld.data.processes import run_in_processes
 from ringworld.data.provenance import check_media
 from ringworld.data.spec import Spec, count_forms, read_spec
 from ringworld.data.strict import plainly, strictly
@@ -258,24 +256,6 @@ def choose_engine(engine: Engine, workers: int) -> Run:
     if engine == "ray":
         return partial(run_on_ray, workers=workers)
     return map if workers == 1 else partial(run_in_processes, workers=workers)
-
-
-def run_in_processes(
-    work: Callable[[Portion], PortionNote], portions: Sequence[Portion], *, workers: int
-) -> Iterator[PortionNote]:
-    """The notes of the portions, in order, each done in one of `workers` new processes.
-
-    Raises InputError when a process dies.
-    """
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        yield from pool.map(work, portions)
-    except BrokenProcessPool as error:
-        raise InputError(
-            "a worker died, perhaps of memory: run again to go on, with fewer workers"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def collect(
