@@ -590,30 +590,43 @@ def test_a_folder_cannot_be_where_a_file_is(tmp_path: Path) -> None:
         assert "d.jsonl is a file, so" in refusal(lambda name=name: make(tmp_path, DOCUMENTS, name))
 
 
-@pytest.mark.parametrize("moment", [BUILD, NOTES], ids=["workers start", "workers work"])
-def test_ctrl_c_is_one_sentence_and_the_same_command_goes_on(tmp_path: Path, moment: str) -> None:
+def start_build(folder: Path, moment: str) -> "subprocess.Popen[str]":
+    """A build of `out` with two workers that has come as far as `moment`; `whole` is the same."""
     rows = [{"text": f"Row {i}. " + "The ring went round. " * 4000} for i in range(120)]
-    write_lines(tmp_path / "d.jsonl", *rows)
-    spec = DOCUMENTS.replace("= 2", "= 6")
-    make(tmp_path, spec, "whole")
+    write_lines(folder / "d.jsonl", *rows)
+    make(folder, DOCUMENTS.replace("= 2", "= 6"), "whole")
     command = "from ringworld.cli import main; main()"
-    words = ["data", "build", str(tmp_path / "spec.toml"), "--out", str(tmp_path / "out")]
+    words = ["data", "build", str(folder / "spec.toml"), "--out", str(folder / "out")]
     process = subprocess.Popen(
         [sys.executable, "-c", command, *words, "--workers", "2"],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    while not (tmp_path / "out" / moment).exists():
+    while not (folder / "out" / moment).exists():
         assert process.poll() is None
         time.sleep(0.01)
+    return process
+
+
+@pytest.mark.parametrize("moment", [BUILD, NOTES], ids=["workers start", "workers work"])
+def test_ctrl_c_is_one_sentence_and_the_same_command_goes_on(tmp_path: Path, moment: str) -> None:
+    process = start_build(tmp_path, moment)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
     said = process.communicate()[1].splitlines()
     assert process.returncode == 1 and "Traceback" not in " ".join(said)
     assert said[-1].startswith("stopped: the same command goes on")
     left = {path.name for path in (tmp_path / "out").iterdir()}
     assert MANIFEST not in left and not any(".part" in name for name in left)
-    make(tmp_path, spec)
+    build(tmp_path / "spec.toml", tmp_path / "out", lambda said: None)
+    assert read_all(tmp_path / "out") == read_all(tmp_path / "whole")
+
+
+def test_the_workers_of_a_killed_build_end_with_it(tmp_path: Path) -> None:
+    process = start_build(tmp_path, NOTES)
+    process.kill()
+    process.communicate(timeout=60)  # the pipe ends once no worker holds it
+    build(tmp_path / "spec.toml", tmp_path / "out", lambda said: None)
     assert read_all(tmp_path / "out") == read_all(tmp_path / "whole")
 
 

@@ -2,10 +2,12 @@
 
 A terminal sends Ctrl-C to every process, and the builder says what to do next. A worker leaves the
 portion that it is at by an exception, so that nothing half-written stays, and begins no other; it
-does not die of it, since a pool that loses one worker kills the rest where they stand.
+does not die of it, since a pool that loses one worker kills the rest where they stand. A builder
+that is killed takes its workers with it.
 """
 
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -29,7 +31,7 @@ def run_in_processes(
     Raises InputError when a process dies.
     """
     spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_heed_interrupts)
+    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin)
     try:
         with _interrupts_held():
             notes = pool.map(partial(_do, work), portions)
@@ -74,10 +76,22 @@ class State:
 STATE = State()
 
 
-def _heed_interrupts() -> None:
+def _begin() -> None:
     """In a worker that has started: take the interrupts that waited, and those to come."""
+    threading.Thread(target=_end_with_builder, daemon=True).start()
     signal.signal(signal.SIGINT, _stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _end_with_builder() -> None:
+    """End this worker at once when its builder is gone, killed without a chance to say so.
+
+    It would wait for ever for its next portion, and until then write where the next build does.
+    """
+    builder = multiprocessing.parent_process()
+    assert builder is not None, "a worker has a builder"
+    builder.join()
+    os._exit(1)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
