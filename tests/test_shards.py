@@ -276,6 +276,18 @@ def test_a_manifest_is_read_to_the_letter(
     assert said in refusal(lambda: Shards(tmp_path))
 
 
+@pytest.mark.parametrize("place", ["counts", "sources", "shards"])
+def test_a_manifest_whose_counts_do_not_add_up_is_refused(tmp_path: Path, place: str) -> None:
+    make_folder(tmp_path, {"a": 2, "b": 3})
+    path = tmp_path / MANIFEST
+    table = json.loads(path.read_text())
+    counts = {"counts": table["counts"], "sources": table["sources"]["b"]}
+    counts["shards"] = table["shards"][1]["counts"]
+    counts[place]["learned"] += 1
+    path.write_text(json.dumps(table))
+    assert "do not add up" in refusal(lambda: Shards(tmp_path))
+
+
 def test_a_manifest_names_only_files_of_its_folder(tmp_path: Path) -> None:
     make_folder(tmp_path, {"a": 2})
     path = tmp_path / MANIFEST

@@ -27,6 +27,7 @@ from ringworld.data.manifest import (
     Manifest,
     ShardNote,
     TokenizerNote,
+    add_up,
     hash_codec,
     hash_file,
     read_json,
@@ -291,10 +292,7 @@ def conclude(job: Job, notes: Sequence[PortionNote]) -> Manifest:
     shards = tuple(note.shard for note in notes if note.shard is not None)
     if not shards:
         raise InputError("every row is bad, so there is nothing to write: correct the input")
-    sources = {
-        source.name: sum((s.counts for s in shards if s.source == source.name), Counts())
-        for source in job.spec.sources
-    }
+    sources = add_up([source.name for source in job.spec.sources], shards)
     manifest = Manifest(
         schema=SCHEMA_VERSION,
         tokenizer=job.tokenizer_note,

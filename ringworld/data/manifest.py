@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,8 @@ def make_vocabulary(tokenizer: TokenizerNote, codec: CodecNote | None) -> Vocabu
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a folder of shards.
 
-    Raises InputError when there is none, it is not whole, or it is of another version.
+    Raises InputError when there is none, it is not whole, its counts contradict each other, or it
+    is of another version.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -125,7 +127,18 @@ def read_manifest(folder: Path) -> Manifest:
     manifest = strictly(Manifest, table, str(path))
     if any(Path(shard.file).name != shard.file for shard in manifest.shards):
         raise InputError(f"{path} names a file of another folder: build the shards again")
+    total = sum((shard.counts for shard in manifest.shards), Counts())
+    if (total, add_up(manifest.sources, manifest.shards)) != (manifest.counts, manifest.sources):
+        raise InputError(f"{path} has counts that do not add up: build the shards again")
     return manifest
+
+
+def add_up(sources: Iterable[str], shards: Sequence[ShardNote]) -> dict[str, Counts]:
+    """What the shards of each source hold together."""
+    return {
+        name: sum((shard.counts for shard in shards if shard.source == name), Counts())
+        for name in sources
+    }
 
 
 def read_json(path: Path) -> Any:
