@@ -21,6 +21,7 @@ from ringworld.data.inspect import (
     find_codec,
     inspect_shards,
     measure_lengths,
+    measure_uses,
     name_token,
 )
 from ringworld.data.media import write_animation
@@ -88,6 +89,17 @@ def test_lengths_fall_below_powers_of_two() -> None:
     measured = measure_lengths(np.array([2, 3, 4, 5, 16]))
     assert measured.bars == {"2": 1, "4": 2, "8": 1, "16": 1}
     assert (measured.shortest, measured.median, measured.longest) == (2, 4, 16)
+
+
+def test_a_histogram_tells_how_many_ids_stand_how_often() -> None:
+    found = measure_uses(np.array([0, 1, 2, 10, 11, 0]), np.array([0, 100]))
+    assert [(row.times, row.text, row.codes) for row in found] == [
+        (0, 2, 1),
+        (1, 1, 0),
+        (10, 2, 0),
+        (100, 1, 1),
+    ]
+    assert [row.codes for row in measure_uses(np.array([3]), np.zeros(0, int))] == [0, 0, 0]
 
 
 def test_samples_come_from_every_source(folder: Path, found: Inspection) -> None:

@@ -53,6 +53,18 @@ class Often:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Uses:
+    """How many ids stand in the data at most so often, and more often than the line before says.
+
+    `times` is 0 or a power of ten.
+    """
+
+    times: int
+    text: int
+    codes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Piece:
     """Neighbouring tokens of a sample: "given" or "learned" text, or frames "seen" or "drawn"."""
 
@@ -84,6 +96,7 @@ class Inspection:
     lengths: Lengths
     packing: Packing
     often: tuple[Often, ...]
+    uses: tuple[Uses, ...]
     text_ids_used: int
     text_ids: int
     codes_used: int
@@ -119,6 +132,7 @@ def inspect_shards(folder: Path, *, context: int, samples: int) -> Inspection:
             for i in order
             if text_counts[i]
         ),
+        uses=measure_uses(text_counts, code_counts[:-2]),
         text_ids_used=int(np.count_nonzero(text_counts)),
         text_ids=manifest.text_ids,
         codes_used=int(np.count_nonzero(code_counts[:-2])),
@@ -138,6 +152,20 @@ def count_tokens(shards: Shards) -> tuple[Int[np.ndarray, "V"], Int[np.ndarray, 
         text += np.bincount(example.tokens[~example.vision], minlength=len(text))
         vision += np.bincount(example.tokens[example.vision], minlength=len(vision))
     return text, vision
+
+
+def measure_uses(text: Int[np.ndarray, "V"], codes: Int[np.ndarray, "U"]) -> tuple[Uses, ...]:
+    """The histogram of how often each text id and each code stands in the data."""
+    powers = [np.ceil(np.log10(np.maximum(kind, 0.1))).astype(int) for kind in (text, codes)]
+    most = max(int(power.max(initial=-1)) for power in powers)
+    return tuple(
+        Uses(
+            times=0 if power < 0 else 10**power,
+            text=int((powers[0] == power).sum()),
+            codes=int((powers[1] == power).sum()),
+        )
+        for power in range(-1, most + 1)
+    )
 
 
 def measure_lengths(lengths: Int[np.ndarray, "n"]) -> Lengths:
@@ -184,7 +212,7 @@ def describe(shards: Shards, index: int, tokenizer: Tokenizer) -> Sample:
         tokens = record.example.tokens[cut]
         if vision:
             frames = len(tokens) // shards.manifest.vocabulary.frame_length
-            kind, written = ("drawn" if learned else "seen"), f"{frames} frames"
+            kind, written = "drawn" if learned else "seen", f"{frames} frame{'s' * (frames > 1)}"
         else:
             kind = "learned" if learned else "given"
             written = shorten(tokenizer.decode(tokens.tolist()), most)

@@ -53,7 +53,16 @@ def mix(found: Inspection) -> list[tuple[str, ...]]:
     ]
 
 
+def uses(found: Inspection) -> list[tuple[str, ...]]:
+    """A line for each number of times: how many text ids and codes stand so often."""
+    return [
+        (f"at most {row.times:,}" if row.times else "never", f"{row.text:,}", f"{row.codes:,}")
+        for row in found.uses
+    ]
+
+
 MIX = ("source", "examples", "tokens", "share", "vision", "learned")
+USES = ("times", "text ids", "codes")
 
 
 # ---- the terminal
@@ -70,6 +79,7 @@ def tell(found: Inspection, frames: Mapping[int, Frames], console: Console) -> N
     console.print(_rich_table(("tokens", "examples", ""), bars))
     often = [(row.token, str(row.id), f"{row.count:,}") for row in found.often]
     console.print(_rich_table(("most frequent", "id", "times"), often))
+    console.print(_rich_table(USES, uses(found)))
     for row in found.bad[:BAR]:
         console.print(f"skipped {row.origin}: {row.why}", markup=False, highlight=False)
     for sample in found.samples:
@@ -146,7 +156,12 @@ def write_page(path: Path, found: Inspection, frames: Mapping[int, Frames]) -> N
             f"{found.lengths.median:,.0f} in the middle.",
             table(("tokens", "examples", ""), lengths),
         ),
-        section("Tokens", "The most frequent text ids.", table(("token", "id", "times"), often)),
+        section(
+            "Tokens",
+            "How many ids stand in the data how often, and the most frequent text ids.",
+            table(USES, uses(found)),
+            table(("token", "id", "times"), often),
+        ),
         section(
             "Samples",
             "Given words are quiet, learned words are green, [...] is what was left out. Frames, "
