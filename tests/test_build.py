@@ -329,6 +329,28 @@ def test_a_caption_has_the_form_that_recipes_give_it(corpus: Path, order: str) -
     assert asked.get(order, "") in words and still.vision.sum() == 65
 
 
+def test_a_tokenizer_without_vision_tokens_spells_the_marks_as_lwm_does(corpus: Path) -> None:
+    written = (NANO / "tokenizer.json").read_text("utf-8").replace("vision>", "picture>")
+    (corpus / "plain.json").write_text(written, "utf-8")
+    write_lines(corpus / "films.jsonl", {"image": "still.png", "caption": "noise"})
+    row = {"a": "Look", "vision": list(range(64)), "fields": "[a],vision"}
+    write_lines(corpus / "lwm.jsonl", row)
+    spec = f'tokenizer = "plain.json"\n{CAPTIONS}orders = ["text-vision"]\n'
+    spec += '[[fields]]\nname = "lwm"\npath = "lwm.jsonl"\nfields_from_example = "fields"'
+    caption, fields = examples(corpus, spec)
+    before, after = (TOKENIZER.encode(mark) for mark in ("<vision>", "</vision>"))
+    assert min(len(before), len(after)) > 1  # a text that spells a special token is letters
+    asked = TOKENIZER.encode(f"{SYSTEM} USER: Generate an image of noise ASSISTANT: ")
+    for made, given in ((caption, asked), (fields, TOKENIZER.encode("Look"))):
+        words = [TOKENIZER.bos, *given, *before, *after, TOKENIZER.eos]
+        assert made.tokens[~made.vision].tolist() == words
+        shown = np.flatnonzero(made.vision)
+        assert shown.tolist() == list(
+            range(len(words) - len(after) - 1, len(made) - len(after) - 1)
+        )
+    assert np.flatnonzero(fields.weights)[0] == 1 + len(TOKENIZER.encode("Look"))
+
+
 def test_parquet_may_hold_the_pictures_themselves(corpus: Path) -> None:
     write_lines(corpus / "pictures.jsonl", {"image": "still.png", "caption": "noise"})
     spec = '[[captions]]\nname = "p"\npath = "pictures.{}"\norders = ["vision-text"]'

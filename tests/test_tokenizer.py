@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_sentencepiece import SMALL
 from tokenizers import Tokenizer as Bpe
 from tokenizers import processors
 
+from ringworld.data.sentencepiece import read_sentencepiece
 from ringworld.data.tokenizer import Tokenizer, Typist, load_tokenizer
 from ringworld.errors import InputError
 from ringworld.recipes import NANO
@@ -23,6 +25,22 @@ def chat_file(folder: Path, **names: object) -> Path:
     bpe.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(names))
     return folder / "tokenizer.json"
+
+
+# ---- answers
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
+def test_an_answer_of_ours_is_its_ids_behind_a_space(answer: str) -> None:
+    assert WORDS.encode_answer(answer) == WORDS.encode(f" {answer}")
+
+
+def test_an_answer_has_one_space_before_it_where_a_tokenizer_adds_its_own() -> None:
+    tokenizer = read_sentencepiece(SMALL)
+    asked, answer = "a b:", "b a"
+    whole = tokenizer.encode(f"{asked} {answer}")
+    assert tokenizer.encode(asked) + tokenizer.encode_answer(answer) == whole
+    assert tokenizer.encode(asked) + tokenizer.encode(f" {answer}") != whole
 
 
 # ---- special tokens

@@ -96,7 +96,7 @@ def talk_example(
     for i, (asked, answer) in enumerate(turns):
         if i > 0:
             parts.append(text(tokenizer.encode(f" USER: {asked} ASSISTANT:"), 0.0))
-        parts.append(text([*tokenizer.encode(f" {answer}"), tokenizer.eos], 1.0))
+        parts.append(text([*tokenizer.encode_answer(answer), tokenizer.eos], 1.0))
     return join(parts)
 
 

@@ -6,6 +6,7 @@ cluster's address (`RAY_ADDRESS`) Ray starts one on this machine.
 """
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -35,6 +36,7 @@ def run_on_ray(
     context = data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # how far the build is, we tell
     rows = data.from_items(
         [{"portion": json.dumps(plainly(portion))} for portion in portions],
         override_num_blocks=len(portions),

@@ -102,10 +102,5 @@ def wrap(
     inside: float,
 ) -> Example:
     """Frames between `<vision>` and `</vision>`, each with its weight."""
-    return join(
-        [
-            text([tokenizer.vision_start], around),
-            frames(codes, vocabulary, inside),
-            text([tokenizer.vision_end], around),
-        ]
-    )
+    before, after = tokenizer.vision_marks
+    return join([text(before, around), frames(codes, vocabulary, inside), text(after, around)])

@@ -174,7 +174,7 @@ def messages(document: str, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
 def turn_length(pair: Pair, tokenizer: Tokenizer) -> int:
     """The tokens that a pair adds to its document, the end of the answer included."""
     asked = len(tokenizer.encode(f" USER: {pair.question} ASSISTANT:"))
-    return asked + len(tokenizer.encode(f" {pair.answer}")) + 1
+    return asked + len(tokenizer.encode_answer(pair.answer)) + 1
 
 
 def qa_example(document: str, pairs: Sequence[Pair], tokenizer: Tokenizer) -> Example:
@@ -192,5 +192,5 @@ def qa_example(document: str, pairs: Sequence[Pair], tokenizer: Tokenizer) -> Ex
             opening = f"{SYSTEM} USER: " if i == 0 else " USER: "
             parts.append(text(tokenizer.encode(f"{opening}{words} ASSISTANT:"), 0.0))
         else:
-            parts.append(text([*tokenizer.encode(f" {words}"), tokenizer.eos], 1.0))
+            parts.append(text([*tokenizer.encode_answer(words), tokenizer.eos], 1.0))
     return join(parts)

@@ -78,7 +78,8 @@ def make_talk(turns: Sequence[Turn], see: See, tokenizer: Tokenizer) -> Draft:
         given = ""
         for i, part in enumerate(parts):
             if isinstance(part, str):
-                draft.append(text(tokenizer.encode(part if i else f" {part}"), 1.0))
+                ids = tokenizer.encode(part) if i else tokenizer.encode_answer(part)
+                draft.append(text(ids, 1.0))
             else:
                 draft.append(Shown(see(part), 1.0))
         draft.append(text([tokenizer.eos], 1.0 if spoken else 0.0))

@@ -114,6 +114,15 @@ class Tokenizer:
         """Ids of the text alone, without `<s>` or `</s>`."""
         return self.bpe.encode(written, add_special_tokens=False).ids
 
+    def encode_answer(self, answer: str) -> list[int]:
+        """Ids of what is said after `ASSISTANT:` and a space, as they stand in the whole text.
+
+        By itself the answer would begin with that space twice where a tokenizer puts one before
+        every text, as LLaMA's does.
+        """
+        before = ":"
+        return self.encode(f"{before} {answer}")[len(self.encode(before)) :]
+
     def encode_spelled(self, written: str) -> list[int]:
         """Ids of a rendered chat template: where it spells a special token, the token stands."""
         return self._spelled.encode(written, add_special_tokens=False).ids
