@@ -251,6 +251,17 @@ def test_another_tokenizer_or_codec_is_refused(tmp_path: Path) -> None:
     assert "another codec" in refusal(lambda: shards.check_parts(NANO / "tokenizer.json", None))
 
 
+def test_a_tokenizer_that_names_another_end_is_refused(tmp_path: Path) -> None:
+    make_folder(tmp_path / "tokens", {"a": 2})
+    written = (NANO / "tokenizer.json").read_bytes()
+    (tmp_path / "tokenizer.json").write_bytes(written)
+    shards = Shards(tmp_path / "tokens")
+    shards.check_parts(tmp_path / "tokenizer.json", NANO / "codec")
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<unk>"}')
+    said = refusal(lambda: shards.check_parts(tmp_path / "tokenizer.json", NANO / "codec"))
+    assert "begins and ends texts otherwise" in said
+
+
 def test_text_alone_needs_no_codec(tmp_path: Path) -> None:
     make_folder(tmp_path, {"a": 2})
     manifest = read_manifest(tmp_path)

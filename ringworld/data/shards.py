@@ -38,6 +38,7 @@ from ringworld.data.manifest import (
     hash_file,
     read_manifest,
 )
+from ringworld.data.tokenizer import load_tokenizer
 from ringworld.errors import InputError
 from ringworld.files import whole
 
@@ -254,10 +255,17 @@ class Shards(Sequence[Example]):
     def check_parts(self, tokenizer: Path, codec: Path | None) -> None:
         """Raise InputError unless the shards were made with this tokenizer and this codec.
 
-        The codec counts only where there are vision ids.
+        A tokenizer is its file and the tokens that it names for the ends of a text. The codec
+        counts only where there are vision ids.
         """
         made = self.manifest
         self.check_tokenizer(tokenizer)
+        words = load_tokenizer(tokenizer)
+        if (words.bos, words.eos) != (made.tokenizer.bos, made.tokenizer.eos):
+            raise InputError(
+                f"{self.folder} begins and ends texts otherwise than the names beside {tokenizer} "
+                "say: build it again with this one, or train a model that has its own"
+            )
         if made.codec is None or made.counts.vision == 0:
             return
         if codec is None or hash_codec(codec) != made.codec.sha256:
