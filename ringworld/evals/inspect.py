@@ -164,7 +164,8 @@ def write_page(path: Path, found: Inspection, frames: Mapping[int, Frames]) -> N
         ),
         section(
             "Samples",
-            "Given words are quiet, learned words are green, [...] is what was left out. Frames, "
+            "Given words are quiet, learned words are green, learned frames are bold, [...] is "
+            "what was left out. Frames, "
             f"up to {SHOWN_FRAMES} of a sample, are what the codec makes of their codes, over the "
             "time at which the film shows them.",
             *(_show_sample(sample, frames.get(sample.index)) for sample in found.samples),
@@ -185,6 +186,7 @@ def _show_sample(sample: Sample, frames: Frames | None) -> Html:
         frame = piece.kind in ("seen", "drawn")
         colour = colours.get(piece.kind, "var(--vision)")
         style = f"color:{colour};white-space:pre-wrap;overflow-wrap:anywhere"
+        style += ";font-weight:600" * (piece.kind == "drawn")
         words.append(element("span", f"[{piece.written}]" if frame else piece.written, style=style))
     body = [element("p", *words)]
     if frames is not None:
