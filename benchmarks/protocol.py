@@ -22,7 +22,13 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 # Threads that wait must sleep: OpenMP's would spin, on a core that another peer is being timed on.
-QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "JAX_PLATFORMS": "cpu"}
+# Fresh memory comes in pages of 2 MB where the system has them, for every peer.
+SETTINGS = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "KMP_BLOCKTIME": "0",
+    "JAX_PLATFORMS": "cpu",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
 # What a user has set for another program is not meant for a peer.
 DROPPED = ("PYTHONPATH", "PYTHONHOME", "XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "VIRTUAL_ENV")
 
@@ -85,7 +91,7 @@ class Worker:
             self.process = subprocess.Popen(
                 [str(python), "-s", "-m", module],
                 cwd=ROOT,
-                env={**inherited, **QUIET, **env},
+                env={**inherited, **SETTINGS, **env},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -1,6 +1,5 @@
 """The command line: one program, a few verbs. Bad input is one sentence and exit code 2."""
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -8,7 +7,6 @@ from json import dumps
 from pathlib import Path
 from typing import Annotated, Protocol
 
-import jax
 import tyro
 from rich.console import Console
 
@@ -19,6 +17,7 @@ from ringworld.codec_recipe import (
     run_folder_recipe,
 )
 from ringworld.convert.save import convert
+from ringworld.cpu import use_virtual_devices, widen_vectors
 from ringworld.data.build import Engine, build
 from ringworld.data.fetch import ASSETS, fetch
 from ringworld.data.inspect import draw_samples, find_codec, inspect_shards
@@ -41,8 +40,6 @@ from ringworld.tokenizer_recipe import TokenizerRecipe, run_tokenizer_recipe
 
 Positional = tyro.conf.Positional
 Announce = Callable[[str], None]
-VIRTUAL_DEVICES = "xla_force_host_platform_device_count"
-NUM_DEVICES = "JAX_NUM_CPU_DEVICES"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,6 +251,7 @@ def run(words: list[str], announce: Announce) -> None:
         print(usage())
         return
     use_virtual_devices()
+    widen_vectors()
     if words[0] == "train":
         train(words[1:], announce)
         return
@@ -297,10 +295,3 @@ def train(words: list[str], announce: Announce) -> None:
     else:
         done = run_recipe(recipe, folder, announce)
     announce(f"done: {done}")
-
-
-def use_virtual_devices() -> None:
-    """Give a CPU eight virtual devices, unless the environment has said how many."""
-    said = VIRTUAL_DEVICES in os.environ.get("XLA_FLAGS", "") or NUM_DEVICES in os.environ
-    if not said:
-        jax.config.update("jax_num_cpu_devices", 8)

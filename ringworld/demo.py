@@ -42,7 +42,7 @@ from ringworld.evals.story import (
     StageRecord,
     Story,
 )
-from ringworld.files import whole
+from ringworld.files import whole, writing_to
 from ringworld.generate.ask import answer_questions, continue_scene, draw_wishes
 from ringworld.generate.model import Model, load_model
 from ringworld.generate.sample import Sampling
@@ -93,6 +93,8 @@ def run_demo(folder: Path, announce: Announce) -> Path:
     if page.exists():
         announce(f"{folder} has been told to its end: remove the folder to run it anew")
         return page
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     recipe, clock = demo(), Clock(folder)
     with clock.timed("fetch"):
         film_file = fetch("film")

@@ -36,7 +36,7 @@ RANKS = {
         [
             ["errors"],
             ["files"],
-            ["vocab", "mesh", "rope_scaling"],
+            ["vocab", "mesh", "cpu", "rope_scaling"],
             ["params"],
             ["layers", "attention", "rope"],
             ["batch"],  # holds attention's `Where`

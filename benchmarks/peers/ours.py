@@ -13,6 +13,7 @@ from benchmarks.work import Case, make_arrays, make_segments, sample
 from ringworld import Where, attend, make_mesh
 from ringworld.attention.layout import invert
 from ringworld.attention.plan import plan_order
+from ringworld.cpu import widen_vectors
 from ringworld.mesh import named_sharding
 
 # Scores of the definition are 8 S^2 numbers, several times over: it is run where they fit in this.
@@ -51,4 +52,5 @@ def prepare(request: dict[str, Any]) -> Prepared:
 
 
 if __name__ == "__main__":
+    widen_vectors()
     serve(prepare)

@@ -12,6 +12,7 @@ from benchmarks.protocol import Prepared, Refused, serve
 from benchmarks.work import documents, make_segments
 from ringworld import Batch, Llama, Vocabulary, Where, World, make_mesh
 from ringworld.attention.plan import plan_order
+from ringworld.cpu import widen_vectors
 from ringworld.mesh import named_sharding
 from ringworld.models.world import specs
 from ringworld.params import count, init
@@ -82,4 +83,5 @@ def prepare(request: dict[str, Any]) -> Prepared:
 
 
 if __name__ == "__main__":
+    widen_vectors()
     serve(prepare)
