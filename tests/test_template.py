@@ -142,7 +142,7 @@ def test_a_template_that_waits_is_ended_by_the_clock() -> None:
         render(BOMBS["silent nested loops"], TURNS[0], limits=limits)
 
 
-# A terminal sends Ctrl-C to all processes of a group: here every 5 ms, while a template is rendered.
+# A terminal sends Ctrl-C to a whole group of processes: here every 5 ms, while one renders.
 INTERRUPTED = """
 import os, signal, threading
 from ringworld.data.template import render
