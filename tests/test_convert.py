@@ -1,6 +1,7 @@
 """Weights in and out: nothing is lost, nothing is half-written, and text stays text to the bit."""
 
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -287,6 +288,18 @@ def test_a_failed_conversion_leaves_nothing(tmp_path: Path, number: float):
     (tmp_path / "dst").mkdir()
     with pytest.raises(InputError, match="exists already"):
         convert(tmp_path / "src", tmp_path / "dst", None, quiet)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path):
+    write_tiny(tmp_path / "src")
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, usual[1]))  # a seventh of the weights
+    try:
+        with pytest.raises(InputError, match=r"dst could not be written .*: free some space"):
+            convert(tmp_path / "src", tmp_path / "dst", None, quiet)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["src"]
 
 
 @pytest.mark.parametrize("name", ["lwm_text", "lwm_vision"])
