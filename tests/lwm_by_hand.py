@@ -4,12 +4,12 @@ Nothing here is shared with the package: tensors keep LWM's names and layout, a 
 neighbouring features 2i and 2i + 1 as one complex number, scores are masked and summed whole.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
 Tree = Mapping[str, np.ndarray]
-LAYERS = "transformer/h/scan_decoder"
+LAYERS = "transformer/h/scan_decoder/"
 
 
 def read_logits(
@@ -31,35 +31,28 @@ def read_logits(
     if vision.any():
         codes = wide["transformer/vte/embedding"][np.where(vision, ids, 0)]
         x = np.where(vision[..., None], codes, x)
-    for l in range(len(wide[f"{LAYERS}/ffn_norm/kernel"])):
-        x = _layer(x, lambda name, l=l: wide[f"{LAYERS}/{name}/kernel"][l], seen, heads, theta, eps)
+    stacks = {name.removeprefix(LAYERS): w for name, w in wide.items() if name.startswith(LAYERS)}
+    for l in range(len(stacks["ffn_norm/kernel"])):
+        layer = {name.removesuffix("/kernel"): stack[l] for name, stack in stacks.items()}
+        x = _read_layer(x, layer, seen, heads, theta, eps)
     x = _norm(x, wide["transformer/ln_f/kernel"], eps)
     named = {"text": "lm_head/kernel", "vision": "vision_head/kernel"}
     return {head: x @ wide[name] for head, name in named.items() if name in wide}
 
 
-def _layer(
-    x: np.ndarray,
-    weight: Callable[[str], np.ndarray],
-    seen: np.ndarray,
-    heads: int,
-    theta: float,
-    eps: float,
+def _read_layer(
+    x: np.ndarray, w: Tree, seen: np.ndarray, heads: int, theta: float, eps: float
 ) -> np.ndarray:
-    h = _norm(x, weight("attention_norm"), eps)
-    q, k, v = (
-        (h @ weight(f"attention/{name}")).reshape(*x.shape[:2], heads, -1)
-        for name in ("wq", "wk", "wv")
-    )
+    h = _norm(x, w["attention_norm"], eps)
+    parts = (h @ w[f"attention/{name}"] for name in ("wq", "wk", "wv"))
+    q, k, v = (part.reshape(*x.shape[:2], heads, -1) for part in parts)
     scores = np.einsum("btnh,bsnh->bnts", _turn(q, theta), _turn(k, theta)) / q.shape[-1] ** 0.5
     shares = np.exp(np.where(seen, scores - scores.max(-1, keepdims=True), -np.inf))
     shares /= shares.sum(-1, keepdims=True)
-    taken = np.einsum("bnts,bsnh->btnh", shares, v).reshape(x.shape)
-    x = x + taken @ weight("attention/wo")
-    h = _norm(x, weight("ffn_norm"), eps)
-    gate = h @ weight("feed_forward/w1")
-    gated = gate / (1 + np.exp(-gate)) * (h @ weight("feed_forward/w3"))
-    return x + gated @ weight("feed_forward/w2")
+    x = x + np.einsum("bnts,bsnh->btnh", shares, v).reshape(x.shape) @ w["attention/wo"]
+    h = _norm(x, w["ffn_norm"], eps)
+    gate = h @ w["feed_forward/w1"]
+    return x + gate / (1 + np.exp(-gate)) * (h @ w["feed_forward/w3"]) @ w["feed_forward/w2"]
 
 
 def _norm(x: np.ndarray, gain: np.ndarray, eps: float) -> np.ndarray:
