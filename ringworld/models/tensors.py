@@ -25,6 +25,7 @@ from ringworld.errors import InputError
 # The header of a model of 100,000 tensors is 10 MB; parsed, it takes some 30 times as much memory.
 HEADER_BYTES = 16 << 20
 METADATA = "__metadata__"
+LONGEST_NAME = 256  # three times the longest of a published model
 # What stands in place of a large file where Git LFS has not brought it.
 POINTER = b"version https://git-lfs"
 DTYPES: dict[str, np.dtype] = {
@@ -212,6 +213,8 @@ def _parse(file: Path, text: bytes) -> dict[str, Any]:
     header.pop(METADATA, None)
     if not all(isinstance(entry, dict) for entry in header.values()):
         raise _damaged(file, "its header does not describe tensors")
+    if not all(name.isprintable() and len(name) <= LONGEST_NAME for name in header):
+        raise _damaged(file, f"a tensor's name cannot be written in {LONGEST_NAME} letters")
     return header
 
 
@@ -226,7 +229,7 @@ def _kind(file: Path, name: str, entry: dict[str, Any]) -> tuple[np.dtype, tuple
     code, shape = entry.get("dtype"), entry.get("shape")
     if not isinstance(code, str) or code not in DTYPES:
         raise InputError(
-            f"the tensor {name} of {file} is stored as {str(code)[:40]}: "
+            f"the tensor {name} of {file} is stored as {code!a:.40}: "
             f"use weights stored as one of {', '.join(DTYPES)}"
         )
     if not (isinstance(shape, list) and len(shape) <= 32 and _sizes(shape)):
