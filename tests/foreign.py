@@ -2,6 +2,7 @@
 
 import gzip
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,15 @@ def streaming(tree: Tree, *, chunk: int | None = None) -> bytes:
     packer = msgpack.Packer()
     entries = ((name, msgpack.packb(flax_value(array, chunk))) for name, array in tree.items())
     return b"".join(packer.pack(entry) for entry in entries)
+
+
+def read_streaming(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays of a streaming file whose arrays are whole, by their path joined with "/"."""
+    found = {}
+    for name, packed in msgpack.Unpacker(BytesIO(content), max_buffer_size=0):
+        shape, dtype, numbers = msgpack.unpackb(msgpack.unpackb(packed).data)
+        found["/".join(name)] = np.frombuffer(numbers, dtype).reshape(shape)
+    return found
 
 
 def flax(tree: Tree) -> bytes:

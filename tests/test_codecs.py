@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import ringworld
 from ringworld.convert.codecs import diffusers_name, load_any_codec, lwm_name, their_names
 from ringworld.errors import InputError
 from ringworld.models.folder import save_folder
@@ -68,6 +69,41 @@ def test_a_folder_of_diffusers_is_the_codec_that_was_written(tmp_path):
     assert codec.config == TINY
     assert same(codec.weights, weights)
     assert load_any_codec(tmp_path, size=64).config == replace(TINY, size=64)
+
+
+@pytest.mark.oracle
+def test_the_codes_and_pictures_of_diffusers_vqmodel_are_its_own(tmp_path):
+    """Every weight is random, biases and gains too, which a fresh model has at 0 and 1."""
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    theirs = diffusers.VQModel(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(32, 64),
+        layers_per_block=2,
+        latent_channels=8,
+        num_vq_embeddings=64,
+        norm_num_groups=16,
+        mid_block_add_attention=False,
+        lookup_from_codebook=True,
+    ).eval()
+    with torch.no_grad():
+        for weight in theirs.parameters():
+            weight.normal_(float(weight.ndim == 1 and weight.mean() > 0.5), 0.1)
+        theirs.quantize.embedding.weight.normal_()
+    theirs.save_pretrained(tmp_path / "vqmodel")
+    pixels = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
+    with torch.no_grad():
+        latents = theirs.encode(torch.from_numpy(pixels.transpose(0, 3, 1, 2))).latents
+        wanted = theirs.quantize(latents)[2][2].reshape(2, 16, 16)
+        drawn = theirs.decode(wanted, force_not_quantize=True, shape=(2, 16, 16, 8)).sample
+    codec = ringworld.load_codec(tmp_path / "vqmodel")
+    codec = replace(codec, config=replace(codec.config, size=32))
+    codes = codec.encode(pixels)
+    np.testing.assert_array_equal(codes, wanted.numpy())
+    assert len(np.unique(codes)) > 10
+    wanted_pixels = drawn.numpy().transpose(0, 2, 3, 1).clip(-1, 1)
+    np.testing.assert_allclose(codec.decode(codes), wanted_pixels, atol=PIXELS, rtol=0)
 
 
 def test_names_are_those_that_lwm_and_diffusers_publish():

@@ -1,6 +1,7 @@
 """Weights in and out: nothing is lost, nothing is half-written, and text stays text to the bit."""
 
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -170,7 +171,7 @@ def test_shards_are_no_larger_than_asked_and_an_index_says_what_is_where(tmp_pat
     assert all(sum(t.nbytes for t in held.values()) <= 24_000 for held in shards.values())
     assert all(name in shards[file] for name, file in index["weight_map"].items())
     (theirs / min(shards)).unlink()
-    with pytest.raises(InputError, match="there is no .*-00001-of"):
+    with pytest.raises(InputError, match=r"there is no .*-00001-of.*, one of \d parts that"):
         load_model(theirs)
 
 
@@ -272,20 +273,33 @@ def test_a_target_inside_a_file_is_one_sentence(tmp_path: Path):
         convert(tmp_path / "src", tmp_path / "src" / "config.json" / "dst", None, quiet)
 
 
-def test_a_failed_conversion_leaves_nothing(tmp_path: Path):
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_failed_conversion_leaves_nothing(tmp_path: Path, number: float):
     tensors = write_tiny(tmp_path / "src")
     data = bytearray((tmp_path / "src" / "model.safetensors").read_bytes())
     at = data.find(tensors["model.norm.weight"].tobytes())
-    data[at : at + 2] = np.array(np.nan, ml_dtypes.bfloat16).tobytes()
+    data[at : at + 2] = np.array(number, ml_dtypes.bfloat16).tobytes()
     (tmp_path / "src" / "model.safetensors").write_bytes(data)
-    with pytest.raises(InputError, match=r"heads\.norm holds NaN"):
+    with pytest.raises(InputError, match=r"model\.norm\.weight holds NaN"):
         convert(tmp_path / "src", tmp_path / "dst", None, quiet)
-    with pytest.raises(InputError, match=r"heads\.norm holds NaN"):
+    with pytest.raises(InputError, match=r"model\.norm\.weight holds NaN"):
         load_model(tmp_path / "src")
     assert [entry.name for entry in tmp_path.iterdir()] == ["src"]
     (tmp_path / "dst").mkdir()
     with pytest.raises(InputError, match="exists already"):
         convert(tmp_path / "src", tmp_path / "dst", None, quiet)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path):
+    write_tiny(tmp_path / "src")
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, usual[1]))  # a seventh of the weights
+    try:
+        with pytest.raises(InputError, match=r"dst could not be written .*: free some space"):
+            convert(tmp_path / "src", tmp_path / "dst", None, quiet)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["src"]
 
 
 @pytest.mark.parametrize("name", ["lwm_text", "lwm_vision"])

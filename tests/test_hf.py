@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from foreign import PARITY, unpack
 from PIL import Image
 
 from ringworld.convert.save import convert
@@ -120,6 +121,24 @@ def test_what_is_written_out_loads_in_transformers_as_it_is(twin, tmp_path: Path
     assert again.config.rope_parameters["rope_theta"] == model.config.rope_parameters["rope_theta"]
     tokens = tokens_of(48)
     np.testing.assert_array_equal(logits_of(again, tokens), logits_of(model, tokens))
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", ["lwm_text", "lwm_vision"])
+def test_what_lwm_becomes_has_our_logits_in_transformers(tmp_path: Path, name: str):
+    from transformers import AutoModelForCausalLM
+
+    file = unpack(f"{name}/streaming_params.gz", tmp_path)
+    convert(file, tmp_path / "ours", None, print)
+    convert(tmp_path / "ours", tmp_path / "theirs", None, print)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "theirs").eval()
+    given, ours = np.load(PARITY / name / "expected.npz"), load_model(file)
+    ids, text = given["input_ids"], ours.config.vocabulary.text
+    seen = given["vision_mask"] if name == "lwm_vision" else np.zeros_like(ids, bool)
+    found = ours.logits(ids, modality=seen)
+    joined = [x for x in (found.text, found.vision) if x is not None]
+    wanted = logits_of(theirs, np.where(seen, ids + text, ids))
+    np.testing.assert_allclose(np.concatenate(joined, -1), wanted, atol=TOLERANCE, rtol=0)
 
 
 @pytest.fixture(scope="module")

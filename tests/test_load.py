@@ -43,6 +43,7 @@ RELATIVES: dict[str, dict[str, Any]] = {
 }
 # The same sums in another order, compared with the largest of the array.
 TOLERANCE = 1e-5
+WORDS = open_module.open_model(NANO).config.vocabulary
 TOKENS = np.random.default_rng(0).integers(3, 280, (2, 16)).astype(np.int32)
 
 
@@ -119,6 +120,50 @@ def test_logits_of_packed_segments_are_those_of_each_alone():
     assert largest(both.text[:, :6] - blind.text[:, :6]) > 0.1
 
 
+WRONG_ROWS: list[tuple[dict[str, Any], str]] = [
+    ({"tokens": [1, 2, 3]}, r"the shape \(3,\): give rows of them"),
+    ({"tokens": np.zeros((1, 0), int)}, r"the shape \(1, 0\): give rows of them"),
+    ({"tokens": [[1.5, 2.0]]}, "an array of float64"),
+    ({"tokens": [[1, -2, 3]]}, "the token -2 in row 0, column 1, is none of .* text ids"),
+    ({"tokens": [[1, WORDS.text]]}, "column 1, is none of .* text ids"),
+    (
+        {"tokens": [[1, WORDS.vision_rows]], "modality": [[False, True]]},
+        "none of this model's .* vision ids",
+    ),
+    (
+        {"tokens": [[1, 2]], "modality": [[True]]},
+        r"modality is .*: give whole numbers of .* \(1, 2",
+    ),
+    ({"tokens": [[1, 2]], "positions": [0, 1]}, "positions is an array of int64"),
+    ({"tokens": [[1, 2]], "segments": [[1]]}, "segments is an array of int64"),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), WRONG_ROWS, ids=lambda x: str(x)[:40])
+def test_rows_that_the_model_cannot_read_are_refused_in_one_sentence(
+    given: dict[str, Any], said: str
+):
+    model = ringworld.load(NANO)
+    with pytest.raises(InputError, match=said) as refused:
+        model.logits(**{name: np.array(values) for name, values in given.items()})
+    assert "\n" not in str(refused.value)
+
+
+def test_padding_may_be_any_number():
+    model = ringworld.load(NANO)
+    padded = model.logits(np.array([[1, 20, -100]]), segments=np.array([[1, 1, 0]])).text[:, :2]
+    alone = model.logits(np.array([[1, 20]])).text
+    assert largest(padded - alone) <= TOLERANCE * largest(alone)
+
+
+def test_codes_of_another_codec_are_refused():
+    codec = ringworld.load_codec(NANO / "codec")
+    codes = np.zeros((1, 8, 8), np.int32)
+    codes[0, 3, 3] = 512
+    with pytest.raises(InputError, match="run from 0 to 512 and this codec has 0 to 511"):
+        codec.decode(codes)
+
+
 def test_load_codec_turns_pictures_into_squares_of_codes_and_back():
     codec, pixels = ringworld.load_codec(NANO / "codec"), np.zeros((2, 64, 64, 3), np.float32)
     pixels[0, :32] = 0.8
@@ -134,6 +179,8 @@ def test_load_codec_turns_pictures_into_squares_of_codes_and_back():
 # than before: the most when a weight was read and not yet placed, and at the end.
 WATCH = """
 import sys
+from contextlib import nullcontext
+import jax
 import jax.numpy as jnp
 import ringworld
 from ringworld.models import folder
@@ -150,22 +197,28 @@ def watch(name, piece):
 
 folder.check_numbers = watch
 jnp.zeros(1).block_until_ready()
+mesh = ringworld.make_mesh(fsdp=8) if sys.argv[2] == "mesh" else None
 before = held()
-model = ringworld.load(sys.argv[1])
+with jax.set_mesh(mesh) if mesh else nullcontext():
+    model = ringworld.load(sys.argv[1])
+assert not mesh or all(len(w.sharding.device_set) == 8 for w in paths(model.weights).values())
 print(sum(w.nbytes for w in paths(model.weights).values()), max(most) - before, held() - before)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("where", ["one device", "mesh"])
 @pytest.mark.parametrize("ours", [False, True])
-def test_loading_holds_the_weights_and_what_is_being_read_and_no_more(tmp_path: Path, ours: bool):
+def test_loading_holds_the_weights_and_what_is_being_read_and_no_more(
+    tmp_path: Path, ours: bool, where: str
+):
     """Three of the weights have 50 MB in float32; a second one of them kept anywhere is seen."""
     wide = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 8192, "num_hidden_layers": 6}
     write_tiny(tmp_path / "theirs", **wide)
     if ours:
         convert(tmp_path / "theirs", tmp_path / "ours", None, lambda said: None)
-    words = [sys.executable, "-c", WATCH, str(tmp_path / ("ours" if ours else "theirs"))]
+    words = [sys.executable, "-c", WATCH, str(tmp_path / ("ours" if ours else "theirs")), where]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         words, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
@@ -289,6 +342,9 @@ CORPUS = {
     "shape of strings": header({"w": tensor(0, 4, ["1"])}, b"abcd"),
     "shape of truth": header({"w": tensor(0, 4, [True])}, b"abcd"),
     "offsets of one": header({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}, b"abcd"),
+    "a name of two lines": header({"a\nb": tensor(0, 4)}, b"abcd"),
+    "a name of a page": header({"a" * 3000: tensor(0, 4)}, b"abcd"),
+    "dtype of two lines": header({"w": tensor(0, 4, [1], "F\n32")}, b"abcd"),
     "dtype unknown": header({"w": tensor(0, 4, [1], "Q4_K")}, b"abcd"),
     "dtype a list": header({"w": tensor(0, 4, [1], ["F32"])}, b"abcd"),
     "number too long": header(b'{"w": ' + b"1" * 5000 + b"}"),
@@ -301,7 +357,8 @@ def test_a_broken_safetensors_file_is_refused_in_one_sentence(tmp_path: Path, na
     file.write_bytes(CORPUS[name])
     with pytest.raises(InputError) as caught:
         read_tensors(file)
-    assert "\n" not in str(caught.value) and str(file) in str(caught.value)
+    said = str(caught.value)
+    assert said.isprintable() and len(said) < len(str(file)) + 300 and str(file) in said
 
 
 JSON = st.recursive(

@@ -18,15 +18,16 @@ from ringworld.convert.checkpoint import Checkpoint
 from ringworld.convert.lwm import read_lwm
 from ringworld.convert.names import BY_OURS
 from ringworld.errors import InputError
+from ringworld.generate.model import load_model
 from ringworld.models.folder import fill
 from ringworld.models.llama import Llama
 from ringworld.models.world import World, WorldWeights, forward, specs
 from ringworld.params import paths
 from ringworld.rope import Rope, turn_halves, turn_neighbours
 from ringworld.vocab import Vocabulary
-from tests import foreign
+from tests import foreign, lwm_by_hand
 
-# What the project promises for logits in float32; 5e-6 is what is seen.
+# What the project promises for logits in float32; seen is 5e-6 of tokens alone, 2e-5 of rows.
 PARITY = 2e-4
 # Two orders of the same products of a score, in float32.
 ROUNDING = 1e-5
@@ -109,6 +110,47 @@ def test_a_token_or_code_alone_has_both_logits_of_lwm(tmp_path):
     seen = vision[..., expected["vision_columns"]]
     np.testing.assert_allclose(text[:, ::2], expected["text_logits"], atol=PARITY, rtol=0)
     np.testing.assert_allclose(seen, expected["vision_logits"], atol=PARITY, rtol=0)
+
+
+def logits_by_hand(path: Path, name: str, *, causal: bool) -> dict[str, np.ndarray]:
+    """What LWM's arithmetic, written out, says of the given rows."""
+    given = np.load(foreign.PARITY / name / "expected.npz")
+    sizes = json.loads((path.parent / "config.json").read_text())
+    ids, time = given["input_ids"], np.arange(given["input_ids"].shape[1])
+    return lwm_by_hand.read_logits(
+        foreign.read_streaming(path.read_bytes()),
+        ids,
+        given["vision_mask"] if "vision_mask" in given else np.zeros_like(ids, bool),
+        time[:, None] >= time if causal else time[:, None] == time,
+        heads=sizes["num_attention_heads"],
+        theta=sizes["theta"],
+        eps=sizes["rms_norm_eps"],
+    )
+
+
+@pytest.mark.parametrize("name", ["lwm_text", "lwm_vision"])
+def test_lwms_arithmetic_written_out_has_its_logits_of_tokens_alone(tmp_path, name):
+    path = foreign.unpack(f"{name}/streaming_params.gz", tmp_path)
+    found = logits_by_hand(path, name, causal=False)
+    wanted = np.load(foreign.PARITY / name / "expected.npz")
+    np.testing.assert_allclose(found["text"][:, ::2], wanted["text_logits"], atol=PARITY, rtol=0)
+    if name == "lwm_vision":
+        kept = found["vision"][..., wanted["vision_columns"]]
+        np.testing.assert_allclose(kept, wanted["vision_logits"], atol=PARITY, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["lwm_text", "lwm_vision"])
+def test_a_causal_row_has_the_logits_of_lwms_arithmetic_written_out(tmp_path, name):
+    path = foreign.unpack(f"{name}/streaming_params.gz", tmp_path)
+    given = np.load(foreign.PARITY / name / "expected.npz")
+    seen = given["vision_mask"] if name == "lwm_vision" else None
+    found = load_model(path).logits(given["input_ids"], modality=seen)
+    wanted = logits_by_hand(path, name, causal=True)
+    alone = logits_by_hand(path, name, causal=False)
+    assert set(wanted) == ({"text", "vision"} if name == "lwm_vision" else {"text"})
+    for head, logits in wanted.items():
+        np.testing.assert_allclose(getattr(found, head), logits, atol=PARITY, rtol=0)
+        assert np.abs(logits - alone[head]).max() > 1  # attention is much of them
 
 
 def test_a_name_of_two_lines_is_refused_on_one(tmp_path):
@@ -261,4 +303,7 @@ def test_a_missing_config_says_what_to_write(tmp_path):
     path = write(tmp_path, WHOLE)
     (tmp_path / "config.json").unlink()
     with pytest.raises(InputError, match="max_sequence_length.* 1048576"):
+        read_lwm(path)
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match="streaming_params is empty"):
         read_lwm(path)

@@ -173,6 +173,7 @@ def test_a_thousand_varied_lines_have_the_ids_of_sentencepiece(
         (make_model([*RESERVED, ("a", float("nan"), NORMAL)], BPE), "kind or score"),
         (make_model([*RESERVED, ("a", 0.0, 9)], BPE), "kind or score"),
         (make_model([*RESERVED, ("a" * 600, 0.0, NORMAL)], BPE), "longer than 512"),
+        (make_model([RESERVED[0], ("<s:", 0.0, CONTROL)], BPE), "before a text"),
         (make_model(RESERVED, 3), "only unigram"),
         (make_model(RESERVED, BPE) + message(3, message(2, b"\xff" * 9)), "table of characters"),
         (message(1, message(1, b"\xff\xfe")), "utf-8"),

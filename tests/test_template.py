@@ -1,5 +1,8 @@
 """Chat templates: what transformers renders, within limits; LWM's forms are as LWM wrote them."""
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from ringworld.errors import InputError
 from ringworld.recipes import NANO
 from ringworld.vocab import Vocabulary
 
+ROOT = Path(__file__).resolve().parent.parent
 TEMPLATES = {file.stem: file for file in (Path(__file__).parent / "templates").glob("*.jinja")}
 NAMES = {"bos_token": "<s>", "eos_token": "</s>"}
 ODD = "  two  spaces\n\n{{ 7 * 7 }} {% if %} <b>&amp;</b> 'quoted' \"so\" héllo 🙂 数 </s>"
@@ -136,6 +140,40 @@ def test_a_template_that_waits_is_ended_by_the_clock() -> None:
     limits = TemplateLimits(seconds=60, patience=1.0)
     with pytest.raises(InputError, match="runs too long"):
         render(BOMBS["silent nested loops"], TURNS[0], limits=limits)
+
+
+# A terminal sends Ctrl-C to a whole group of processes: here every 5 ms, while one renders.
+INTERRUPTED = """
+import os, signal, threading
+from ringworld.data.template import render
+
+done = threading.Event()
+def interrupt():
+    while not done.wait(0.005):
+        os.killpg(0, signal.SIGINT)
+
+noted = []
+signal.signal(signal.SIGINT, lambda number, frame: noted.append(number))
+threading.Thread(target=interrupt).start()
+try:
+    shown = render("{{ messages[0].content }}", [{"role": "user", "content": "whole"}])
+finally:
+    done.set()
+assert noted
+print(shown)
+"""
+
+
+def test_a_ctrl_c_while_a_template_is_rendered_does_not_end_it() -> None:
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        start_new_session=True,
+    )
+    assert done.stdout == "whole\n", done.stderr
 
 
 def test_a_whole_book_goes_through() -> None:

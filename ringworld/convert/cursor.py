@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from ringworld.errors import InputError
+from ringworld.models.tensors import all_finite
 
 # What an array of weights may be made of, by the name that numpy gives it.
 DTYPES: dict[str, np.dtype] = {
@@ -137,9 +138,7 @@ def store(name: str, shape: object, parts: tuple[memoryview, ...], where: Cursor
 
 def finite(path: Path, name: str, array: np.ndarray) -> np.ndarray:
     """The array, if every number of it is one. Raises InputError that names the tensor."""
-    with np.errstate(all="ignore"):
-        good = np.isfinite(array.min(initial=0)) and np.isfinite(array.max(initial=0))
-    if not good:
+    if not all_finite(array):
         raise InputError(
             f"the tensor {name} in {path} holds numbers that are not finite: use weights that were "
             "saved before the training broke down"

@@ -270,7 +270,13 @@ def _read_shards(path: Path) -> dict[str, Read]:
         isinstance(file, str) and Path(file).name == file for file in places.values()
     ):
         raise InputError(f"{path / INDEX} does not say which file holds what: copy it again")
-    shards = {file: read_tensors(path / file) for file in sorted(set(places.values()))}
+    files = sorted(set(places.values()))
+    if absent := [file for file in files if not (path / file).is_file()]:
+        raise InputError(
+            f"there is no {path / absent[0]}, one of {len(files)} parts that {INDEX} names: copy "
+            "all files of the model again"
+        )
+    shards = {file: read_tensors(path / file) for file in files}
     if lost := [name for name, file in places.items() if name not in shards[file]]:
         raise InputError(f"{path / places[lost[0]]} lacks the tensor {lost[0]}: copy it again")
     return {name: partial(np.asarray, shards[file][name]) for name, file in places.items()}

@@ -45,10 +45,9 @@ def read_lwm(path: Path) -> Checkpoint:
     is not 1e-6, `rms_norm_eps`, in LWM's names; the other sizes are those of the tensors. Raises
     InputError when either file is damaged, or they do not fit together.
     """
-    given = path.parent / CONFIG
+    tree, given = _model_of(path, read_tree(path)), path.parent / CONFIG
     if not given.is_file():
         raise InputError(f"there is no {given}, and LWM's file has no sizes: write it ({EXAMPLE})")
-    tree = _model_of(path, read_tree(path))
     layers = _count_layers(path, tree)
     config = _config(path, given, tree, layers)
     tensors: dict[str, Read] = {}

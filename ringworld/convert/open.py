@@ -173,7 +173,7 @@ def _table(checkpoint: Checkpoint, config: World) -> dict[str, Pieces]:
     """The weights by our names, each a read a layer. Raises InputError when names do not fit."""
     table, known = {}, set()
     for ours, param in paths(specs(config)).items():
-        name, reads = BY_OURS[ours], []
+        name, reads, names = BY_OURS[ours], [], []
         for l in range(param.shape[0] if name.layered else 1):
             there = name.hugging_face.format(l)
             if there not in checkpoint.tensors:
@@ -182,8 +182,9 @@ def _table(checkpoint: Checkpoint, config: World) -> dict[str, Pieces]:
                     "copy all files of the model again"
                 )
             known.add(there)
+            names.append(there)
             reads.append(partial(_read, checkpoint.tensors[there], there, name, param))
-        table[ours] = Pieces(param.shape, tuple(reads))
+        table[ours] = Pieces(param.shape, tuple(reads), tuple(names))
     if config.tied:
         known.add(BY_OURS["heads.text"].hugging_face)
     for there in checkpoint.tensors:

@@ -34,7 +34,12 @@ class Pictures:
         return np.concatenate(codes)[: len(pixels)]
 
     def decode(self, codes: Int[np.ndarray, "Z y x"]) -> Float[np.ndarray, "Z Y X 3"]:
-        """The pictures of squares of codes."""
+        """The pictures of squares of codes. Raises InputError when the codebook lacks a code."""
+        if codes.size and not 0 <= codes.min() <= codes.max() < self.config.codebook:
+            raise InputError(
+                f"the codes run from {codes.min()} to {codes.max()} and this codec has 0 to "
+                f"{self.config.codebook - 1}: use the codec that made them"
+            )
         batches = _batches(codes.astype(np.int32))
         drawn = [_decode(self.weights, jnp.asarray(batch), self.config) for batch in batches]
         return np.concatenate(drawn)[: len(codes)]

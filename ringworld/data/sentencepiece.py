@@ -39,6 +39,8 @@ MOST_PIECES = 1 << 20
 LONGEST_PIECE = 512
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
 UNIGRAM, BPE = 1, 2
+# What the parts of a tokenizer's template are written with; no first token of a model has them.
+PART_MARKS = " :$"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how pieces write a space
 
 Value = int | bytes
@@ -201,6 +203,9 @@ def parse(data: bytes) -> Pieces:
         raise Malformed(f"its kind is {kind} and only unigram (1) and BPE (2) can be read")
     if sum(piece.kind == UNKNOWN for piece in pieces) != 1:
         raise Malformed("it has not one unknown piece")
+    names = {"bos": _int(said.get(41, 1)), "eos": _int(said.get(42, 2))}
+    if 0 <= names["bos"] < len(texts) and set(PART_MARKS) & set(texts[names["bos"]]):
+        raise Malformed("its first token cannot be put before a text")
     charsmap = _bytes(rules.get(2, b""))
     # A tree of 4-byte nodes behind its size, then the texts that its leaves point into.
     nodes = int.from_bytes(charsmap[:4], "little")
@@ -213,7 +218,7 @@ def parse(data: bytes) -> Pieces:
         dummy_prefix=bool(_int(rules.get(3, 1))),
         fold_spaces=bool(_int(rules.get(4, 1))),
         escape_spaces=bool(_int(rules.get(5, 1))),
-        names={"bos": _int(said.get(41, 1)), "eos": _int(said.get(42, 2))},
+        names=names,
     )
 
 

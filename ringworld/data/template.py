@@ -137,6 +137,7 @@ def _ask(bounds: str, request: str, patience: float) -> dict[str, str]:
                 timeout=patience,
                 cwd=folder,
                 env={"LC_ALL": "C.UTF-8"},
+                process_group=0,  # a Ctrl-C at the terminal is for who asks
             )
         except subprocess.TimeoutExpired:
             return {"fault": "time"}

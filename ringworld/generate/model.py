@@ -23,6 +23,7 @@ from ringworld.mesh import has_mesh, shard
 from ringworld.models.folder import CODEC, TOKENIZER, fill, save_folder
 from ringworld.models.world import Logits, World, WorldWeights, forward, read_heads, specs
 from ringworld.params import shardings
+from ringworld.vocab import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -56,23 +57,32 @@ class Model:
 
     def logits(
         self,
-        tokens: Int[ArrayLike, "B T"],
-        modality: Bool[ArrayLike, "B T"] | None = None,
-        positions: Int[ArrayLike, "B T"] | None = None,
-        segments: Int[ArrayLike, "B T"] | None = None,
+        tokens: ArrayLike,
+        modality: ArrayLike | None = None,
+        positions: ArrayLike | None = None,
+        segments: ArrayLike | None = None,
     ) -> Logits:
         """What both heads read after every token: `.text` [B, T, V], `.vision` [B, T, U] or None.
 
-        `modality` is true where a token is a vision id. Positions count from 0 and all tokens of a
-        row are one segment, unless they are given; a segment of 0 is padding.
+        All arguments are rows [B, T] of whole numbers. `modality` is true where a token is a vision
+        id. Positions count from 0 and all tokens of a row are one segment, unless they are given; a
+        segment of 0 is padding. Raises InputError when an argument is no such array, or a token is
+        none of the model's.
         """
-        ids = np.asarray(tokens, np.int32)
-        given = (
-            np.zeros_like(ids) if modality is None else modality,
-            np.broadcast_to(np.arange(ids.shape[1]), ids.shape) if positions is None else positions,
-            np.ones_like(ids) if segments is None else segments,
-        )
-        rows = (shard(jnp.asarray(x, jnp.int32), "batch", "seq") for x in (ids, *given))
+        ids = np.asarray(tokens)
+        if ids.ndim != 2 or not ids.size:
+            raise InputError(f"the tokens have the shape {ids.shape}: give rows of them, [B, T]")
+        given = {
+            "tokens": ids,
+            "modality": np.zeros(ids.shape, np.int32) if modality is None else modality,
+            "positions": np.tile(np.arange(ids.shape[1]), (len(ids), 1))
+            if positions is None
+            else positions,
+            "segments": np.ones(ids.shape, np.int32) if segments is None else segments,
+        }
+        columns = [_whole(name, values, ids.shape) for name, values in given.items()]
+        _check_ids(columns[0], columns[1] > 0, columns[3] > 0, self.config.vocabulary)
+        rows = (shard(jnp.asarray(x), "batch", "seq") for x in columns)
         row, vision, position, segment = rows
         return _logits(self.placed(), row, vision > 0, Where(position, segment), self.config)
 
@@ -82,6 +92,33 @@ class Model:
             return self.weights
         mesh = jax.sharding.get_mesh()
         return jax.device_put(self.weights, shardings(specs(self.config), mesh))
+
+
+def _whole(name: str, values: ArrayLike, shape: tuple[int, ...]) -> Int[np.ndarray, "B T"]:
+    """An argument of `logits`. Raises InputError when it is not whole numbers of this shape."""
+    array = np.asarray(values)
+    if array.shape != shape or array.dtype.kind not in "iub":
+        raise InputError(
+            f"{name} is an array of {array.dtype} of the shape {array.shape}: give whole numbers "
+            f"of the shape {shape}"
+        )
+    return array.astype(np.int32)
+
+
+def _check_ids(
+    ids: Int[np.ndarray, "B T"],
+    seen: Bool[np.ndarray, "B T"],
+    real: Bool[np.ndarray, "B T"],
+    words: Vocabulary,
+) -> None:
+    """Raise InputError when a token that is no padding has no row in its table."""
+    rows = np.where(seen, words.vision_rows, words.text)
+    if (wrong := real & ((ids < 0) | (ids >= rows))).any():
+        b, t = np.argwhere(wrong)[0]
+        raise InputError(
+            f"the token {ids[b, t]} in row {b}, column {t}, is none of this model's "
+            f"{rows[b, t]:,} {'vision' if seen[b, t] else 'text'} ids: use its tokenizer or codec"
+        )
 
 
 @partial(jax.jit, static_argnames="c")

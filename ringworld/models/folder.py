@@ -31,6 +31,7 @@ from ringworld.mesh import has_mesh, named_sharding
 from ringworld.models.tensors import (
     Pieces,
     check_numbers,
+    each_piece,
     let_go,
     read_json,
     read_tensors,
@@ -57,7 +58,7 @@ def new_folder(path: Path) -> Generator[Path, None, None]:
         raise InputError(f"{path} exists already: remove it, or save under another name")
     if above := [place for place in path.parents if place.exists() and not place.is_dir()]:
         raise InputError(f"{above[0]} is a file, in which nothing can be saved: use another folder")
-    with writing_to(path.parent):
+    with writing_to(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
@@ -198,15 +199,16 @@ def _wait_until_freed(copied: ref[np.ndarray]) -> None:
 
 
 def _read(name: str, param: Param, tensor: np.ndarray | Pieces, dtype: DTypeLike) -> np.ndarray:
-    pieces = iter(tensor) if isinstance(tensor, Pieces) else iter([tensor])
-    piece = next(pieces)  # before there is room for the whole: the config may ask for anything
+    pieces = each_piece(name, tensor)
+    entry = next(pieces)  # before there is room for the whole: the config may ask for anything
     whole, filled = np.empty(param.shape, dtype), 0
-    while piece is not None:
+    while entry is not None:
+        known, piece = entry
         part = whole[filled : filled + len(piece)]
         part[...] = piece
-        check_numbers(name, part)
+        check_numbers(known, part)
         let_go(piece)
-        filled, piece = filled + len(piece), next(pieces, None)
+        filled, entry = filled + len(piece), next(pieces, None)
     return whole
 
 
