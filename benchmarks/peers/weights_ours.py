@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks.peers.model_work import WRITTEN, draw_prompt
 from benchmarks.protocol import Prepared, serve
+from ringworld.cpu import widen_vectors
 from ringworld.data.example import text
 from ringworld.generate.model import load_model
 from ringworld.generate.sample import Sampling
@@ -50,4 +51,5 @@ def prepare(request: dict[str, Any]) -> Prepared:
 
 
 if __name__ == "__main__":
+    widen_vectors()
     serve(prepare)
