@@ -84,13 +84,19 @@ def _choose(queries: Ends, keys: Ends) -> Int[Array, ""]:
     return live + live * sees_all(queries, keys).astype(jnp.int32)
 
 
-def _see_tile(partial: Partial, scores: Float[Array, "G t s"], v: Float[Array, "s H"]) -> Partial:
+def _stack_heads(tree: Any) -> Any:
+    """Tiles `[G, t, ...]` as rows `[G t, ...]`, which the cores of a CPU share evenly.
+
+    XLA divides the work on scores along their first axis: of three query heads one core has two.
+    """
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+
+def _see_tile(partial: Partial, scores: Float[Array, "R s"], v: Float[Array, "s H"]) -> Partial:
     """The partial result after one more tile of keys, from its masked scores."""
     top = scores.max(-1)
     weights = jnp.exp2(scores - finite(top)[..., None])
-    value = jnp.einsum(
-        "gts,sh->gth", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-    )
+    value = jnp.einsum("rs,sh->rh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     return merge(partial, Partial(top, weights.sum(-1), value))
 
 
@@ -99,16 +105,18 @@ def see(queries: Queries, keys: Keys, partials: Partial) -> Partial:
     ends = ends_of_keys(keys.where)
 
     def walk(partials: Partial, b: Array, h: Array, i: Array) -> Partial:
-        tile = _queries_at(queries, b, h, i)
+        tile, before = _queries_at(queries, b, h, i), _at(partials, b, i, h)
+        q, groups = _stack_heads(tile.q), len(tile.q)
 
         def step(j: Array, partial: Partial) -> Partial:
             near = _keys_at(keys, b, h, j)
 
-            def whole() -> Float[Array, "G t s"]:
-                return jnp.einsum("gth,sh->gts", tile.q, near.k, preferred_element_type=jnp.float32)
+            def whole() -> Float[Array, "R s"]:
+                return jnp.einsum("rh,sh->rs", q, near.k, preferred_element_type=jnp.float32)
 
-            def masked() -> Float[Array, "G t s"]:
-                return jnp.where(sees(tile.reach, near.where), whole(), -jnp.inf)
+            def masked() -> Float[Array, "R s"]:
+                seen = jnp.tile(sees(tile.reach, near.where), (groups, 1))
+                return jnp.where(seen, whole(), -jnp.inf)
 
             return lax.switch(
                 _choose(tile.ends, _at(ends, b, j)),
@@ -120,7 +128,9 @@ def see(queries: Queries, keys: Keys, partials: Partial) -> Partial:
             )
 
         near = span(may_see(tile.ends, _at(ends, b)))
-        return _put(partials, lax.fori_loop(*near, step, _at(partials, b, i, h)), b, i, h)
+        after = lax.fori_loop(*near, step, _stack_heads(before))
+        after = jax.tree.map(lambda x, old: x.reshape(old.shape), after, before)
+        return _put(partials, after, b, i, h)
 
     return _walk(walk, queries, partials)
 
