@@ -31,9 +31,9 @@ from benchmarks.table import describe_machine, draw, markdown
 from ringworld.batch import Batch
 from ringworld.data import example
 from ringworld.data.example import Example
-from ringworld.data.loader import make_batches, stack
-from ringworld.data.pack import Piece, efficiency, pack_row
-from ringworld.data.rows import PackedRows, Packing, keep_plan
+from ringworld.data.packing.loader import make_batches, stack
+from ringworld.data.packing.pack import Piece, efficiency, pack_row
+from ringworld.data.packing.rows import PackedRows, Packing, keep_plan
 from ringworld.models.llama import Llama
 from ringworld.models.world import World, WorldWeights, forward, specs
 from ringworld.params import init

@@ -18,11 +18,11 @@ from ringworld.codec_recipe import (
 )
 from ringworld.convert.save import convert
 from ringworld.cpu import use_virtual_devices, widen_vectors
-from ringworld.data.build import Engine, build
-from ringworld.data.fetch import ASSETS, fetch
-from ringworld.data.inspect import draw_samples, find_codec, inspect_shards
-from ringworld.data.qa import QA, run_qa
-from ringworld.data.shards import Shards
+from ringworld.data.corpora.build import Engine, build
+from ringworld.data.corpora.inspect import draw_samples, find_codec, inspect_shards
+from ringworld.data.corpora.shards import Shards
+from ringworld.data.questions.qa import QA, run_qa
+from ringworld.data.samples.fetch import ASSETS, fetch
 from ringworld.demo import run_demo
 from ringworld.errors import InputError
 from ringworld.evals.inspect import tell, write_page

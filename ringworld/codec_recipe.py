@@ -25,14 +25,20 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
-from ringworld.data.codec import Codec, load_codec
-from ringworld.data.corpus import HELD_MINUTES, write_arrays
-from ringworld.data.features import Features, load_features
-from ringworld.data.fetch import fetch
-from ringworld.data.media import read_video
-from ringworld.data.pictures import Windows, find_media, middles, picture_batches, read_folder
-from ringworld.data.pixels import PixelMix, held_out, pixel_batches, to_bytes, to_unit
-from ringworld.data.shapes import draw, sample_scene
+from ringworld.data.films.codec import Codec, load_codec
+from ringworld.data.films.media import read_video
+from ringworld.data.samples.corpus import HELD_MINUTES, write_arrays
+from ringworld.data.samples.features import Features, load_features
+from ringworld.data.samples.fetch import fetch
+from ringworld.data.samples.pictures import (
+    Windows,
+    find_media,
+    middles,
+    picture_batches,
+    read_folder,
+)
+from ringworld.data.samples.pixels import PixelMix, held_out, pixel_batches, to_bytes, to_unit
+from ringworld.data.samples.shapes import draw, sample_scene
 from ringworld.errors import InputError
 from ringworld.files import whole
 from ringworld.models.folder import CODEC, save_folder
@@ -102,8 +108,8 @@ def nano_codec() -> CodecRecipe:
 class FolderCodecRecipe:
     """A codec from fresh weights, and the folder of films and pictures that it learns from.
 
-    `features` is what `ringworld.data.features` reads: without, no judge asks for likeness. A sheet
-    of held-out frames is drawn after every `sheet_every` steps.
+    `features` is what `ringworld.data.samples.features` reads: without, no judge asks for likeness.
+    A sheet of held-out frames is drawn after every `sheet_every` steps.
     """
 
     name: str

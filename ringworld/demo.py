@@ -24,10 +24,17 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ringworld.data.corpus import FRAMES_A_CLIP, HELD_MINUTES, Film, Shelf, read_film, read_shelf
-from ringworld.data.fetch import fetch
-from ringworld.data.shape_language import caption, questions, score_clip
-from ringworld.data.shapes import draw, sample_scene
+from ringworld.data.samples.corpus import (
+    FRAMES_A_CLIP,
+    HELD_MINUTES,
+    Film,
+    Shelf,
+    read_film,
+    read_shelf,
+)
+from ringworld.data.samples.fetch import fetch
+from ringworld.data.samples.shape_language import caption, questions, score_clip
+from ringworld.data.samples.shapes import draw, sample_scene
 from ringworld.evals.heatmap import draw_heatmaps
 from ringworld.evals.needle import Grid, Trial, accuracy, run_needle
 from ringworld.evals.report import write_report

@@ -16,12 +16,12 @@ from typing import Any
 import jax.numpy as jnp
 
 from ringworld.codec_recipe import CodecRecipe, FolderCodecRecipe, folder_codec, nano_codec
-from ringworld.data.codec import load_codec
-from ringworld.data.corpus import draw_clips, read_film, read_shelf
-from ringworld.data.fetch import fetch
-from ringworld.data.mix import Source, draw_examples
-from ringworld.data.sources import text_sources, vision_sources
-from ringworld.data.tokenizer import Tokenizer, load_tokenizer
+from ringworld.data.films.codec import load_codec
+from ringworld.data.packing.mix import Source, draw_examples
+from ringworld.data.samples.corpus import draw_clips, read_film, read_shelf
+from ringworld.data.samples.fetch import fetch
+from ringworld.data.samples.sources import text_sources, vision_sources
+from ringworld.data.words.tokenizer import Tokenizer, load_tokenizer
 from ringworld.errors import InputError
 from ringworld.generate.model import load_model, save_model
 from ringworld.mesh import MeshShape

@@ -15,9 +15,9 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from ringworld.data.mix import Chosen, draw_forms, mix_sources
-from ringworld.data.rows import Apart, Examples
-from ringworld.data.shards import Shards
+from ringworld.data.corpora.shards import Shards
+from ringworld.data.packing.mix import Chosen, draw_forms, mix_sources
+from ringworld.data.packing.rows import Apart, Examples
 from ringworld.errors import InputError
 from ringworld.generate.model import CODEC, TOKENIZER, load_model, save_model
 from ringworld.mesh import MeshShape

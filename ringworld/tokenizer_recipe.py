@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ringworld.data.corpus import HELD_BOOKS
-from ringworld.data.fetch import fetch
-from ringworld.data.needle import CITIES, RULES, SYSTEM, Needle
-from ringworld.data.text import read_books
-from ringworld.data.tokenizer import train_tokenizer
+from ringworld.data.samples.corpus import HELD_BOOKS
+from ringworld.data.samples.fetch import fetch
+from ringworld.data.samples.needle import CITIES, Needle
+from ringworld.data.samples.text import read_books
+from ringworld.data.words.template import RULES, SYSTEM
+from ringworld.data.words.tokenizer import train_tokenizer
 from ringworld.files import whole
 from ringworld.models.folder import TOKENIZER
 from ringworld.train.record import record_run

@@ -26,7 +26,7 @@ from ringworld.convert.lwm import read_lwm
 from ringworld.convert.packed import read_tree
 from ringworld.convert.settings import read_settings
 from ringworld.convert.unpickle import read_pickle
-from ringworld.data.sentencepiece import load_sentencepiece
+from ringworld.data.words.sentencepiece import load_sentencepiece
 from ringworld.errors import InputError
 from ringworld.models.tensors import check_numbers, read_tensors
 

@@ -18,17 +18,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ringworld.data import build as builder
-from ringworld.data.build import BUILD, build
-from ringworld.data.clips import draw_example, film_example, talk_example
-from ringworld.data.codec import load_codec
+from ringworld.data.corpora import build as builder
+from ringworld.data.corpora.build import BUILD, build
+from ringworld.data.corpora.intake import Portion
+from ringworld.data.corpora.manifest import MANIFEST, REPORT, Manifest
+from ringworld.data.corpora.portion import NOTES, Job, PortionNote, build_portion
+from ringworld.data.corpora.shards import Shards
 from ringworld.data.example import Example
-from ringworld.data.intake import Portion
-from ringworld.data.manifest import MANIFEST, REPORT, Manifest
-from ringworld.data.media import read_image, read_video, write_animation
-from ringworld.data.portion import NOTES, Job, PortionNote, build_portion
-from ringworld.data.shards import Shards
-from ringworld.data.tokenizer import load_tokenizer
+from ringworld.data.films.codec import load_codec
+from ringworld.data.films.media import read_image, read_video, write_animation
+from ringworld.data.samples.clips import draw_example, film_example, talk_example
+from ringworld.data.words.tokenizer import load_tokenizer
 from ringworld.errors import InputError
 from ringworld.files import alone_in
 
@@ -495,7 +495,7 @@ def test_a_build_that_was_stopped_goes_on_and_keeps_what_is_whole(
 @pytest.mark.slow
 def test_a_killed_build_goes_on_to_the_same_bytes(mixed: Path) -> None:
     make(mixed, MIXED, "whole")
-    code = "import sys; from pathlib import Path; from ringworld.data.build import build; "
+    code = "import sys; from pathlib import Path; from ringworld.data.corpora.build import build; "
     code += "build(Path(sys.argv[1]), Path(sys.argv[2]), print)"
     for patience in (1.0, 2.0, 2.5, 3.0, 60.0):
         process = subprocess.Popen(
@@ -664,7 +664,7 @@ def test_lots_of_documents_are_the_documents_one_by_one(
 ) -> None:
     words = [f"Number {i} of the ring." * (1 + i % 3) for i in range(9)]
     write_lines(tmp_path / "d.jsonl", *({"text": word} for word in words))
-    monkeypatch.setattr("ringworld.data.portion.LOT", 50)
+    monkeypatch.setattr("ringworld.data.corpora.portion.LOT", 50)
     for made, word in zip(examples(tmp_path, DOCUMENTS), words, strict=True):
         expect(made, ("<s>", 0), (word, 1), ("</s>", 1))
 

@@ -15,9 +15,9 @@ import pytest
 
 from ringworld.attention.mask import Where
 from ringworld.data.example import Example, frames, join, text
-from ringworld.data.needle import Needle
-from ringworld.data.template import FORMS
-from ringworld.data.tokenizer import load_tokenizer
+from ringworld.data.samples.needle import Needle
+from ringworld.data.words.template import FORMS
+from ringworld.data.words.tokenizer import load_tokenizer
 from ringworld.errors import InputError
 from ringworld.generate import stream
 from ringworld.generate.chat import (

@@ -11,9 +11,9 @@ from PIL import Image
 
 from ringworld import cli, codec_recipe
 from ringworld.codec_recipe import CodecRecipe, nano_codec, run_codec_recipe
-from ringworld.data.codec import load_codec
-from ringworld.data.media import write_animation
-from ringworld.data.pixels import PixelMix, pixel_batches
+from ringworld.data.films.codec import load_codec
+from ringworld.data.films.media import write_animation
+from ringworld.data.samples.pixels import PixelMix, pixel_batches
 from ringworld.errors import InputError
 from ringworld.models.vqgan import NANO, VQGAN
 from ringworld.train.codec import CodecTraining

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ringworld.data.pixels import PixelMix, held_out, pixel_batches, to_bytes, to_unit
+from ringworld.data.samples.pixels import PixelMix, held_out, pixel_batches, to_bytes, to_unit
 from ringworld.errors import InputError
 from ringworld.models.vqgan import VQGAN
 from ringworld.train.codec import (

@@ -16,7 +16,7 @@ from tiny_hf import write_tiny
 
 from ringworld.convert.diffusers import load_any
 from ringworld.convert.save import convert
-from ringworld.data.sentencepiece import read_sentencepiece
+from ringworld.data.words.sentencepiece import read_sentencepiece
 from ringworld.errors import InputError
 from ringworld.generate.model import load_model
 from ringworld.models.folder import load_folder

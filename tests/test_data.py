@@ -11,13 +11,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringworld.batch import Batch
-from ringworld.data import example, needle
+from ringworld.data import example
 from ringworld.data.example import Example
-from ringworld.data.loader import PackedRows, check_rows, make_batches
-from ringworld.data.mix import Source, draw_examples
-from ringworld.data.needle import ANSWER_ROOM, CITIES, Needle, draw_needles, hide, recall_example
-from ringworld.data.text import Book, draw_passage, encode_books, passage_example, read_books
-from ringworld.data.tokenizer import SPECIAL, Tokenizer, load_tokenizer, train_tokenizer
+from ringworld.data.packing.loader import PackedRows, check_rows, make_batches
+from ringworld.data.packing.mix import Source, draw_examples
+from ringworld.data.samples import needle
+from ringworld.data.samples.needle import (
+    ANSWER_ROOM,
+    CITIES,
+    Needle,
+    draw_needles,
+    hide,
+    recall_example,
+)
+from ringworld.data.samples.text import (
+    Book,
+    draw_passage,
+    encode_books,
+    passage_example,
+    read_books,
+)
+from ringworld.data.words.tokenizer import SPECIAL, Tokenizer, load_tokenizer, train_tokenizer
 from ringworld.errors import InputError
 from ringworld.mesh import MeshShape, make_mesh
 from ringworld.vocab import Vocabulary

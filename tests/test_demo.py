@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ringworld import demo, recipes
-from ringworld.data import corpus
-from ringworld.data.media import write_animation
+from ringworld.data.films.media import write_animation
+from ringworld.data.samples import corpus
 from ringworld.errors import InputError
 from ringworld.evals.needle import Grid
 from ringworld.recipes import Recipe, run_recipe

@@ -36,8 +36,8 @@ from misbehaving import (
     truncate,
 )
 
-from ringworld.data.completion import read_reply, retry_after
-from ringworld.data.endpoint import (
+from ringworld.data.questions.completion import read_reply, retry_after
+from ringworld.data.questions.endpoint import (
     FIRST_PAUSE_S,
     FIRST_TRIES,
     GIVE_UP_AFTER,
@@ -48,7 +48,7 @@ from ringworld.data.endpoint import (
     Spent,
     Unanswered,
 )
-from ringworld.data.wire import LARGEST_REPLY
+from ringworld.data.questions.wire import LARGEST_REPLY
 from ringworld.errors import InputError
 
 BODY = json.dumps({"messages": [{"role": "user", "content": "Say something."}]}).encode()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ringworld.data import fetch as fetching
-from ringworld.data.fetch import ASSETS, Asset, fetch, fetch_asset
+from ringworld.data.samples import fetch as fetching
+from ringworld.data.samples.fetch import ASSETS, Asset, fetch, fetch_asset
 from ringworld.errors import InputError
 
 BOOKS = {"one_gut.txt": b"Call me Ishmael.", "two_gut.txt": b"It was a dark night."}

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from ringworld.data.corpora.fields import make_fields
+from ringworld.data.corpora.spec import Fields
 from ringworld.data.example import Example
-from ringworld.data.fields import make_fields
-from ringworld.data.spec import Fields
-from ringworld.data.tokenizer import Tokenizer, train_tokenizer
+from ringworld.data.words.tokenizer import Tokenizer, train_tokenizer
 from ringworld.errors import InputError
 from ringworld.vocab import Vocabulary
 

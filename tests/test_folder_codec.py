@@ -11,9 +11,9 @@ from PIL import Image
 
 from ringworld import cli, codec_recipe
 from ringworld.codec_recipe import FolderCodecRecipe, folder_codec, run_folder_recipe
-from ringworld.data.codec import load_codec
-from ringworld.data.media import write_animation
-from ringworld.data.pictures import Windows, picture_batches
+from ringworld.data.films.codec import load_codec
+from ringworld.data.films.media import write_animation
+from ringworld.data.samples.pictures import Windows, picture_batches
 from ringworld.errors import InputError
 from ringworld.models import vgg
 from ringworld.models.folder import save_folder

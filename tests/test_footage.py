@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from painted import film, numbers
 
-from ringworld.data.codec import BATCH, Codec
+from ringworld.data.corpora.footage import Encoder, Footage, Media, stream_frames
+from ringworld.data.corpora.spec import Sampling
 from ringworld.data.example import frames, join, text
-from ringworld.data.footage import Encoder, Footage, Media, stream_frames
-from ringworld.data.media import read_clip, stream_clip
-from ringworld.data.pick import Pick
-from ringworld.data.sandbox import MediaLimits
-from ringworld.data.spec import Sampling
+from ringworld.data.films.codec import BATCH, Codec
+from ringworld.data.films.media import read_clip, stream_clip
+from ringworld.data.films.pick import Pick
+from ringworld.data.films.sandbox import MediaLimits
 from ringworld.errors import InputError
 from ringworld.models.vqgan import VQGAN, specs
 from ringworld.params import init

@@ -9,9 +9,9 @@ import pytest
 from hostile import Suspect, suspects
 from painted import film, numbers
 
-from ringworld.data.media import read_clip
-from ringworld.data.pick import Pick
-from ringworld.data.sandbox import STRANGERS
+from ringworld.data.films.media import read_clip
+from ringworld.data.films.pick import Pick
+from ringworld.data.films.sandbox import STRANGERS
 from ringworld.errors import InputError
 
 # Both are kept by the kernel, which ends a decoder that asks for more.

@@ -60,6 +60,8 @@ SIDEWAYS = {
     ("generate", "data"),  # a prompt is made of the same segments as a training row
     ("__main__", PACKAGE),
 }
+# The rooms of `ringworld/data`, in the order of the data's way: a room may import those before it.
+ROOMS = ("example", "words", "films", "packing", "samples", "corpora", "questions")
 DRAWERS = {"util", "utils", "common", "helper", "helpers", "misc", "base"}
 RUNS_WHAT_IT_READS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 SILENCERS = re.compile(r"#\s*(type:\s*ignore|noqa|pyrefly:\s*ignore|pyright:|mypy:|fmt:\s*off)")
@@ -106,6 +108,12 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 def door(name: str) -> str:
     """`ringworld.attention.ring` -> `attention`."""
     return (name.split(".") + [name])[1] if "." in name else name
+
+
+def room(name: str) -> str | None:
+    """`ringworld.data.words.template` -> `words`; None outside `ringworld.data`."""
+    parts = name.split(".")
+    return parts[2] if parts[:2] == [PACKAGE, "data"] and len(parts) > 2 else None
 
 
 def read(root: Path = ROOT, pattern: str = f"{PACKAGE}/**/*.py") -> list[Module]:
@@ -190,6 +198,22 @@ def imports_point_down(modules: Modules) -> Iterator[str]:
                 continue
             elif RANKS[target] >= RANKS[module.door]:
                 yield module.at(line, f"`{module.door}` may not import `{target}`: not below it")
+
+
+def rooms_point_up(modules: Modules) -> Iterator[str]:
+    """Within `ringworld/data`, imports follow ROOMS."""
+    names = {module.name for module in modules}
+    for module in modules:
+        here = room(module.name)
+        if here is None:
+            continue
+        if here not in ROOMS:
+            yield module.at(1, f"`{here}` is no room of data: put the file into one of {ROOMS}")
+            continue
+        for line, name in imports(module, names):
+            target = room(name)
+            if target in ROOMS and ROOMS.index(target) > ROOMS.index(here):
+                yield module.at(line, f"`{here}` may not import `{target}`: it comes later")
 
 
 def imports_form_no_cycle(modules: Modules) -> Iterator[str]:
@@ -412,6 +436,10 @@ def test_imports_point_down(package: Modules) -> None:
     kept(imports_point_down(package))
 
 
+def test_rooms_point_up(package: Modules) -> None:
+    kept(rooms_point_up(package))
+
+
 def test_imports_form_no_cycle(package: Modules) -> None:
     kept(imports_form_no_cycle(package))
 
@@ -482,7 +510,7 @@ BROKEN: list[tuple[Rule, dict[str, str], list[str]]] = [
             "models/llama.py": "def f():\n    import ringworld.train.loop",
             "attention/ring.py": "from ringworld import layers, mesh\nfrom ..params import Param",
             "train/loop.py": "from ringworld.data import x\nfrom ringworld.generate import y",
-            "data/text.py": "from ..train import loop",
+            "data/samples/text.py": "from ...train import loop",
             "layers.py": "from ringworld import attend",
             "errors.py": "import ringworld",
             "batch.py": "import ringworld.novel",
@@ -499,6 +527,15 @@ BROKEN: list[tuple[Rule, dict[str, str], list[str]]] = [
             "llama.py:2: `models` may not import `train`",
             "loop.py:2: `train` may not import `generate`",
         ],
+    ),
+    (
+        rooms_point_up,
+        {
+            "data/words/template.py": "from ringworld.data.samples import needle",
+            "data/samples/needle.py": "from ringworld.data.example import Example",
+            "data/mix.py": "",
+        },
+        ["mix.py:1: `mix` is no room", "template.py:1: `words` may not import `samples`"],
     ),
     (
         imports_form_no_cycle,

@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from ringworld import cli
-from ringworld.data.build import NANO, TOKENIZER, build
-from ringworld.data.inspect import (
+from ringworld.data.corpora.build import NANO, TOKENIZER, build
+from ringworld.data.corpora.inspect import (
     SHOWN_FRAMES,
     Inspection,
     choose_samples,
@@ -24,10 +24,10 @@ from ringworld.data.inspect import (
     measure_uses,
     name_token,
 )
-from ringworld.data.media import write_animation
-from ringworld.data.pack import efficiency, plan_rows
-from ringworld.data.shards import Shards
-from ringworld.data.tokenizer import load_tokenizer
+from ringworld.data.corpora.shards import Shards
+from ringworld.data.films.media import write_animation
+from ringworld.data.packing.pack import efficiency, plan_rows
+from ringworld.data.words.tokenizer import load_tokenizer
 from ringworld.errors import InputError
 from ringworld.evals.inspect import tell, write_page
 

@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from ringworld.data.features import PLACES, load_features
-from ringworld.data.fetch import ASSETS
+from ringworld.data.samples.features import PLACES, load_features
+from ringworld.data.samples.fetch import ASSETS
 from ringworld.errors import InputError
 from ringworld.models import patchgan, vgg
 from ringworld.models.folder import save_folder

@@ -11,9 +11,9 @@ import pytest
 from ringworld.batch import Batch
 from ringworld.data import example
 from ringworld.data.example import Example
-from ringworld.data.ledger import NAME, Ledger, digest
-from ringworld.data.loader import make_batches
-from ringworld.data.rows import Apart, PackedRows
+from ringworld.data.packing.ledger import NAME, Ledger, digest
+from ringworld.data.packing.loader import make_batches
+from ringworld.data.packing.rows import Apart, PackedRows
 from ringworld.errors import InputError
 from ringworld.mesh import MeshShape, make_mesh
 from ringworld.models.llama import Llama

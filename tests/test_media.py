@@ -18,16 +18,16 @@ import pytest
 from painted import SIDE, film, numbers, paint, song
 from PIL import Image
 
-from ringworld.data import sandbox
-from ringworld.data.media import (
+from ringworld.data.films import sandbox
+from ringworld.data.films.media import (
     read_clip,
     read_image,
     read_video,
     stream_clip,
     write_animation,
 )
-from ringworld.data.pick import Pick
-from ringworld.data.sandbox import MediaLimits
+from ringworld.data.films.pick import Pick
+from ringworld.data.films.sandbox import MediaLimits
 from ringworld.errors import InputError
 
 SIZE = 32
@@ -305,7 +305,7 @@ for deed in deeds:
     except (OSError, MemoryError) as error:
         print(type(error).__name__)
 """
-    program = sys.modules["ringworld.data.decoder"].__file__
+    program = sys.modules["ringworld.data.films.decoder"].__file__
     done = subprocess.run(
         [sys.executable, "-I", "-c", tries, str(program)],
         capture_output=True,
@@ -401,7 +401,7 @@ def test_a_killed_warden_spoils_the_films_that_are_read_and_no_other(tmp_path):
 
 def test_a_warden_ends_with_who_started_it():
     program = (
-        "import io, os; from PIL import Image; from ringworld.data import media, sandbox; "
+        "import io, os; from PIL import Image; from ringworld.data.films import media, sandbox; "
         "file = io.BytesIO(); Image.new('RGB', (1, 1)).save(file, 'PNG'); "
         "media.read_image(file.getvalue(), size=1); "
         "print(sandbox.WARDENS.present.process.pid, flush=True); os.kill(os.getpid(), 9)"

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringworld.batch import Batch
-from ringworld.data import example, loader
+from ringworld.data import example
 from ringworld.data.example import Example
-from ringworld.data.loader import make_batches, rows_held
-from ringworld.data.mix import TOGETHER, Chosen, MixedExamples, draw_forms, mix_sources
-from ringworld.data.rows import Apart, MixedRows, PackedRows
+from ringworld.data.packing import loader
+from ringworld.data.packing.loader import make_batches, rows_held
+from ringworld.data.packing.mix import TOGETHER, Chosen, MixedExamples, draw_forms, mix_sources
+from ringworld.data.packing.rows import Apart, MixedRows, PackedRows
 from ringworld.errors import InputError
 from ringworld.mesh import make_mesh
 

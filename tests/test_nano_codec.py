@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ringworld.data.codec import Codec, load_codec
-from ringworld.data.shapes import COLOURS, Scene, Thing, draw, sample_scene
+from ringworld.data.films.codec import Codec, load_codec
+from ringworld.data.samples.shapes import COLOURS, Scene, Thing, draw, sample_scene
 from ringworld.models.vqgan import NANO
 
 FOLDER = Path(str(files("ringworld"))) / "assets" / "nano" / "codec"

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ringworld.data.needle import CITIES, RULES, SENTENCE_ROOM, Form
-from ringworld.data.tokenizer import load_tokenizer
+from ringworld.data.samples.needle import CITIES, SENTENCE_ROOM, Form
+from ringworld.data.words.template import RULES
+from ringworld.data.words.tokenizer import load_tokenizer
 from ringworld.errors import InputError
 from ringworld.evals import needle
 from ringworld.evals.heatmap import draw_heatmaps, name_length

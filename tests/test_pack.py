@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from ringworld import params
 from ringworld.attention.mask import Where
 from ringworld.batch import Batch
-from ringworld.data import example, pack
+from ringworld.data import example
 from ringworld.data.example import Example
-from ringworld.data.pack import (
+from ringworld.data.packing import pack
+from ringworld.data.packing.pack import (
     Cut,
     Piece,
     Pieces,
@@ -34,7 +35,7 @@ from ringworld.data.pack import (
     weigh_examples,
     weigh_rows,
 )
-from ringworld.data.rows import PackedRows, Packing
+from ringworld.data.packing.rows import PackedRows, Packing
 from ringworld.errors import InputError
 from ringworld.models import llama
 from ringworld.models.llama import Llama
@@ -489,7 +490,9 @@ def test_a_kept_plan_is_mapped_and_is_the_plan(
     examples = examples_of([9, 70, 5, 5, 30])
     made = PackedRows(examples, 16)
     first = PackedRows(examples, 16, plans=tmp_path)
-    monkeypatch.setattr("ringworld.data.rows.plan_rows", None)  # a kept plan is not made again
+    monkeypatch.setattr(
+        "ringworld.data.packing.rows.plan_rows", None
+    )  # a kept plan is not made again
     again = PackedRows(examples, 16, plans=tmp_path)
     assert rows_of(made.plan) == rows_of(first.plan) == rows_of(again.plan)
     assert isinstance(again.plan.offsets, np.memmap) and len(list(tmp_path.iterdir())) == 2

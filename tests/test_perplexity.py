@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ringworld.attention.mask import Where
-from ringworld.data.tokenizer import load_tokenizer
+from ringworld.data.words.tokenizer import load_tokenizer
 from ringworld.errors import InputError
 from ringworld.evals import perplexity
 from ringworld.evals.perplexity import (

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ringworld.data import pictures
-from ringworld.data.media import read_clip, write_animation
-from ringworld.data.pick import Pick
-from ringworld.data.pictures import (
+from ringworld.data.films.media import read_clip, write_animation
+from ringworld.data.films.pick import Pick
+from ringworld.data.samples import pictures
+from ringworld.data.samples.pictures import (
     Pictures,
     Windows,
     choose_held,
@@ -22,7 +22,7 @@ from ringworld.data.pictures import (
     picture_batches,
     read_folder,
 )
-from ringworld.data.pixels import to_bytes
+from ringworld.data.samples.pixels import to_bytes
 from ringworld.errors import InputError
 from ringworld.files import alone_in
 

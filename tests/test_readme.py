@@ -10,7 +10,7 @@ import pytest
 
 from ringworld.cli import VERBS
 from ringworld.codec_recipe import nano_codec
-from ringworld.data.fetch import ASSETS
+from ringworld.data.samples.fetch import ASSETS
 from ringworld.recipes import RECIPES, Recipe, demo, nano_base
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,11 +79,13 @@ def test_every_command_is_in_the_readme() -> None:
 
 def test_the_tree_of_the_reading_page_is_the_package() -> None:
     tree = next(block for block in blocks(READING, "") if block.startswith("ringworld/"))
-    named, folder = set(), ""
+    named: set[str] = set()
+    folders: list[str] = []
     for line in tree.splitlines():
-        if opened := re.match(r" *(\w+)/ ", line):
-            folder = "" if opened[1] == "ringworld" else f"{opened[1]}/"
-        named |= {f"{folder}{name}.py" for name in re.findall(r"(?:^|\s)(\w+): ", line)}
+        if opened := re.match(r"( *)(\w+)/ ", line):
+            folders = [*folders[: len(opened[1]) // 2], opened[2]]
+        files_here = re.findall(r"(?:^|\s)(\w+): ", line)
+        named |= {"/".join([*folders[1:], f"{name}.py"]) for name in files_here}
     package = ROOT / "ringworld"
     files = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
     assert named == {file for file in files if not file.endswith("__init__.py")}

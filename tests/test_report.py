@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ringworld.data.shape_language import caption, questions, score_clip
-from ringworld.data.shapes import Scene, draw, sample_scene
+from ringworld.data.samples.shape_language import caption, questions, score_clip
+from ringworld.data.samples.shapes import Scene, draw, sample_scene
 from ringworld.errors import InputError
 from ringworld.evals.curve import draw_losses, smooth, span
 from ringworld.evals.needle import Trial

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ringworld.data.sentencepiece import (
+from ringworld.data.words.sentencepiece import (
     BPE,
     BYTE,
     CONTROL,
@@ -18,7 +18,7 @@ from ringworld.data.sentencepiece import (
     load_sentencepiece,
     read_sentencepiece,
 )
-from ringworld.data.tokenizer import Tokenizer, Typist
+from ringworld.data.words.tokenizer import Tokenizer, Typist
 from ringworld.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -207,6 +207,6 @@ def test_a_file_that_is_missing_or_too_large_is_one_sentence(
         load_sentencepiece(tmp_path / "tokenizer.model")
     (tmp_path / "tokenizer.model").write_bytes(SMALL)
     assert load_sentencepiece(tmp_path / "tokenizer.model").bos == 1
-    monkeypatch.setattr("ringworld.data.sentencepiece.LARGEST_FILE", 100)
+    monkeypatch.setattr("ringworld.data.words.sentencepiece.LARGEST_FILE", 100)
     with pytest.raises(InputError, match="and a tokenizer.model at most 100"):
         load_sentencepiece(tmp_path / "tokenizer.model")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from ringworld.data.shape_language import (
+from ringworld.data.samples.shape_language import (
     caption,
     facts,
     parse_caption,
@@ -14,7 +14,7 @@ from ringworld.data.shape_language import (
     score_caption,
     score_clip,
 )
-from ringworld.data.shapes import (
+from ringworld.data.samples.shapes import (
     COLOURS,
     MOTIONS,
     SHAPES,

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from ringworld import cli
-from ringworld.data.build import build
-from ringworld.data.ledger import NAME as LEDGER
-from ringworld.data.shards import Shards
-from ringworld.data.tokenizer import load_tokenizer
+from ringworld.data.corpora.build import build
+from ringworld.data.corpora.shards import Shards
+from ringworld.data.packing.ledger import NAME as LEDGER
+from ringworld.data.words.tokenizer import load_tokenizer
 from ringworld.errors import InputError
 from ringworld.shard_recipe import ShardRecipe, choose_examples, shards
 from ringworld.train import checkpoint

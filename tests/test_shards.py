@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringworld.data import shards as rooms
-from ringworld.data.example import Example
-from ringworld.data.manifest import (
+from ringworld.data.corpora import shards as rooms
+from ringworld.data.corpora.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
     CodecNote,
@@ -26,7 +25,8 @@ from ringworld.data.manifest import (
     read_manifest,
     write_json,
 )
-from ringworld.data.shards import Record, Shards, find_fault, write_shard
+from ringworld.data.corpora.shards import Record, Shards, find_fault, write_shard
+from ringworld.data.example import Example
 from ringworld.errors import InputError
 
 NANO = Path(__file__).resolve().parent.parent / "ringworld" / "assets" / "nano"

@@ -14,9 +14,9 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from ringworld.convert.save import convert
-from ringworld.data.fetch import fetch
-from ringworld.data.template import Message, TemplateLimits, render
-from ringworld.data.tokenizer import load_tokenizer
+from ringworld.data.samples.fetch import fetch
+from ringworld.data.words.template import Message, TemplateLimits, render
+from ringworld.data.words.tokenizer import load_tokenizer
 from ringworld.evals.perplexity import cut_passages, measure_losses
 from ringworld.generate.model import load_model
 from tests.varied import draw_lines

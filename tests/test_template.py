@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ringworld.data.clips import question_prompt, request
-from ringworld.data.needle import Needle, prompt
-from ringworld.data.template import (
+from ringworld.data.samples.clips import question_prompt, request
+from ringworld.data.samples.needle import Needle, prompt
+from ringworld.data.words.template import (
     FORMS,
     SIGHT,
     Message,
     TemplateLimits,
     render,
 )
-from ringworld.data.tokenizer import load_tokenizer
+from ringworld.data.words.tokenizer import load_tokenizer
 from ringworld.errors import InputError
 from ringworld.recipes import NANO
 from ringworld.vocab import Vocabulary
@@ -145,7 +145,7 @@ def test_a_template_that_waits_is_ended_by_the_clock() -> None:
 # A terminal sends Ctrl-C to a whole group of processes: here every 5 ms, while one renders.
 INTERRUPTED = """
 import os, signal, threading
-from ringworld.data.template import render
+from ringworld.data.words.template import render
 
 done = threading.Event()
 def interrupt():

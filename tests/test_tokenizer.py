@@ -10,8 +10,8 @@ from test_sentencepiece import SMALL
 from tokenizers import Tokenizer as Bpe
 from tokenizers import processors
 
-from ringworld.data.sentencepiece import read_sentencepiece
-from ringworld.data.tokenizer import Tokenizer, Typist, load_tokenizer
+from ringworld.data.words.sentencepiece import read_sentencepiece
+from ringworld.data.words.tokenizer import Tokenizer, Typist, load_tokenizer
 from ringworld.errors import InputError
 from ringworld.recipes import NANO
 

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from ringworld import tokenizer_recipe
-from ringworld.data.needle import CITIES, RULES, Needle
-from ringworld.data.text import Book
-from ringworld.data.tokenizer import load_tokenizer
+from ringworld.data.samples.needle import CITIES, Needle
+from ringworld.data.samples.text import Book
+from ringworld.data.words.template import RULES
+from ringworld.data.words.tokenizer import load_tokenizer
 from ringworld.tokenizer_recipe import nano_tokenizer, read_texts, run_tokenizer_recipe
 
 

@@ -20,8 +20,8 @@ from ringworld.attention.block import BLOCKWISE
 from ringworld.batch import Batch
 from ringworld.data import example
 from ringworld.data.example import Example
-from ringworld.data.loader import PackedRows, make_batches
-from ringworld.data.pack import pack_row, split
+from ringworld.data.packing.loader import PackedRows, make_batches
+from ringworld.data.packing.pack import pack_row, split
 from ringworld.errors import InputError
 from ringworld.layers import rms_norm
 from ringworld.mesh import AXES, RULES, MeshShape, Rules, make_mesh, named_sharding, spec

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from ringworld.convert.hf import read_world
 from ringworld.convert.names import BY_OURS
-from ringworld.data.tokenizer import train_tokenizer
+from ringworld.data.words.tokenizer import train_tokenizer
 from ringworld.models.world import specs
 from ringworld.params import paths
 

@@ -19,13 +19,13 @@ from benchmarks.peers.data_work import (
     sample_frames,
 )
 from benchmarks.protocol import Prepared, serve
-from ringworld.data.build import build
-from ringworld.data.fetch import fetch
-from ringworld.data.loader import make_batches
-from ringworld.data.media import read_image, stream_clip
-from ringworld.data.pick import Pick
-from ringworld.data.rows import PackedRows
-from ringworld.data.shards import Shards
+from ringworld.data.corpora.build import build
+from ringworld.data.corpora.shards import Shards
+from ringworld.data.films.media import read_image, stream_clip
+from ringworld.data.films.pick import Pick
+from ringworld.data.packing.loader import make_batches
+from ringworld.data.packing.rows import PackedRows
+from ringworld.data.samples.fetch import fetch
 
 SPEC = '[[documents]]\nname = "{name}"\npath = "{path}"\nrows_per_shard = {rows}\n'
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ringworld.data.sentencepiece import load_sentencepiece
+from ringworld.data.words.sentencepiece import load_sentencepiece
 from ringworld.errors import InputError
 from ringworld.models.folder import CONFIG, TOKENIZER
 from ringworld.models.tensors import Read, read_json

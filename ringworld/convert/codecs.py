@@ -16,7 +16,7 @@ import numpy as np
 from ringworld.convert.cursor import finite
 from ringworld.convert.settings import CONFIG, read_settings, size_of
 from ringworld.convert.unpickle import read_pickle
-from ringworld.data.codec import Codec
+from ringworld.data.films.codec import Codec
 from ringworld.errors import InputError
 from ringworld.models.folder import check_table, fill, load_folder, make_config
 from ringworld.models.tensors import read_tensors

@@ -19,7 +19,7 @@ from ringworld.convert.codecs import (
     open_any_codec,
     their_names,
 )
-from ringworld.data.codec import Codec, Pictures
+from ringworld.data.films.codec import Codec, Pictures
 from ringworld.models.folder import CONFIG, read_config, write_folder
 from ringworld.models.tensors import write_tensors
 from ringworld.models.vqgan import COLOURS, VQGAN

@@ -20,7 +20,7 @@ from ringworld.convert.hf import CHAT_TEMPLATE, read_hf, read_world
 from ringworld.convert.lwm import read_lwm
 from ringworld.convert.names import BY_OURS, Name
 from ringworld.convert.vision import split_tables
-from ringworld.data.fetch import MODELS, fetch
+from ringworld.data.samples.fetch import MODELS, fetch
 from ringworld.errors import InputError
 from ringworld.models.folder import (
     CODEC,

@@ -10,7 +10,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from ringworld.data.inspect import SHOWN_FRAMES, Inspection, Sample, spread
+from ringworld.data.corpora.inspect import SHOWN_FRAMES, Inspection, Sample, spread
 from ringworld.errors import InputError
 from ringworld.evals.page import Html, bar, element, figure, filmstrip, join, page, section, table
 from ringworld.files import whole

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from ringworld.data.corpus import read_shelf
+from ringworld.data.samples.corpus import read_shelf
 from ringworld.evals.heatmap import draw_heatmaps
 from ringworld.evals.needle import Grid, Trial, make_form, run_needle
 from ringworld.files import whole

@@ -17,10 +17,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ringworld.data.example import Example, text
-from ringworld.data.needle import (
+from ringworld.data.samples.needle import (
     BOOK,
     QUESTION,
-    RULES,
     Form,
     Needle,
     answer_room,
@@ -29,8 +28,8 @@ from ringworld.data.needle import (
     prompt,
     room,
 )
-from ringworld.data.template import render
-from ringworld.data.tokenizer import Tokenizer
+from ringworld.data.words.template import RULES, render
+from ringworld.data.words.tokenizer import Tokenizer
 from ringworld.errors import InputError
 from ringworld.files import whole
 from ringworld.generate.sample import Sampling

@@ -26,7 +26,7 @@ from tyro.conf import Positional
 
 from ringworld.attention.layout import deal, invert, striped_order
 from ringworld.attention.mask import Where
-from ringworld.data.tokenizer import Tokenizer
+from ringworld.data.words.tokenizer import Tokenizer
 from ringworld.errors import InputError
 from ringworld.evals.heatmap import name_length
 from ringworld.files import whole

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from ringworld.data.shape_language import ClipScore
+from ringworld.data.samples.shape_language import ClipScore
 from ringworld.evals.needle import Trial
 
 Frames = UInt8[np.ndarray, "Z Y X 3"]

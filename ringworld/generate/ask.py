@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from ringworld.data.clips import bare, question_prompt, request
 from ringworld.data.example import join, open_frames
-from ringworld.data.media import write_animation
+from ringworld.data.films.media import write_animation
+from ringworld.data.samples.clips import bare, question_prompt, request
 from ringworld.generate.model import Model, load_model
 from ringworld.generate.sample import Sampling
 from ringworld.generate.text import write_text

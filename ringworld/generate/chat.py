@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tyro.conf import Positional
 
-from ringworld.data.media import read_image, read_video
-from ringworld.data.template import FORMS
+from ringworld.data.films.media import read_image, read_video
+from ringworld.data.words.template import FORMS
 from ringworld.errors import InputError
 from ringworld.generate.model import Model, load_model
 from ringworld.generate.sample import Sampling

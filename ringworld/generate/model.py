@@ -16,8 +16,8 @@ from tokenizers import Tokenizer as Bpe
 from ringworld.attention.mask import Where
 from ringworld.convert.diffusers import load_any
 from ringworld.convert.open import Opened, open_model
-from ringworld.data.codec import Codec
-from ringworld.data.tokenizer import NAMES_FILE, Tokenizer, load_tokenizer, read_names
+from ringworld.data.films.codec import Codec
+from ringworld.data.words.tokenizer import NAMES_FILE, Tokenizer, load_tokenizer, read_names
 from ringworld.errors import InputError
 from ringworld.mesh import has_mesh, shard
 from ringworld.models.folder import CODEC, TOKENIZER, fill, save_folder

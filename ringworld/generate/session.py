@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Int
 
 from ringworld.data.example import Example, frames, join, text
-from ringworld.data.template import FORMS, SIGHT, Message, render
-from ringworld.data.tokenizer import Tokenizer, Typist
+from ringworld.data.words.template import FORMS, SIGHT, Message, render
+from ringworld.data.words.tokenizer import Tokenizer, Typist
 from ringworld.errors import InputError
 from ringworld.generate.model import Model
 from ringworld.generate.sample import Sampling

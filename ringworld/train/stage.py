@@ -7,11 +7,11 @@ from pathlib import Path
 
 import jax
 
-from ringworld.data.ledger import NAME as LEDGER
-from ringworld.data.ledger import Ledger
-from ringworld.data.loader import Rows, check_rows, make_batches
-from ringworld.data.pack import WINDOW
-from ringworld.data.rows import MASKED, Apart, Examples, MixedRows, PackedRows, Packing
+from ringworld.data.packing.ledger import NAME as LEDGER
+from ringworld.data.packing.ledger import Ledger
+from ringworld.data.packing.loader import Rows, check_rows, make_batches
+from ringworld.data.packing.pack import WINDOW
+from ringworld.data.packing.rows import MASKED, Apart, Examples, MixedRows, PackedRows, Packing
 from ringworld.errors import InputError
 from ringworld.mesh import MeshShape, Rules, WeightAxis, make_mesh
 from ringworld.models.llama import HOST, Activations, flops_per_token

@@ -1,0 +1,174 @@
+"""What a folder of shards says of itself: counts, hashes, and whose ids its tokens are."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ringworld.data.corpora.strict import plainly, strictly
+from ringworld.errors import InputError
+from ringworld.files import whole
+from ringworld.vocab import Vocabulary
+
+MANIFEST = "manifest.json"
+REPORT = "report.json"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Examples, their tokens, how many of these are vision ids, and how many are learned."""
+
+    examples: int = 0
+    tokens: int = 0
+    vision: int = 0
+    learned: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        names = [own.name for own in fields(self)]
+        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerNote:
+    """Which tokenizer made the text ids."""
+
+    sha256: str
+    size: int
+    bos: int
+    eos: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecNote:
+    """Which codec made the codes."""
+
+    sha256: str
+    size: int
+    codes: int
+    codes_per_frame: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardNote:
+    """One file: its source, its hash and what it holds."""
+
+    file: str
+    source: str
+    sha256: str
+    bytes: int
+    counts: Counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The whole folder. `skipped` is how many rows were bad and left out.
+
+    `forms` has the sources whose every row became several examples, one behind another, and how
+    many: one for each order of text and vision.
+    """
+
+    schema: int
+    tokenizer: TokenizerNote
+    codec: CodecNote | None
+    counts: Counts
+    sources: dict[str, Counts]
+    skipped: int
+    shards: tuple[ShardNote, ...]
+    forms: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def text_ids(self) -> int:
+        """How many text ids there are."""
+        return self.tokenizer.size
+
+    @property
+    def vision_ids(self) -> int:
+        """How many vision ids there are: the codes and the two frame markers."""
+        return 0 if self.codec is None else self.codec.codes + 2
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary that the examples were written in."""
+        return make_vocabulary(self.tokenizer, self.codec)
+
+
+def make_vocabulary(tokenizer: TokenizerNote, codec: CodecNote | None) -> Vocabulary:
+    """The vocabulary of a tokenizer and a codec, as small as it can be."""
+    return Vocabulary(
+        text=tokenizer.size,
+        bos=tokenizer.bos,
+        eos=tokenizer.eos,
+        codes=codec.codes if codec else 0,
+        codes_per_frame=codec.codes_per_frame if codec else 0,
+        vision_rows=codec.codes + 2 if codec else 0,
+    )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder of shards.
+
+    Raises InputError when there is none, it is not whole, its counts contradict each other, or it
+    is of another version.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(
+            f"{folder} holds no finished token shards: run `ringworld data build` to the end first"
+        )
+    table = read_json(path)
+    if isinstance(table, dict) and table.get("schema") != SCHEMA_VERSION:
+        raise InputError(
+            f"{path} has the schema {table.get('schema')} and this program reads "
+            f"{SCHEMA_VERSION}: build the shards again"
+        )
+    manifest = strictly(Manifest, table, str(path))
+    if any(Path(shard.file).name != shard.file for shard in manifest.shards):
+        raise InputError(f"{path} names a file of another folder: build the shards again")
+    total = sum((shard.counts for shard in manifest.shards), Counts())
+    if (total, add_up(manifest.sources, manifest.shards)) != (manifest.counts, manifest.sources):
+        raise InputError(f"{path} has counts that do not add up: build the shards again")
+    return manifest
+
+
+def add_up(sources: Iterable[str], shards: Sequence[ShardNote]) -> dict[str, Counts]:
+    """What the shards of each source hold together."""
+    return {
+        name: sum((shard.counts for shard in shards if shard.source == name), Counts())
+        for name in sources
+    }
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of ours holds. Raises InputError when it is not whole."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not whole JSON: build the shards again") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A dataclass as JSON, whole or not at all; the same value gives the same bytes."""
+    with whole(path) as draft:
+        draft.write_text(json.dumps(plainly(value), indent=1) + "\n", "utf-8")
+
+
+def hash_file(path: Path) -> str:
+    """The sha256 of a file. Raises InputError when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: check the path") from error
+
+
+def hash_codec(folder: Path) -> str:
+    """The identity of a codec: the sha256 over those of its config and of its weights.
+
+    Other files of its folder are notes. Raises InputError when it is not there.
+    """
+    weights = sorted(path.name for path in folder.glob("*.safetensors"))
+    lines = [f"{name} {hash_file(folder / name)}\n" for name in ("config.json", *weights)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

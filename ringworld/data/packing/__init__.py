@@ -1,0 +1,1 @@
+"""Examples to full rows, rows of many sources to batches: each a function of (seed, step)."""

@@ -1,0 +1,1 @@
+"""Questions about long documents, which another model is asked for, chunk by chunk."""
