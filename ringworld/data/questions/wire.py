@@ -68,14 +68,10 @@ class Wire:
                 if line.hung_up or self._cut:
                     raise TimeoutError
                 connection.request("POST", target, body, {**headers, **proxied})
-                reply = connection.getresponse()
-                said = {name.lower(): value for name, value in reply.getheaders()}
-                if 300 <= reply.status < 400:
-                    raise InputError(
-                        f"the endpoint {self.origin} redirects elsewhere, where the key must not "
-                        "go: set base_url to the address that it is at now"
-                    )
-                whole = self._read(reply)
+                with connection.getresponse() as reply:
+                    said = {name.lower(): value for name, value in reply.getheaders()}
+                    self._check_direction(reply.status)
+                    whole = self._read(reply)
                 if line.hung_up:
                     raise TimeoutError  # a body of no promised length ends where it was cut
                 return Response(reply.status, said, whole)
@@ -94,6 +90,13 @@ class Wire:
     def origin(self) -> str:
         """Scheme, host and port: what an error may say of the address."""
         return f"{self.url.scheme}://{self.url.netloc}"
+
+    def _check_direction(self, status: int) -> None:
+        if 300 <= status < 400:
+            raise InputError(
+                f"the endpoint {self.origin} redirects elsewhere, where the key must not go: set "
+                "base_url to the address that it is at now"
+            )
 
     def _read(self, reply: http.client.HTTPResponse) -> bytes:
         promised = reply.length
