@@ -161,6 +161,22 @@ def test_a_folder_with_a_sentencepiece_model_alone_has_its_tokenizer(tmp_path: P
         load_model(tiny)
 
 
+def test_a_sentencepiece_model_goes_along_with_what_was_added_to_it(tmp_path: Path):
+    """From it llama.cpp's converter makes a piece for every row; a tokenizer.json has too few."""
+    src, theirs = tmp_path / "src", tmp_path / "theirs"
+    write_tiny(src, vocab_size=320)
+    (src / "tokenizer.json").unlink()
+    (src / "tokenizer.model").write_bytes(SMALL)
+    assert not (out_and_back(src, tmp_path / "text") / "added_tokens.json").exists()
+    convert(src, tmp_path / "world", CODEC, quiet)
+    convert(tmp_path / "world", theirs, None, quiet)
+    assert (theirs / "tokenizer.model").read_bytes() == SMALL
+    words = load_model(theirs).tokenizer
+    assert json.loads((theirs / "added_tokens.json").read_text()) == {
+        mark: words.id(mark) for mark in ("<vision>", "</vision>")
+    }
+
+
 def test_shards_are_no_larger_than_asked_and_an_index_says_what_is_where(tmp_path: Path):
     tensors = write_tiny(tmp_path / "src")
     theirs = out_and_back(tmp_path / "src", tmp_path, 24_000)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer as Bpe
 
-from ringworld.convert.checkpoint import GENERATION
+from ringworld.convert.checkpoint import GENERATION, SENTENCEPIECE
 from ringworld.convert.codecs import is_codec
 from ringworld.convert.diffusers import open_codec, write_codec, write_diffusers
 from ringworld.convert.hf import CHAT_TEMPLATE, INDEX, TOKENIZER_CONFIG, VQGAN_FOLDER, write_config
@@ -29,7 +29,9 @@ from ringworld.models.tensors import Pieces, write_tensors
 from ringworld.models.world import World
 
 # What others wrote about words and sampling, carried along unread.
-CARRIED = (TOKENIZER_CONFIG, "special_tokens_map.json", GENERATION)
+CARRIED = (TOKENIZER_CONFIG, "special_tokens_map.json", GENERATION, SENTENCEPIECE)
+# The tokens that a tokenizer.json has and the tokenizer.model beside it does not.
+ADDED = "added_tokens.json"
 # As transformers cuts its own: a file that is too large for some disks helps nobody.
 SHARD_BYTES = 5_000_000_000
 
@@ -159,6 +161,9 @@ def _write_words(draft: Path, opened: Opened) -> None:
         ends = _name_ends(opened.tokenizer, opened.config)
         if not (draft / TOKENIZER_CONFIG).exists():
             _write_json(draft / TOKENIZER_CONFIG, ends)
+        added = _name_added(opened.tokenizer)
+        if added and (draft / SENTENCEPIECE).exists():
+            _write_json(draft / ADDED, added)
 
 
 def _write_ends(draft: Path, opened: Opened) -> None:
@@ -194,6 +199,14 @@ def _name_ends(tokenizer: bytes, c: World) -> dict[str, str]:
     named = zip(("bos_token", "eos_token"), found, strict=True)
     said = {key: token for key, token in named if token is not None}
     return {"tokenizer_class": "PreTrainedTokenizerFast"} | said
+
+
+def _name_added(tokenizer: bytes) -> dict[str, int]:
+    """The tokens that were added to a tokenizer's own, by name, as llama.cpp's converter asks."""
+    words = Bpe.from_str(tokenizer.decode())
+    own = words.get_vocab(with_added_tokens=False)
+    added = [(i, name) for name, i in words.get_vocab().items() if name not in own]
+    return {name: i for i, name in sorted(added)}
 
 
 def _write_json(file: Path, value: dict[str, Any]) -> None:
