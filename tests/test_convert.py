@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gguf
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from ringworld.convert.diffusers import load_any
 from ringworld.convert.save import convert
 from ringworld.data.words.sentencepiece import read_sentencepiece
 from ringworld.errors import InputError
-from ringworld.generate.model import load_model
+from ringworld.generate.model import load_model, save_model
 from ringworld.models.folder import load_folder
 from ringworld.models.tensors import read_tensors
 from ringworld.recipes import NANO
@@ -175,6 +176,9 @@ def test_a_sentencepiece_model_goes_along_with_what_was_added_to_it(tmp_path: Pa
     assert json.loads((theirs / "added_tokens.json").read_text()) == {
         mark: words.id(mark) for mark in ("<vision>", "</vision>")
     }
+    trained = load_model(tmp_path / "world")
+    save_model(tmp_path / "done", trained.config, trained.weights, tmp_path / "world", jnp.float32)
+    assert (tmp_path / "done" / "tokenizer.model").read_bytes() == SMALL
 
 
 def test_shards_are_no_larger_than_asked_and_an_index_says_what_is_where(tmp_path: Path):

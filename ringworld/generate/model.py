@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Int
 from tokenizers import Tokenizer as Bpe
 
 from ringworld.attention.mask import Where
+from ringworld.convert.checkpoint import SENTENCEPIECE
 from ringworld.convert.diffusers import load_any
 from ringworld.convert.open import Opened, open_model
 from ringworld.data.films.codec import Codec
@@ -177,5 +178,7 @@ def save_model(
     """
     save_folder(path, "world", config, weights, dtype)
     shutil.copy2(parts / TOKENIZER, path / TOKENIZER)
+    if (parts / SENTENCEPIECE).exists():
+        shutil.copy2(parts / SENTENCEPIECE, path / SENTENCEPIECE)
     if (parts / CODEC).exists():
         shutil.copytree(parts / CODEC, path / CODEC)
