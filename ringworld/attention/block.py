@@ -85,14 +85,14 @@ def _choose(queries: Ends, keys: Ends) -> Int[Array, ""]:
 
 
 def _stack_heads(tree: Any) -> Any:
-    """Tiles `[G, t, ...]` as rows `[G t, ...]`, which the cores of a CPU share evenly.
+    """Tiles `[G, t, ...]` as rows `[G*t, ...]`, which the cores of a CPU share evenly.
 
     XLA divides the work on scores along their first axis: of three query heads one core has two.
     """
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
 
-def _see_tile(partial: Partial, scores: Float[Array, "R s"], v: Float[Array, "s H"]) -> Partial:
+def _see_tile(partial: Partial, scores: Float[Array, "rows s"], v: Float[Array, "s H"]) -> Partial:
     """The partial result after one more tile of keys, from its masked scores."""
     top = scores.max(-1)
     weights = jnp.exp2(scores - finite(top)[..., None])
@@ -111,10 +111,10 @@ def see(queries: Queries, keys: Keys, partials: Partial) -> Partial:
         def step(j: Array, partial: Partial) -> Partial:
             near = _keys_at(keys, b, h, j)
 
-            def whole() -> Float[Array, "R s"]:
+            def whole() -> Float[Array, "rows s"]:
                 return jnp.einsum("rh,sh->rs", q, near.k, preferred_element_type=jnp.float32)
 
-            def masked() -> Float[Array, "R s"]:
+            def masked() -> Float[Array, "rows s"]:
                 seen = jnp.tile(sees(tile.reach, near.where), (groups, 1))
                 return jnp.where(seen, whole(), -jnp.inf)
 
