@@ -28,6 +28,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from ringworld import attention
 from ringworld.attention import attend
+from ringworld.attention.balance import Order
 from ringworld.attention.block import BLOCKWISE
 from ringworld.attention.layout import contiguous_order, invert, striped_order, zigzag_order
 from ringworld.attention.mask import (
@@ -39,7 +40,6 @@ from ringworld.attention.mask import (
     everything,
     window,
 )
-from ringworld.attention.plan import Order
 from ringworld.attention.ring import rotate
 from ringworld.mesh import make_mesh, named_sharding
 

@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
+from ringworld.attention.balance import Plan, count_work, make_orders
 from ringworld.attention.mask import (
     Reach,
     Span,
@@ -26,7 +27,6 @@ from ringworld.attention.mask import (
     sees,
     window,
 )
-from ringworld.attention.plan import Plan, count_work, make_orders
 from ringworld.evals.heatmap import name_length
 from ringworld.files import whole
 

@@ -7,14 +7,14 @@ Importing them starts no device.
 from ringworld.attention import attend
 from ringworld.attention.mask import Where
 from ringworld.batch import Batch
-from ringworld.convert.diffusers import load_pictures as load_codec
 from ringworld.errors import InputError
-from ringworld.generate.model import load_model
-from ringworld.generate.model import load_model as load
 from ringworld.mesh import make_mesh
 from ringworld.models.llama import Llama
 from ringworld.models.world import World
 from ringworld.vocab import Vocabulary
+from ringworld.weights.codecs import load_pictures as load_codec
+from ringworld.weights.model import load_model
+from ringworld.weights.model import load_model as load
 
 __all__ = [
     "Batch",

@@ -10,33 +10,34 @@ from typing import Annotated, Protocol
 import tyro
 from rich.console import Console
 
-from ringworld.codec_recipe import (
+from ringworld.chat.ask import draw_video
+from ringworld.chat.terminal import Chat, chat
+from ringworld.cpu import use_virtual_devices, widen_vectors
+from ringworld.data.corpora.build import Engine, build
+from ringworld.data.corpora.inspection import draw_samples, find_codec, inspect_shards
+from ringworld.data.corpora.shards import Shards
+from ringworld.data.questions.qa import QA, run_qa
+from ringworld.demo import run_demo
+from ringworld.errors import InputError
+from ringworld.evals.measure import measure_needles
+from ringworld.evals.needle import Grid
+from ringworld.evals.perplexity import Perplexity, measure_perplexity
+from ringworld.evals.shard_report import tell, write_page
+from ringworld.fetch import ASSETS, fetch
+from ringworld.inference.sampling import Sampling
+from ringworld.mesh import MeshShape
+from ringworld.models.context_extension import Rule
+from ringworld.recipes.codec import (
     CodecRecipe,
     FolderCodecRecipe,
     run_codec_recipe,
     run_folder_recipe,
 )
-from ringworld.convert.save import convert
-from ringworld.cpu import use_virtual_devices, widen_vectors
-from ringworld.data.corpora.build import Engine, build
-from ringworld.data.corpora.inspect import draw_samples, find_codec, inspect_shards
-from ringworld.data.corpora.shards import Shards
-from ringworld.data.questions.qa import QA, run_qa
-from ringworld.data.samples.fetch import ASSETS, fetch
-from ringworld.demo import run_demo
-from ringworld.errors import InputError
-from ringworld.evals.inspect import tell, write_page
-from ringworld.evals.measure import measure_needles
-from ringworld.evals.needle import Grid
-from ringworld.evals.perplexity import Perplexity, measure_perplexity
-from ringworld.generate.ask import draw_video
-from ringworld.generate.chat import Chat, chat
-from ringworld.generate.sample import Sampling
-from ringworld.generate.stretch import Rule
-from ringworld.mesh import MeshShape
-from ringworld.recipes import NANO, RECIPES, find_recipe, run_recipe
-from ringworld.shard_recipe import ShardRecipe, run_shard_recipe
-from ringworld.tokenizer_recipe import TokenizerRecipe, run_tokenizer_recipe
+from ringworld.recipes.nano import RECIPES, find_recipe, run_recipe
+from ringworld.recipes.shards import ShardRecipe, run_shard_recipe
+from ringworld.recipes.tokenizer import TokenizerRecipe, run_tokenizer_recipe
+from ringworld.weights.save import convert
+from ringworld.weights.shipped import NANO
 
 Positional = tyro.conf.Positional
 Announce = Callable[[str], None]

@@ -24,17 +24,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ringworld.data.samples.corpus import (
-    FRAMES_A_CLIP,
+from ringworld.chat.ask import answer_questions, continue_scene, draw_wishes
+from ringworld.data.samples import (
     HELD_MINUTES,
     Film,
     Shelf,
     read_film,
     read_shelf,
 )
-from ringworld.data.samples.fetch import fetch
-from ringworld.data.samples.shape_language import caption, questions, score_clip
-from ringworld.data.samples.shapes import draw, sample_scene
 from ringworld.evals.heatmap import draw_heatmaps
 from ringworld.evals.needle import Grid, Trial, accuracy, run_needle
 from ringworld.evals.report import write_report
@@ -49,13 +46,16 @@ from ringworld.evals.story import (
     StageRecord,
     Story,
 )
+from ringworld.fetch import fetch
 from ringworld.files import whole, writing_to
-from ringworld.generate.ask import answer_questions, continue_scene, draw_wishes
-from ringworld.generate.model import Model, load_model
-from ringworld.generate.sample import Sampling
+from ringworld.inference.sampling import Sampling
 from ringworld.mesh import make_mesh
-from ringworld.recipes import Recipe, demo, run_recipe
+from ringworld.recipes.nano import Recipe, demo, run_recipe
+from ringworld.tasks.clips import FRAMES_A_CLIP
+from ringworld.tasks.shape_language import caption, questions, score_clip
+from ringworld.tasks.shapes import draw, sample_scene
 from ringworld.train.metrics import NAME as METRICS
+from ringworld.weights.model import Model, load_model
 
 Announce = Callable[[str], None]
 

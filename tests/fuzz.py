@@ -20,15 +20,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ringworld.convert.codecs import _diffusers_config
-from ringworld.convert.gguf_model import read_gguf
-from ringworld.convert.lwm import read_lwm
-from ringworld.convert.packed import read_tree
-from ringworld.convert.settings import read_settings
-from ringworld.convert.unpickle import read_pickle
-from ringworld.data.words.sentencepiece import load_sentencepiece
 from ringworld.errors import InputError
-from ringworld.models.tensors import check_numbers, read_tensors
+from ringworld.text.sentencepiece import load_sentencepiece
+from ringworld.weights.codecs import _diffusers_config
+from ringworld.weights.gguf_model import read_gguf
+from ringworld.weights.lwm import read_lwm
+from ringworld.weights.msgpack import read_tree
+from ringworld.weights.settings import read_settings
+from ringworld.weights.tensors import check_numbers, read_tensors
+from ringworld.weights.unpickle import read_pickle
 
 CORPUS = Path(__file__).parent / "corpus"
 SECONDS = 1.0  # of this process's time, for one file

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ringworld import cli
-from ringworld.recipes import demo
+from ringworld.recipes.nano import demo
 
 ONE_SENTENCE = 400
 

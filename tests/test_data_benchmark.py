@@ -10,8 +10,8 @@ from PIL import Image
 from benchmarks.data import Found, make_rows, tell_waits
 from benchmarks.peers.data_alone import fit, watch
 from benchmarks.peers.data_work import SAMPLED, SIZE, sample_frames
-from ringworld.data.films.media import read_clip, read_image, write_animation
-from ringworld.data.films.pick import Pick
+from ringworld.media.clip import read_clip, read_image, write_animation
+from ringworld.media.sampling import Pick
 from ringworld.train.metrics import NAME
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ringworld import demo, recipes
-from ringworld.data.films.media import write_animation
-from ringworld.data.samples import corpus
+from ringworld import demo
+from ringworld.data import samples as corpus
 from ringworld.errors import InputError
 from ringworld.evals.needle import Grid
-from ringworld.recipes import Recipe, run_recipe
+from ringworld.media.clip import write_animation
+from ringworld.recipes import nano as recipes
+from ringworld.recipes.nano import Recipe, run_recipe
 from ringworld.train.loop import Loop
 
 PAGE = "It was a bright cold day in April. The clocks were striking thirteen, and nobody slept. "

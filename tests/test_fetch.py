@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ringworld.data.samples import fetch as fetching
-from ringworld.data.samples.fetch import ASSETS, Asset, fetch, fetch_asset
+from ringworld import fetch as fetching
 from ringworld.errors import InputError
+from ringworld.fetch import ASSETS, Asset, fetch, fetch_asset
 
 BOOKS = {"one_gut.txt": b"Call me Ishmael.", "two_gut.txt": b"It was a dark night."}
 FILM = b"not really a film " * 1000

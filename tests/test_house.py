@@ -35,17 +35,21 @@ RANKS = {
     for rank, names in enumerate(
         [
             ["errors"],
-            ["files"],
-            ["vocab", "mesh", "cpu", "rope_scaling"],
+            ["files", "config"],
+            ["fetch", "vocab", "mesh", "cpu", "rope_scaling"],
             ["params"],
             ["layers", "attention", "rope"],
             ["batch"],  # holds attention's `Where`
             ["models"],
-            ["data", "train"],
-            ["convert"],  # whoever wrote the weights: to what uses them, a folder is a model
-            ["generate"],
-            ["evals", "serve", "plan"],
-            ["tokenizer_recipe", "codec_recipe", "shard_recipe"],  # three of the recipes
+            ["text", "media"],
+            ["weights"],
+            ["data"],
+            ["tasks"],
+            ["train"],
+            ["inference"],
+            ["chat"],
+            ["plan"],
+            ["evals"],
             ["recipes"],
             ["demo"],
             ["cli"],
@@ -55,13 +59,9 @@ RANKS = {
     for name in names
 }
 # The exceptions among names of one rank: the left may import the right.
-SIDEWAYS = {
-    ("train", "data"),  # the loop asks the loader for the batch of a step
-    ("generate", "data"),  # a prompt is made of the same segments as a training row
-    ("__main__", PACKAGE),
-}
+SIDEWAYS = {("__main__", PACKAGE)}
 # The rooms of `ringworld/data`, in the order of the data's way: a room may import those before it.
-ROOMS = ("example", "words", "films", "packing", "samples", "corpora", "questions")
+ROOMS = ("example", "books", "samples", "packing", "corpora", "questions")
 DRAWERS = {"util", "utils", "common", "helper", "helpers", "misc", "base"}
 RUNS_WHAT_IT_READS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 SILENCERS = re.compile(r"#\s*(type:\s*ignore|noqa|pyrefly:\s*ignore|pyright:|mypy:|fmt:\s*off)")
@@ -111,7 +111,7 @@ def door(name: str) -> str:
 
 
 def room(name: str) -> str | None:
-    """`ringworld.data.words.template` -> `words`; None outside `ringworld.data`."""
+    """`ringworld.text.template` -> `words`; None outside `ringworld.data`."""
     parts = name.split(".")
     return parts[2] if parts[:2] == [PACKAGE, "data"] and len(parts) > 2 else None
 
@@ -509,8 +509,8 @@ BROKEN: list[tuple[Rule, dict[str, str], list[str]]] = [
             "mesh.py": "\nfrom ringworld.models.llama import f",
             "models/llama.py": "def f():\n    import ringworld.train.loop",
             "attention/ring.py": "from ringworld import layers, mesh\nfrom ..params import Param",
-            "train/loop.py": "from ringworld.data import x\nfrom ringworld.generate import y",
-            "data/samples/text.py": "from ...train import loop",
+            "train/loop.py": "from ringworld.data import x\nfrom ringworld.inference import y",
+            "data/books.py": "from ..train import loop",
             "layers.py": "from ringworld import attend",
             "errors.py": "import ringworld",
             "batch.py": "import ringworld.novel",
@@ -520,22 +520,22 @@ BROKEN: list[tuple[Rule, dict[str, str], list[str]]] = [
             "attic.py:1: `attic` has no rank",
             "ring.py:1: `attention` may not import `layers`",
             "batch.py:1: `novel` has no rank",
-            "text.py:1: `data` may not import `train`",
+            "books.py:1: `data` may not import `train`",
             "errors.py:1: `errors` may not import `ringworld`",
             "layers.py:1: `layers` may not import `ringworld`",
             "mesh.py:2: `mesh` may not import `models`",
             "llama.py:2: `models` may not import `train`",
-            "loop.py:2: `train` may not import `generate`",
+            "loop.py:2: `train` may not import `inference`",
         ],
     ),
     (
         rooms_point_up,
         {
-            "data/words/template.py": "from ringworld.data.samples import needle",
-            "data/samples/needle.py": "from ringworld.data.example import Example",
+            "data/packing/pack.py": "from ringworld.data.corpora import shards",
+            "data/corpora/shards.py": "from ringworld.data.example import Example",
             "data/mix.py": "",
         },
-        ["mix.py:1: `mix` is no room", "template.py:1: `words` may not import `samples`"],
+        ["mix.py:1: `mix` is no room", "pack.py:1: `packing` may not import `corpora`"],
     ),
     (
         imports_form_no_cycle,

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from ringworld.cli import VERBS
-from ringworld.codec_recipe import nano_codec
-from ringworld.data.samples.fetch import ASSETS
-from ringworld.recipes import RECIPES, Recipe, demo, nano_base
+from ringworld.fetch import ASSETS
+from ringworld.recipes.codec import nano_codec
+from ringworld.recipes.nano import RECIPES, Recipe, demo, nano_base
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

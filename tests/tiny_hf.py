@@ -8,11 +8,11 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from ringworld.convert.hf import read_world
-from ringworld.convert.names import BY_OURS
-from ringworld.data.words.tokenizer import train_tokenizer
 from ringworld.models.world import specs
 from ringworld.params import paths
+from ringworld.text.tokenizer import train_tokenizer
+from ringworld.weights.huggingface import read_world
+from ringworld.weights.names import BY_OURS
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",

@@ -29,7 +29,7 @@ from benchmarks.peers.data_work import (
     sample_frames,
 )
 from benchmarks.protocol import Prepared, serve
-from ringworld.data.samples.fetch import fetch
+from ringworld.fetch import fetch
 
 TOKENIZER = Path(ringworld.__file__).parent / "assets" / "nano" / "tokenizer.json"
 

@@ -21,11 +21,11 @@ from benchmarks.peers.data_work import (
 from benchmarks.protocol import Prepared, serve
 from ringworld.data.corpora.build import build
 from ringworld.data.corpora.shards import Shards
-from ringworld.data.films.media import read_image, stream_clip
-from ringworld.data.films.pick import Pick
 from ringworld.data.packing.loader import make_batches
 from ringworld.data.packing.rows import PackedRows
-from ringworld.data.samples.fetch import fetch
+from ringworld.fetch import fetch
+from ringworld.media.clip import read_image, stream_clip
+from ringworld.media.sampling import Pick
 
 SPEC = '[[documents]]\nname = "{name}"\npath = "{path}"\nrows_per_shard = {rows}\n'
 

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.environment import cache_folder
-from ringworld.data.samples.fetch import fetch
-from ringworld.data.samples.text import read_books
+from ringworld.data.books import read_books
+from ringworld.fetch import fetch
 from ringworld.files import whole
 
 Work = Literal["books", "verses", "every frame", "frame a second", "pictures", "rows"]

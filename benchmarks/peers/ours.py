@@ -11,8 +11,8 @@ import numpy as np
 from benchmarks.protocol import Prepared, Refused, serve
 from benchmarks.work import Case, make_arrays, make_segments, sample
 from ringworld import Where, attend, make_mesh
+from ringworld.attention.balance import plan_order
 from ringworld.attention.layout import invert
-from ringworld.attention.plan import plan_order
 from ringworld.cpu import widen_vectors
 from ringworld.mesh import named_sharding
 

@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.protocol import Prepared, Refused, serve
 from benchmarks.work import documents, make_segments
 from ringworld import Batch, Llama, Vocabulary, Where, World, make_mesh
-from ringworld.attention.plan import plan_order
+from ringworld.attention.balance import plan_order
 from ringworld.cpu import widen_vectors
 from ringworld.mesh import named_sharding
 from ringworld.models.world import specs

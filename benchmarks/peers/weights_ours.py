@@ -11,9 +11,9 @@ from benchmarks.peers.model_work import WRITTEN, draw_prompt
 from benchmarks.protocol import Prepared, serve
 from ringworld.cpu import widen_vectors
 from ringworld.data.example import text
-from ringworld.generate.model import load_model
-from ringworld.generate.sample import Sampling
-from ringworld.generate.stream import Tape, forget_after, read_tape, start_tape, write_tape
+from ringworld.inference.sampling import Sampling
+from ringworld.inference.stream import Tape, forget_after, read_tape, start_tape, write_tape
+from ringworld.weights.model import load_model
 
 
 def prepare(request: dict[str, Any]) -> Prepared:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import jax
 
-from ringworld.data.samples.corpus import read_shelf
+from ringworld.data.samples import read_shelf
 from ringworld.evals.heatmap import draw_heatmaps
 from ringworld.evals.needle import Grid, Trial, make_form, run_needle
 from ringworld.files import whole
-from ringworld.generate.model import load_model
-from ringworld.generate.stretch import Rule
 from ringworld.mesh import MeshShape, make_mesh
+from ringworld.models.context_extension import Rule
+from ringworld.weights.model import load_model
 
 
 def measure_needles(

@@ -17,7 +17,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ringworld.data.example import Example, text
-from ringworld.data.samples.needle import (
+from ringworld.errors import InputError
+from ringworld.files import whole
+from ringworld.inference.sampling import Sampling
+from ringworld.inference.text import write_text
+from ringworld.models.context_extension import Rule, stretch
+from ringworld.models.world import World, WorldWeights
+from ringworld.tasks.needle import (
     BOOK,
     QUESTION,
     Form,
@@ -28,14 +34,8 @@ from ringworld.data.samples.needle import (
     prompt,
     room,
 )
-from ringworld.data.words.template import RULES, render
-from ringworld.data.words.tokenizer import Tokenizer
-from ringworld.errors import InputError
-from ringworld.files import whole
-from ringworld.generate.sample import Sampling
-from ringworld.generate.stretch import Rule, stretch
-from ringworld.generate.text import write_text
-from ringworld.models.world import World, WorldWeights
+from ringworld.text.template import RULES, render
+from ringworld.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from ringworld.data.films.media import write_animation
+from ringworld.media.clip import write_animation
 
 TEMPLATE = Path(__file__).with_name("page.html")
 VOID = {"img", "source"}

@@ -26,14 +26,14 @@ from tyro.conf import Positional
 
 from ringworld.attention.layout import deal, invert, striped_order
 from ringworld.attention.mask import Where
-from ringworld.data.words.tokenizer import Tokenizer
 from ringworld.errors import InputError
 from ringworld.evals.heatmap import name_length
 from ringworld.files import whole
-from ringworld.generate.model import load_model
-from ringworld.generate.stretch import Rule, stretch
 from ringworld.mesh import MeshShape, axis_size, has_mesh, make_mesh, shard, spec
+from ringworld.models.context_extension import Rule, stretch
 from ringworld.models.world import World, WorldWeights, forward, gather_heads
+from ringworld.text.tokenizer import Tokenizer
+from ringworld.weights.model import load_model
 
 Announce = Callable[[str], None]
 # Tokens of a device whose logits exist at one time: 256 x 49152 float32 are 50 MB.

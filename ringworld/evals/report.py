@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ringworld.evals.curve import LOSSES, draw_losses, span
 from ringworld.evals.heatmap import draw_heatmaps, name_length
+from ringworld.evals.loss_curve import LOSSES, draw_losses, span
 from ringworld.evals.needle import Trial
 from ringworld.evals.page import (
     Html,

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from ringworld.data.samples.shape_language import ClipScore
 from ringworld.evals.needle import Trial
+from ringworld.tasks.shape_language import ClipScore
 
 Frames = UInt8[np.ndarray, "Z Y X 3"]
 

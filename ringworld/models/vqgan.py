@@ -82,7 +82,7 @@ LWM = VQGAN(
     codebook=8192,
     width=64,
 )
-NANO = VQGAN(
+NANO_VQGAN = VQGAN(
     size=64,
     channels=8,
     multipliers=(1, 2, 4, 10),

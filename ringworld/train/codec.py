@@ -21,7 +21,7 @@ from ringworld.errors import InputError
 from ringworld.models import vgg
 from ringworld.models.vqgan import VQGAN, Weights, latents, paint, quantise, specs
 from ringworld.params import Weight, init, node
-from ringworld.train.judges import (
+from ringworld.train.adversarial import (
     PIXELS_ALONE,
     Critic,
     Judges,

@@ -16,8 +16,7 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ringworld.data.corpora.cluster import run_on_ray
-from ringworld.data.corpora.intake import Input, Portion, cut_portions
+from ringworld.config import plainly, strictly
 from ringworld.data.corpora.manifest import (
     MANIFEST,
     REPORT,
@@ -34,7 +33,7 @@ from ringworld.data.corpora.manifest import (
     read_manifest,
     write_json,
 )
-from ringworld.data.corpora.portion import (
+from ringworld.data.corpora.partition import (
     NOTES,
     Bad,
     Job,
@@ -45,19 +44,20 @@ from ringworld.data.corpora.portion import (
 )
 from ringworld.data.corpora.processes import run_in_processes
 from ringworld.data.corpora.provenance import check_media
+from ringworld.data.corpora.ray import run_on_ray
+from ringworld.data.corpora.reader import Input, Portion, cut_portions
 from ringworld.data.corpora.spec import Spec, count_forms, read_spec
-from ringworld.data.corpora.strict import plainly, strictly
-from ringworld.data.words.tokenizer import load_tokenizer
 from ringworld.errors import InputError
 from ringworld.files import alone_in, whole
-from ringworld.models.folder import CODEC, TOKENIZER
+from ringworld.text.tokenizer import load_tokenizer
+from ringworld.weights.folder import CODEC, TOKENIZER
+from ringworld.weights.shipped import NANO
 
 Engine = Literal["local", "ray"]
 Announce = Callable[[str], None]
 # How portions are done: each by the function, told in the order of the portions.
 Run = Callable[[Callable[[Portion], PortionNote], Sequence[Portion]], Iterator[PortionNote]]
 
-NANO = Path(__file__).parents[2] / "assets" / "nano"
 BUILD = "build.json"
 # Bad rows that a report names; the others are counted.
 LISTED = 10_000

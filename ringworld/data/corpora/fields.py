@@ -29,11 +29,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from ringworld.data.corpora.footage import wrap
+from ringworld.data.corpora.encoding import wrap
 from ringworld.data.corpora.spec import Fields
 from ringworld.data.example import Example, join, text
-from ringworld.data.words.tokenizer import Tokenizer
 from ringworld.errors import InputError
+from ringworld.text.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary
 
 BOS, EOS = "<s>", "</s>"

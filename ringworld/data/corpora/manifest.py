@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ringworld.data.corpora.strict import plainly, strictly
+from ringworld.config import plainly, strictly
 from ringworld.errors import InputError
 from ringworld.files import whole
 from ringworld.vocab import Vocabulary

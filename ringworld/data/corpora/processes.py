@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 
-from ringworld.data.corpora.intake import Portion
-from ringworld.data.corpora.portion import PortionNote
+from ringworld.data.corpora.partition import PortionNote
+from ringworld.data.corpora.reader import Portion
 from ringworld.errors import InputError
 
 

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ringworld.data.corpora.intake import Input, Portion
+from ringworld.config import strictly
 from ringworld.data.corpora.manifest import hash_file, read_json, write_json
-from ringworld.data.corpora.strict import strictly
+from ringworld.data.corpora.reader import Input, Portion
 from ringworld.errors import InputError
 
 

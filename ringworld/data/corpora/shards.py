@@ -38,9 +38,9 @@ from ringworld.data.corpora.manifest import (
     read_manifest,
 )
 from ringworld.data.example import Example
-from ringworld.data.words.tokenizer import load_tokenizer
 from ringworld.errors import InputError
 from ringworld.files import whole
+from ringworld.text.tokenizer import load_tokenizer
 
 # Tokens that are collected before they are written: 4 MiB, whatever the length of the shard.
 BATCH_TOKENS = 1 << 20

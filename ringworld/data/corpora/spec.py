@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ringworld.data.corpora.strict import strictly
+from ringworld.config import strictly
 from ringworld.errors import InputError
 
 # Rows of the input that make one shard, and that a killed worker costs. A thousand captions of

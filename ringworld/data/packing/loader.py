@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
+from ringworld.attention.balance import plan_order
 from ringworld.attention.layout import deal, dealt_length
 from ringworld.attention.mask import Where
-from ringworld.attention.plan import plan_order
 from ringworld.batch import Batch
 from ringworld.data.packing.ledger import Ledger
 from ringworld.data.packing.rows import MixedRows, PackedRows

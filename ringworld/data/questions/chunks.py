@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ringworld.data.samples.text import strip_gutenberg
-from ringworld.data.words.tokenizer import Tokenizer
+from ringworld.data.books import strip_gutenberg
 from ringworld.errors import InputError
+from ringworld.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

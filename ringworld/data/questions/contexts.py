@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from ringworld.data.example import Example
 from ringworld.data.questions.chunks import Chunk
 from ringworld.data.questions.pairs import Pair, qa_example, turn_length
-from ringworld.data.words.template import SYSTEM
-from ringworld.data.words.tokenizer import Tokenizer
+from ringworld.text.template import SYSTEM
+from ringworld.text.tokenizer import Tokenizer
 
 # What another chat template than ours may add to a turn, so that its rows fit the same context.
 TEMPLATE_ROOM = 8

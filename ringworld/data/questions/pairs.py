@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ringworld.data.corpora.dialects import PLACEHOLDER
+from ringworld.data.corpora.chat_formats import PLACEHOLDER
 from ringworld.data.example import Example, join, text
 from ringworld.data.questions.completion import Reply
 from ringworld.data.questions.endpoint import Endpoint
-from ringworld.data.words.template import SYSTEM
-from ringworld.data.words.tokenizer import Tokenizer
+from ringworld.text.template import SYSTEM
+from ringworld.text.tokenizer import Tokenizer
 
 INSTRUCTION = """\
 You write one question and its answer about a chunk of a long document.

@@ -43,9 +43,9 @@ from ringworld.data.questions.pairs import (
     turn_length,
 )
 from ringworld.data.questions.replies import PRIVATE, Replies
-from ringworld.data.words.tokenizer import Tokenizer, load_tokenizer
 from ringworld.errors import InputError
 from ringworld.files import alone_in, whole, writing_to
+from ringworld.text.tokenizer import Tokenizer, load_tokenizer
 
 ROWS, PAIRS, REPORT, CACHE = "questions.jsonl", "pairs.jsonl", "report.json", "cache"
 # Chunks that wait in line for each thread, so that one slow reply does not idle the others.

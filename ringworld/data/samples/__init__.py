@@ -1,1 +1,0 @@
-"""What our own recipes learn from: books, one film, moving shapes, and facts hidden in books."""

@@ -1,1 +1,0 @@
-"""Text to ids and back, whatever model they are of, and the forms that a conversation takes."""

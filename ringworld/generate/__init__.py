@@ -1,1 +1,0 @@
-"""Generation: the cache, sampling, text and vision."""

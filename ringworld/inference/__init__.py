@@ -1,0 +1,1 @@
+"""Inference: ids in, ids out. The cache, prefill, decoding and sampling."""

@@ -1,0 +1,1 @@
+"""Films and pictures: the decoder, its sandbox, frame sampling, the codec."""

@@ -1,0 +1,339 @@
+"""The confined process that decodes foreign media, seen from outside.
+
+A hostile or broken file can end the process and nothing else: `decoder.py` gets the file as a
+read-only descriptor and has no environment, little memory, a clock, and nothing that it may open or
+write. Every file has a process of its own, which `warden.py` forks. What comes back is plain arrays
+and fault words; every sentence about a file is made here, in our words, and names the file without
+its folder.
+"""
+
+import atexit
+import fcntl
+import json
+import math
+import os
+import select
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from ringworld.errors import InputError
+from ringworld.media.decoder import HEADER
+from ringworld.media.forkserver import NUMBER
+
+PROGRAM = Path(__file__).with_name("warden.py")
+# Bytes that a decoder may be ahead of who reads: five frames of 256 x 256.
+AHEAD = 1 << 20
+# A decoder that closed its output is given so many seconds to end by itself, to know why.
+PATIENCE = 1.0
+LONGEST_NAME = 80  # letters of a file's name in a sentence
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaLimits:
+    """How much one media file may cost; the defaults suit a person's own films, 4 hours of 4K.
+
+    `bytes` of file, `pixels` of one frame of film, `picture_pixels` of a still picture, `frames`
+    returned, `seconds` of film read, `memory` of the decoding process in bytes (of addresses, its
+    programs included), `threads` that decode, `processor` seconds that they compute in all, and
+    `timeout`, the seconds that the caller waits for the decoder in all (time that the caller spends
+    on the frames is not counted).
+    """
+
+    bytes: int = 16 << 30
+    pixels: int = 4096 * 2304
+    picture_pixels: int = 100_000_000
+    frames: int = 100_000
+    seconds: float = 4 * 3600.0
+    memory: int = 2 << 30
+    threads: int = 8
+    processor: int = 8 * 3600
+    timeout: float = 3600.0
+
+    def __post_init__(self) -> None:
+        """Refuse limits that would let nothing through."""
+        for field in fields(self):
+            if not getattr(self, field.name) > 0:
+                raise InputError(f"The media limit {field.name} must be larger than 0.")
+
+
+OWN_FILES = MediaLimits()
+# A camera's 24 million pixels need up to 14 bytes each while they are decoded and turned, 340 MB,
+# beside 130 MB of programs. One thread, as each more holds a frame of its own.
+STRANGERS = MediaLimits(
+    bytes=100 << 20,
+    picture_pixels=25_000_000,
+    frames=2048,
+    seconds=3600.0,
+    memory=512 << 20,
+    threads=1,
+    processor=20,
+    timeout=30.0,
+)
+
+
+@contextmanager
+def opened(
+    source: str | Path | bytes, limits: MediaLimits
+) -> Generator[tuple[str, int], None, None]:
+    """(name for messages, read-only descriptor at offset 0) of a regular file of allowed size."""
+    if isinstance(source, bytes):
+        with tempfile.TemporaryFile() as file:
+            file.write(source)
+            file.flush()
+            check_file("The file", os.fstat(file.fileno()), limits)
+            file.seek(0)
+            yield "The file", file.fileno()
+        return
+    path = Path(source)
+    name = called(path)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(
+            f"There is no file {name} where it is looked for: check the path."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name} cannot be opened: check its permissions.") from error
+    try:
+        check_file(name, os.fstat(descriptor), limits)
+        yield name, descriptor
+    finally:
+        os.close(descriptor)
+
+
+def called(path: Path) -> str:
+    """The file's name as a sentence can hold it: no folder, nothing unprintable, not too long."""
+    name = "".join(letter if letter.isprintable() else "?" for letter in path.name)
+    return f"{name[:LONGEST_NAME]}..." if len(name) > LONGEST_NAME else name or "The file"
+
+
+def check_file(name: str, status: os.stat_result, limits: MediaLimits) -> None:
+    """Refuse what is no regular file, is empty, or is larger than the limit."""
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{name} is not a regular file: give the path of a film or a picture.")
+    if status.st_size == 0:
+        raise InputError(f"{name} is empty: give a film or a picture.")
+    if status.st_size > limits.bytes:
+        raise InputError(
+            f"{name} is too large, {status.st_size:,} bytes where {limits.bytes:,} are allowed."
+        )
+
+
+def explain(word: str, name: str, limits: MediaLimits, *, still: bool) -> str:
+    """The sentence for a fault word of the decoder."""
+    if word == "not-media" and still:
+        return f"{name} is not a picture that can be read: give a PNG, JPEG, WebP or GIF file."
+    sentences = {
+        "not-media": "is neither a film nor a picture that can be read: give an MP4, MOV, MKV, "
+        "WebM, AVI or GIF, or a PNG, JPEG or WebP",
+        "codec": "is a film in a code that is not read: convert it to H.264, VP9 or AV1",
+        "no-pictures": "has no picture track: give a file that holds a film",
+        "truncated": "is cut short: copy or download it again",
+        "damaged": "is damaged and cannot be decoded: copy or download it again",
+        "pixels": f"has frames of more than {limits.pixels:,} pixels: scale it down first",
+        "picture-pixels": f"has more than {limits.picture_pixels:,} pixels: scale it down first",
+        "frames": f"gives more than {limits.frames:,} frames: lower the frame rate or read a part",
+        "seconds": f"lasts longer than {limits.seconds:g} s: read a part of it with start and end",
+        "after-end": "is shorter than the start that was asked for: choose an earlier start",
+        "memory": f"needs more than {limits.memory:,} bytes to decode: scale it down first",
+        "time": f"takes longer than {limits.timeout:g} s to decode: read a part with start and end",
+        "processor": f"takes more than {limits.processor} s of computing: read a part of it with "
+        "start and end",
+        "missing": "could not be decoded as its decoder did not start: reinstall av and pillow",
+    }
+    return f"{name} {sentences.get(word, sentences['damaged'])}."
+
+
+def converse(
+    ask: Mapping[str, object], name: str, descriptor: int, limits: MediaLimits
+) -> Iterator[tuple[str, float, UInt8[np.ndarray, "Y X 3"]]]:
+    """Start a decoder on `descriptor`; yield its (word, value, pixels) records until its end."""
+    request = {
+        **ask,
+        "pixels": limits.pixels,
+        "picture_pixels": limits.picture_pixels,
+        "frames": limits.frames,
+        "seconds": limits.seconds,
+        "memory": limits.memory,
+        "threads": min(os.cpu_count() or 1, limits.threads),
+        "cpu_seconds": limits.processor,
+    }
+    still = bool(ask["still"])
+    shape = (int(str(ask["rows"])), int(str(ask["columns"])), 3)
+    with decoding(request, descriptor, limits.timeout) as answer:
+        while True:
+            header = answer.read(HEADER.size)
+            if len(header) < HEADER.size:
+                raise InputError(explain(answer.epitaph(), name, limits, still=still))
+            raw, value = HEADER.unpack(header)
+            word = raw.rstrip(b"\0").decode("ascii", "replace")
+            if word == "end":
+                return
+            if word not in ("length", "frame"):
+                raise InputError(explain(word, name, limits, still=still))
+            held = shape if word == "frame" else (0, 0, 3)
+            body = answer.read(math.prod(held))
+            if len(body) < math.prod(held):
+                raise InputError(explain(answer.epitaph(), name, limits, still=still))
+            yield word, value, np.frombuffer(body, np.uint8).reshape(held)
+
+
+class Warden:
+    """The process that forks decoders, seen from outside; any thread may ask it."""
+
+    def __init__(self) -> None:
+        """Start it in a folder that is already gone, with an empty environment.
+
+        Raises EOFError when it does not start.
+        """
+        self._lock = threading.Lock()
+        self._door, theirs = socket.socketpair()
+        with tempfile.TemporaryDirectory(prefix="ringworld-decoder-") as folder, theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-I", "-B", str(PROGRAM.resolve())],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd=folder,
+                env={"LC_ALL": "C", "MALLOC_ARENA_MAX": "1"},
+            )
+            theirs.close()
+            self._read()
+
+    def ask(self, request: Mapping[str, object], *descriptors: int) -> int:
+        """The number that is answered. Raises EOFError or OSError when the process has ended."""
+        with self._lock:
+            socket.send_fds(self._door, [json.dumps(request).encode() + b"\n"], descriptors)
+            return self._read()
+
+    def close(self) -> None:
+        """End it, and all its decoders."""
+        self._door.close()
+        self.process.kill()
+        self.process.wait()
+
+    def _read(self) -> int:
+        answer = b""
+        while len(answer) < NUMBER.size:
+            part = self._door.recv(NUMBER.size - len(answer))
+            if not part:
+                raise EOFError("the warden has ended")
+            answer += part
+        return NUMBER.unpack(answer)[0]
+
+
+class Wardens:
+    """The one that is at work: started when it is first needed, and when the last has ended."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.present: Warden | None = None
+        os.register_at_fork(after_in_child=self._forget)
+        atexit.register(self._close)
+
+    def start(self, request: Mapping[str, object], *descriptors: int) -> tuple[Warden, int]:
+        """A warden, and the decoder that it started. Raises EOFError or OSError if none can be."""
+        with self._lock:
+            if self.present is not None:
+                with suppress(EOFError, OSError):
+                    return self.present, self.present.ask(request, *descriptors)
+                self._close()
+            self.present = Warden()
+            return self.present, self.present.ask(request, *descriptors)
+
+    def _close(self) -> None:
+        if self.present is not None:
+            self.present.close()
+        self.present = None
+
+    def _forget(self) -> None:
+        """A forked process has a warden of its own."""
+        self._lock, self.present = threading.Lock(), None
+
+
+WARDENS = Wardens()
+
+
+@contextmanager
+def decoding(
+    request: Mapping[str, object], descriptor: int, seconds: float
+) -> Generator["Answer", None, None]:
+    """What a new decoder of the file says; it is killed when the block is left.
+
+    Raises InputError when none can be started.
+    """
+    pipe, theirs = os.pipe()
+    try:
+        try:
+            if hasattr(fcntl, "F_SETPIPE_SZ"):  # Linux's; a pipe elsewhere holds less
+                with suppress(OSError):
+                    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, AHEAD)
+            warden, process = WARDENS.start({"read": request}, descriptor, theirs)
+        except (EOFError, OSError) as error:
+            raise InputError(
+                "The decoder of films and pictures did not start: reinstall av and pillow."
+            ) from error
+        finally:
+            os.close(theirs)
+        answer = Answer(warden, process, pipe, seconds)
+        try:
+            yield answer
+        finally:
+            answer.end(0.0)
+    finally:
+        os.close(pipe)
+
+
+class Answer:
+    """A decoder's output, read against a budget of waiting time."""
+
+    def __init__(self, warden: Warden, process: int, pipe: int, seconds: float) -> None:
+        """Read from `pipe`; wait for at most `seconds` in all."""
+        self.pipe, self.left, self.begun = pipe, seconds, False
+        self._warden, self._process = warden, process
+        self._code: int | None = None
+
+    def read(self, count: int) -> memoryview:
+        """Exactly `count` bytes, or fewer if the decoder ended or the time is spent."""
+        data, held = memoryview(bytearray(count)), 0
+        while held < count:
+            before = time.monotonic()
+            ready, _, _ = select.select([self.pipe], [], [], max(self.left, 0.0))
+            self.left -= time.monotonic() - before
+            part = os.readv(self.pipe, [data[held:]]) if ready else 0
+            if not part:
+                break
+            self.begun = True
+            held += part
+        return data[:held]
+
+    def end(self, patience: float) -> int:
+        """The exit code of the decoder, which may end by itself for so long and is then killed."""
+        if self._code is None:
+            self._code = -signal.SIGKILL
+            with suppress(EOFError, OSError):  # with the warden, its decoders end too
+                asked = {"end": self._process, "patience": patience}
+                self._code = self._warden.ask(asked)
+        return self._code
+
+    def epitaph(self) -> str:
+        """Why the output stopped early: the fault word "time", "missing" or "damaged"."""
+        if self.left <= 0:
+            return "time"
+        code = self.end(PATIENCE)
+        if code == 1 and not self.begun:
+            return "missing"
+        return "processor" if code == -signal.SIGXCPU else "damaged"

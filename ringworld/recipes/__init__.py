@@ -1,0 +1,1 @@
+"""Recipes: which model, which stages, which data, and from which start."""

@@ -1,0 +1,102 @@
+"""Pictures to train a codec on: windows of film frames, and coloured shapes over film or grey.
+
+A batch is a function of the seed and the step, so a run that stops goes on with the same pictures.
+Whole minutes of a film are held out by the clock, because neighbouring frames are nearly equal.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from ringworld.errors import InputError
+from ringworld.tasks.shapes import draw, sample_scene
+
+MOMENTS = 4  # frames taken of each scene of shapes
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelMix:
+    """What a batch is made of.
+
+    `batch` pictures of `size` x `size` pixels, of which the share `shapes` shows moving shapes, and
+    of these the share `on_film` over a film frame, the others over grey.
+    """
+
+    size: int
+    batch: int
+    seed: int = 0
+    shapes: float = 0.4
+    on_film: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.batch < 1:
+            raise InputError("a batch needs at least one picture of at least one pixel: raise both")
+        if not (0 <= self.shapes <= 1 and 0 <= self.on_film <= 1):
+            raise InputError("shapes and on_film are shares: set both between 0 and 1")
+
+
+def held_out(seconds: Float[np.ndarray, "Z"], minutes: Iterable[int]) -> Bool[np.ndarray, "Z"]:
+    """Which frames, shown at these seconds of a film, belong to the minutes kept for evaluation.
+
+    Minute 2 is the time from 2:00 to 3:00.
+    """
+    return np.isin(np.floor(seconds / 60), list(minutes))
+
+
+def to_unit(pixels: UInt8[np.ndarray, "Z Y X 3"]) -> Float[np.ndarray, "Z Y X 3"]:
+    """Bytes as float32 in [-1, 1], the range of a codec."""
+    return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def to_bytes(pixels: Float[np.ndarray, "Z Y X 3"]) -> UInt8[np.ndarray, "Z Y X 3"]:
+    """Pictures in [-1, 1] as bytes, clipped."""
+    return np.rint((np.clip(pixels, -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def pixel_batches(
+    film: UInt8[np.ndarray, "Z Y X 3"], mix: PixelMix
+) -> Callable[[int], Float[np.ndarray, "Z Y X 3"]]:
+    """The function from a step to its batch of pictures in [-1, 1].
+
+    `film` may be memory-mapped and its frames larger than a picture: a random window is taken, and
+    half of them are mirrored. Raises InputError when there are no frames or they are too small.
+    """
+    if len(film) == 0 or min(film.shape[1:3]) < mix.size:
+        raise InputError(
+            f"a film of shape {film.shape} has no windows of {mix.size} x {mix.size} pixels: "
+            "give at least one frame, or a smaller size"
+        )
+    shaped = round(mix.batch * mix.shapes)
+
+    def batch(step: int) -> Float[np.ndarray, "Z Y X 3"]:
+        rng = np.random.default_rng((mix.seed, step))
+        drawn = _shapes(rng, film, shaped, mix)
+        plain = [window(rng, film, mix.size) for _ in range(mix.batch - len(drawn))]
+        return to_unit(np.stack([*drawn, *plain]))
+
+    return batch
+
+
+def window(
+    rng: np.random.Generator, film: UInt8[np.ndarray, "Z Y X 3"], size: int
+) -> UInt8[np.ndarray, "y x 3"]:
+    """A random window of a random frame, mirrored half of the time."""
+    frames, rows, columns, _ = film.shape
+    frame = film[rng.integers(frames)]
+    y, x = rng.integers(rows - size + 1), rng.integers(columns - size + 1)
+    cut = frame[y : y + size, x : x + size]
+    return np.ascontiguousarray(cut[:, ::-1] if rng.random() < 0.5 else cut)
+
+
+def _shapes(
+    rng: np.random.Generator, film: UInt8[np.ndarray, "Z Y X 3"], count: int, mix: PixelMix
+) -> list[UInt8[np.ndarray, "y x 3"]]:
+    """`count` pictures of shapes, `MOMENTS` of each scene."""
+    pictures: list[np.ndarray] = []
+    while len(pictures) < count:
+        ground = window(rng, film, mix.size) if rng.random() < mix.on_film else None
+        scene = sample_scene(rng, film=ground)
+        pictures.extend(draw(scene, frames=MOMENTS, size=mix.size))
+    return pictures[:count]

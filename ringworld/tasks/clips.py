@@ -1,0 +1,145 @@
+"""Clips with words, in both orders, in LWM's chat forms.
+
+    text then video    <s>... USER: Generate a video of {wish} ASSISTANT: <vision>...</vision></s>
+    video then text    <s>... USER: {question}\\n<vision>...</vision> ASSISTANT: {answer}</s>
+                       USER: {question} ASSISTANT: {answer}</s> ...
+    video alone        <s><vision>...</vision></s>
+
+What is given is not learned, so an example teaches one modality. The bare video teaches what
+guidance moves away from.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from ringworld.data.example import Example, frames, join, text
+from ringworld.data.samples import Film, write_arrays
+from ringworld.media.codec import Codec
+from ringworld.tasks.shape_language import caption, questions
+from ringworld.tasks.shapes import Scene, draw, sample_scene
+from ringworld.text.template import DESCRIBE, SYSTEM
+from ringworld.text.tokenizer import Tokenizer
+from ringworld.vocab import Vocabulary
+
+FRAMES_A_CLIP = 6
+# The share of clips that have a frame of the film for a ground; the others have a plain one.
+OVER_FILM = 0.2
+# The most turns of a talk about one clip: each tells of the same codes, which are read only once.
+TURNS = 8
+
+Announce = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class CodedClip:
+    """A scene and the codes of its frames `[Z, Q]`."""
+
+    scene: Scene
+    codes: Int[np.ndarray, "Z Q"]
+
+
+def request(wish: str, tokenizer: Tokenizer) -> Example:
+    """The prompt that asks for a video, up to `<vision>`: codes come next."""
+    ids = tokenizer.encode(f"{SYSTEM} USER: Generate a video of {wish} ASSISTANT: ")
+    return text([tokenizer.bos, *ids, tokenizer.vision_start], 0.0)
+
+
+def bare(tokenizer: Tokenizer) -> Example:
+    """The prompt without a wish, that guidance moves away from."""
+    return text([tokenizer.bos, tokenizer.vision_start], 0.0)
+
+
+def _ending(tokenizer: Tokenizer) -> Example:
+    return text([tokenizer.vision_end, tokenizer.eos], 0.0)
+
+
+def draw_example(
+    wish: str, codes: Int[np.ndarray, "Z Q"], tokenizer: Tokenizer, vocabulary: Vocabulary
+) -> Example:
+    """Text then video: the frames are learned."""
+    return join([request(wish, tokenizer), frames(codes, vocabulary, 1.0), _ending(tokenizer)])
+
+
+def film_example(
+    codes: Int[np.ndarray, "Z Q"], tokenizer: Tokenizer, vocabulary: Vocabulary
+) -> Example:
+    """Video alone: the frames are learned."""
+    return join([bare(tokenizer), frames(codes, vocabulary, 1.0), _ending(tokenizer)])
+
+
+def question_prompt(
+    asked: str, codes: Int[np.ndarray, "Z Q"], tokenizer: Tokenizer, vocabulary: Vocabulary
+) -> Example:
+    """A question and its video, up to the answer."""
+    opening = [
+        tokenizer.bos,
+        *tokenizer.encode(f"{SYSTEM} USER: {asked}\n"),
+        tokenizer.vision_start,
+    ]
+    return join(
+        [
+            text(opening, 0.0),
+            frames(codes, vocabulary, 0.0),
+            text([tokenizer.vision_end, *tokenizer.encode(" ASSISTANT:")], 0.0),
+        ]
+    )
+
+
+def talk_example(
+    turns: Sequence[tuple[str, str]],
+    codes: Int[np.ndarray, "Z Q"],
+    tokenizer: Tokenizer,
+    vocabulary: Vocabulary,
+) -> Example:
+    """Video then text: (question, answer) turns about one clip, of which the answers are learned.
+
+    The first question comes before the video, the others follow the answer before them.
+    """
+    parts = [question_prompt(turns[0][0], codes, tokenizer, vocabulary)]
+    for i, (asked, answer) in enumerate(turns):
+        if i > 0:
+            parts.append(text(tokenizer.encode(f" USER: {asked} ASSISTANT:"), 0.0))
+        parts.append(text([*tokenizer.encode_answer(answer), tokenizer.eos], 1.0))
+    return join(parts)
+
+
+def clip_example(
+    rng: np.random.Generator, clip: CodedClip, tokenizer: Tokenizer, vocabulary: Vocabulary
+) -> Example:
+    """The clip drawn from words (5 in 10), talked about (4), or bare (1)."""
+    form = rng.choice(3, p=(0.5, 0.4, 0.1))
+    words = caption(clip.scene)
+    if form == 0:
+        return draw_example(words, clip.codes, tokenizer, vocabulary)
+    if form == 2:
+        return film_example(clip.codes, tokenizer, vocabulary)
+    pairs = [(DESCRIBE, words), *questions(clip.scene)]
+    chosen = rng.permutation(len(pairs))[:TURNS]
+    return talk_example([pairs[i] for i in chosen], clip.codes, tokenizer, vocabulary)
+
+
+def draw_clips(
+    film: Film, codec: Codec, count: int, seed: int, cache: Path, announce: Announce
+) -> list[CodedClip]:
+    """`count` scenes, some over frames of the film, with their codes; kept in `cache`."""
+    learned = film.frames[~film.held_out]
+    scenes = []
+    for i in range(count):
+        rng = np.random.default_rng((seed, i))
+        over = learned[int(rng.integers(len(learned)))] if rng.random() < OVER_FILM else None
+        scenes.append(sample_scene(rng, max_things=3, film=over))
+    kept = cache / f"clips-{seed}-{count}.npz"
+    if not kept.exists():
+        announce(f"drawing and encoding {count} clips of moving shapes")
+        size = codec.config.size
+        codes = [
+            codec.encode(np.concatenate([draw(s, frames=FRAMES_A_CLIP, size=size) for s in some]))
+            for some in (scenes[i : i + 128] for i in range(0, count, 128))
+        ]
+        write_arrays(kept, codes=np.concatenate(codes).reshape(count, FRAMES_A_CLIP, -1))
+    with np.load(kept) as arrays:
+        return [CodedClip(s, c) for s, c in zip(scenes, arrays["codes"], strict=True)]

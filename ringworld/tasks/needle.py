@@ -1,0 +1,160 @@
+"""Needles: random numbers hidden in a book, and the question for one of them.
+
+The words are LWM's, so that its figures can be compared. Numbers are random, because what a model
+has read before proves nothing. Lengths and depths are counted in the model's own tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+from ringworld.data.example import Example, join, text
+from ringworld.errors import InputError
+from ringworld.text.template import RULES, SYSTEM
+from ringworld.text.tokenizer import Tokenizer
+
+# Room for the answer: seven digits and the end of the text, with some to spare.
+ANSWER_ROOM = 16
+# A model that was not trained on needles answers in a sentence: "The special magic ... number is".
+SENTENCE_ROOM = 48
+# Noncharacters of Unicode, which no text has: where a book and a question stand in a form.
+BOOK, QUESTION = "\ufdd1", "\ufdd2"
+NAMES = """
+    Accra Algiers Amman Amsterdam Ankara Athens Auckland Baghdad Baku Bangkok Barcelona Beirut
+    Belgrade Berlin Bogota Brussels Bucharest Budapest Cairo Caracas Chicago Colombo Copenhagen
+    Dakar Damascus Delhi Dhaka Doha Dublin Geneva Hanoi Havana Helsinki Istanbul Jakarta
+    Jerusalem Kampala Kathmandu Khartoum Kigali Kinshasa Kyiv Lagos Lima Lisbon London Luanda
+    Madrid Manila Melbourne Milan Montreal Moscow Mumbai Nairobi Oslo Paris Prague Quito Riga
+    Rome Seattle Seoul Sofia Tallinn Tokyo Vienna Warsaw Zagreb
+"""
+CITIES = tuple(NAMES.split())
+
+
+@dataclass(frozen=True)
+class Needle:
+    """A city and its magic number of seven digits."""
+
+    city: str
+    number: int
+
+    @property
+    def sentence(self) -> str:
+        """What is hidden in the book."""
+        return f"\nThe special magic {self.city} number is: {self.number}\n"
+
+    @property
+    def question(self) -> str:
+        """What is asked at the end."""
+        return f"What is the special magic {self.city} number?"
+
+
+@dataclass(frozen=True)
+class Form:
+    """A model's own words around a book and a question, special tokens spelled.
+
+    `before` stands before the book, `behind` behind it, with `QUESTION` where the question goes.
+    """
+
+    before: str
+    behind: str
+
+
+def draw_needles(rng: np.random.Generator, count: int) -> list[Needle]:
+    """Needles of different cities, numbers uniform over seven digits."""
+    cities = rng.choice(len(CITIES), size=count, replace=False)
+    return [Needle(CITIES[i], int(rng.integers(1_000_000, 10_000_000))) for i in cities]
+
+
+def hide(
+    haystack: Int[np.ndarray, "n"],
+    needles: Sequence[Needle],
+    depths: Sequence[float],
+    tokenizer: Tokenizer,
+) -> Int[np.ndarray, "m"]:
+    """The haystack with each needle at its depth in [0, 1], moved back to the end of a sentence."""
+    ends = np.flatnonzero(np.isin(haystack, tokenizer.sentence_ends)) + 1
+    places = []
+    for depth in depths:
+        place = round(len(haystack) * depth)
+        before = ends[ends <= place]
+        places.append(len(haystack) if depth >= 1 else int(before[-1]) if len(before) else 0)
+    pieces, last = [], 0
+    for i in np.argsort(places, kind="stable"):
+        pieces += [haystack[last : places[i]], tokenizer.encode(needles[i].sentence)]
+        last = places[i]
+    return np.concatenate([*pieces, haystack[last:]]).astype(np.int32)
+
+
+def _opening(tokenizer: Tokenizer, form: Form | None = None) -> list[int]:
+    if form is not None:
+        return tokenizer.encode_spelled(form.before)
+    return [tokenizer.bos, *tokenizer.encode(f"{SYSTEM} USER: ")]
+
+
+def _ask(needle: Needle, tokenizer: Tokenizer, form: Form | None = None) -> list[int]:
+    if form is not None:
+        return tokenizer.encode_spelled(form.behind.replace(QUESTION, needle.question))
+    return tokenizer.encode(f" {needle.question} {RULES} ASSISTANT: ")
+
+
+def _ask_again(needle: Needle, tokenizer: Tokenizer) -> list[int]:
+    return tokenizer.encode(f" USER: {needle.question} ASSISTANT: ")
+
+
+def answer_room(form: Form | None) -> int:
+    """How many tokens an answer may have."""
+    return ANSWER_ROOM if form is None else SENTENCE_ROOM
+
+
+def room(
+    length: int, needles: Sequence[Needle], tokenizer: Tokenizer, form: Form | None = None
+) -> int:
+    """The haystack tokens that fit into `length` beside needles, a question for each, and answers.
+
+    Raises InputError when none does.
+    """
+    hidden = sum(len(tokenizer.encode(needle.sentence)) for needle in needles)
+    questions = len(_ask(needles[0], tokenizer, form)) + answer_room(form) * len(needles)
+    questions += sum(len(_ask_again(needle, tokenizer)) for needle in needles[1:])
+    left = length - len(_opening(tokenizer, form)) - hidden - questions
+    if left < 0:
+        raise InputError(
+            f"a needle prompt does not fit into {length} tokens: use at least {length - left}"
+        )
+    return left
+
+
+def longest_needles(length: int) -> int:
+    """How many needles leave a third of `length` tokens or more to the haystack; at most 16."""
+    return max(1, min(16, (length - 128) // 96))
+
+
+def prompt(
+    hidden: Int[np.ndarray, "n"], asked: Needle, tokenizer: Tokenizer, form: Form | None = None
+) -> Int[np.ndarray, "m"]:
+    """The book with its needle, the question, the rules; the answer comes next.
+
+    The words are LWM's unless there is a form.
+    """
+    parts = [_opening(tokenizer, form), hidden, _ask(asked, tokenizer, form)]
+    return np.concatenate(parts).astype(np.int32)
+
+
+def recall_example(
+    rng: np.random.Generator,
+    haystack: Int[np.ndarray, "n"],
+    needles: Sequence[Needle],
+    tokenizer: Tokenizer,
+) -> Example:
+    """A book with needles at random depths, asked for one by one; only answers are learned."""
+    hidden = hide(haystack, needles, rng.random(len(needles)).tolist(), tokenizer)
+    parts = [text(_opening(tokenizer), 0.0), text(hidden, 0.0)]
+    for turn, i in enumerate(rng.permutation(len(needles))):
+        ask = _ask_again if turn else _ask
+        parts += [
+            text(ask(needles[i], tokenizer), 0.0),
+            text([*tokenizer.encode(str(needles[i].number)), tokenizer.eos], 1.0),
+        ]
+    return join(parts)

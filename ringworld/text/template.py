@@ -1,0 +1,154 @@
+"""Chat templates: messages to the one text that a model was taught to answer.
+
+A template is data from a model's folder, and a program in Jinja's language. It is rendered in a
+process of its own with little memory, a clock and nothing to reach (see `renderer`), so a hostile
+one can end that process and nothing else. What comes back equals `apply_chat_template` of
+transformers on the same messages.
+
+Our own forms are templates too: LWM's chat, and the needle question that its models know from
+training. Where a film or a picture stands, the text has `SIGHT`, and codes take its place.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ringworld.errors import InputError
+
+RENDERER = Path(__file__).with_name("renderer.py")
+# LWM's words: how every conversation begins, and what it adds to the question for a needle.
+DESCRIBE = "Describe the video."
+SYSTEM = "You are a helpful assistant."
+RULES = (
+    "Don't give information outside the document or repeat your findings. "
+    "Keep your response short and direct."
+)
+# One noncharacter of Unicode: no text of a person has it.
+SIGHT = "\ufdd0"
+
+Message = Mapping[str, Any]  # "role", and "content" or what else the template reads
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateLimits:
+    """How much a template may cost: its own characters, those it may add, memory, time.
+
+    `seconds` are of the processor, the start of the process among them (0.2); `patience` of the
+    clock, on a machine that does other things too.
+    """
+
+    template: int = 64 << 10
+    characters: int = 1 << 20
+    memory: int = 512 << 20
+    seconds: int = 2
+    patience: float = 20.0
+
+
+LIMITS = TemplateLimits()
+_LWM = (
+    "{{ bos_token }}" + SYSTEM + "{% for message in messages %}"
+    "{% if message.role == 'assistant' %} ASSISTANT: {{ message.content }}{{ eos_token }}"
+    "{% else %} USER: {{ message.content }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+)
+_NEEDLE = (
+    "{{ bos_token }}" + SYSTEM + "{% for message in messages %}"
+    "{% if message.role == 'assistant' %} ASSISTANT: {{ message.content }}{{ eos_token }}"
+    "{% else %} USER: {{ message.content }}"
+    "{% if loop.first %} " + RULES + "{% endif %}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %} ASSISTANT: {% endif %}"
+)
+
+
+def _draw(what: str) -> str:
+    wish = "{{ messages[-1].content }}"
+    return f"{{{{ bos_token }}}}{SYSTEM} USER: Generate {what} of {wish} ASSISTANT: "
+
+
+# By name: a talk, with or without a film in it; a question about a book, as needles are asked; and
+# the wishes for a picture and for a film, behind which `<vision>` comes next.
+FORMS = {
+    "lwm": _LWM,
+    "needle": _NEEDLE,
+    "image": _draw("an image"),
+    "video": _draw("a video"),
+}
+SENTENCES = {
+    "unsafe": "reaches for what a template must not have",
+    "syntax": "is not Jinja",
+    "long": "writes too much",
+    "memory": "needs too much memory",
+    "time": "runs too long",
+    "failed": "cannot render these messages",
+}
+
+
+def render(
+    template: str,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool = True,
+    bos_token: str = "",
+    eos_token: str = "",
+    limits: TemplateLimits = LIMITS,
+    **more: Any,
+) -> str:
+    """The messages as the text that the model reads, special tokens spelled.
+
+    `more` is what else the template asks for, such as `tools`. Raises InputError when the template
+    refuses the messages, is no template, reaches out of its sandbox or exceeds a limit.
+    """
+    if len(template) > limits.template:
+        raise InputError(
+            f"the chat template has {len(template):,} characters and {limits.template:,} are "
+            "allowed: use another, such as --template lwm"
+        )
+    context = {
+        **more,
+        "messages": list(messages),
+        "add_generation_prompt": add_generation_prompt,
+        "bos_token": bos_token,
+        "eos_token": eos_token,
+    }
+    request = json.dumps({"template": template, "context": context})
+    # A template may show what it is given a few times over; a long book takes its own room.
+    bounds = {
+        "characters": limits.characters + 4 * len(request),
+        "memory": limits.memory + 32 * len(request),
+        "seconds": limits.seconds + len(request) // 10_000_000,
+    }
+    answer = _ask(json.dumps(bounds), request, limits.patience)
+    if "text" in answer:
+        return answer["text"]
+    said = "".join(c for c in answer.get("said", "") if c.isprintable())[:200]
+    if answer["fault"] == "refused":
+        raise InputError(f"the chat template refuses these messages: {said or 'it does not say'}")
+    sentence = SENTENCES.get(answer["fault"], SENTENCES["failed"]) + (f" ({said})" if said else "")
+    raise InputError(f"the chat template {sentence}: use another, such as --template lwm")
+
+
+def _ask(bounds: str, request: str, patience: float) -> dict[str, str]:
+    """What the confined process answers; "time" when it had to be ended."""
+    with tempfile.TemporaryDirectory(prefix="ringworld-renderer-") as folder:
+        try:
+            done = subprocess.run(
+                [sys.executable, "-I", "-B", str(RENDERER.resolve()), bounds],
+                input=request.encode(),
+                capture_output=True,
+                timeout=patience,
+                cwd=folder,
+                env={"LC_ALL": "C.UTF-8"},
+                process_group=0,  # a Ctrl-C at the terminal is for who asks
+            )
+        except subprocess.TimeoutExpired:
+            return {"fault": "time"}
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:
+        return {"fault": "time" if done.returncode < 0 else "failed"}
+    return answer if isinstance(answer, dict) else {"fault": "failed"}

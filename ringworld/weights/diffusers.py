@@ -1,0 +1,63 @@
+"""The codec out: a folder that diffusers loads as its `VQModel`.
+
+aMUSEd's VQModel without attention is LWM's VQGAN and ours: convolutions are [out, in, rows,
+columns] there and [rows, columns, in, out] here, and blocks have other names.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ringworld.models.vqgan import COLOURS, VQGAN
+from ringworld.weights.codecs import (
+    DIFFUSERS_WEIGHTS,
+    OURS,
+    VQGAN_KIND,
+    diffusers_name,
+    their_names,
+)
+from ringworld.weights.folder import CONFIG, write_folder
+from ringworld.weights.tensors import write_tensors
+
+
+def write_codec(draft: Path, config: VQGAN, table: Mapping[str, np.ndarray]) -> None:
+    """Write a codec of ours into the folder `draft`."""
+    write_folder(draft, VQGAN_KIND, config, table)
+
+
+def write_diffusers(draft: Path, config: VQGAN, table: Mapping[str, np.ndarray]) -> None:
+    """Write a codec into the folder `draft` as diffusers' VQModel loads it."""
+    text = json.dumps(describe(config), indent=2)
+    (draft / CONFIG).write_text(text + "\n", encoding="utf-8")
+    names = their_names(config, diffusers_name)
+    theirs = {
+        names[ours]: w.transpose(3, 2, 0, 1) if w.ndim == 4 else w for ours, w in table.items()
+    }
+    write_tensors(draft / DIFFUSERS_WEIGHTS, theirs)
+
+
+def describe(c: VQGAN) -> dict[str, Any]:
+    """The config.json of diffusers' VQModel."""
+    levels = len(c.multipliers)
+    return {
+        "_class_name": "VQModel",
+        "act_fn": "silu",
+        "block_out_channels": list(c.widths),
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "in_channels": COLOURS,
+        "latent_channels": c.width,
+        "layers_per_block": c.blocks,
+        "lookup_from_codebook": True,
+        "mid_block_add_attention": False,
+        "norm_num_groups": c.groups,
+        "norm_type": "group",
+        "num_vq_embeddings": c.codebook,
+        "out_channels": COLOURS,
+        "sample_size": c.size,
+        OURS: {"size": c.size},
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "vq_embed_dim": c.width,
+    }

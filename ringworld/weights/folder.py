@@ -1,0 +1,219 @@
+"""A model's folder on disk: `config.json` says what it is, `model.safetensors` holds its weights.
+
+    config.json         {"kind": "vqgan" or "world", then the fields of the config}
+    model.safetensors   one tensor a weight, named as `ringworld.params.paths` names it
+
+Any spec table goes in and out the same way. Nothing in a folder is ever executed.
+"""
+
+import gc
+import json
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from inspect import signature
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from weakref import ref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from ringworld.errors import InputError
+from ringworld.files import sync, writing_to
+from ringworld.mesh import has_mesh, named_sharding
+from ringworld.params import Param, paths
+from ringworld.weights.tensors import (
+    Pieces,
+    check_numbers,
+    each_piece,
+    let_go,
+    read_json,
+    read_tensors,
+    write_tensors,
+)
+
+T = TypeVar("T")
+C = TypeVar("C")
+
+CONFIG = "config.json"
+TENSORS = "model.safetensors"
+TOKENIZER = "tokenizer.json"
+CODEC = "codec"
+
+
+@contextmanager
+def new_folder(path: Path) -> Generator[Path, None, None]:
+    """A draft beside `path` that becomes the new folder `path` when the block ends well.
+
+    Raises InputError when `path` exists or lies in a file, or the disk is full or fails.
+    """
+    if path.exists():
+        raise InputError(f"{path} exists already: remove it, or save under another name")
+    if above := [place for place in path.parents if place.exists() and not place.is_dir()]:
+        raise InputError(f"{above[0]} is a file, in which nothing can be saved: use another folder")
+    with writing_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            yield draft
+            for file in draft.rglob("*"):
+                sync(file)
+            draft.chmod(0o755)
+            draft.rename(path)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+
+
+def save_folder(path: Path, kind: str, config: Any, weights: Any, dtype: DTypeLike) -> None:
+    """Write a model to the new folder `path`, all of it or nothing.
+
+    `config` is a dataclass, `weights` any pytree of arrays; they are stored as `dtype`. Raises
+    InputError when `path` exists.
+    """
+    with new_folder(path) as draft:
+        table = {name: np.asarray(w, dtype) for name, w in paths(weights).items()}
+        write_folder(draft, kind, config, table)
+
+
+def write_folder(
+    draft: Path, kind: str, config: Any, table: Mapping[str, np.ndarray | Pieces]
+) -> None:
+    """Write the two files of a model into the folder `draft`, weights as they are stored."""
+    text = json.dumps({"kind": kind, **asdict(config)}, indent=2)
+    (draft / CONFIG).write_text(text + "\n", encoding="utf-8")
+    write_tensors(draft / TENSORS, table)
+
+
+def load_folder(path: Path) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+    """The kind of a model folder, its config's fields, and its tensors by dotted name.
+
+    The tensors are views of the file. Raises InputError when a file is missing, cut short or not
+    what its name says.
+    """
+    config = read_config(path)
+    kind = config.pop("kind", None)
+    if not isinstance(kind, str):
+        raise InputError(
+            f'{path / CONFIG} does not name its "kind": give the folder of a saved model'
+        )
+    return kind, config, read_tensors(path / TENSORS)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The fields of a folder's config.json. Raises InputError when it is missing or broken."""
+    file = path / CONFIG
+    if not file.is_file():
+        raise InputError(f"there is no {file}: give the folder of a saved model")
+    return read_json(file)
+
+
+def make_config(cls: type[C], values: Mapping[str, Any]) -> C:
+    """The config dataclass with these field values, as JSON holds them: lists become tuples.
+
+    Raises InputError when a field is unknown or missing, or holds what its type does not.
+    """
+    fields = signature(cls).parameters
+    needed = {name for name, field in fields.items() if field.default is field.empty}
+    if unknown := sorted(set(values) - set(fields)):
+        raise InputError(f"{CONFIG} has the unknown field {unknown[0]}: remove it")
+    if missing := sorted(needed - set(values)):
+        raise InputError(f"{CONFIG} lacks the field {missing[0]}: add it")
+    made = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+    kinds = get_type_hints(cls)
+    if wrong := [name for name, value in made.items() if not _is_of(value, kinds[name])]:
+        name = wrong[0]
+        raise InputError(
+            f"the field {name} of {CONFIG} is {values[name]!r:.40}, which it cannot be: use the "
+            "config that the weights came with"
+        )
+    return cls(**made)
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value is of an annotated type; true and false are no numbers, 1 is a float."""
+    parts = get_args(kind)
+    if get_origin(kind) is Literal:
+        return value in parts
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is_of(item, parts[0]) for item in value)
+    if parts:
+        return any(_is_of(value, part) for part in parts)
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is int if kind is int else isinstance(value, kind)
+
+
+def fill(specs: T, tensors: Mapping[str, np.ndarray | Pieces], dtype: DTypeLike) -> T:
+    """The spec table with each Param replaced by the tensor of its name, cast to `dtype`.
+
+    Weights are read one at a time, and put on the mesh that is set. Raises InputError when a tensor
+    is missing, is not in the table, has another shape or holds what is not a number.
+    """
+    check_table(specs, tensors)
+    leaves = []
+    for name, param in paths(specs).items():
+        whole = _read(name, param, tensors[name], dtype)
+        leaves.append(jax.block_until_ready(_place(whole, param)))
+        copied = ref(whole)
+        del whole
+        _wait_until_freed(copied)
+    tree = jax.tree.structure(specs, is_leaf=lambda x: isinstance(x, Param))
+    return jax.tree.unflatten(tree, leaves)
+
+
+def check_table(specs: Any, tensors: Mapping[str, np.ndarray | Pieces]) -> None:
+    """Raise InputError when the tensors are not those of the spec table, by name and shape."""
+    table = paths(specs)
+    if missing := [name for name in table if name not in tensors]:
+        raise InputError(f"the weights lack the tensor {missing[0]}: use a folder of this model")
+    if unknown := [name for name in tensors if name not in table]:
+        raise InputError(
+            f"the weights hold {unknown[0]}, which this model lacks: use the config they came with"
+        )
+    for name, param in table.items():
+        if tensors[name].shape != param.shape:
+            raise InputError(
+                f"the tensor {name} has the shape {tensors[name].shape} and the config asks for "
+                f"{param.shape}: use the config that the weights came with"
+            )
+
+
+def _wait_until_freed(copied: ref[np.ndarray]) -> None:
+    """Wait, 20 ms at most, for what JAX has copied from, so that no two large weights stand here.
+
+    A thread of JAX's lets go of it some time after the copy, and Python frees it when it collects.
+    """
+    for _ in range(20):
+        gc.collect(0)
+        if copied() is None:
+            return
+        time.sleep(0.001)
+
+
+def _read(name: str, param: Param, tensor: np.ndarray | Pieces, dtype: DTypeLike) -> np.ndarray:
+    pieces = each_piece(name, tensor)
+    entry = next(pieces)  # before there is room for the whole: the config may ask for anything
+    whole, filled = np.empty(param.shape, dtype), 0
+    while entry is not None:
+        known, piece = entry
+        part = whole[filled : filled + len(piece)]
+        part[...] = piece
+        check_numbers(known, part)
+        let_go(piece)
+        filled, entry = filled + len(piece), next(pieces, None)
+    return whole
+
+
+def _place(whole: np.ndarray, param: Param) -> jax.Array:
+    if not has_mesh():
+        return jnp.asarray(whole)
+    sharding = named_sharding(jax.sharding.get_mesh(), *param.axes)
+    return jax.make_array_from_callback(param.shape, sharding, lambda index: whole[index])

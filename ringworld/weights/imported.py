@@ -1,0 +1,72 @@
+"""What every reader of foreign weights gives: a config, tensors that are read when asked, words.
+
+The language is Hugging Face's, because everybody speaks it: the names of its tensors, the fields of
+its config.json, the half-split rotary order. What a reader cannot say in it does not come in.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ringworld.errors import InputError
+from ringworld.text.sentencepiece import load_sentencepiece
+from ringworld.weights.folder import CONFIG, TOKENIZER
+from ringworld.weights.tensors import Read, read_json
+
+# LLaMA's and LWM's folders may have no other tokenizer.
+SENTENCEPIECE = "tokenizer.model"
+GENERATION = "generation_config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A language or world model from elsewhere.
+
+    `config` has the fields of a Hugging Face config.json: `model_type`, `hidden_size`,
+    `num_hidden_layers`, `num_attention_heads`, `num_key_value_heads`, `head_dim`,
+    `intermediate_size`, `rope_theta`, `rope_scaling`, `rms_norm_eps`, `vocab_size`,
+    `tie_word_embeddings`, `max_position_embeddings`, `bos_token_id`, `eos_token_id`, and for a
+    world model `vision`: {"codes": 8192, "codes_per_frame": 256, "rows": 8448}. `tensors` are by
+    Hugging Face name, matrices [out, in], queries and keys in the half-split order; the vision
+    table and head of a world model are `model.embed_vision.weight` and `vision_head.weight`, both
+    [rows, hidden]. `tokenizer` is a whole tokenizer.json; `codec` a folder or file of codec weights
+    that `load_codec` reads. `ends` are the tokens that end an answer, where there are more than
+    `eos_token_id`: a turn may have another end than a text.
+    """
+
+    config: dict[str, Any]
+    tensors: Mapping[str, Read]
+    tokenizer: bytes | None = None
+    chat_template: str | None = None
+    codec: Path | None = None
+    ends: tuple[int, ...] = ()
+
+
+def read_tokenizer(folder: Path) -> bytes | None:
+    """A folder's tokenizer.json, or one made of its tokenizer.model; None when it has neither.
+
+    Raises InputError when the tokenizer.model is broken.
+    """
+    if (folder / TOKENIZER).is_file():
+        return (folder / TOKENIZER).read_bytes()
+    if (folder / SENTENCEPIECE).is_file():
+        return load_sentencepiece(folder / SENTENCEPIECE).bpe.to_str().encode()
+    return None
+
+
+def read_ends(folder: Path) -> tuple[int, ...]:
+    """The tokens that end an answer, as a folder's config.json and generation_config.json say.
+
+    Raises InputError when one of them is broken.
+    """
+    found: list[int] = []
+    for file in (folder / CONFIG, folder / GENERATION):
+        said = read_json(file).get("eos_token_id") if file.is_file() else None
+        ends = said if isinstance(said, list) else [] if said is None else [said]
+        if not all(type(end) is int and end >= 0 for end in ends):
+            raise InputError(
+                f"the field eos_token_id of {file} is {str(said)[:40]}: make it token ids"
+            )
+        found += ends
+    return tuple(dict.fromkeys(found))

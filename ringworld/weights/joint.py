@@ -1,0 +1,111 @@
+"""Two vocabularies in one table, for those who know only one; and sight for a model of text.
+
+A world model looks text ids and vision ids up in two tables. Joined, they are one ordinary
+language model, whose id `V + u` is the vision id u, V being the rows of the text table:
+
+    table = [text; vision]      head = [text; vision]
+
+so every server of Llamas runs it. The config says where the text ends, and what was joined can be
+split again to the bit.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer as Bpe
+
+from ringworld.errors import InputError
+from ringworld.models.vqgan import VQGAN
+from ringworld.models.world import World
+from ringworld.weights.imported import Checkpoint
+from ringworld.weights.names import BY_OURS
+from ringworld.weights.tensors import Pieces, Read
+
+JOINED = "ringworld"  # the field of a joined model's config.json
+MARKS = ("<vision>", "</vision>")
+# Vision rows come in whole lots, which 256 devices can divide; LWM's 8192 codes have 8448 rows.
+LOT = 256
+
+TABLE, HEAD = BY_OURS["text_embed"].hugging_face, BY_OURS["heads.text"].hugging_face
+JOINS = {
+    TABLE: BY_OURS["vision_embed"].hugging_face,
+    HEAD: BY_OURS["heads.vision"].hugging_face,
+}
+
+Table = Mapping[str, np.ndarray | Pieces]
+
+
+def join_tables(theirs: Mapping[str, Pieces]) -> dict[str, Pieces]:
+    """A world model's weights by Hugging Face name as those of one language model."""
+    joined = dict(theirs)
+    joined.setdefault(HEAD, joined[TABLE])  # of a tied model: the two differ once they are joined
+    for there, sight in JOINS.items():
+        text, vision = joined[there], joined.pop(sight)
+        shape = (text.shape[0] + vision.shape[0], *text.shape[1:])
+        joined[there] = Pieces(shape, text.reads + vision.reads)
+    return joined
+
+
+def split_tables(checkpoint: Checkpoint) -> Checkpoint:
+    """A joined model as the world model that it was; any other as it is."""
+    said = checkpoint.config.get(JOINED)
+    if said is None:
+        return checkpoint
+    text = said.get("text") if isinstance(said, dict) else None
+    if type(text) is not int or text < 1:
+        raise InputError(f"the field {JOINED} of the config does not say how many rows are text's")
+    tensors = dict(checkpoint.tensors)
+    for there, sight in JOINS.items():
+        if there in tensors:
+            both = tensors[there]
+            tensors[there] = partial(_part, both, 0, text)
+            tensors[sight] = partial(_part, both, text, None)
+    vision = {name: value for name, value in said.items() if name != "text"}
+    config = checkpoint.config | {"vocab_size": text, "vision": vision}
+    return replace(checkpoint, config=config, tensors=tensors)
+
+
+def _part(read: Read, first: int, past: int | None) -> np.ndarray:
+    return read()[first:past]
+
+
+def add_vision(
+    config: World, table: Table, tokenizer: bytes | None, codec: VQGAN
+) -> tuple[World, Table, bytes | None]:
+    """A language model that can see with `codec`: the config, weights and tokenizer of a world.
+
+    The new table is normal with the deviation of the text's, so that codes enter the residual
+    stream as loud as words; the new head is 0, so that every code is as likely as any other until
+    training says more. Nothing that text passes through is touched. `<vision>` and `</vision>`
+    become tokens where the text table has rows to spare; else they are spelled, as LWM spells them.
+    Raises InputError when the model sees already.
+    """
+    words = config.vocabulary
+    if words.codes:
+        raise InputError("this model sees already: add vision to a language model")
+    rows = -(-(codec.codebook + 2) // LOT) * LOT
+    sight = replace(words, codes=codec.codebook, codes_per_frame=codec.side**2, vision_rows=rows)
+    shape = (rows, config.llama.model)
+    text = table["text_embed"]
+    first = np.asarray(next(iter(text))) if isinstance(text, Pieces) else text
+    deviation = float(np.std(first[:LOT].astype(np.float32)))
+    start = np.random.default_rng(0).standard_normal(shape, np.float32) * deviation
+    more: dict[str, Any] = {
+        "vision_embed": start.astype(first.dtype),
+        "heads.vision": np.zeros(shape[::-1], first.dtype),
+    }
+    named = tokenizer and name_marks(tokenizer, words.text)
+    return replace(config, vocabulary=sight), {**table, **more}, named
+
+
+def name_marks(tokenizer: bytes, rows: int) -> bytes:
+    """A tokenizer.json that knows `<vision>` and `</vision>`, if `rows` rows have room for them."""
+    bpe = Bpe.from_str(tokenizer.decode("utf-8"))
+    missing = [mark for mark in MARKS if bpe.token_to_id(mark) is None]
+    if not missing or max(bpe.get_vocab().values()) + len(missing) >= rows:
+        return tokenizer
+    bpe.add_special_tokens(missing)
+    return bpe.to_str(pretty=True).encode()

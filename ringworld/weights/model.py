@@ -1,0 +1,184 @@
+"""A model as people hold it: one folder with the weights, the tokenizer and the codec."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Bool, Int
+from tokenizers import Tokenizer as Bpe
+
+from ringworld.attention.mask import Where
+from ringworld.errors import InputError
+from ringworld.media.codec import Codec
+from ringworld.mesh import has_mesh, shard
+from ringworld.models.world import Logits, World, WorldWeights, forward, read_heads, specs
+from ringworld.params import shardings
+from ringworld.text.tokenizer import NAMES_FILE, Tokenizer, load_tokenizer, read_names
+from ringworld.vocab import Vocabulary
+from ringworld.weights.codecs import load_codec
+from ringworld.weights.folder import CODEC, TOKENIZER, fill, save_folder
+from ringworld.weights.imported import SENTENCEPIECE
+from ringworld.weights.open import Opened, open_model
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model, and what turns text and frames into its tokens.
+
+    There are no `words` in a folder of weights alone, and no codec without vision. `ends` are the
+    tokens that end an answer besides the vocabulary's own.
+    """
+
+    config: World
+    weights: WorldWeights
+    words: Tokenizer | None
+    codec: Codec | None
+    chat_template: str | None = None
+    ends: tuple[int, ...] = ()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises InputError when the model came without one."""
+        if self.words is None:
+            raise InputError("this model has no tokenizer.json: copy it into the model's folder")
+        return self.words
+
+    @property
+    def seeing(self) -> Codec:
+        """The codec. Raises InputError when the model has none."""
+        if self.codec is None:
+            raise InputError("this model reads text only: use one with a codec folder")
+        return self.codec
+
+    def logits(
+        self,
+        tokens: ArrayLike,
+        modality: ArrayLike | None = None,
+        positions: ArrayLike | None = None,
+        segments: ArrayLike | None = None,
+    ) -> Logits:
+        """What both heads read after every token: `.text` [B, T, V], `.vision` [B, T, U] or None.
+
+        All arguments are rows [B, T] of whole numbers. `modality` is true where a token is a vision
+        id. Positions count from 0 and all tokens of a row are one segment, unless they are given; a
+        segment of 0 is padding. Raises InputError when an argument is no such array, or a token is
+        none of the model's.
+        """
+        ids = np.asarray(tokens)
+        if ids.ndim != 2 or not ids.size:
+            raise InputError(f"the tokens have the shape {ids.shape}: give rows of them, [B, T]")
+        given = {
+            "tokens": ids,
+            "modality": np.zeros(ids.shape, np.int32) if modality is None else modality,
+            "positions": np.tile(np.arange(ids.shape[1]), (len(ids), 1))
+            if positions is None
+            else positions,
+            "segments": np.ones(ids.shape, np.int32) if segments is None else segments,
+        }
+        columns = [_whole(name, values, ids.shape) for name, values in given.items()]
+        _check_ids(columns[0], columns[1] > 0, columns[3] > 0, self.config.vocabulary)
+        rows = (shard(jnp.asarray(x), "batch", "seq") for x in columns)
+        row, vision, position, segment = rows
+        return _logits(self.placed(), row, vision > 0, Where(position, segment), self.config)
+
+    def placed(self) -> WorldWeights:
+        """The weights on the mesh that is set."""
+        if not has_mesh():
+            return self.weights
+        mesh = jax.sharding.get_mesh()
+        return jax.device_put(self.weights, shardings(specs(self.config), mesh))
+
+
+def _whole(name: str, values: ArrayLike, shape: tuple[int, ...]) -> Int[np.ndarray, "B T"]:
+    """An argument of `logits`. Raises InputError when it is not whole numbers of this shape."""
+    array = np.asarray(values)
+    if array.shape != shape or array.dtype.kind not in "iub":
+        raise InputError(
+            f"{name} is an array of {array.dtype} of the shape {array.shape}: give whole numbers "
+            f"of the shape {shape}"
+        )
+    return array.astype(np.int32)
+
+
+def _check_ids(
+    ids: Int[np.ndarray, "B T"],
+    seen: Bool[np.ndarray, "B T"],
+    real: Bool[np.ndarray, "B T"],
+    words: Vocabulary,
+) -> None:
+    """Raise InputError when a token that is no padding has no row in its table."""
+    rows = np.where(seen, words.vision_rows, words.text)
+    if (wrong := real & ((ids < 0) | (ids >= rows))).any():
+        b, t = np.argwhere(wrong)[0]
+        raise InputError(
+            f"the token {ids[b, t]} in row {b}, column {t}, is none of this model's "
+            f"{rows[b, t]:,} {'vision' if seen[b, t] else 'text'} ids: use its tokenizer or codec"
+        )
+
+
+@partial(jax.jit, static_argnames="c")
+def _logits(
+    weights: WorldWeights,
+    tokens: Int[Array, "B T"],
+    vision: Bool[Array, "B T"],
+    where: Where,
+    c: World,
+) -> Logits:
+    return read_heads(forward(weights, tokens, vision, where, c), weights, c)
+
+
+def load_model(path: Path | str, dtype: DTypeLike = jnp.float32) -> Model:
+    """The model of a folder of ours or of Hugging Face's, on the mesh that is set.
+
+    Weights are read one at a time, cast to `dtype` and placed, so that there is never more than one
+    of them beside those that are placed. Raises InputError when a file is missing or damaged, or
+    the tokenizer is another model's.
+    """
+    opened = open_model(Path(path))
+    words = _read_words(opened, Path(path).is_dir())
+    text = opened.config.vocabulary.text
+    if words is not None and words.size > text:
+        raise InputError(
+            f"the tokenizer in {path} has {words.size} tokens and the model {text}: "
+            "use the tokenizer it was trained with"
+        )
+    weights = fill(specs(opened.config), opened.table, dtype)
+    codec = None if opened.codec is None else load_codec(opened.codec)
+    return Model(opened.config, weights, words, codec, opened.chat_template, opened.ends)
+
+
+def _read_words(opened: Opened, is_folder: bool) -> Tokenizer | None:
+    """The tokenizer; its ends are named by the file beside it, or else by the model's own ids."""
+    names: Mapping[str, object] = {}
+    if is_folder and (opened.home / TOKENIZER).is_file():
+        words = load_tokenizer(opened.home / TOKENIZER)
+        names = read_names(opened.home / NAMES_FILE)
+    elif opened.tokenizer is not None:
+        words = Tokenizer(Bpe.from_str(opened.tokenizer.decode("utf-8")))
+    else:
+        return None
+    ids = {"bos_token": opened.config.vocabulary.bos, "eos_token": opened.config.vocabulary.eos}
+    own = {key: words.bpe.id_to_token(i) for key, i in ids.items() if i >= 0 and key not in names}
+    bos, eos = own.get("bos_token"), own.get("eos_token")
+    return Tokenizer(words.bpe, bos=bos or words.bos_name, eos=eos or words.eos_name)
+
+
+def save_model(
+    path: Path, config: World, weights: WorldWeights, parts: Path, dtype: DTypeLike
+) -> None:
+    """Write a model folder, its tokenizer and codec copied from the model folder `parts`.
+
+    Raises InputError when `path` exists.
+    """
+    save_folder(path, "world", config, weights, dtype)
+    shutil.copy2(parts / TOKENIZER, path / TOKENIZER)
+    if (parts / SENTENCEPIECE).exists():
+        shutil.copy2(parts / SENTENCEPIECE, path / SENTENCEPIECE)
+    if (parts / CODEC).exists():
+        shutil.copytree(parts / CODEC, path / CODEC)

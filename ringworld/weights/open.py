@@ -1,0 +1,211 @@
+"""Any folder or file of weights, opened as a model of ours: its config, and weights still to read.
+
+Nothing is read before it is asked for: a weight is its layers, each a view of a file until it is
+cast and placed, or written.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ringworld.errors import InputError
+from ringworld.fetch import MODELS, fetch
+from ringworld.models.llama import Llama
+from ringworld.models.world import World, specs
+from ringworld.params import Param, paths
+from ringworld.rope_scaling import Llama3, YaRN
+from ringworld.vocab import Vocabulary
+from ringworld.weights.folder import (
+    CODEC,
+    CONFIG,
+    TOKENIZER,
+    check_table,
+    load_folder,
+    make_config,
+    read_config,
+)
+from ringworld.weights.gguf import is_gguf
+from ringworld.weights.gguf_model import read_gguf
+from ringworld.weights.huggingface import CHAT_TEMPLATE, read_hf, read_world
+from ringworld.weights.imported import Checkpoint, read_ends
+from ringworld.weights.joint import split_tables
+from ringworld.weights.lwm import read_lwm
+from ringworld.weights.names import BY_OURS, Name
+from ringworld.weights.tensors import Pieces, Read
+
+# What a decoder has at least one of.
+SIZES = ("layers", "model", "mlp", "heads", "kv_heads", "head_width", "context")
+LWM_FILES = ("streaming_params", "streaming_train_state", "params")
+# What some files hold besides the weights, and nobody needs.
+PASSED_OVER = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A model whose weights are still on the disk: `table` has them by our names.
+
+    `home` is the folder that it came from, where what nobody reads here may lie beside it. `ends`
+    are the tokens that end an answer besides the vocabulary's own.
+    """
+
+    config: World
+    table: Mapping[str, np.ndarray | Pieces]
+    tokenizer: bytes | None
+    chat_template: str | None
+    codec: Path | None
+    home: Path
+    ends: tuple[int, ...] = ()
+
+
+def open_model(path: Path) -> Opened:
+    """The model of a folder of ours or of Hugging Face's, of a .gguf file or of LWM's file.
+
+    The name of a model that `fetch` knows stands for its file, which is brought if need be. Raises
+    InputError when it is none of these, or when a file is missing or broken.
+    """
+    if not path.exists() and str(path) in MODELS:
+        path = fetch(str(path))
+    if is_ours(path):
+        return _open_ours(path)
+    checkpoint = split_tables(read_checkpoint(path))
+    config = read_world(checkpoint.config)
+    return Opened(
+        config=config,
+        table=_table(checkpoint, config),
+        tokenizer=checkpoint.tokenizer,
+        chat_template=checkpoint.chat_template,
+        codec=checkpoint.codec,
+        home=path if path.is_dir() else path.parent,
+        ends=_check_ends(checkpoint.ends, config),
+    )
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """What stands at `path`, by the reader of its format.
+
+    A folder is Hugging Face's unless LWM's file or a lone .gguf is what it holds.
+    """
+    if not path.exists():
+        raise InputError(
+            f"there is nothing at {path}: give a folder or a file of weights, or fetch's name of a "
+            f"model ({', '.join(MODELS)})"
+        )
+    if path.suffix == ".safetensors" and path.is_file():
+        raise InputError(f"{path} is a part of a model: give its folder, {path.absolute().parent}")
+    if path.is_file():
+        return read_gguf(path) if path.suffix == ".gguf" or is_gguf(path) else read_lwm(path)
+    if not list(path.glob("*.safetensors*")):
+        held = [path / name for name in LWM_FILES if (path / name).is_file()]
+        held = held or sorted(path.glob("*.gguf"))
+        if len(held) == 1:
+            return read_checkpoint(held[0])
+        if held:
+            raise InputError(f"{path} holds {len(held)} models: give the file of one")
+    return read_hf(path)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether `path` is a folder that this package wrote."""
+    return (path / CONFIG).is_file() and "kind" in read_config(path)
+
+
+def make_world(values: dict[str, Any]) -> World:
+    """The World of a config.json of ours.
+
+    Raises InputError when a field is unknown or missing, or no model has what it says.
+    """
+    llama, vocabulary = (_object(values, name) for name in ("llama", "vocabulary"))
+    for name in SIZES:
+        if isinstance(size := llama.get(name), int) and size < 1:
+            raise InputError(f"the field {name} of {CONFIG} is {size}: make it 1 or more")
+    if scaling := llama.get("rope_scaling"):
+        if not isinstance(scaling, dict):
+            raise InputError(f"rope_scaling in {CONFIG} is not an object: leave it out")
+        llama["rope_scaling"] = make_config(Llama3 if "low_turns" in scaling else YaRN, scaling)
+    decoder, words = make_config(Llama, llama), make_config(Vocabulary, vocabulary)
+    if decoder.rope_theta <= 1:
+        raise InputError(
+            f"the field rope_theta of {CONFIG} is {decoder.rope_theta}: RoPE's base is above 1"
+        )
+    return make_config(World, values | {"llama": decoder, "vocabulary": words})
+
+
+def _object(values: dict[str, Any], name: str) -> dict[str, Any]:
+    if not isinstance(value := values.get(name), dict):
+        raise InputError(f"{CONFIG} has no object {name}: give the folder of a saved model")
+    return dict(value)
+
+
+def _open_ours(path: Path) -> Opened:
+    kind, values, tensors = load_folder(path)
+    if kind != "world":
+        raise InputError(f"{path} holds a {kind}, not a world model: give the folder of a model")
+    config = make_world(values)
+    check_table(specs(config), tensors)
+    tokenizer, template = path / TOKENIZER, path / CHAT_TEMPLATE
+    return Opened(
+        config=config,
+        table=tensors,
+        tokenizer=tokenizer.read_bytes() if tokenizer.is_file() else None,
+        chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
+        codec=path / CODEC if (path / CODEC).exists() else None,
+        home=path,
+        ends=_check_ends(read_ends(path), config),
+    )
+
+
+def _check_ends(ends: tuple[int, ...], config: World) -> tuple[int, ...]:
+    """The ends of answers. Raises InputError when the model has no such token."""
+    if max(ends, default=0) >= config.vocabulary.text:
+        raise InputError(
+            f"answers would end with the token {max(ends)} of {config.vocabulary.text}: use the "
+            "generation_config.json that the weights came with"
+        )
+    return ends
+
+
+def _table(checkpoint: Checkpoint, config: World) -> dict[str, Pieces]:
+    """The weights by our names, each a read a layer. Raises InputError when names do not fit."""
+    table, known = {}, set()
+    for ours, param in paths(specs(config)).items():
+        name, reads, names = BY_OURS[ours], [], []
+        for l in range(param.shape[0] if name.layered else 1):
+            there = name.hugging_face.format(l)
+            if there not in checkpoint.tensors:
+                raise InputError(
+                    f"the weights lack the tensor {there}, which the config asks for: "
+                    "copy all files of the model again"
+                )
+            known.add(there)
+            names.append(there)
+            reads.append(partial(_read, checkpoint.tensors[there], there, name, param))
+        table[ours] = Pieces(param.shape, tuple(reads), tuple(names))
+    if config.tied:
+        known.add(BY_OURS["heads.text"].hugging_face)
+    for there in checkpoint.tensors:
+        if there not in known and not there.endswith(PASSED_OVER):
+            raise InputError(
+                f"the weights hold {there[:80]}, which a model of type "
+                f"{checkpoint.config['model_type']} does not have: use the config they came with"
+            )
+    return table
+
+
+def _read(read: Read, there: str, name: Name, param: Param) -> np.ndarray:
+    """One tensor as one piece of our weight. Raises InputError when it has another shape."""
+    tensor = read()
+    shape = param.shape[1:] if name.layered else param.shape
+    if tensor.shape != (wanted := name.shape_there(shape)):
+        raise InputError(
+            f"the tensor {there} has the shape {tensor.shape} and the config asks for {wanted}: "
+            "use the config that the weights came with"
+        )
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        raise InputError(f"the tensor {there} holds {tensor.dtype}: use weights of floats")
+    piece = name.ours_from(tensor, shape)
+    return piece[None] if name.layered else piece

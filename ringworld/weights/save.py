@@ -1,0 +1,219 @@
+"""Models out: `convert` from anywhere to ours, and from ours to a folder for everybody.
+
+A folder for everybody is what transformers, vLLM and their relatives load as it is. Weights pass
+one at a time and unchanged: what came in as bfloat16 goes out as the same bytes.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer as Bpe
+
+from ringworld.errors import InputError
+from ringworld.models.world import World
+from ringworld.weights.codecs import is_codec, open_codec
+from ringworld.weights.diffusers import write_codec, write_diffusers
+from ringworld.weights.folder import CODEC, CONFIG, TENSORS, TOKENIZER, new_folder, write_folder
+from ringworld.weights.huggingface import (
+    CHAT_TEMPLATE,
+    INDEX,
+    TOKENIZER_CONFIG,
+    VQGAN_FOLDER,
+    write_config,
+)
+from ringworld.weights.imported import GENERATION, SENTENCEPIECE
+from ringworld.weights.joint import add_vision, join_tables
+from ringworld.weights.names import BY_OURS, Name
+from ringworld.weights.open import Opened, is_ours, open_model
+from ringworld.weights.tensors import Pieces, write_tensors
+
+# What others wrote about words and sampling, carried along unread.
+CARRIED = (TOKENIZER_CONFIG, "special_tokens_map.json", GENERATION, SENTENCEPIECE)
+# The tokens that a tokenizer.json has and the tokenizer.model beside it does not.
+ADDED = "added_tokens.json"
+# As transformers cuts its own: a file that is too large for some disks helps nobody.
+SHARD_BYTES = 5_000_000_000
+
+
+def convert(
+    src: Path,
+    dst: Path,
+    add_vision: Path | None,
+    announce: Callable[[str], None],
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write the model or the codec of `src` to the new folder `dst`, all of it or nothing.
+
+    A folder of ours becomes one for Hugging Face's readers, what comes from elsewhere one of ours.
+    With a codec in `add_vision`, a language model becomes a world model of ours.
+    Raises InputError when `src` cannot be read or `dst` exists.
+    """
+    outwards = add_vision is None and is_ours(src)
+    if add_vision is None and is_codec(src):
+        _convert_codec(src, dst, outwards)
+        whose = "diffusers loads it" if outwards else "a codec of ours"
+    else:
+        opened = open_model(src)
+        opened = opened if add_vision is None else _seeing(opened, add_vision)
+        with new_folder(dst) as draft:
+            if outwards:
+                write_theirs(draft, opened, shard_bytes)
+            else:
+                write_ours(draft, opened)
+        whose = "transformers and its relatives load it" if outwards else "a model of ours"
+    size = sum(file.stat().st_size for file in dst.rglob("*") if file.is_file())
+    announce(f"wrote {dst}: {whose}, {size / 1e6:.1f} MB")
+
+
+def _convert_codec(src: Path, dst: Path, outwards: bool) -> None:
+    """Write a codec of ours for diffusers, one from elsewhere as ours."""
+    config, table = open_codec(src)
+    with new_folder(dst) as draft:
+        (write_diffusers if outwards else write_codec)(draft, config, table)
+
+
+def _seeing(opened: Opened, codec: Path) -> Opened:
+    """The opened language model, able to see with the codec at this path."""
+    config, table, tokenizer = add_vision(
+        opened.config, opened.table, opened.tokenizer, open_codec(codec)[0]
+    )
+    return replace(opened, config=config, table=table, tokenizer=tokenizer, codec=codec)
+
+
+def write_ours(draft: Path, opened: Opened) -> None:
+    """Write a folder of ours into the folder `draft`."""
+    write_folder(draft, "world", opened.config, opened.table)
+    _write_words(draft, opened)
+    if set(opened.ends) - {opened.config.vocabulary.eos}:
+        _write_ends(draft, opened)
+    if opened.codec is not None:
+        (draft / CODEC).mkdir()
+        write_codec(draft / CODEC, *open_codec(opened.codec))
+
+
+def write_theirs(draft: Path, opened: Opened, shard_bytes: int) -> None:
+    """Write a folder for transformers into the folder `draft`, and the codec for diffusers."""
+    theirs = _theirs(opened.table)
+    if opened.config.vocabulary.codes:
+        theirs = join_tables(theirs)
+    dtype = next(iter(theirs.values())).dtype().name
+    _write_json(draft / CONFIG, write_config(opened.config, dtype))
+    _write_shards(draft, theirs, shard_bytes)
+    _write_words(draft, opened)
+    _write_ends(draft, opened)
+    if opened.codec is not None:
+        (draft / VQGAN_FOLDER).mkdir()
+        write_diffusers(draft / VQGAN_FOLDER, *open_codec(opened.codec))
+
+
+def _theirs(table: Mapping[str, np.ndarray | Pieces]) -> dict[str, Pieces]:
+    """Our weights by Hugging Face name, layer by layer."""
+    found: dict[tuple[float, str], Pieces] = {}
+    for ours, weight in table.items():
+        name = BY_OURS[ours]
+        shape = weight.shape[1:] if name.layered else weight.shape
+        for l in range(weight.shape[0] if name.layered else 1):
+            there = name.hugging_face.format(l)
+            read = partial(_layer, weight, name, l)
+            order = l if name.layered else -1 if ours.endswith("embed") else math.inf
+            found[order, there] = Pieces(name.shape_there(shape), (read,))
+    return {there: found[order, there] for order, there in sorted(found)}
+
+
+def _layer(weight: np.ndarray | Pieces, name: Name, l: int) -> np.ndarray:
+    whole = weight if isinstance(weight, np.ndarray) else np.concatenate(list(weight))
+    return name.theirs(whole[l] if name.layered else whole)
+
+
+def _write_shards(draft: Path, theirs: Mapping[str, Pieces], shard_bytes: int) -> None:
+    """Write the weights, in one file or in several of at most `shard_bytes` and an index."""
+    shards: list[dict[str, Pieces]] = [{}]
+    total = room = 0
+    for name, weight in theirs.items():
+        size = math.prod(weight.shape) * weight.dtype().itemsize
+        if shards[-1] and size > room:
+            shards.append({})
+        room = shard_bytes - size if not shards[-1] else room - size
+        shards[-1][name] = weight
+        total += size
+    if len(shards) == 1:
+        write_tensors(draft / TENSORS, shards[0])
+        return
+    places = {}
+    for i, shard in enumerate(shards, 1):
+        file = f"model-{i:05}-of-{len(shards):05}.safetensors"
+        write_tensors(draft / file, shard)
+        places |= dict.fromkeys(shard, file)
+    _write_json(draft / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+
+
+def _write_words(draft: Path, opened: Opened) -> None:
+    """Write the tokenizer and the chat template, and carry along what lies beside them."""
+    if opened.tokenizer is not None:
+        (draft / TOKENIZER).write_bytes(opened.tokenizer)
+    if opened.chat_template is not None:
+        (draft / CHAT_TEMPLATE).write_text(opened.chat_template, encoding="utf-8")
+    for file in CARRIED:
+        if (opened.home / file).is_file():
+            shutil.copyfile(opened.home / file, draft / file)
+    if opened.tokenizer is not None:
+        ends = _name_ends(opened.tokenizer, opened.config)
+        if not (draft / TOKENIZER_CONFIG).exists():
+            _write_json(draft / TOKENIZER_CONFIG, ends)
+        added = _name_added(opened.tokenizer)
+        if added and (draft / SENTENCEPIECE).exists():
+            _write_json(draft / ADDED, added)
+
+
+def _write_ends(draft: Path, opened: Opened) -> None:
+    """Say which tokens begin a text and end an answer, unless what was carried along does."""
+    if (draft / GENERATION).exists():
+        return
+    words = opened.config.vocabulary
+    ends = list(dict.fromkeys(i for i in (words.eos, *opened.ends) if i >= 0))
+    said = {"bos_token_id": words.bos} if words.bos >= 0 else {}
+    said |= {"eos_token_id": ends if len(ends) > 1 else ends[0]} if ends else {}
+    _write_json(draft / GENERATION, said)
+
+
+def _name_ends(tokenizer: bytes, c: World) -> dict[str, str]:
+    """A tokenizer_config.json for a tokenizer that came without: what stands around a text.
+
+    Without it transformers knows of none. Raises InputError when the tokenizer is broken, or has
+    more tokens than the model.
+    """
+    try:
+        words = Bpe.from_str(tokenizer.decode())
+    except Exception:
+        raise InputError(
+            "the model's tokenizer.json is broken: fetch or copy the model again"
+        ) from None
+    if words.get_vocab_size() > c.vocabulary.text:
+        raise InputError(
+            f"the tokenizer has {words.get_vocab_size()} tokens and the model {c.vocabulary.text}: "
+            "use the tokenizer it was trained with"
+        )
+    ends = (c.vocabulary.bos, c.vocabulary.eos)
+    found = [None if token < 0 else words.id_to_token(token) for token in ends]
+    named = zip(("bos_token", "eos_token"), found, strict=True)
+    said = {key: token for key, token in named if token is not None}
+    return {"tokenizer_class": "PreTrainedTokenizerFast"} | said
+
+
+def _name_added(tokenizer: bytes) -> dict[str, int]:
+    """The tokens that were added to a tokenizer's own, by name, as llama.cpp's converter asks."""
+    words = Bpe.from_str(tokenizer.decode())
+    own = words.get_vocab(with_added_tokens=False)
+    added = [(i, name) for name, i in words.get_vocab().items() if name not in own]
+    return {name: i for i, name in sorted(added)}
+
+
+def _write_json(file: Path, value: dict[str, Any]) -> None:
+    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

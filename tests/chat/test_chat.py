@@ -1,0 +1,553 @@
+"""Conversations: turns through the cache are one whole forward, and a terminal loses nothing."""
+
+import os
+import signal
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ringworld.attention.mask import Where
+from ringworld.chat.session import Session, Style, find_stops
+from ringworld.chat.terminal import (
+    HELP,
+    Chat,
+    Desk,
+    chat,
+    choose_template,
+    interruptible,
+    open_session,
+    read_document,
+    talk,
+)
+from ringworld.data.example import Example, frames, join, text
+from ringworld.errors import InputError
+from ringworld.inference import stream
+from ringworld.inference.sampling import Sampling
+from ringworld.inference.stream import (
+    CHUNK,
+    Tape,
+    cut_chunk,
+    find_place,
+    forget_after,
+    read_tape,
+    round_places,
+    start_tape,
+    write_tape,
+)
+from ringworld.mesh import make_mesh
+from ringworld.models.context_extension import stretch
+from ringworld.models.llama import Llama
+from ringworld.models.world import World, WorldWeights, forward, specs
+from ringworld.params import init, shardings
+from ringworld.rope import critical_base
+from ringworld.rope_scaling import YaRN
+from ringworld.tasks.needle import Needle
+from ringworld.text.template import FORMS
+from ringworld.text.tokenizer import load_tokenizer
+from ringworld.vocab import Vocabulary
+from ringworld.weights.model import Model, load_model
+from ringworld.weights.shipped import NANO
+
+WORDS = load_tokenizer(NANO / "tokenizer.json")
+LLAMA = Llama(
+    layers=2, model=32, mlp=64, heads=4, kv_heads=2, head_width=8, context=256, rope_theta=1e4
+)
+CODES = Vocabulary(text=2048, bos=1, eos=2, codes=16, codes_per_frame=4, vision_rows=24)
+TINY = World(llama=LLAMA, vocabulary=CODES)
+ROW = 256
+GREEDY = Sampling()
+CHATML = (
+    "{% for m in messages %}<s>{{ m.role }}\n{{ m.content | trim }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def weights() -> WorldWeights:
+    # Four times the usual start, so that the greatest logit is clear of rounding.
+    return jax.tree.map(lambda x: 4 * x, init(specs(TINY), 0))
+
+
+@pytest.fixture(scope="module")
+def model(weights: WorldWeights) -> Model:
+    return Model(TINY, weights, WORDS, None, None)
+
+
+@partial(jax.jit, static_argnames="c")
+def whole_row(
+    weights: WorldWeights, tokens: jax.Array, vision: jax.Array, length: jax.Array, c: World
+) -> jax.Array:
+    positions = jnp.arange(ROW, dtype=jnp.int32)[None]
+    where = Where(positions, (positions < length).astype(jnp.int32))
+    return forward(weights, tokens, vision, where, c)[0, length - 1] @ weights.heads.text
+
+
+def write_slowly(weights: WorldWeights, given: Example, steps: int) -> list[int]:
+    """Greedy tokens from a whole forward each, without a cache."""
+    tokens, vision = np.zeros((1, ROW), np.int32), np.zeros((1, ROW), np.bool_)
+    tokens[0, : len(given)], vision[0, : len(given)] = given.tokens, given.vision
+    for i in range(len(given), len(given) + steps):
+        tokens[0, i] = whole_row(weights, tokens, vision, jnp.int32(i), TINY).argmax()
+    return tokens[0, len(given) : len(given) + steps].tolist()
+
+
+def write_all(weights: WorldWeights, tape: Tape, steps: int) -> tuple[list[int], Tape]:
+    ids: list[int] = []
+    while len(ids) < steps:
+        more, tape = write_tape(
+            weights, tape, TINY, most=steps - len(ids), seed=0, sampling=GREEDY, stops=()
+        )
+        ids += more
+    return ids, tape
+
+
+def draw(rng: np.random.Generator, length: int) -> Example:
+    """Text with a frame in its middle."""
+    ids = rng.integers(3, 2048, length).tolist()
+    codes = rng.integers(0, 16, (2, 4))
+    half = length // 2
+    return join([text(ids[:half], 0.0), frames(codes, CODES, 0.0), text(ids[half:], 0.0)])
+
+
+# ---- the tape
+
+
+@pytest.mark.parametrize("ring", [1, 4])
+def test_turns_through_the_cache_write_what_whole_forwards_do(
+    weights: WorldWeights, ring: int, rng: np.random.Generator
+) -> None:
+    """Read 40, write 6, read 33, write 6, forget 9, read 21, write 6."""
+    turns, written = [draw(rng, n) for n in (30, 23, 11)], []
+    with nullcontext() if ring == 1 else jax.set_mesh(make_mesh(seq=ring)):
+        placed = weights
+        if ring > 1:
+            placed = jax.device_put(weights, shardings(specs(TINY), jax.sharding.get_mesh()))
+        tape, seen = start_tape(TINY), text([], 0.0)
+        for i, turn in enumerate(turns):
+            if i == 2:
+                tape = forget_after(tape, tape.length - 9)
+                seen = Example(seen.tokens[:-9], seen.vision[:-9], seen.weights[:-9])
+            tape, seen = read_tape(placed, tape, turn, TINY), join([seen, turn])
+            ids, tape = write_all(placed, tape, 6)
+            written.append((seen, ids))
+            seen = join([seen, text(ids, 0.0)])
+            assert tape.length == len(seen)
+    for given, ids in written:
+        assert ids == write_slowly(weights, given, 6)
+
+
+def test_a_tape_grows_and_is_what_it_was(
+    weights: WorldWeights, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    monkeypatch.setattr(stream, "CHUNK", 16)
+    given, ticks = draw(rng, 90), []
+    tape = start_tape(TINY)
+    places = tape.places
+    tape = read_tape(weights, tape, given, TINY, on_chunk=ticks.append)
+    assert tape.places > places
+    assert ticks == [16, 32, 48, 64, 80, 96, 100]
+    assert write_all(weights, tape, 4)[0] == write_slowly(weights, given, 4)
+
+
+def test_reading_stops_between_chunks(
+    weights: WorldWeights, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    monkeypatch.setattr(stream, "CHUNK", 16)
+    ticks: list[int] = []
+    tape = read_tape(
+        weights,
+        start_tape(TINY),
+        draw(rng, 90),
+        TINY,
+        on_chunk=ticks.append,
+        stopped=lambda: len(ticks) == 2,
+    )
+    assert (tape.length, ticks) == (32, [16, 32])
+
+
+def test_places_are_those_of_the_dealt_row() -> None:
+    from ringworld.attention.layout import invert, striped_order
+
+    with jax.set_mesh(make_mesh(seq=4)):
+        places = round_places(1, TINY)
+        positions = jnp.arange(places, dtype=jnp.int32)[None]
+        found = np.asarray(find_place(positions, places))[0]
+    np.testing.assert_array_equal(found, invert(striped_order(places, 4), places))
+
+
+def test_a_chunk_is_no_longer_than_it_must_be() -> None:
+    assert cut_chunk(100, 20) == (100, 32)
+    assert cut_chunk(100, 5000) == (100, 1024)
+    with jax.set_mesh(make_mesh(seq=4)):
+        assert cut_chunk(100, 20) == (0, 1024)
+        assert cut_chunk(1030, 3000) == (1024, 4096)
+        for tokens in (1, 1000, 4000):
+            assert round_places(tokens, TINY.at(8192, 1e4)) >= tokens + 4 * CHUNK
+
+
+def test_a_stop_ends_an_answer_at_once(weights: WorldWeights, rng: np.random.Generator) -> None:
+    given = draw(rng, 30)
+    wanted = write_slowly(weights, given, 3)
+    tape = read_tape(weights, start_tape(TINY), given, TINY)
+    stops = (wanted[1],)
+    ids, tape = write_tape(weights, tape, TINY, most=9, seed=0, sampling=GREEDY, stops=stops)
+    assert ids == wanted[: wanted.index(wanted[1]) + 1]
+    assert tape.length == len(given) + len(ids)
+
+
+# ---- the session
+
+
+def ask(session: Session, question: str, **rest: object) -> str:
+    return "".join(session.ask(question, **rest))
+
+
+def test_a_turn_costs_its_new_tokens_only(model: Model) -> None:
+    session = Session(model, TINY, Style(template=CHATML, most=5))
+    first = ask(session, "Who goes there?")
+    used, told = session.used, []
+
+    def on_read(total: int) -> Callable[[int], None]:
+        told.append(total)
+        return lambda done: None
+
+    second = ask(session, "And you?", on_read=on_read)
+    rest = WORDS.encode_spelled("</s>\n<s>user\nAnd you?</s>\n<s>assistant\n")
+    assert told == [len(rest)]
+    assert used < session.used <= used + len(rest) + 5
+    assert session.left == 256 - session.used
+    roles = [message["role"] for message in session.messages]
+    assert roles == ["user", "assistant"] * 2
+    assert session.messages[3]["content"] == second.strip() and first
+
+
+def test_a_session_writes_what_whole_forwards_do(model: Model, weights: WorldWeights) -> None:
+    session = Session(model, TINY, Style(template=CHATML, most=6))
+    asked = "<s>user\nWho goes there?</s>\n<s>assistant\n"
+    given = text(WORDS.encode_spelled(asked), 0.0)
+    ids = write_slowly(weights, given, 6)
+    ids = ids[: ids.index(2)] if 2 in ids else ids
+    assert ask(session, "Who goes there?") == WORDS.decode(ids)
+    more = WORDS.encode_spelled("</s>\n<s>user\nAnd?</s>\n<s>assistant\n")
+    ids = write_slowly(weights, join([given, text([*ids, *more], 0.0)]), 6)
+    ids = ids[: ids.index(2)] if 2 in ids else ids
+    assert ask(session, "And?") == WORDS.decode(ids)
+
+
+def test_a_template_that_rewrites_the_past_makes_it_be_read_again(model: Model) -> None:
+    forgetful = "<s>{{ messages | length }} {{ messages[-1].content }} ASSISTANT:"
+    session = Session(model, TINY, Style(template=forgetful, most=4))
+    ask(session, "One")
+    again = ask(session, "Two")
+    counted = forgetful.replace("{{ messages | length }}", "3")
+    fresh = Session(model, TINY, Style(template=counted, most=4))
+    assert ask(fresh, "Two") == again
+    assert len(session.messages) == 4
+
+
+def test_what_does_not_fit_is_refused_with_both_numbers_and_changes_nothing(model: Model) -> None:
+    session = Session(model, TINY, Style(template=CHATML, most=4))
+    ask(session, "Hello")
+    used, messages = session.used, session.messages
+    with pytest.raises(InputError, match=r"would take [\d,]{3,} tokens and the context is 256:"):
+        ask(session, "word " * 400)
+    assert (session.used, session.messages) == (used, messages)
+    assert ask(session, "Hello again")
+
+
+def test_an_answer_that_fills_the_context_says_so_after_its_last_word(model: Model) -> None:
+    style = Style(template=CHATML, most=1000, sampling=Sampling(temperature=1.0, top_k=40))
+    session, pieces = Session(model, TINY, style), []
+    session._stops = ()
+    with pytest.raises(InputError, match=r"stopped at 256 tokens, because the context is 256:"):
+        for piece in session.ask("Hello"):
+            pieces.append(piece)
+    assert pieces and (session.used, session.left) == (256, 0)
+    session.reset()
+    assert (session.used, session.messages) == (0, ())
+    assert next(session.ask("Hello"))
+
+
+def test_a_stopped_answer_stays_and_a_stopped_reading_does_not(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, pieces = Session(model, TINY, Style(template=CHATML, most=64)), []
+    for piece in session.ask("Hello", stopped=lambda: bool(pieces)):
+        pieces.append(piece)
+    assert session.messages[-1]["content"] == "".join(pieces).strip()
+    used, said = session.used, session.messages
+    monkeypatch.setattr(stream, "CHUNK", 16)
+    ticks: list[int] = []
+    assert not ask(
+        session,
+        "word " * 20,
+        on_read=lambda total: ticks.append,
+        stopped=lambda: bool(ticks),
+    )
+    assert (session.used, session.messages) == (used, said)
+    assert session.ask("Go on")
+
+
+def test_an_answer_ends_at_the_models_end_and_at_the_templates() -> None:
+    chatty = load_tokenizer(NANO / "tokenizer.json")
+    chatty.bpe.add_special_tokens(["<|im_end|>"])
+    ended = CHATML.replace("</s>", "<|im_end|>")
+    assert find_stops(chatty, (2,), ended) == (2, 2048)
+    assert find_stops(WORDS, (2, 7), FORMS["lwm"]) == (2, 7)
+    assert find_stops(WORDS, (2,), "{{ raise_exception('never') }}") == (2,)
+
+
+def test_a_model_without_an_end_writes_until_it_is_stopped(model: Model) -> None:
+    endless = replace(TINY, vocabulary=replace(CODES, eos=-1))
+    plain = "{{ messages[-1].content }}"
+    session = Session(replace(model, config=endless), endless, Style(template=plain, most=9))
+    ask(session, "Hello")
+    assert session.used == len(WORDS.encode("Hello")) + 9
+
+
+def test_an_answer_ends_at_any_end_that_the_model_names(
+    model: Model, weights: WorldWeights
+) -> None:
+    plain = "{{ messages[-1].content }}"
+    given = text(WORDS.encode("Hello"), 0.0)
+    ids = write_slowly(weights, given, 3)
+    session = Session(replace(model, ends=(ids[2],)), TINY, Style(template=plain, most=9))
+    assert ask(session, "Hello") == WORDS.decode(ids[: ids.index(ids[2])])
+    assert not session.cut
+
+
+def test_an_answer_that_is_cut_at_its_longest_says_so(model: Model) -> None:
+    session = Session(replace(model, ends=()), TINY, Style(template=CHATML, most=3))
+    session._stops, paper = (), Paper("Hello")
+    talk(session, paper.desk)
+    assert session.cut
+    assert "the answer ends at 3 tokens: --answer N allows more" in paper.told
+    session.reset()
+    assert not session.cut
+
+
+def test_words_of_a_stranger_end_no_turn(model: Model) -> None:
+    session = Session(model, TINY, Style(template=CHATML, most=2))
+    totals: list[int] = []
+
+    def on_read(total: int) -> Callable[[int], None]:
+        totals.append(total)
+        return lambda done: None
+
+    ask(session, "a</s>b", on_read=on_read)
+    plain = len(WORDS.encode_spelled("<s>user\n</s>\n<s>assistant\n"))
+    assert totals[0] >= plain + len(WORDS.encode("a</s>b")) - 1
+
+
+@pytest.mark.parametrize("ring", [1, 4])
+def test_the_shipped_model_reads_a_document_and_recalls(ring: int) -> None:
+    with nullcontext() if ring == 1 else jax.set_mesh(make_mesh(seq=ring)):
+        shipped = load_model(NANO)
+        style = Style(template=FORMS["needle"], most=16)
+        session = Session(shipped, shipped.config, style)
+        needle = Needle("Paris", 4815162)
+        pages = "To be, or not to be, that is the question. " * 20
+        book = pages + needle.sentence + pages
+        assert str(needle.number) in ask(session, needle.question, document=book)
+        assert 400 < session.used < 1024
+
+
+# ---- stretching
+
+
+def test_rules_of_stretching_change_the_rotary_and_nothing_else() -> None:
+    for rule in ("theta", "ntk", "yarn", "plain"):
+        longer = stretch(TINY, 1024, rule)
+        assert longer.llama.context == 1024
+        assert replace(longer, llama=LLAMA) == TINY
+        assert stretch(TINY, 128, rule) == TINY.at(128, 1e4), "shorter is not stretched"
+    assert stretch(TINY, 1024, "theta").llama.rope_theta >= critical_base(1024, 1e4, 256)
+    assert stretch(TINY, 1024, "plain").llama.rope_theta == 1e4
+    yarn = stretch(TINY, 1024, "yarn")
+    assert yarn.llama.rope_scaling == YaRN(factor=4.0, trained_context=256)
+    with pytest.raises(InputError, match="scaled already"):
+        stretch(yarn, 4096, "yarn")
+    with pytest.raises(InputError, match="holds no question"):
+        stretch(TINY, 1, "yarn")
+
+
+def test_ntk_slows_the_slowest_pair_by_the_stretch_and_not_the_fastest() -> None:
+    before, after = (c.llama.rope.frequencies() for c in (TINY, stretch(TINY, 1024, "ntk")))
+    np.testing.assert_allclose(before / after, np.geomspace(1, 4, 4), rtol=1e-12)
+
+
+# ---- the terminal
+
+
+class Paper:
+    """A desk whose person says what is written, and what was shown and told there."""
+
+    def __init__(self, *lines: str | type[BaseException]) -> None:
+        self.lines, self.shown, self.told, self.prompts = iter(lines), "", [], []
+
+    @property
+    def desk(self) -> Desk:
+        return Desk(ask=self.ask, show=self.show, announce=self.told.append, reading=self.reading)
+
+    def ask(self, prompt: str) -> str:
+        self.prompts.append(prompt)
+        line = next(self.lines, EOFError)
+        if not isinstance(line, str):
+            raise line()
+        return line
+
+    def show(self, piece: str) -> None:
+        self.shown += piece
+
+    @contextmanager
+    def reading(self) -> Generator[Callable[[int], Callable[[int], None]], None, None]:
+        yield lambda total: lambda done: None
+
+
+@pytest.fixture
+def session(model: Model) -> Iterator[Session]:
+    yield Session(model, TINY, Style(template=CHATML, most=3))
+
+
+def test_tokens_used_and_left_are_always_to_be_seen(session: Session) -> None:
+    paper = Paper("Hello", "/reset")
+    talk(session, paper.desk)
+    assert paper.prompts[0].startswith("[0 tokens used, 256 left]")
+    used = [int(prompt[1:].split()[0]) for prompt in paper.prompts]
+    assert used[0] == used[2] == 0 < used[1]
+    assert paper.shown.endswith("\n")
+
+
+def test_a_document_is_read_with_the_next_question_only(session: Session, tmp_path: Path) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text("It was a dark and stormy night.")
+    paper = Paper(
+        f"/doc {book}", "Hello", "Again", f"/doc {tmp_path / 'none'}", "/wat", "/quit", "x"
+    )
+    talk(session, paper.desk)
+    asked = [m["content"] for m in session.messages if m["role"] == "user"]
+    assert asked == ["It was a dark and stormy night.\n\nHello", "Again"]
+    assert any("there is no file at" in told for told in paper.told)
+    assert f"there is no /wat:\n{HELP}" in paper.told and "x" not in asked
+
+
+def test_a_document_says_its_tokens_and_one_that_does_not_fit_is_refused_at_once(
+    session: Session, tmp_path: Path
+) -> None:
+    book, shelf = tmp_path / "book.txt", tmp_path / "shelf.txt"
+    book.write_text("It was a dark and stormy night.", encoding="utf-8-sig")
+    shelf.write_text("word " * 400)
+    paper = Paper(f"/doc {shelf}", f"/doc {book}", "/doc", "Hello")
+    talk(session, paper.desk)
+    tokens = len(WORDS.encode("It was a dark and stormy night."))
+    assert "the context is 256" in paper.told[1]
+    assert f"{book}, {tokens} tokens, will be read with the next question" in paper.told
+    assert "no document will be read: /doc FILE names one" in paper.told
+    assert session.messages[0]["content"] == "Hello"
+    with pytest.raises(InputError, match="the context is 256"):
+        talk(session, Paper("never").desk, shelf.read_text())
+
+
+def test_a_reading_that_is_stopped_says_so_and_its_document_waits(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "CHUNK", 16)
+    paper = Paper("Hello", "Again")
+    desk = paper.desk
+
+    @contextmanager
+    def interrupted() -> Generator[Callable[[int], Callable[[int], None]], None, None]:
+        first = len(paper.prompts) == 1
+        yield lambda total: lambda done: os.kill(os.getpid(), signal.SIGINT) if first else None
+
+    talk(session, replace(desk, reading=interrupted), "word " * 20)
+    assert "stopped before it was read: nothing of the question stays" in paper.told
+    assert [m["content"] for m in session.messages[:1]] == ["word " * 20 + "\n\nAgain"]
+
+
+def test_what_cannot_be_asked_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    nowhere, told = tmp_path / "model", []
+    for config, said in (
+        (Chat(model=nowhere, question=" "), "the question is empty"),
+        (Chat(model=nowhere, question="Hello", answer=0), "an answer of 0 tokens"),
+        (Chat(model=nowhere, question="Hello", doc=tmp_path / "none"), "no file at"),
+    ):
+        with pytest.raises(InputError, match=said):
+            chat(config, told.append)
+    assert not told
+
+
+def test_an_error_ends_no_conversation(session: Session) -> None:
+    paper = Paper("word " * 400, "Hello")
+    talk(session, paper.desk)
+    assert any("the context is 256" in told for told in paper.told)
+    assert len(session.messages) == 2
+
+
+def test_ctrl_c_twice_at_the_prompt_leaves(session: Session) -> None:
+    paper = Paper(KeyboardInterrupt, "Hello", KeyboardInterrupt, KeyboardInterrupt, "never")
+    talk(session, paper.desk)
+    assert len(session.messages) == 2
+    assert paper.told.count("Ctrl-C again to leave") == 2
+
+
+def test_ctrl_c_stops_an_answer_and_a_second_one_is_an_interrupt() -> None:
+    usual = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), interruptible() as stopped:
+        assert not stopped()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stopped()
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is usual
+
+
+def test_one_question_goes_to_the_output_and_its_cost_to_the_side(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text("It was late. The special magic Rome number is: 7654321\nShe slept. " * 3)
+    told: list[str] = []
+    asked = "What is the special magic Rome number?"
+    chat(Chat(model=NANO, question=asked, doc=book, answer=12), told.append)
+    assert "7654321" in capsys.readouterr().out
+    assert told[-1].endswith(" left") and "tokens used" in told[-1]
+
+
+def test_templates_are_the_models_own_unless_another_is_asked_for(tmp_path: Path) -> None:
+    assert choose_template("own", None, True) == "own"
+    assert choose_template(None, None, True) == FORMS["needle"]
+    assert choose_template(None, None, False) == FORMS["lwm"]
+    assert choose_template("own", "lwm", False) == FORMS["lwm"]
+    file = tmp_path / "mine.jinja"
+    file.write_text("{{ messages }}")
+    assert choose_template("own", str(file), False) == "{{ messages }}"
+    with pytest.raises(InputError, match="no template nothing: use lwm, needle"):
+        choose_template("own", "nothing", False)
+
+
+def test_documents_that_are_no_text_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "empty").write_text(" \n")
+    for name, said in (("bytes", "not UTF-8"), ("empty", "is empty"), ("none", "no file")):
+        with pytest.raises(InputError, match=said):
+            read_document(tmp_path / name)
+    with pytest.raises(InputError, match="no file"):
+        read_document(tmp_path)
+
+
+def test_a_config_opens_a_session_of_its_context(model: Model) -> None:
+    config = Chat(model=NANO, context=1024, rope="ntk", answer=7)
+    session = open_session(model, config)
+    assert (session.used, session.left) == (0, 1024)
+
+
+def test_a_mesh_that_divides_the_batch_is_refused(model: Model) -> None:
+    with jax.set_mesh(make_mesh(fsdp=2)), pytest.raises(InputError, match="a conversation is one"):
+        Session(model, TINY, Style())

@@ -1,0 +1,922 @@
+"""From a spec to shards: every source, the same bytes always, and nothing bad in silence."""
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from ringworld.data.corpora import build as builder
+from ringworld.data.corpora.build import BUILD, build
+from ringworld.data.corpora.manifest import MANIFEST, REPORT, Manifest
+from ringworld.data.corpora.partition import NOTES, Job, PortionNote, build_portion
+from ringworld.data.corpora.reader import Portion
+from ringworld.data.corpora.shards import Shards
+from ringworld.data.example import Example
+from ringworld.errors import InputError
+from ringworld.files import alone_in
+from ringworld.media.clip import read_image, read_video, write_animation
+from ringworld.tasks.clips import draw_example, film_example, talk_example
+from ringworld.text.tokenizer import load_tokenizer
+from ringworld.weights.codecs import load_codec
+from ringworld.weights.shipped import NANO
+
+TOKENIZER = load_tokenizer(NANO / "tokenizer.json")
+CODEC = load_codec(NANO / "codec")
+FRAMES = 6  # of the film, at two a second
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a film and a picture."""
+    folder = tmp_path_factory.mktemp("media")
+    noise = np.random.default_rng(0).integers(0, 255, (FRAMES, 48, 64, 3)).astype(np.uint8)
+    write_animation(folder / "film.mp4", noise, 2.0)
+    Image.fromarray(noise[0]).save(folder / "still.png")
+    return folder
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, media: Path) -> Path:
+    """A folder to put a spec and its input into, with the film and the picture."""
+    for file in media.iterdir():
+        os.link(file, tmp_path / file.name)
+    return tmp_path
+
+
+def write_lines(path: Path, *rows: Any) -> None:
+    """Rows as JSONL."""
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
+
+
+def make(folder: Path, spec: str, name: str = "out", **options: Any) -> Manifest:
+    """Build a spec in a folder of the corpus."""
+    (folder / "spec.toml").write_text(spec, "utf-8", "surrogateescape")
+    return build(folder / "spec.toml", folder / name, lambda said: None, **options)
+
+
+def examples(folder: Path, spec: str) -> list[Example]:
+    """What a spec makes."""
+    make(folder, spec)
+    shards = Shards(folder / "out")
+    shards.verify()
+    return list(shards)
+
+
+def refusal(act: Callable[[], object]) -> str:
+    """The sentence with which something is refused."""
+    with pytest.raises(InputError) as caught:
+        act()
+    assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
+    return str(caught.value)
+
+
+def expect(example: Example, *parts: tuple[str | int | None, float]) -> None:
+    """Fail unless the example is these parts: a text, a special token, a number of frames."""
+    at = 0
+    for content, weight in parts:
+        if isinstance(content, int):
+            length = content * 65
+            assert example.vision[at : at + length].all()
+            ends = example.tokens[at + 64 : at + length : 65].tolist()
+            assert ends == [512] * (content - 1) + [513]
+        else:
+            special = content in ("<s>", "</s>", "<vision>", "</vision>")
+            ids = [TOKENIZER.id(content)] if special else TOKENIZER.encode(str(content))
+            length = len(ids)
+            assert example.tokens[at : at + length].tolist() == ids, content
+            assert not example.vision[at : at + length].any()
+        assert (example.weights[at : at + length] == weight).all(), content
+        at += length
+    assert at == len(example)
+
+
+# ---- sources
+
+
+def test_every_text_file_is_a_document_learned_to_its_end(tmp_path: Path) -> None:
+    (tmp_path / "books" / "deep").mkdir(parents=True)
+    (tmp_path / "books" / "b.txt").write_text("The ring.")
+    (tmp_path / "books" / "deep" / "a.txt").write_bytes("\ufeffDark n\u00efght.\r\n".encode())
+    (tmp_path / "books" / "note.md").write_text("Not this.")
+    made = examples(tmp_path, '[[text]]\nname = "books"\npath = "books"')
+    expect(made[0], ("<s>", 0), ("The ring.", 1), ("</s>", 1))
+    expect(made[1], ("<s>", 0), ("Dark n\u00efght.\r\n", 1), ("</s>", 1))
+    assert Shards(tmp_path / "out").record(1).origin == "books/deep/a.txt"
+
+
+def test_a_column_of_jsonl_and_of_parquet_is_the_same(tmp_path: Path) -> None:
+    words = [f"Number {i} of the ring." for i in range(7)]
+    write_lines(tmp_path / "a.jsonl", *({"body": word, "id": 3} for word in words))
+    table = pa.table({"body": words, "id": [3] * 7})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=3)
+    spec = '[[documents]]\nname = "d"\npath = "a.{}"\ncolumn = "body"\nrows_per_shard = 2'
+    make(tmp_path, spec.format("jsonl"), "lines")
+    make(tmp_path, spec.format("parquet"), "rows")
+    lines, rows = Shards(tmp_path / "lines"), Shards(tmp_path / "rows")
+    assert len(lines.manifest.shards) == 4
+    for i, word in enumerate(words):
+        expect(lines[i], ("<s>", 0), (word, 1), ("</s>", 1))
+        assert rows[i].tokens.tolist() == lines[i].tokens.tolist()
+        assert rows.record(i).origin == f"a.parquet:{i + 1}"
+
+
+SYSTEM = "You are a helpful assistant."
+SHAREGPT = {
+    "conversations": [
+        {"from": "human", "value": "Who sees whom?"},
+        {"from": "gpt", "value": "Nobody knew."},
+        {"from": "human", "value": "And now?"},
+        {"from": "gpt", "value": "Keys travel."},
+    ]
+}
+OPENAI = {
+    "messages": [
+        {"role": "user", "content": "Who sees whom?"},
+        {"role": "assistant", "content": [{"type": "text", "text": "Nobody knew."}]},
+        {"role": "user", "content": "And now?"},
+        {"role": "assistant", "content": "Keys travel."},
+    ]
+}
+CHAT = '[[chat]]\nname = "talk"\npath = "talk.jsonl"\n'
+
+
+@pytest.mark.parametrize("row", [SHAREGPT, OPENAI], ids=["sharegpt", "openai"])
+def test_a_talk_learns_its_answers(tmp_path: Path, row: dict[str, Any]) -> None:
+    write_lines(tmp_path / "talk.jsonl", row)
+    (made,) = examples(tmp_path, CHAT)
+    expect(
+        made,
+        ("<s>", 0),
+        (f"{SYSTEM} USER: Who sees whom? ASSISTANT:", 0),
+        (" Nobody knew.", 1),
+        ("</s>", 1),
+        (" USER: And now? ASSISTANT:", 0),
+        (" Keys travel.", 1),
+        ("</s>", 1),
+    )
+
+
+def test_a_talk_may_have_a_system_turn_of_its_own(tmp_path: Path) -> None:
+    turns = [{"role": "system", "content": "Be brief."}, *OPENAI["messages"][2:]]
+    write_lines(tmp_path / "talk.jsonl", {"messages": turns})
+    (made,) = examples(tmp_path, CHAT)
+    expect(
+        made,
+        ("<s>", 0),
+        ("Be brief. USER: And now? ASSISTANT:", 0),
+        (" Keys travel.", 1),
+        ("</s>", 1),
+    )
+
+
+ANSWER = {"role": "assistant", "content": "Noise."}
+VIDEO_ROWS = {
+    "content parts": {
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "What is it?"},
+                    {"type": "video_url", "video_url": {"url": "film.mp4"}, "fps": 2},
+                ],
+            },
+            ANSWER,
+        ]
+    },
+    "placeholders": {
+        "messages": [{"role": "user", "content": "What is it?<video>"}, ANSWER],
+        "videos": [{"path": "film.mp4", "fps": 2}],
+    },
+    "sharegpt placeholders": {
+        "conversations": [
+            {"from": "human", "value": "What is it?\n<video>"},
+            {"from": "gpt", "value": "Noise."},
+        ],
+        "video": {"video": "film.mp4", "fps": 2},
+    },
+}
+
+
+@pytest.mark.parametrize("row", VIDEO_ROWS.values(), ids=VIDEO_ROWS)
+def test_a_film_in_any_dialect_is_the_talk_that_recipes_make(
+    corpus: Path, row: dict[str, Any]
+) -> None:
+    write_lines(corpus / "talk.jsonl", row)
+    (made,) = examples(corpus, CHAT)
+    codes = CODEC.encode(read_video(corpus / "film.mp4", fps=2.0, size=64).frames)
+    assert len(codes) == FRAMES
+    vocabulary = Shards(corpus / "out").manifest.vocabulary
+    wanted = talk_example([("What is it?", "Noise.")], codes, TOKENIZER, vocabulary)
+    for name, value in vars(wanted).items():
+        assert np.array_equal(getattr(made, name), value), name
+    assert Shards(corpus / "out").record(0).seconds.tolist() == [i / 2 for i in range(FRAMES)]
+
+
+def test_pictures_come_as_paths_or_addresses_of_files_and_data(corpus: Path) -> None:
+    data = base64.b64encode((corpus / "still.png").read_bytes()).decode()
+    places = ["still.png", f"file://{corpus / 'still.png'}", f"data:image/png;base64,{data}"]
+    rows = [
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image_url", "image_url": {"url": place}},
+                        {"type": "text", "text": "What is it?"},
+                    ],
+                },
+                ANSWER,
+            ]
+        }
+        for place in places
+    ]
+    write_lines(corpus / "talk.jsonl", *rows)
+    made = examples(corpus, CHAT)
+    for one in made:
+        expect(
+            one,
+            ("<s>", 0),
+            (f"{SYSTEM} USER: ", 0),
+            ("<vision>", 0),
+            (1, 0),
+            ("</vision>", 0),
+            ("\nWhat is it? ASSISTANT:", 0),
+            (" Noise.", 1),
+            ("</s>", 1),
+        )
+        codes = CODEC.encode(read_image(corpus / "still.png", size=64)[None])
+        assert one.tokens[one.vision][:-1].tolist() == codes[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("order", "before", "after"),
+    [
+        ("text-vision", "What is it?\n", " ASSISTANT:"),
+        ("vision-text", "", "\nWhat is it? ASSISTANT:"),
+    ],
+)
+def test_a_source_may_say_what_comes_first(
+    corpus: Path, order: str, before: str, after: str
+) -> None:
+    row = {
+        "messages": [{"role": "user", "content": "What <image>is it?"}, ANSWER],
+        "images": ["still.png"],
+    }
+    write_lines(corpus / "talk.jsonl", row)
+    (made,) = examples(corpus, f'{CHAT}orders = ["{order}"]')
+    expect(
+        made,
+        ("<s>", 0),
+        (f"{SYSTEM} USER: {before}", 0),
+        ("<vision>", 0),
+        (1, 0),
+        ("</vision>", 0),
+        (after, 0),
+        (" Noise.", 1),
+        ("</s>", 1),
+    )
+
+
+def test_an_answer_may_be_drawn(corpus: Path) -> None:
+    turns = [
+        {"role": "user", "content": "Generate a video of noise"},
+        {"role": "assistant", "content": [{"type": "video", "video": "film.mp4"}]},
+    ]
+    write_lines(corpus / "talk.jsonl", {"messages": turns})
+    (made,) = examples(corpus, f"{CHAT}fps = 2")
+    codes = CODEC.encode(read_video(corpus / "film.mp4", fps=2.0, size=64).frames)
+    vocabulary = Shards(corpus / "out").manifest.vocabulary
+    wanted = draw_example("noise", codes, TOKENIZER, vocabulary)
+    assert made.tokens.tolist() == wanted.tokens.tolist()
+    assert made.weights.tolist() == wanted.weights.tolist()
+
+
+CAPTIONS = '[[captions]]\nname = "films"\npath = "films.jsonl"\nfps = 2\n'
+
+
+@pytest.mark.parametrize("order", ["text-vision", "vision-text", "vision"])
+def test_a_caption_has_the_form_that_recipes_give_it(corpus: Path, order: str) -> None:
+    write_lines(
+        corpus / "films.jsonl",
+        {"video": "film.mp4", "caption": "noise"},
+        {"image": "still.png", "caption": "noise"},
+    )
+    made, still = examples(corpus, f'{CAPTIONS}orders = ["{order}"]')
+    codes = CODEC.encode(read_video(corpus / "film.mp4", fps=2.0, size=64).frames)
+    rest = (TOKENIZER, Shards(corpus / "out").manifest.vocabulary)
+    wanted = {
+        "text-vision": draw_example("noise", codes, *rest),
+        "vision-text": talk_example([("Describe the video.", "noise")], codes, *rest),
+        "vision": film_example(codes, *rest),
+    }[order]
+    assert made.tokens.tolist() == wanted.tokens.tolist()
+    assert made.weights.tolist() == wanted.weights.tolist()
+    words = TOKENIZER.decode(still.tokens[~still.vision].tolist())
+    asked = {"text-vision": "Generate an image of noise", "vision-text": "Describe the image."}
+    assert asked.get(order, "") in words and still.vision.sum() == 65
+
+
+def test_a_tokenizer_without_vision_tokens_spells_the_marks_as_lwm_does(corpus: Path) -> None:
+    written = (NANO / "tokenizer.json").read_text("utf-8").replace("vision>", "picture>")
+    (corpus / "plain.json").write_text(written, "utf-8")
+    write_lines(corpus / "films.jsonl", {"image": "still.png", "caption": "noise"})
+    row = {"a": "Look", "vision": list(range(64)), "fields": "[a],vision"}
+    write_lines(corpus / "lwm.jsonl", row)
+    spec = f'tokenizer = "plain.json"\n{CAPTIONS}orders = ["text-vision"]\n'
+    spec += '[[fields]]\nname = "lwm"\npath = "lwm.jsonl"\nfields_from_example = "fields"'
+    caption, fields = examples(corpus, spec)
+    before, after = (TOKENIZER.encode(mark) for mark in ("<vision>", "</vision>"))
+    assert min(len(before), len(after)) > 1  # a text that spells a special token is letters
+    asked = TOKENIZER.encode(f"{SYSTEM} USER: Generate an image of noise ASSISTANT: ")
+    for made, given in ((caption, asked), (fields, TOKENIZER.encode("Look"))):
+        words = [TOKENIZER.bos, *given, *before, *after, TOKENIZER.eos]
+        assert made.tokens[~made.vision].tolist() == words
+        shown = np.flatnonzero(made.vision)
+        assert shown.tolist() == list(
+            range(len(words) - len(after) - 1, len(made) - len(after) - 1)
+        )
+    assert np.flatnonzero(fields.weights)[0] == 1 + len(TOKENIZER.encode("Look"))
+
+
+def test_parquet_may_hold_the_pictures_themselves(corpus: Path) -> None:
+    write_lines(corpus / "pictures.jsonl", {"image": "still.png", "caption": "noise"})
+    spec = '[[captions]]\nname = "p"\npath = "pictures.{}"\norders = ["vision-text"]'
+    (named,) = examples(corpus, spec.format("jsonl"))
+    content = (corpus / "still.png").read_bytes()
+    pictures = [{"bytes": content, "path": "0.png"}, {"bytes": content[:99], "path": "1.png"}]
+    table = pa.table({"image": pictures, "caption": ["noise", "none"]})
+    pq.write_table(table, corpus / "pictures.parquet")
+    skip = f'on_bad = "skip"\n{spec.format("parquet")}'
+    assert make(corpus, skip, "held").skipped == 1
+    (held,) = Shards(corpus / "held")
+    assert held.tokens.tolist() == named.tokens.tolist()
+    report = json.loads((corpus / "held" / REPORT).read_text())
+    assert report["bad"][0]["origin"] == "pictures.parquet:2"
+    assert "cut short" in report["bad"][0]["why"]
+
+
+def test_orders_are_drawn_by_the_seed_and_the_row(corpus: Path) -> None:
+    write_lines(corpus / "films.jsonl", *[{"image": "still.png", "caption": "x"}] * 24)
+    drawn = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        make(corpus, f"seed = {seed}\n{CAPTIONS}", name)
+        drawn.append([len(example) for example in Shards(corpus / name)])
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert min(drawn[0].count(length) for length in set(drawn[0])) >= 5 and len(set(drawn[0])) == 2
+
+
+@pytest.mark.parametrize(
+    ("rules", "moments"),
+    [
+        ("max_frames = 3", [0.0, 1.0, 2.0]),
+        ("num_frames = 2", [0.0, 1.5]),
+        ("min_frames = 1\nvideo_start = 1.0\nvideo_end = 2.0", [1.0, 1.5]),
+    ],
+)
+def test_frames_are_taken_as_the_source_says(
+    corpus: Path, rules: str, moments: list[float]
+) -> None:
+    write_lines(corpus / "films.jsonl", {"video": "film.mp4", "caption": "noise"})
+    make(corpus, f"{CAPTIONS}{rules}")
+    record = Shards(corpus / "out").record(0)
+    assert record.seconds.tolist() == moments
+    assert record.example.vision.sum() == 65 * len(moments)
+
+
+def test_a_row_may_say_its_own_part_of_a_film(corpus: Path) -> None:
+    row = {"video": "film.mp4", "caption": "noise", "video_start": 1.0, "video_end": 2.0}
+    write_lines(corpus / "films.jsonl", row)
+    make(corpus, CAPTIONS)
+    assert Shards(corpus / "out").record(0).seconds.tolist() == [1.0, 1.5]
+
+
+def test_frames_of_many_films_share_a_batch(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_lines(corpus / "films.jsonl", *[{"image": "still.png", "caption": "x"}] * 70)
+    sizes = []
+    encode = type(CODEC).encode
+
+    def counted(self: Any, pixels: np.ndarray) -> np.ndarray:
+        sizes.append(len(pixels))
+        return encode(self, pixels)
+
+    monkeypatch.setattr(type(CODEC), "encode", counted)
+    make(corpus, CAPTIONS)
+    assert sizes == [64, 6]
+
+
+def test_lwm_rows_become_shards(corpus: Path) -> None:
+    row = {"instruction": "<s> Look:", "vision": [3] * 128, "output": "red"}
+    write_lines(corpus / "lwm.jsonl", row | {"fields": "[instruction],[vision],output"})
+    spec = '[[fields]]\nname = "lwm"\npath = "lwm.jsonl"\nfields_from_example = "fields"'
+    (made,) = examples(corpus, spec)
+    parts = [("<vision>", 0), (2, 0), ("</vision>", 0), ("red", 1), ("</s>", 1)]
+    expect(made, ("<s>", 0), ("Look:", 0), *parts)
+
+
+# ---- the same bytes, always
+
+MIXED = """
+[[documents]]
+name = "words"
+path = "words.jsonl"
+rows_per_shard = 2
+[[captions]]
+name = "films"
+path = "films.jsonl"
+fps = 2
+rows_per_shard = 2
+"""
+
+
+@pytest.fixture
+def mixed(corpus: Path) -> Path:
+    """A corpus of five portions."""
+    write_lines(corpus / "words.jsonl", *({"text": f"Number {i}."} for i in range(5)))
+    rows = [{"video": "film.mp4", "caption": f"noise {i}"} for i in range(3)]
+    write_lines(corpus / "films.jsonl", *rows)
+    return corpus
+
+
+def read_all(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_any_number_of_workers_writes_the_same_bytes(mixed: Path) -> None:
+    make(mixed, MIXED, "one")
+    make(mixed, MIXED, "two", workers=2)
+    assert read_all(mixed / "one") == read_all(mixed / "two")
+    assert len(read_all(mixed / "one")) == 5 + 2 + 4 + 1  # shards, media notes, records, the lock
+
+
+def test_a_build_that_was_stopped_goes_on_and_keeps_what_is_whole(
+    mixed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(mixed, MIXED, "whole")
+    done: list[str] = []
+    patience = [3]
+
+    def counted(job: Job, portion: Portion) -> PortionNote:
+        if len(done) == patience[0]:
+            raise KeyboardInterrupt
+        done.append(portion.shard)
+        return build_portion(job, portion)
+
+    monkeypatch.setattr(builder, "build_portion", counted)
+    with pytest.raises(KeyboardInterrupt):
+        make(mixed, MIXED)
+    assert refusal(lambda: Shards(mixed / "out")).endswith("first")
+    torn = mixed / "out" / done[1]
+    torn.write_bytes(torn.read_bytes()[:-8])
+    first = done.copy()
+    done.clear()
+    patience[0] = 99
+    make(mixed, MIXED)
+    assert first[1] in done and not {first[0], first[2]} & set(done) and len(done) == 3
+    assert read_all(mixed / "out") == read_all(mixed / "whole")
+    done.clear()
+    make(mixed, MIXED)
+    assert done == []
+
+
+@pytest.mark.slow
+def test_a_killed_build_goes_on_to_the_same_bytes(mixed: Path) -> None:
+    make(mixed, MIXED, "whole")
+    code = "import sys; from pathlib import Path; from ringworld.data.corpora.build import build; "
+    code += "build(Path(sys.argv[1]), Path(sys.argv[2]), print)"
+    for patience in (1.0, 2.0, 2.5, 3.0, 60.0):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(mixed / "spec.toml"), str(mixed / "out")]
+        )
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    make(mixed, MIXED)
+    assert read_all(mixed / "out") == read_all(mixed / "whole")
+
+
+def test_a_folder_of_another_build_is_refused(mixed: Path) -> None:
+    make(mixed, MIXED)
+    with (mixed / "words.jsonl").open("a") as file:
+        file.write('{"text": "one more"}\n')
+    assert "another spec or of another input" in refusal(lambda: make(mixed, MIXED))
+    (mixed / "elsewhere").mkdir()
+    (mixed / "elsewhere" / "x").touch()
+    assert "something else" in refusal(lambda: make(mixed, MIXED, "elsewhere"))
+
+
+def test_a_film_that_changed_is_not_left_in_the_shards_unseen(
+    mixed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    film = mixed / "film.mp4"
+    before, times = film.read_bytes(), film.stat()
+    changed = bytearray(before)
+    changed[-1] ^= 1
+
+    def put(content: bytes) -> None:
+        film.unlink()  # the fixture's own file is a link
+        film.write_bytes(content)
+        os.utime(film, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    def stop_after_films(job: Job, portion: Portion) -> PortionNote:
+        if portion.shard == "films-00001.arrow":
+            raise KeyboardInterrupt
+        return build_portion(job, portion)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(builder, "build_portion", stop_after_films)
+        make(mixed, MIXED)
+    for _ in ("stopped", "built"):
+        put(bytes(changed))
+        said = refusal(lambda: make(mixed, MIXED))
+        assert said.startswith("film.mp4 is not what it was when")
+        put(before)
+        make(mixed, MIXED)
+    film.unlink()
+    assert "film.mp4 is not what it was" in refusal(lambda: make(mixed, MIXED))
+
+
+@pytest.mark.parametrize("harm", ["cut", "flipped", "gone"])
+def test_a_shard_that_is_not_what_was_written_is_built_again(
+    mixed: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    make(mixed, MIXED)
+    before, shard = read_all(mixed / "out"), mixed / "out" / "words-00001.arrow"
+    content = bytearray(before[shard.name])
+    content[len(content) // 2] ^= 1
+    shard.unlink()
+    if harm != "gone":
+        shard.write_bytes(content[:-8] if harm == "cut" else content)
+    done: list[str] = []
+
+    def noted(job: Job, portion: Portion) -> PortionNote:
+        done.append(portion.shard)
+        return build_portion(job, portion)
+
+    monkeypatch.setattr(builder, "build_portion", noted)
+    make(mixed, MIXED)
+    assert done == [shard.name] and read_all(mixed / "out") == before
+
+
+@pytest.mark.parametrize("name", [MANIFEST, REPORT, "tokenizer.json"])
+def test_a_build_without_one_of_its_records_is_built_again(tmp_path: Path, name: str) -> None:
+    (tmp_path / "d.jsonl").write_bytes(GOOD)
+    make(tmp_path, DOCUMENTS)
+    before, record = read_all(tmp_path / "out"), tmp_path / "out" / name
+    record.write_bytes(record.read_bytes()[:-9])
+    make(tmp_path, DOCUMENTS)
+    assert read_all(tmp_path / "out") == before
+
+
+def test_a_shard_that_comes_out_other_than_it_was_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_bytes(GOOD)
+    make(tmp_path, DOCUMENTS)
+    path = tmp_path / "out" / MANIFEST
+    noted = json.loads(path.read_text())
+    noted["shards"][0]["sha256"] = "0" * 64
+    path.write_text(json.dumps(noted))
+    said = refusal(lambda: make(tmp_path, DOCUMENTS))
+    assert "d-00000.arrow comes out other than it was" in said and "remove" in said
+
+
+def test_a_refused_build_goes_on_once_its_input_is_corrected(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_bytes(b"bad\n" + GOOD)
+    assert refusal(lambda: make(tmp_path, DOCUMENTS)).startswith("d.jsonl:1: ")
+    assert set(read_all(tmp_path / "out")) == {BUILD, ".lock"}
+    (tmp_path / "d.jsonl").write_bytes(GOOD * 4)
+    assert make(tmp_path, DOCUMENTS).counts.examples == 4
+    (tmp_path / "d.jsonl").write_bytes(GOOD * 5)
+    assert "another spec or of another input" in refusal(lambda: make(tmp_path, DOCUMENTS))
+    (tmp_path / "out" / MANIFEST).unlink()
+    assert "another spec or of another input" in refusal(lambda: make(tmp_path, DOCUMENTS))
+
+
+def test_a_folder_cannot_be_where_a_file_is(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_bytes(GOOD)
+    for name in ("d.jsonl", "d.jsonl/out"):
+        assert "d.jsonl is a file, so" in refusal(lambda name=name: make(tmp_path, DOCUMENTS, name))
+
+
+def start_build(folder: Path, moment: str) -> "subprocess.Popen[str]":
+    """A build of `out` with two workers that has come as far as `moment`; `whole` is the same."""
+    rows = [{"text": f"Row {i}. " + "The ring went round. " * 4000} for i in range(120)]
+    write_lines(folder / "d.jsonl", *rows)
+    make(folder, DOCUMENTS.replace("= 2", "= 6"), "whole")
+    command = "from ringworld.cli import main; main()"
+    words = ["data", "build", str(folder / "spec.toml"), "--out", str(folder / "out")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, *words, "--workers", "2"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not (folder / "out" / moment).exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.parametrize("moment", [BUILD, NOTES], ids=["workers start", "workers work"])
+def test_ctrl_c_is_one_sentence_and_the_same_command_goes_on(tmp_path: Path, moment: str) -> None:
+    process = start_build(tmp_path, moment)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    said = process.communicate()[1].splitlines()
+    assert process.returncode == 1 and "Traceback" not in " ".join(said)
+    assert said[-1].startswith("stopped: the same command goes on")
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert MANIFEST not in left and not any(".part" in name for name in left)
+    build(tmp_path / "spec.toml", tmp_path / "out", lambda said: None)
+    assert read_all(tmp_path / "out") == read_all(tmp_path / "whole")
+
+
+def test_the_workers_of_a_killed_build_end_with_it(tmp_path: Path) -> None:
+    process = start_build(tmp_path, NOTES)
+    process.kill()
+    process.communicate(timeout=60)  # the pipe ends once no worker holds it
+    build(tmp_path / "spec.toml", tmp_path / "out", lambda said: None)
+    assert read_all(tmp_path / "out") == read_all(tmp_path / "whole")
+
+
+def test_two_builds_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_bytes(GOOD)
+    with alone_in(tmp_path / "out"):
+        assert "another run is at work in" in refusal(lambda: make(tmp_path, DOCUMENTS))
+    assert make(tmp_path, DOCUMENTS).counts.examples == 1
+
+
+def test_lots_of_documents_are_the_documents_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [f"Number {i} of the ring." * (1 + i % 3) for i in range(9)]
+    write_lines(tmp_path / "d.jsonl", *({"text": word} for word in words))
+    monkeypatch.setattr("ringworld.data.corpora.partition.LOT", 50)
+    for made, word in zip(examples(tmp_path, DOCUMENTS), words, strict=True):
+        expect(made, ("<s>", 0), (word, 1), ("</s>", 1))
+
+
+# ---- bad data
+
+DOCUMENTS = '[[documents]]\nname = "d"\npath = "d.jsonl"\nrows_per_shard = 2\n'
+GOOD = b'{"text": "fine"}\n'
+BAD_ROWS = {
+    "bad UTF-8": (DOCUMENTS, b'{"text": "\xff\xfe"}', "byte 11 is not UTF-8"),
+    "half a character": (DOCUMENTS, b'{"text": "\\ud800"}', "half a character"),
+    "bad JSON": (DOCUMENTS, b'{"text": ', "is not JSON"),
+    "no object": (DOCUMENTS, b"[1, 2]", "no JSON object"),
+    "deep JSON": (DOCUMENTS, b"[" * 100_000, "is not JSON"),
+    "long number": (DOCUMENTS, b'{"text": ' + b"9" * 5000 + b"}", "is not JSON"),
+    "no text": (DOCUMENTS, b'{"words": "x"}', "column text is missing"),
+    "another type": (DOCUMENTS, b'{"text": 3}', "column text is missing or no text"),
+    "empty document": (DOCUMENTS, b'{"text": " \\n"}', "is empty"),
+}
+
+
+@pytest.mark.parametrize(("spec", "line", "said"), BAD_ROWS.values(), ids=BAD_ROWS)
+def test_a_bad_row_is_refused_with_file_and_line_or_skipped_and_listed(
+    tmp_path: Path, spec: str, line: bytes, said: str
+) -> None:
+    (tmp_path / "d.jsonl").write_bytes(GOOD + b"\n" + GOOD + line + b"\n" + GOOD)
+    refused = refusal(lambda: make(tmp_path, spec))
+    assert refused.startswith("d.jsonl:4: ") and said in refused
+    manifest = make(tmp_path, f'on_bad = "skip"\n{spec}')
+    assert manifest.counts.examples == 3 and manifest.skipped == 1
+    report = json.loads((tmp_path / "out" / REPORT).read_text())
+    assert report["bad_rows"] == 1 and report["bad"][0]["origin"] == "d.jsonl:4"
+    assert said in report["bad"][0]["why"]
+
+
+def turns(*said: tuple[str, Any]) -> dict[str, Any]:
+    """A row of OpenAI's dialect."""
+    return {"messages": [{"role": role, "content": content} for role, content in said]}
+
+
+PART = {"type": "image_url", "image_url": {"url": "https://example.org/x.png"}}
+BAD_TALKS = {
+    "no turns": ({"text": "x"}, "no list of conversations or messages"),
+    "unknown speaker": (turns(("tool", "x")), "a turn is by 'tool'"),
+    "answer first": (turns(("assistant", "x")), "turn 1 is by the assistant"),
+    "two questions": (turns(("user", "x"), ("user", "y")), "turn 2 is by the user"),
+    "no answer": (turns(("user", "x")), "without an answer"),
+    "empty answer": (turns(("user", "x"), ("assistant", " ")), "the assistant says nothing"),
+    "address": (turns(("user", [PART]), ("assistant", "y")), "an address of https"),
+    "unknown part": (turns(("user", [{"type": "audio"}]), ("assistant", "y")), "type 'audio'"),
+    "missing image": (
+        turns(("user", "<image>"), ("assistant", "y")) | {"images": ["gone.png"]},
+        "'gone.png' is not there",
+    ),
+    "long path": (
+        turns(("user", "<image>"), ("assistant", "y")) | {"images": ["x" * 5000]},
+        "xxx...' is not there",
+    ),
+    "too few images": (
+        turns(("user", "<image><image>"), ("assistant", "y")) | {"images": ["still.png"]},
+        "more <image> than",
+    ),
+    "too many images": (
+        turns(("user", "hello"), ("assistant", "y")) | {"images": ["still.png"]},
+        "more images than",
+    ),
+    "no images": (turns(("user", "<image>Who?"), ("assistant", "y")), "lists no images"),
+    "no picture": (
+        turns(("user", "<image>"), ("assistant", "y")) | {"images": ["talk.jsonl"]},
+        "not a picture",
+    ),
+    "bad base64": (
+        turns(("user", "<image>"), ("assistant", "y")) | {"images": ["data:image/png;base64,?"]},
+        "no base64",
+    ),
+    "bad sampling": (
+        turns(("user", "<video>"), ("assistant", "y"))
+        | {"videos": [{"path": "film.mp4", "fps": "many"}]},
+        "fps must be a number",
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "said"), BAD_TALKS.values(), ids=BAD_TALKS)
+def test_a_talk_that_is_not_one_is_refused(corpus: Path, row: dict[str, Any], said: str) -> None:
+    write_lines(corpus / "talk.jsonl", OPENAI, row)
+    refused = refusal(lambda: make(corpus, CHAT))
+    assert refused.startswith("talk.jsonl:2: ") and said in refused
+
+
+def test_a_part_of_text_may_spell_a_placeholder(tmp_path: Path) -> None:
+    part = {"type": "text", "text": "What is <image>?"}
+    write_lines(tmp_path / "talk.jsonl", turns(("user", [part]), ("assistant", "A tag.")))
+    (example,) = examples(tmp_path, CHAT)
+    assert "What is <image>?" in TOKENIZER.decode(example.tokens.tolist())
+
+
+def test_a_film_that_is_cut_short_spoils_no_neighbour(corpus: Path) -> None:
+    whole = (corpus / "film.mp4").read_bytes()
+    (corpus / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    rows = [{"video": f"{name}.mp4", "caption": "x"} for name in ("film", "cut", "film")]
+    write_lines(corpus / "films.jsonl", *rows)
+    manifest = make(corpus, f'on_bad = "skip"\n{CAPTIONS}orders = ["vision"]')
+    shards = Shards(corpus / "out")
+    assert manifest.skipped == 1 and len(shards) == 2
+    assert shards[0].tokens.tolist() == shards[1].tokens.tolist()
+
+
+def test_more_bad_rows_than_the_cap_are_refused_and_can_be_gone_on_from(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_bytes((GOOD + b"bad\n") * 4)
+    capped = 'on_bad = "skip"\nmax_bad = {}\n' + DOCUMENTS
+    said = refusal(lambda: make(tmp_path, capped.format(2)))
+    assert "3 bad rows are more than the 2 allowed" in said and "d.jsonl:2" in said
+    report = json.loads((tmp_path / "out" / REPORT).read_text())
+    assert [row["origin"] for row in report["bad"]] == ["d.jsonl:2", "d.jsonl:4", "d.jsonl:6"]
+    assert not (tmp_path / "out" / MANIFEST).exists()
+    assert make(tmp_path, capped.format(4)).skipped == 4
+    assert not (tmp_path / "out" / NOTES).exists() and (tmp_path / "out" / BUILD).exists()
+
+
+def test_rows_that_were_skipped_are_refused_when_the_spec_refuses(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_bytes((GOOD + b"bad\n") * 4)
+    capped = 'on_bad = "skip"\nmax_bad = 2\n' + DOCUMENTS
+    refusal(lambda: make(tmp_path, capped))
+    assert "d.jsonl:" in refusal(lambda: make(tmp_path, DOCUMENTS))
+
+
+def test_nothing_but_bad_rows_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_bytes(b"bad\n")
+    assert "every row is bad" in refusal(lambda: make(tmp_path, f'on_bad = "skip"\n{DOCUMENTS}'))
+
+
+def test_a_text_of_parquet_that_is_not_utf_8_is_a_bad_row(tmp_path: Path) -> None:
+    texts = pa.array([b"fine", b"\xff", b"good"]).view(pa.utf8())
+    pq.write_table(pa.table({"text": texts}), tmp_path / "d.parquet")
+    spec = '[[documents]]\nname = "d"\npath = "d.parquet"'
+    assert refusal(lambda: make(tmp_path, spec)).startswith("d.parquet:2: a text is not UTF-8")
+    assert make(tmp_path, f'on_bad = "skip"\n{spec}').counts.examples == 2
+
+
+def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "d.parquet").write_bytes(b"PAR1 nothing")
+    spec = '[[documents]]\nname = "d"\npath = "d.parquet"'
+    assert "not whole Parquet" in refusal(lambda: make(tmp_path, spec))
+
+
+# ---- the spec
+
+BAD_SPECS = {
+    "missing value": ("seed =", "cannot be read as TOML"),
+    "unknown key": ('on_bed = "skip"', "unknown key on_bed: the nearest known one is on_bad"),
+    "unknown kind": ('[[texts]]\nname = "x"', "unknown key texts: the nearest known one is text"),
+    "unknown inner key": (
+        '[[text]]\nname = "x"\npath = "x"\nrows_per_shrad = 3',
+        "text 1 has the unknown key rows_per_shrad: the nearest known one is rows_per_shard",
+    ),
+    "another type": ('seed = "x"', "seed must be a whole number, not 'x'"),
+    "no whole number": ("seed = true", "seed must be a whole number"),
+    "no choice": ('on_bad = "hide"', "on_bad must be one of refuse, skip"),
+    "no list": ('text = "x"', "text must be a list"),
+    "no table": ("text = [1]", "text 1 is not a table"),
+    "missing key": ('[[text]]\nname = "x"', "lacks the key path"),
+    "no source": ("seed = 1", "names no source"),
+    "negative": ('seed = -1\n[[text]]\nname = "x"\npath = "x"', "at least 0"),
+    "twice": ('[[text]]\nname = "x"\npath = "x"\n' * 2, "two sources are called x"),
+    "bad name": ('[[text]]\nname = "../x"\npath = "x"', "use small letters"),
+    "bad portion": (
+        '[[text]]\nname = "x"\npath = "x"\nrows_per_shard = 0',
+        "rows_per_shard must be at least 1",
+    ),
+    "nowhere": ('[[text]]\nname = "x"\npath = "gone"', "there is nothing at"),
+    "no suffix": ('[[text]]\nname = "x"\npath = "."', "no file that ends in .txt"),
+    "bad rate": (CAPTIONS.replace("2", "0"), "fps and numbers of frames"),
+    "bad bounds": (
+        f"{CAPTIONS}min_frames = 3\nmax_frames = 2",
+        "min_frames 3 is over max_frames 2",
+    ),
+    "no frames": (f"{CAPTIONS}num_frames = 0", "fps and numbers of frames"),
+    "bad part": (f"{CAPTIONS}video_start = 3\nvideo_end = 2", "captions 1: a film from second 3"),
+    "no end": (f"{CAPTIONS}video_end = inf", "video_end is no number of seconds"),
+    "no UTF-8": ('seed = 1\n[[text]]\nname = "\udcff"', "spec.toml:3: this is not UTF-8"),
+    "bad order": (f'{CAPTIONS}orders = ["up"]', "orders must be one of"),
+    "no order": (f"{CAPTIONS}orders = []", "names no order"),
+    "no fields": ('[[fields]]\nname = "x"\npath = "x"', "either fields or fields_from_example"),
+    "no tokenizer": ('tokenizer = "gone"\n[[text]]\nname = "x"\npath = "x"', "no tokenizer at"),
+    "no codec": (f'codec = "gone"\n{CAPTIONS}', "gone"),
+}
+
+
+@pytest.mark.parametrize(("spec", "said"), BAD_SPECS.values(), ids=BAD_SPECS)
+def test_a_spec_is_read_to_the_letter(tmp_path: Path, spec: str, said: str) -> None:
+    assert said in refusal(lambda: make(tmp_path, spec))
+
+
+def test_a_file_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "books").mkdir()
+    for name in (b"a.txt", b"\xff.txt"):
+        Path(os.fsdecode(os.fsencode(tmp_path / "books") + b"/" + name)).write_text("A book.")
+    said = refusal(lambda: make(tmp_path, '[[text]]\nname = "x"\npath = "books"'))
+    assert said.endswith("?.txt is not UTF-8: rename it")
+
+
+def test_a_spec_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    said = refusal(lambda: build(tmp_path / "spec.toml", tmp_path / "out", print))
+    assert "there is no spec" in said
+    said = refusal(lambda: build(tmp_path, tmp_path / "out", print))
+    assert said == f"{tmp_path} cannot be read: give the path of a TOML file"
+
+
+def test_no_workers_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_bytes(GOOD)
+    assert "0 workers" in refusal(lambda: make(tmp_path, DOCUMENTS, workers=0))
+
+
+# ---- Ray
+
+
+def killed_once(job: Job, portion: Portion) -> PortionNote:
+    """A portion whose first worker is killed: the third of them."""
+    note = job.out.parent / "killed"
+    if portion.shard == "words-00002.arrow" and not note.exists():
+        note.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    with (job.out.parent / f"done-{portion.shard}").open("a") as file:
+        file.write("x")
+    return build_portion(job, portion)
+
+
+@pytest.mark.slow
+def test_ray_writes_the_same_bytes_and_a_killed_worker_costs_its_block(
+    mixed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray")
+    here = Path(__file__).resolve().parent  # its workers import this file
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent)]))
+    make(mixed, MIXED, "local")
+    monkeypatch.setattr(builder, "build_portion", killed_once)
+    try:
+        make(mixed, MIXED, "ray", workers=2, engine="ray")
+        assert (mixed / "killed").exists()
+        assert read_all(mixed / "ray") == read_all(mixed / "local")
+        assert {file.read_text() for file in mixed.glob("done-*")} == {"x"}
+        words = mixed / "words.jsonl"
+        words.write_text(words.read_text().replace("Number 3.", ""))
+        said = refusal(lambda: make(mixed, MIXED, "bad", workers=2, engine="ray"))
+        assert said.startswith("words.jsonl:4: ")
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="says what to do where Ray is missing")
+def test_without_ray_its_engine_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_bytes(GOOD)
+    said = refusal(lambda: make(tmp_path, DOCUMENTS, engine="ray"))
+    assert "pip install" in said and "ringworld[ray]" in said

@@ -1,0 +1,492 @@
+"""Films and pictures come in through one door, with true times, or are refused in one sentence."""
+
+import io
+import math
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from painted import SIDE, film, numbers, paint, song
+from PIL import Image
+
+from ringworld.errors import InputError
+from ringworld.media import sandbox
+from ringworld.media.clip import (
+    read_clip,
+    read_image,
+    read_video,
+    stream_clip,
+    write_animation,
+)
+from ringworld.media.sampling import Pick
+from ringworld.media.sandbox import MediaLimits
+
+SIZE = 32
+
+
+def refusal(source: str | Path | bytes, **asked: Any) -> str:
+    """The sentence with which a film is refused; it tells nothing of our insides."""
+    with pytest.raises(InputError) as caught:
+        read_video(source, fps=asked.pop("fps", 2.0), size=asked.pop("size", SIZE), **asked)
+    sentence = str(caught.value)
+    assert sentence.endswith(".")
+    assert not any(leak in sentence for leak in ("0x", "Traceback", "Errno", "\n", "decoder-"))
+    return sentence
+
+
+def warden() -> int:
+    """The process that starts decoders; one is at work when this was called."""
+    with Image.new("RGB", (1, 1)) as picture, io.BytesIO() as file:
+        picture.save(file, "PNG")
+        read_image(file.getvalue(), size=1)
+    assert sandbox.WARDENS.present is not None
+    return sandbox.WARDENS.present.process.pid
+
+
+def decoders() -> list[int]:
+    """The decoders that are at work."""
+    pid = warden()
+    return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+UNEVEN = [0.0, 0.1, 0.15, 0.7, 1.3, 1.35, 1.4, 2.6, 2.7, 4.0, 4.1]
+EVEN = [k / 10 for k in range(40)]
+# Three frames in four are coded after a later one, and groups refer to their neighbours.
+REORDERED = {"bf": "3", "x264-params": "bframes=3:b-adapt=0:scenecut=0:open-gop=1:log-level=-1"}
+HEVC = {"x265-params": "bframes=3:b-adapt=0:scenecut=0:keyint=8:open-gop=1:log-level=none"}
+FILMS = [
+    ("film.mkv", UNEVEN, {"coding": REORDERED}),
+    ("film.mp4", UNEVEN, {"coding": REORDERED}),
+    ("even.mp4", EVEN, {"coding": REORDERED}),
+    ("hevc.mp4", EVEN, {"codec": "libx265", "coding": HEVC}),
+    ("late.mkv", [5 + t for t in UNEVEN], {"coding": REORDERED}),
+    ("late.mp4", [5 + t for t in UNEVEN], {"coding": REORDERED}),
+    ("after_sound.mp4", [2 + t for t in EVEN], {"coding": REORDERED, "sound": 6.0}),
+    ("film.webm", UNEVEN, {"codec": "libvpx-vp9", "coding": {"deadline": "realtime"}}),
+    ("film.avi", EVEN, {"codec": "mpeg4", "coding": {"bf": "2"}, "clock": Fraction(1, 10)}),
+]
+PICKS = [
+    Pick(),
+    Pick(start=1.32, end=2.7),
+    Pick(fps=1.0, end=4.0),
+    Pick(fps=5.0, start=1.85, end=3.0),
+    Pick(num_frames=7, end=3.5),
+    Pick(num_frames=3, start=1.0, end=2.0),
+    Pick(fps=1.0, min_frames=6, end=3.9),
+    Pick(fps=10.0, max_frames=5, start=0.2, end=3.7),
+    Pick(fps=3.0, min_frames=2, max_frames=50, end=3.5),
+]
+
+
+def on_screen(times: list[float], pick: Pick) -> list[int]:
+    """What `Pick` promises, by its definition: the frames taken of these, in exact milliseconds."""
+    stamps = [round(1000 * (t - times[0])) for t in times]
+    # A float that says 2.7 is a little more than that: what is meant is what is written.
+    start, end = (
+        Fraction(str(moment)) * 1000
+        for moment in (pick.start, pick.end or times[-1] - times[0] + 1)
+    )
+    if pick.fps is None and pick.num_frames is None:
+        leaves = [*stamps[1:], stamps[-1] + 1]
+        return [n for n, t in enumerate(stamps) if t < end and leaves[n] > start]
+    count = pick.num_frames
+    if pick.fps is not None:
+        natural = -((start - end) * Fraction(pick.fps) // 1000)
+        count = max(min(natural, pick.max_frames or natural), pick.min_frames or 1)
+    step = (end - start) / count
+    if pick.fps is not None and count == natural:
+        step = 1000 / Fraction(pick.fps)
+    moments = [start + k * step + Fraction(1, 2) for k in range(count)]
+    return [sum(stamp <= moment for stamp in stamps) - 1 for moment in moments]
+
+
+@pytest.mark.parametrize(("name", "times", "made"), FILMS, ids=[f[0] for f in FILMS])
+def test_timestamps_are_the_containers_own_in_a_film_of_uneven_rate(tmp_path, name, times, made):
+    path = film(tmp_path / name, times, **made)
+    for pick in PICKS:
+        clip = read_clip(path, pick, size=SIZE)
+        taken = on_screen(times, pick)
+        assert numbers(clip.frames) == taken, pick
+        # Containers round to milliseconds or finer.
+        expected = [times[n] - times[0] for n in taken]
+        assert clip.seconds.tolist() == pytest.approx(expected, abs=1e-3), pick
+    assert clip.frames.shape[1:] == (SIZE, SIZE, 3)
+    assert clip.frames.dtype == np.uint8
+
+
+def test_the_length_of_a_film_bounds_what_no_end_was_asked_of(tmp_path):
+    path = film(tmp_path / "film.mp4", EVEN)
+    assert numbers(read_clip(path, Pick(num_frames=4), size=SIZE).frames) == [0, 10, 20, 30]
+    every = read_clip(path, Pick(fps=20.0, max_frames=40), size=SIZE)
+    assert numbers(every.frames) == list(range(40))
+    last = read_clip(path, Pick(num_frames=3, start=3.7), size=SIZE)
+    assert numbers(last.frames) == [37, 38, 39]
+
+
+def test_an_edit_list_that_skips_the_beginning_is_obeyed(tmp_path):
+    content = film(tmp_path / "film.mp4", EVEN, coding=REORDERED).read_bytes()
+    place = content.index(b"elst") + 12
+    length, begin = struct.unpack(">Ii", content[place : place + 8])
+    clock = struct.unpack(">I", content[content.index(b"mdhd") + 16 :][:4])[0]
+    edit = struct.pack(">Ii", length - 1200, begin + clock * 12 // 10)
+    edited = content[:place] + edit + content[place + 8 :]
+    clip = read_clip(edited, Pick(), size=SIZE)
+    assert numbers(clip.frames) == list(range(12, 40))
+    assert clip.seconds[0] == 0
+    part = read_clip(edited, Pick(fps=5.0, start=0.5, end=1.5), size=SIZE)
+    assert numbers(part.frames) == [17, 19, 21, 23, 25]
+
+
+def test_the_native_rate_gives_every_frame_once_though_the_clock_rounds(tmp_path):
+    path = film(tmp_path / "film.mkv", [k / 30 for k in range(36)])
+    assert numbers(read_video(path, fps=30.0, size=SIZE).frames) == list(range(36))
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "made"),
+    [
+        ("film.mkv", Fraction(30), {}),
+        ("film.mp4", Fraction(24), {"clock": Fraction(1, 24)}),
+        ("odd.mkv", Fraction(30000, 1001), {}),
+    ],
+)
+def test_a_part_has_the_frame_at_its_start_and_not_the_one_at_its_end(tmp_path, name, rate, made):
+    times = [float(k / rate) for k in range(31)]
+    path = film(tmp_path / name, times, **made)
+    whole = list(range(math.ceil(rate)))
+    # Matroska's milliseconds put a third of these frames before their time and a third after it.
+    for k, fps in product((1, 2, 3, 11, 22, 23), (None, float(rate))):
+        before, after = Pick(fps=fps, end=times[k]), Pick(fps=fps, start=times[k], end=1.0)
+        taken = [numbers(read_clip(path, part, size=SIZE).frames) for part in (before, after)]
+        assert taken == [whole[:k], whole[k:]], (k, fps)
+
+
+def test_a_part_shorter_than_a_tick_is_the_frame_on_the_screen(tmp_path):
+    path = film(tmp_path / "film.mkv", EVEN)
+    for asked in ({}, {"fps": 1.0}, {"num_frames": 1}):
+        pick = Pick(start=1.0, end=1.0002, **asked)
+        assert numbers(read_clip(path, pick, size=SIZE).frames) == [10], asked
+
+
+def test_a_part_of_a_film_is_that_part_of_the_whole(tmp_path):
+    path = film(tmp_path / "film.mp4", [k / 10 for k in range(40)])
+    whole = read_video(path, fps=5.0, size=SIZE)
+    part = read_video(path, fps=5.0, size=SIZE, start=1.8, end=3.0)
+    assert np.array_equal(part.frames, whole.frames[9:15])
+    assert np.array_equal(part.seconds, whole.seconds[9:15])
+
+
+def test_a_start_after_the_end_is_refused(tmp_path):
+    path = film(tmp_path / "film.mp4", [k / 10 for k in range(10)])
+    assert "shorter than the start" in refusal(path, start=9.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("late_index.mp4", {}), ("early_index.mp4", {"movflags": "faststart"}), ("film.mkv", {})],
+)
+def test_a_truncated_film_is_one_sentence(tmp_path, name, options):
+    noise = np.random.default_rng(0).integers(0, 255, (30, 48, 64, 3), np.uint8)
+    path = film(
+        tmp_path / name, [k / 10 for k in range(30)], options=options, picture=noise.__getitem__
+    )
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 6 // 10])
+    assert refusal(path) == f"{name} is cut short: copy or download it again."
+
+
+def test_a_truncated_gif_is_refused(tmp_path):
+    path = tmp_path / "film.gif"
+    write_animation(path, np.stack([paint(k) for k in range(9)]), 3.0)
+    assert numbers(read_video(path, fps=3.0, size=SIZE).frames)[:2] == [0, 1]
+    path.write_bytes(path.read_bytes()[:-40])
+    assert "cut short" in refusal(path)
+
+
+def test_what_is_no_film_is_named_as_such(tmp_path):
+    text = tmp_path / "text.mp4"
+    text.write_text("It was the best of times, it was the worst of times. " * 99)
+    assert "is neither a film nor a picture" in refusal(text)
+    empty = tmp_path / "empty.mp4"
+    empty.touch()
+    assert "is empty" in refusal(empty)
+    assert "not a regular file" in refusal(tmp_path)
+    assert "There is no file" in refusal(tmp_path / "missing.mp4")
+    assert "There is no file" in refusal(text / "inside.mp4")
+
+
+def test_a_playlist_cannot_open_its_neighbours(tmp_path):
+    film(tmp_path / "secret.mp4", [k / 10 for k in range(10)])
+    playlist = tmp_path / "film.mp4"
+    playlist.write_text("ffconcat version 1.0\nfile 'secret.mp4'\n")
+    assert "is neither a film nor a picture" in refusal(playlist)
+
+
+def test_a_file_of_sound_has_no_pictures(tmp_path):
+    assert "no picture track" in refusal(song(tmp_path / "song.mp4"))
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"bytes": 100}, "too large"),
+        ({"pixels": SIDE * SIDE - 1}, "frames of more than 4,095 pixels"),
+        ({"frames": 3}, "more than 3 frames"),
+        ({"seconds": 1.0}, "lasts longer than 1 s"),
+        ({"timeout": 0.01}, "takes longer than 0.01 s"),
+        ({"memory": 64 << 20}, "needs more"),
+    ],
+)
+def test_every_limit_is_kept(tmp_path, limits, words):
+    path = film(tmp_path / "film.mkv", [k / 10 for k in range(30)])
+    assert words in refusal(path, limits=MediaLimits(**limits))
+
+
+def test_too_many_frames_are_refused_before_they_are_decoded(tmp_path):
+    path = film(tmp_path / "film.mp4", [k / 10 for k in range(30)])
+    stream = stream_clip(path, Pick(fps=1000.0), size=SIZE, limits=MediaLimits(frames=50))
+    with pytest.raises(InputError, match="lower the frame rate"):
+        next(stream)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"fps": 0.0},
+        {"fps": float("nan")},
+        {"start": -1.0},
+        {"start": float("nan")},
+        {"end": 0.0},
+        {"start": 2.0, "end": 1.0},
+        {"end": float("inf")},
+        {"num_frames": 0},
+        {"num_frames": 2, "fps": 1.0},
+        {"num_frames": 2, "max_frames": 3},
+        {"max_frames": 3},
+        {"fps": 1.0, "min_frames": 3, "max_frames": 2},
+    ],
+)
+def test_a_pick_without_meaning_is_refused(asked):
+    with pytest.raises(InputError):
+        Pick(**asked)
+
+
+def test_a_size_without_meaning_is_refused(tmp_path):
+    for size in (0, 5000):
+        assert "frame size" in refusal(tmp_path / "never_opened.mp4", size=size)
+
+
+def test_a_confined_process_cannot_open_write_or_connect():
+    tries = """
+import importlib.util, os, socket, sys
+spec = importlib.util.spec_from_file_location("decoder", sys.argv[1])
+decoder = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(decoder)
+decoder.confine(memory=512 << 20, cpu_seconds=5)
+deeds = [
+    lambda: open("/etc/hostname"),
+    lambda: os.open(".", os.O_RDONLY),
+    lambda: socket.socket(),
+    lambda: os.pipe(),
+    lambda: bytearray(1 << 30),
+]
+for deed in deeds:
+    try:
+        deed()
+    except (OSError, MemoryError) as error:
+        print(type(error).__name__)
+"""
+    program = sys.modules["ringworld.media.decoder"].__file__
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", tries, str(program)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["OSError"] * 4 + ["MemoryError"]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_upright_by_its_exif(orientation):
+    upright = Image.fromarray(paint(0b0001_0011_0111_0010))
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # how the camera held it, as a transposition
+    held = upright if orientation == 1 else upright.transpose(undo[orientation])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for kind in ("JPEG", "PNG", "WEBP"):
+        file = io.BytesIO()
+        held.save(file, kind, exif=exif)
+        clip = read_clip(file.getvalue(), Pick(num_frames=5), size=SIZE)
+        assert numbers(clip.frames) == [0b0001_0011_0111_0010], kind
+        assert clip.seconds.tolist() == [0.0]
+
+
+@pytest.mark.parametrize(("high", "wide"), [(90, 37), (37, 90), (64, 64), (100, 41), (257, 255)])
+def test_a_picture_is_resized_and_cut_as_lwm_does(rng, high, wide):
+    picture = Image.fromarray(rng.integers(0, 256, (high, wide, 3), np.uint8))
+    scale = SIZE / min(high, wide)
+    larger = picture.resize((max(SIZE, int(wide * scale)), max(SIZE, int(high * scale))))
+    left, top = round((larger.width - SIZE) / 2), round((larger.height - SIZE) / 2)
+    expected = np.asarray(larger.crop((left, top, left + SIZE, top + SIZE)))
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    assert np.array_equal(read_image(file.getvalue(), size=SIZE), expected)
+
+
+def test_damaged_films_end_in_frames_or_one_sentence(tmp_path):
+    whole = film(tmp_path / "film.mkv", [k / 10 for k in range(30)]).read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        content = bytearray(whole)
+        for place in rng.integers(0, len(content), 40):
+            content[place] = int(rng.integers(256))
+        try:
+            clip = read_video(bytes(content), fps=2.0, size=SIZE)
+            assert (np.diff(clip.seconds) >= 0).all()
+        except InputError as error:
+            assert str(error).startswith("The file ")
+
+
+def test_a_killed_decoder_is_one_sentence_and_an_unwanted_one_ends(tmp_path):
+    path = film(tmp_path / "film.mp4", [k / 10 for k in range(30)])
+    assert decoders() == []
+    stream = stream_clip(path, Pick(fps=1000.0), size=512)
+    next(stream)
+    (decoder,) = decoders()
+    os.kill(decoder, signal.SIGKILL)
+    with pytest.raises(InputError, match="is damaged"):
+        for _ in stream:
+            pass
+    other = stream_clip(path, Pick(fps=1000.0), size=512)
+    next(other)
+    assert len(decoders()) == 1
+    other.close()
+    assert decoders() == []
+
+
+def test_every_file_has_a_process_of_its_own(tmp_path):
+    path = film(tmp_path / "film.mp4", [k / 10 for k in range(30)])
+    streams = [stream_clip(path, Pick(fps=1000.0), size=256) for _ in range(3)]
+    first = [next(stream)[1].tolist() for stream in streams]
+    assert first[0] == first[1] == first[2] and len(set(decoders())) == 3
+    held = [os.readlink(f"/proc/{pid}/fd/{fd}") for pid in decoders() for fd in (0, 1, 2)]
+    assert held == [str(path), os.devnull, os.devnull] * 3
+    for stream in streams:
+        stream.close()
+
+
+def test_a_killed_warden_spoils_the_films_that_are_read_and_no_other(tmp_path):
+    path = film(tmp_path / "film.mp4", EVEN)
+    whole = read_clip(path, Pick(), size=SIZE)
+    stream = stream_clip(path, Pick(fps=1000.0), size=512)
+    next(stream)
+    (decoder,), before = decoders(), warden()
+    os.kill(before, signal.SIGKILL)
+    os.kill(decoder, signal.SIGKILL)
+    with pytest.raises(InputError, match="is damaged"):
+        for _ in stream:
+            pass
+    again = read_clip(path, Pick(), size=SIZE)
+    assert np.array_equal(again.frames, whole.frames) and warden() != before
+
+
+def test_a_warden_ends_with_who_started_it():
+    program = (
+        "import io, os; from PIL import Image; from ringworld.data.films import media, sandbox; "
+        "file = io.BytesIO(); Image.new('RGB', (1, 1)).save(file, 'PNG'); "
+        "media.read_image(file.getvalue(), size=1); "
+        "print(sandbox.WARDENS.present.process.pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert done.returncode == -signal.SIGKILL
+    ended, until = Path(f"/proc/{done.stdout.strip()}"), time.monotonic() + 60
+    while ended.exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not ended.exists()
+
+
+def test_time_spent_on_the_frames_is_not_the_decoders(tmp_path, monkeypatch):
+    path = film(tmp_path / "film.mp4", EVEN)
+    stream = stream_clip(path, Pick(), size=256, limits=MediaLimits(timeout=600.0))
+    spent = [0.0]
+    clock = time.monotonic
+    monkeypatch.setattr(sandbox.time, "monotonic", lambda: clock() + sum(spent))
+    for _ in stream:
+        spent.append(601.0)
+    assert len(spent) == 1 + len(EVEN)
+
+
+def test_the_centre_is_kept_and_the_shorter_side_fits(tmp_path):
+    picture = np.zeros((48, 96, 3), np.uint8)
+    picture[:, 24:72] = 255
+    path = film(tmp_path / "film.mkv", [0.0, 0.5], picture=lambda _: picture)
+    frame = read_video(path, fps=1.0, size=48).frames[0]
+    assert frame[:, 2:-2].min() > 200
+    whole = read_video(path, fps=1.0, size=24, columns=48).frames[0]
+    assert whole.shape == (24, 48, 3)
+    assert whole[:, 14:-14].min() > 200 and whole[:, :10].max() < 55
+    with pytest.raises(InputError, match="frame size"):
+        read_video(path, fps=1.0, size=24, columns=0)
+
+
+def test_a_film_held_sideways_is_turned_upright(tmp_path):
+    picture = np.zeros((48, 48, 3), np.uint8)
+    picture[:24] = 255
+    path = film(tmp_path / "film.mp4", [0.0, 0.5], picture=lambda _: picture)
+    upright = struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
+    clockwise = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
+    content = path.read_bytes()
+    place = content.index(upright, content.index(b"tkhd"))
+    turned = content[:place] + clockwise + content[place + len(upright) :]
+    frame = read_video(turned, fps=1.0, size=48).frames[0]
+    assert frame[:, 30:].min() > 200
+    assert frame[:, :18].max() < 55
+
+
+def test_a_caller_hears_how_far_the_reading_is(tmp_path):
+    path = film(tmp_path / "film.mp4", [k / 10 for k in range(30)])
+    heard: list[tuple[float, float]] = []
+    read_video(path, fps=1.0, size=SIZE, on_frame=lambda at, length: heard.append((at, length)))
+    assert [at for at, _ in heard] == [0.0, 1.0, 2.0]
+    assert all(length == pytest.approx(3.0, abs=0.15) for _, length in heard)
+
+
+def test_a_picture_comes_through_the_same_door(tmp_path):
+    path = tmp_path / "picture.png"
+    Image.fromarray(paint(9)).save(path)
+    assert numbers(read_image(path, size=SIZE)[None]) == [9]
+    with pytest.raises(InputError, match="more than 100 pixels"):
+        read_image(path, size=SIZE, limits=MediaLimits(picture_pixels=100))
+    with pytest.raises(InputError, match="is cut short"):
+        read_image(path.read_bytes()[:60], size=SIZE)
+    with pytest.raises(InputError, match="is not a picture"):
+        read_image(b"GIF is what this is not", size=SIZE)
+
+
+@pytest.mark.parametrize("name", ["clip.gif", "clip.mp4"])
+def test_a_written_animation_reads_back(tmp_path, name):
+    frames = np.stack([paint(k, 33) for k in range(6)])
+    write_animation(tmp_path / name, frames, 5.0)
+    clip = read_video(tmp_path / name, fps=5.0, size=SIZE)
+    assert clip.seconds.tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert numbers(clip.frames) == list(range(6))
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_an_animation_that_cannot_be_written_leaves_no_file(tmp_path):
+    with pytest.raises(InputError, match=r"must end in \.gif or \.mp4"):
+        write_animation(tmp_path / "clip.png", np.zeros((1, 8, 8, 3), np.uint8), 5.0)
+    with pytest.raises(InputError, match="at least one frame"):
+        write_animation(tmp_path / "clip.gif", np.zeros((0, 8, 8, 3), np.uint8), 5.0)
+    with pytest.raises((TypeError, ValueError)):
+        write_animation(tmp_path / "clip.gif", np.zeros((1, 8, 8, 5), np.uint8), 5.0)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,160 @@
+"""A stage on token shards takes each source by its share, and goes on as if never stopped."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ringworld import cli
+from ringworld.data.corpora.build import build
+from ringworld.data.corpora.shards import Shards
+from ringworld.data.packing.ledger import NAME as LEDGER
+from ringworld.errors import InputError
+from ringworld.recipes.shards import ShardRecipe, choose_examples, shards
+from ringworld.text.tokenizer import load_tokenizer
+from ringworld.train import checkpoint
+from ringworld.train.stage import pack_examples
+
+CONTEXT, BATCH = 128, 4
+SPEC = """
+[[documents]]
+name = "books"
+path = "books.jsonl"
+[[chat]]
+name = "talk"
+path = "talk.jsonl"
+[[captions]]
+name = "pictures"
+path = "pictures.jsonl"
+every_order = true
+"""
+MIX = {"pictures": 0.5, "books": 0.25, "talk": 0.25}
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of twenty documents, twenty talks and twelve pictures, these in both orders."""
+    root = tmp_path_factory.mktemp("corpus")
+
+    def write(name: str, rows: list[Any]) -> None:
+        (root / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+    noise = np.random.default_rng(0).integers(0, 255, (12, 64, 64, 3)).astype(np.uint8)
+    for i, picture in enumerate(noise):
+        Image.fromarray(picture).save(root / f"{i}.png")
+    pictures = [{"image": f"{i}.png", "caption": f"noise number {i}"} for i in range(12)]
+    write("books.jsonl", [{"text": "The ring of eight. " * (i + 2)} for i in range(20)])
+    turn = [{"from": "human", "value": "Who is it?"}, {"from": "gpt", "value": "Nobody."}]
+    write("talk.jsonl", [{"conversations": turn}] * 20)
+    write("pictures.jsonl", pictures)
+    (root / "spec.toml").write_text(SPEC)
+    build(root / "spec.toml", root / "tokens", lambda said: None)
+    return root / "tokens"
+
+
+def mixed(tokens: Path, *apart: str, **shares: float) -> ShardRecipe:
+    """Four steps of four short rows."""
+    recipe = shards()
+    loop = replace(recipe.stage.loop, steps=4, save_every=2)
+    stage = replace(recipe.stage, context=CONTEXT, batch=BATCH, loop=loop, shares=shares)
+    return replace(recipe, data=tokens, stage=stage, apart=apart)
+
+
+def test_every_order_of_a_row_is_built_and_a_stage_draws_one(tokens: Path) -> None:
+    built = Shards(tokens)
+    assert built.manifest.forms == {"pictures": 2} and len(built) == 20 + 20 + 2 * 12
+    origins = [built.record(int(i)).origin for i in built.indices("pictures")]
+    assert origins == [f"pictures.jsonl:{i // 2 + 1}" for i in range(24)]
+    draw, describe = (built[int(i)] for i in built.indices("pictures")[:2])
+    assert draw.tokens[draw.vision].tolist() == describe.tokens[describe.vision].tolist()
+    assert draw.weights[draw.vision].all() and not describe.weights[describe.vision].any()
+    drawn = []
+    for seed in (0, 0, 1):
+        recipe = mixed(tokens)
+        recipe = replace(recipe, stage=replace(recipe.stage, seed=seed))
+        examples, _ = choose_examples(built, recipe)
+        assert len(examples) == 20 + 20 + 12
+        drawn.append([float(examples[40 + i].weights.sum()) for i in range(12)])
+    assert drawn[0] == drawn[1] != drawn[2] and len(set(drawn[0])) > 1
+
+
+def test_each_source_has_its_share_of_every_batch(tokens: Path, tmp_path: Path) -> None:
+    recipe = mixed(tokens, *MIX, **MIX)
+    examples, shares = choose_examples(Shards(tokens), recipe)
+    stage = replace(recipe.stage, shares=shares)
+    rows = pack_examples(stage, examples, tmp_path)
+    batches, tokenizer = (
+        rows.draw(stage.seed).batch(BATCH),
+        load_tokenizer(tokens / "tokenizer.json"),
+    )
+    for step in range(12):
+        read = [rows[n] for n in batches[step].tolist()]
+        written = [tokenizer.decode(row.tokens[~row.vision].tolist()) for row in read]
+        for word, rows_of_it in (("noise", 2), ("ring", 1), ("Nobody", 1)):
+            assert sum(word in one for one in written) == rows_of_it
+
+
+def test_a_stage_of_mixed_sources_goes_on_as_if_never_stopped(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [f"--stage.context={CONTEXT}", "--stage.loop.steps=4", "--stage.loop.save-every=2"]
+    given += ["--stage.shares", "pictures", "0.5", "books", "0.25", "talk", "0.25"]
+    given += ["--apart", "talk"]
+
+    def train(name: str) -> Path:
+        words = ["train", "shards", "--data", str(tokens), "--folder", str(tmp_path / name)]
+        cli.run([*words, *given], lambda said: None)
+        return tmp_path / name
+
+    whole = train("whole")
+    save = checkpoint.Checkpoints.save
+
+    def stopped(self: Any, *rest: Any) -> None:
+        save(self, *rest)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint.Checkpoints, "save", stopped)
+        train("stopped")
+    stopped_at = (tmp_path / "stopped" / "stage" / LEDGER).read_text()
+    assert 2 <= len(stopped_at.splitlines()) < 4
+    again = train("stopped")
+    for name in (f"stage/{LEDGER}", "model/model.safetensors"):
+        assert (again / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_stage_is_not_trained_on_a_shard_that_was_tampered_with(
+    tokens: Path, tmp_path: Path
+) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(tokens, changed)
+    shard = changed / "books-00000.arrow"
+    content, learned = bytearray(shard.read_bytes()), Shards(tokens)[0].tokens
+    at = content.index(learned.tobytes())
+    content[at : at + 4] = content[at + 4 : at + 8]  # another token, as good as the first
+    shard.write_bytes(content)
+    assert len(Shards(changed)[0]) == len(learned)
+    words = ["train", "shards", "--data", str(changed), "--folder", str(tmp_path / "run")]
+    with pytest.raises(InputError, match="books-00000.arrow is not what was written"):
+        cli.run(words, lambda said: None)
+
+
+@pytest.mark.parametrize(
+    ("apart", "shares", "said"),
+    [
+        ((), {"radio": 1.0}, "has no example of a source radio: use books, pictures, talk"),
+        ((), {"books": 0.5}, "the shares add up to 0.5"),
+        (("books",), {}, "books is packed apart and has no share"),
+        (("books",), {"talk": 1.0}, "books is packed apart and has no share"),
+    ],
+)
+def test_a_mix_that_the_shards_cannot_give_is_refused(
+    tokens: Path, apart: tuple[str, ...], shares: dict[str, float], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        choose_examples(Shards(tokens), mixed(tokens, *apart, **shares))

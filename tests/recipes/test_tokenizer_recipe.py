@@ -1,0 +1,36 @@
+"""The tokenizer recipe: every word of the world's chat is one token, and a run is not repeated."""
+
+from pathlib import Path
+
+import pytest
+
+from ringworld.data.books import Book
+from ringworld.recipes import tokenizer as tokenizer_recipe
+from ringworld.recipes.tokenizer import nano_tokenizer, read_texts, run_tokenizer_recipe
+from ringworld.tasks.needle import CITIES, Needle
+from ringworld.text.template import RULES
+from ringworld.text.tokenizer import load_tokenizer
+
+
+@pytest.fixture
+def books(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, held = Book("Dream", "the moon shines bright. " * 50), Book("Isaiah", "watchman " * 50)
+    monkeypatch.setattr(tokenizer_recipe, "fetch", lambda name: Path(name))
+    monkeypatch.setattr(tokenizer_recipe, "read_books", lambda path: [kept, held])
+
+
+def test_the_tokenizer_reads_needles_and_talk_and_no_book_that_is_held_out(books: None) -> None:
+    read = "\n".join(read_texts(nano_tokenizer()))
+    assert "moon" in read and "watchman" not in read
+    assert all(Needle(city, 1234567).sentence in read for city in CITIES) and RULES in read
+
+
+def test_a_made_tokenizer_reads_back_and_is_not_made_again(books: None, tmp_path: Path) -> None:
+    said: list[str] = []
+    made = run_tokenizer_recipe(nano_tokenizer(), tmp_path, said.append)
+    assert run_tokenizer_recipe(nano_tokenizer(), tmp_path, said.append) == made
+    assert len(said) == 1
+    tokenizer = load_tokenizer(made)
+    wish = "a red circle moves left"
+    assert tokenizer.decode(tokenizer.encode(wish)) == wish
+    assert len(tokenizer.encode(" circle")) == 1

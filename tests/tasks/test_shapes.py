@@ -1,0 +1,202 @@
+"""Moving shapes are drawn as told, told as drawn, and judged right even when blurred."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from ringworld.errors import InputError
+from ringworld.tasks.shape_language import (
+    caption,
+    facts,
+    parse_caption,
+    questions,
+    score_caption,
+    score_clip,
+)
+from ringworld.tasks.shapes import (
+    COLOURS,
+    MOTIONS,
+    SHAPES,
+    Scene,
+    Thing,
+    draw,
+    overlap,
+    path,
+    sample_scene,
+)
+
+FRAMES = 6
+RED_LEFT = Thing(
+    colour="red", shape="circle", motion="left", x=0.7, y=0.25, radius=0.15, travel=0.4
+)
+BLUE_STILL = Thing(
+    colour="blue", shape="square", motion="still", x=0.3, y=0.7, radius=0.15, travel=0.0
+)
+SCENE = Scene(things=(BLUE_STILL, RED_LEFT), ground=40)
+
+
+def scenes(count: int, *, max_things: int = 3) -> list[Scene]:
+    """Some scenes, always the same."""
+    rng = np.random.default_rng(7)
+    return [sample_scene(rng, max_things=max_things) for _ in range(count)]
+
+
+def blur(frames: np.ndarray, radius: float) -> np.ndarray:
+    """Frames as through a soft lens."""
+    lens = ImageFilter.GaussianBlur(radius)
+    return np.stack([np.array(Image.fromarray(frame).filter(lens)) for frame in frames])
+
+
+def coarsen(frames: np.ndarray, factor: int) -> np.ndarray:
+    """Frames made smaller by a factor and large again."""
+    size = frames.shape[1]
+    small = [Image.fromarray(frame).resize((size // factor,) * 2) for frame in frames]
+    return np.stack([np.array(image.resize((size, size))) for image in small])
+
+
+def speckle(frames: np.ndarray, strength: float) -> np.ndarray:
+    """Frames with noise of this standard deviation."""
+    noise = np.random.default_rng(0).normal(0, strength, frames.shape)
+    return np.clip(frames + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "least"),
+    [
+        (lambda frames: frames, 0.99),
+        (lambda frames: blur(frames, 1.0), 0.97),
+        (lambda frames: blur(frames, 2.0), 0.95),
+        (lambda frames: coarsen(frames, 4), 0.9),
+        (lambda frames: speckle(frames, 15.0), 0.97),
+    ],
+    ids=["clean", "blurred", "very-blurred", "coarse", "noisy"],
+)
+def test_the_judge_of_clips_is_right_about_drawn_scenes(spoil, least):
+    cases = scenes(24)
+    right = [score_clip(spoil(draw(scene, frames=FRAMES)), scene).whole for scene in cases]
+    assert np.mean(right) >= least
+
+
+def test_the_judge_of_clips_tells_right_from_wrong():
+    frames = draw(SCENE, frames=FRAMES)
+    assert score_clip(frames, SCENE).whole
+    score = score_clip(frames[::-1], SCENE)
+    assert (score.colour, score.shape, score.motion) == (1.0, 1.0, 0.5)
+    alone = score_clip(frames, Scene(things=(RED_LEFT,), ground=0))
+    assert alone.motion == 1.0
+    assert alone.strangers == 1
+    assert not alone.whole
+    nothing = score_clip(np.zeros_like(frames), SCENE)
+    assert (nothing.colour, nothing.shape, nothing.motion) == (0.0, 0.0, 0.0)
+
+
+def test_a_single_frame_is_judged_without_motion():
+    assert score_clip(draw(SCENE, frames=1), SCENE).whole
+
+
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_the_judge_works_at_every_size(size):
+    right = [score_clip(draw(s, frames=4, size=size), s).whole for s in scenes(12)]
+    assert np.mean(right) >= 0.9
+
+
+def test_captions_are_exact_and_read_back():
+    assert caption(SCENE) == "a red circle moves left and a blue square stays still"
+    assert caption(SCENE, motion=False) == "a red circle and a blue square"
+    for scene in scenes(100):
+        assert parse_caption(caption(scene)) == facts(scene)
+        assert score_caption(caption(scene), scene) == 1.0
+        assert score_caption(caption(scene, motion=False), scene, motion=False) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("A red circle is moving to the left. A blue square is still.", 1.0),
+        ("a red circle moves left", 2 / 3),
+        ("a red circle moves right and a blue square stays still", 0.5),
+        ("a red circle and a blue square", 0.0),
+        ("a red circle moves left, a green circle moves left and a blue square stays still", 0.8),
+        ("", 0.0),
+    ],
+)
+def test_the_judge_of_captions_counts_facts(text, score):
+    assert score_caption(text, SCENE) == pytest.approx(score)
+
+
+def test_answers_are_true():
+    answers = dict(questions(SCENE))
+    assert answers["how many shapes are there?"] == "two"
+    assert answers["how many triangles are there?"] == "zero"
+    assert answers["what colour is the circle?"] == "red"
+    assert answers["what shape is the blue one?"] == "square"
+    assert answers["how does the red circle move?"] == "left"
+    assert answers["how does the square move?"] == "still"
+    assert answers["is there a red circle?"] == "yes"
+    assert answers["is there a red square?"] == "no"
+    assert not any("move" in question for question, _ in questions(SCENE, motion=False))
+
+
+def test_no_question_has_two_answers():
+    for scene in scenes(50):
+        asked = [question for question, _ in questions(scene)]
+        assert len(asked) == len(set(asked))
+        said = [answer for _, answer in questions(scene)]
+        assert said.count("yes") == said.count("no")
+
+
+def test_scenes_and_pixels_depend_on_the_seed_alone():
+    assert scenes(5) == scenes(5)
+    assert np.array_equal(draw(scenes(1)[0], frames=3), draw(scenes(1)[0], frames=3))
+
+
+def test_things_stay_in_the_picture_and_seldom_meet():
+    cases = scenes(100)
+    for scene in cases:
+        assert len({thing.colour for thing in scene.things}) == len(scene.things)
+        for thing in scene.things:
+            centres = path(thing, FRAMES)
+            assert centres.min() >= thing.radius - 1e-9
+            assert centres.max() <= 1 - thing.radius + 1e-9
+    meets = [any(overlap(a, b) > 0 for a, b in combinations(s.things, 2)) for s in cases]
+    assert np.mean(meets) < 0.1
+
+
+def test_every_word_is_used():
+    things = [thing for scene in scenes(200) for thing in scene.things]
+    assert {thing.colour for thing in things} == set(COLOURS)
+    assert {thing.shape for thing in things} == set(SHAPES)
+    assert {thing.motion for thing in things} == set(MOTIONS)
+
+
+def test_motion_is_where_it_says():
+    frames = draw(SCENE, frames=FRAMES).astype(int)
+    red = frames[..., 0] - frames[..., 2] > 90
+    columns = [np.argwhere(mask)[:, 1].mean() for mask in red]
+    assert np.all(np.diff(columns) < -2)
+    assert frames.shape == (FRAMES, 64, 64, 3)
+    corner = frames[:, 0, 0]
+    assert (corner == 40).all()
+
+
+def test_a_film_frame_can_lie_behind():
+    film = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    scene = Scene(things=(RED_LEFT,), ground=0, film=film)
+    frames = draw(scene, frames=2)
+    assert np.array_equal(frames[0, 40:], film[40:])
+    assert frames[0, 16, 44].tolist() == list(COLOURS["red"])
+    with pytest.raises(InputError, match="must be 32 x 32 pixels"):
+        draw(scene, frames=2, size=32)
+
+
+def test_impossible_scenes_are_refused():
+    with pytest.raises(InputError, match="one thing of each colour"):
+        Scene(things=(RED_LEFT, RED_LEFT), ground=0)
+    with pytest.raises(InputError, match="'pink' is none of red, green"):
+        Thing(colour="pink", shape="circle", motion="up", x=0.5, y=0.5, radius=0.1, travel=0.1)
+    with pytest.raises(InputError, match="from 1 to 6 things, not 7"):
+        sample_scene(np.random.default_rng(0), max_things=7)
+    with pytest.raises(InputError, match="at least one frame"):
+        draw(SCENE, frames=0)
