@@ -1,10 +1,10 @@
 """A batch of packed rows: the one thing that data hands to training."""
 
 from ringworld.attention.mask import Where
-from ringworld.params import Weight, node
+from ringworld.params import Leaf, pytree_dataclass
 
 
-@node
+@pytree_dataclass
 class Batch:
     """Packed rows, every field `[B, T]`.
 
@@ -14,13 +14,13 @@ class Batch:
     positions, segments       where each token stands (int32); segment 0 is padding
     """
 
-    tokens: Weight
-    vision: Weight
-    targets: Weight
-    target_vision: Weight
-    weights: Weight
-    positions: Weight
-    segments: Weight
+    tokens: Leaf
+    vision: Leaf
+    targets: Leaf
+    target_vision: Leaf
+    weights: Leaf
+    positions: Leaf
+    segments: Leaf
 
     @property
     def where(self) -> Where:

@@ -19,11 +19,12 @@ from jax.typing import DTypeLike
 from ringworld.mesh import GATHERED, RULES, Rules, named_sharding, shard
 
 T = TypeVar("T")
-Weight = Any  # an array, a Param, or anything a tree map makes of one
+Leaf = Any  # an array, or anything a tree map makes of one: a shape, a sharding, None
+Weight = Any  # the leaf of a model: an array, a Param, or anything a tree map makes of one
 
 
 @dataclass_transform(frozen_default=True)
-def node(cls: type[T]) -> type[T]:
+def pytree_dataclass(cls: type[T]) -> type[T]:
     """A frozen dataclass whose fields are the children of a pytree."""
     return jax.tree_util.register_dataclass(dataclass(frozen=True)(cls))
 

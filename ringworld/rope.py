@@ -22,7 +22,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, UInt32
 
 from ringworld.errors import InputError
-from ringworld.params import Weight, node
+from ringworld.params import Leaf, pytree_dataclass
 from ringworld.rope_scaling import Scaling, frequencies
 
 # A step has up to 19 digits before its point; the rest keep its floor from being a rounding's.
@@ -40,12 +40,12 @@ PIECE = 4096
 # ---- turning
 
 
-@node
+@pytree_dataclass
 class Turns:
     """Cosine and sine of the pairs' angles at some tokens, `[B, T, H/2]` float32, with the gain."""
 
-    cos: Weight
-    sin: Weight
+    cos: Leaf
+    sin: Leaf
 
 
 @dataclass(frozen=True, kw_only=True)

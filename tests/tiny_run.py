@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 
 from ringworld.errors import InputError
 from ringworld.mesh import make_mesh, shard, spec
-from ringworld.params import constant, dense, init, node
+from ringworld.params import constant, dense, init, pytree_dataclass
 from ringworld.train import checkpoint
 from ringworld.train.loop import Loop, fit
 from ringworld.train.optimizer import AdamW, make_optimizer
@@ -49,7 +49,7 @@ FAILPOINTS: dict[str, tuple[Any, str, int]] = {
 }
 
 
-@node
+@pytree_dataclass
 class Tiny:
     """Weights of relu(x @ inner) @ outer + bias."""
 

@@ -17,17 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from ringworld.params import Weight, node
+from ringworld.params import Leaf, pytree_dataclass
 
 FIRST, PAST = np.iinfo(np.int32).min, np.iinfo(np.int32).max
 
 
-@node
+@pytree_dataclass
 class Span:
     """The positions that each token sees, `first <= position < past`; both `[B, T]` int32."""
 
-    first: Weight
-    past: Weight
+    first: Leaf
+    past: Leaf
 
     def __and__(self, other: "Span") -> "Span":
         """The positions that both let a token see."""
@@ -35,7 +35,7 @@ class Span:
         return Span(xp.maximum(self.first, other.first), xp.minimum(self.past, other.past))
 
 
-@node
+@pytree_dataclass
 class Where:
     """Where each token of a row stands: `positions` and `segments`, both `[B, T]` int32.
 
@@ -43,18 +43,18 @@ class Where:
     is seen. `span` narrows what a token sees of its segment; `None` narrows nothing.
     """
 
-    positions: Weight
-    segments: Weight
+    positions: Leaf
+    segments: Leaf
     span: Span | None = None
 
 
-@node
+@pytree_dataclass
 class Reach:
     """What each query sees: positions `first <= p < past` of its segment; all `[..., T]` int32."""
 
-    segments: Weight
-    first: Weight
-    past: Weight
+    segments: Leaf
+    first: Leaf
+    past: Leaf
 
 
 def everything(where: Where) -> Span:
@@ -119,7 +119,7 @@ def sees(queries: Reach, keys: Where) -> Bool[Array, "*batch T S"]:
     )
 
 
-@node
+@pytree_dataclass
 class Ends:
     """The ends of a tile in the order of (segment, position), each `[...]` int32.
 
@@ -127,13 +127,13 @@ class Ends:
     the positions that every query of the tile sees; for keys they are not used.
     """
 
-    low_segment: Weight
-    low: Weight
-    high_segment: Weight
-    high: Weight
-    solid: Weight
-    inner_first: Weight
-    inner_past: Weight
+    low_segment: Leaf
+    low: Leaf
+    high_segment: Leaf
+    high: Leaf
+    solid: Leaf
+    inner_first: Leaf
+    inner_past: Leaf
 
 
 def _ends(segments: Array, low: Array, high: Array) -> Ends:

@@ -10,16 +10,16 @@ Everything is float32.
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ringworld.params import Weight, node
+from ringworld.params import Leaf, pytree_dataclass
 
 
-@node
+@pytree_dataclass
 class Partial:
     """Attention so far: `max` and `sum` `[..., T]`, `value` `[..., T, H]`, all float32."""
 
-    max: Weight
-    sum: Weight
-    value: Weight
+    max: Leaf
+    sum: Leaf
+    value: Leaf
 
 
 def nothing_seen(queries: Float[Array, "*rows H"]) -> Partial:

@@ -37,7 +37,7 @@ from ringworld.attention.tiles import (
     join,
     no_grads,
 )
-from ringworld.params import Weight
+from ringworld.params import Leaf
 
 Tree = TypeVar("Tree")
 Sums = tuple[Array, Array]  # dk, dv
@@ -102,7 +102,7 @@ def _attend_tiles(
 
 def _attend_tiles_forward(
     queries: Queries, keys: Keys, hops: Int[Array, ""], kernel: Kernel, axis: str | None
-) -> tuple[Array, tuple[Queries, Keys, Weight, Array, Array]]:
+) -> tuple[Array, tuple[Queries, Keys, Leaf, Array, Array]]:
     out, lse = _forward(queries, keys, hops, kernel, axis)
     out = checkpoint_name(out.astype(queries.q.dtype), SAVED[0])
     return out, (queries, keys, hops, out, checkpoint_name(lse, SAVED[1]))
@@ -133,7 +133,7 @@ def _pull_round(
 def _attend_tiles_backward(
     kernel: Kernel,
     axis: str | None,
-    residuals: tuple[Queries, Keys, Weight, Array, Array],
+    residuals: tuple[Queries, Keys, Leaf, Array, Array],
     dout: Float[Array, "B I K G t H"],
 ) -> tuple[Queries, Keys, None]:
     """dS = P * (dout V - delta) with P from the global log-sum-exp, summed round the ring."""

@@ -16,37 +16,37 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ringworld.attention.mask import Ends, Reach, Where, ends_of_queries, pad_segments
 from ringworld.attention.online import Partial
-from ringworld.params import Weight, node
+from ringworld.params import Leaf, pytree_dataclass
 
 
-@node
+@pytree_dataclass
 class Queries:
     """Tiles of queries `q` `[B, I, K, G, t, H]`, what they see `[B, I, t]`, its ends `[B, I]`.
 
     The queries are scaled so that a product with a key is a score in bits.
     """
 
-    q: Weight
+    q: Leaf
     reach: Reach
     ends: Ends
 
 
-@node
+@pytree_dataclass
 class Keys:
     """Tiles of keys and values: `k`, `v` `[B, J, K, s, H]`, and where each stands `[B, J, s]`."""
 
-    k: Weight
-    v: Weight
+    k: Leaf
+    v: Leaf
     where: Where
 
 
-@node
+@pytree_dataclass
 class Saved:
     """What the backward knows of the queries: dout, the log-sum-exp, and delta = out . dout."""
 
-    dout: Weight
-    lse: Weight
-    delta: Weight
+    dout: Leaf
+    lse: Leaf
+    delta: Leaf
 
 
 Grads = tuple[Array, Array, Array]  # float32 dq, dk, dv; dq and dk before the scale of the scores

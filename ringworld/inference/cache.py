@@ -21,15 +21,15 @@ from ringworld.layers import rms_norm
 from ringworld.mesh import axis_size, has_mesh, shard, spec
 from ringworld.models.llama import COMPUTE, Block, block_specs, narrow, read, write
 from ringworld.models.world import World, WorldWeights, embed_tokens
-from ringworld.params import Weight, gather, node
+from ringworld.params import Leaf, gather, pytree_dataclass
 
 
-@node
+@pytree_dataclass
 class Cache:
     """Keys and values `[L, B, S, K, H]` and where each token stands, `[B, S]`."""
 
-    k: Weight
-    v: Weight
+    k: Leaf
+    v: Leaf
     where: Where
 
 

@@ -14,7 +14,7 @@ from ringworld.errors import InputError
 from ringworld.inference.cache import Cache, extend, prefill
 from ringworld.mesh import axis_size, has_mesh, shard, spec
 from ringworld.models.world import World, WorldWeights
-from ringworld.params import Weight, node
+from ringworld.params import Leaf, pytree_dataclass
 
 # Tokens of a prompt that are read at one time: enough work for a device between two transfers, and
 # little memory: 8192 x 4096 bfloat16 activations are 64 MiB.
@@ -27,15 +27,15 @@ def chunk_length(places: int, ring: int) -> int:
     return min(places, rounds)
 
 
-@node
+@pytree_dataclass
 class Prompts:
     """Rows `[B, S]` in the ring's order, their lengths `[B]`, the place of each position `[S]`."""
 
-    tokens: Weight
-    vision: Weight
+    tokens: Leaf
+    vision: Leaf
     where: Where
-    lengths: Weight
-    places: Weight
+    lengths: Leaf
+    places: Leaf
 
 
 def make_prompts(prompts: Sequence[Example], capacity: int, c: World) -> Prompts:

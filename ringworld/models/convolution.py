@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ringworld.params import Weight, constant, dense, node
+from ringworld.params import Weight, constant, dense, pytree_dataclass
 
 EPS = 1e-6
 
 
-@node
+@pytree_dataclass
 class Conv:
     """A convolution over pixels: the kernel [rows, columns, in, out] and the bias."""
 
@@ -17,7 +17,7 @@ class Conv:
     bias: Weight
 
 
-@node
+@pytree_dataclass
 class Norm:
     """The gain and bias of a group norm."""
 

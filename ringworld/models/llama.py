@@ -23,7 +23,7 @@ from ringworld.attention.mask import Where, window
 from ringworld.attention.ring import SAVED
 from ringworld.errors import InputError
 from ringworld.layers import contract, feed_forward, rms_norm
-from ringworld.params import Weight, constant, dense, gather, node, stacked
+from ringworld.params import Weight, constant, dense, gather, pytree_dataclass, stacked
 from ringworld.rope import Rope, turn_halves
 from ringworld.rope_scaling import Scaling
 
@@ -87,7 +87,7 @@ class Llama:
         return Rope(theta=self.rope_theta, head_width=self.head_width, scaling=self.rope_scaling)
 
 
-@node
+@pytree_dataclass
 class Block:
     """The weights of one layer, or of all of them on a leading axis.
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from ringworld.errors import InputError
 from ringworld.models.convolution import Conv, Norm, conv, convolve, norm, normalise
-from ringworld.params import node
+from ringworld.params import pytree_dataclass
 
 COLOURS = 3
 SIDE = 4  # of every convolution
@@ -63,7 +63,7 @@ class PatchGAN:
         return side
 
 
-@node
+@pytree_dataclass
 class Weights:
     """The weights of a discriminator; the first and the last convolution have no norm."""
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from ringworld.errors import InputError
 from ringworld.models.convolution import Conv, conv, convolve
-from ringworld.params import node
+from ringworld.params import pytree_dataclass
 
 COLOURS = 3
 # Of blue, green and red, on the scale from 0 to 255: what was taken off the pictures in training.
@@ -48,7 +48,7 @@ class VGG:
 VGG16 = VGG()
 
 
-@node
+@pytree_dataclass
 class Weights:
     """The convolutions of each level, 3 x 3, on pictures whose colours are blue, green, red."""
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from ringworld.errors import InputError
 from ringworld.mesh import has_mesh, spec
 from ringworld.models.convolution import Conv, Norm, conv, convolve, norm, normalise
-from ringworld.params import Param, Weight, node
+from ringworld.params import Param, Weight, pytree_dataclass
 
 COLOURS = 3
 
@@ -93,7 +93,7 @@ NANO_VQGAN = VQGAN(
 )
 
 
-@node
+@pytree_dataclass
 class Residual:
     """A residual block; `shortcut` is there when the channels change."""
 
@@ -104,7 +104,7 @@ class Residual:
     shortcut: Conv | None
 
 
-@node
+@pytree_dataclass
 class Level:
     """The blocks at one picture size, and the convolution that leads to the next."""
 
@@ -112,7 +112,7 @@ class Level:
     resample: Conv | None
 
 
-@node
+@pytree_dataclass
 class Tower:
     """An encoder or a decoder, which differ in order only: a decoder begins with `mid`."""
 
@@ -123,7 +123,7 @@ class Tower:
     conv_out: Conv
 
 
-@node
+@pytree_dataclass
 class Weights:
     """The weights of a codec; `codebook` is [U, E]."""
 

@@ -16,7 +16,7 @@ from ringworld.layers import contract, embed, rms_norm
 from ringworld.mesh import shard
 from ringworld.models import llama
 from ringworld.models.llama import COMPUTE, Block, Llama
-from ringworld.params import Param, Weight, constant, dense, gather, node
+from ringworld.params import Param, Weight, constant, dense, gather, pytree_dataclass
 from ringworld.vocab import Vocabulary
 
 # A token's own vector outweighs what fresh layers add (about 0.2), so that copying is learned.
@@ -36,7 +36,7 @@ class World:
         return replace(self, llama=replace(self.llama, context=context, rope_theta=rope_theta))
 
 
-@node
+@pytree_dataclass
 class Heads:
     """What turns the residual stream into logits: `text` `[D, V]`, `vision` `[D, U]`; or None."""
 
@@ -45,7 +45,7 @@ class Heads:
     vision: Weight
 
 
-@node
+@pytree_dataclass
 class WorldWeights:
     """All weights: the vision entries are None without vision, `heads.text` in a tied model."""
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from ringworld.errors import InputError
 from ringworld.models import patchgan, vgg
 from ringworld.models.patchgan import PatchGAN, opinion
-from ringworld.params import Weight, init, node
+from ringworld.params import Leaf, init, pytree_dataclass
 
 Metrics = dict[str, Float[Array, ""]]
 Scalar = Float[Array, ""]
@@ -61,12 +61,12 @@ class Judges:
 PIXELS_ALONE = Judges()
 
 
-@node
+@pytree_dataclass
 class Critic:
     """A discriminator, and the moments of its optimizer."""
 
-    weights: Weight
-    moments: Weight
+    weights: Leaf
+    moments: Leaf
 
 
 class Hearing(NamedTuple):

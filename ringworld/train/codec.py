@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ringworld.errors import InputError
 from ringworld.models import vgg
 from ringworld.models.vqgan import VQGAN, Weights, latents, paint, quantise, specs
-from ringworld.params import Weight, init, node
+from ringworld.params import Leaf, init, pytree_dataclass
 from ringworld.train.adversarial import (
     PIXELS_ALONE,
     Critic,
@@ -71,15 +71,15 @@ class CodecTraining:
             )
 
 
-@node
+@pytree_dataclass
 class Tally:
     """The running sums of each code: how many latents chose it [U], and their sum [U, E]."""
 
-    counts: Weight
-    sums: Weight
+    counts: Leaf
+    sums: Leaf
 
 
-@node
+@pytree_dataclass
 class CodecMemory:
     """What a codec's step remembers beside the weights; the optimizer of its `TrainState`."""
 

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ringworld.params import Weight, node
+from ringworld.params import Leaf, pytree_dataclass
 
 
-@node
+@pytree_dataclass
 class TrainState:
     """All that a step changes.
 
@@ -17,9 +17,9 @@ class TrainState:
     that goes on from here is the run that never stopped.
     """
 
-    step: Weight  # int32 scalar: how many updates have been made
-    weights: Weight
-    optimizer: Weight
+    step: Leaf  # int32 scalar: how many updates have been made
+    weights: Leaf
+    optimizer: Leaf
 
 
 def start(weights: Any, optimizer: optax.GradientTransformation) -> TrainState:
