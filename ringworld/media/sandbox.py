@@ -33,7 +33,7 @@ from ringworld.errors import InputError
 from ringworld.media.decoder import HEADER
 from ringworld.media.forkserver import NUMBER
 
-PROGRAM = Path(__file__).with_name("warden.py")
+PROGRAM = Path(__file__).with_name("forkserver.py")
 # Bytes that a decoder may be ahead of who reads: five frames of 256 x 256.
 AHEAD = 1 << 20
 # A decoder that closed its output is given so many seconds to end by itself, to know why.
