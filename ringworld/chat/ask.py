@@ -9,9 +9,8 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from ringworld.data.example import join, open_frames
+from ringworld.inference.generate import draw_frames, write_text
 from ringworld.inference.sampling import Sampling
-from ringworld.inference.text import write_text
-from ringworld.inference.vision import draw_frames
 from ringworld.media.clip import write_animation
 from ringworld.mesh import MeshShape, make_mesh
 from ringworld.tasks.clips import bare, question_prompt, request

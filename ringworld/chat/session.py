@@ -17,10 +17,10 @@ from ringworld.errors import InputError
 from ringworld.inference.sampling import Sampling
 from ringworld.inference.stream import (
     Tick,
-    forget_after,
-    read_tape,
-    start_tape,
-    write_tape,
+    decode_tokens,
+    empty_state,
+    prefill,
+    truncate,
 )
 from ringworld.mesh import axis_size
 from ringworld.models.world import World
@@ -71,12 +71,12 @@ class Session:
 
     def reset(self) -> None:
         """Forget everything."""
-        self._said, self._tape, self._cut = Said(), start_tape(self._c), False
+        self._said, self._state, self._cut = Said(), empty_state(self._c), False
 
     @property
     def used(self) -> int:
         """The tokens that the cache holds."""
-        return self._tape.length
+        return self._state.length
 
     @property
     def left(self) -> int:
@@ -124,18 +124,18 @@ class Session:
         messages = (*self._said.messages, self._make_message(question, document, len(sights)))
         every_sight = (*self._said.sights, *sights)
         rendered = self._render(messages)
-        tape, rest = self._tape, self._find_rest(rendered)
+        state, rest = self._state, self._find_rest(rendered)
         if rest is None:
-            tape, rest, sights = start_tape(self._c), rendered, every_sight
+            state, rest, sights = empty_state(self._c), rendered, every_sight
         new = make_example(rest, sights, self._words, self._c)
-        self._check_room(tape.length + len(new) + 1)
-        before, tick, self._cut = tape.length, on_read(len(new)), False
-        tape = read_tape(self._weights, tape, new, self._c, on_chunk=tick, stopped=stopped)
-        if tape.length < before + len(new):
-            self._tape = forget_after(tape, before)
+        self._check_room(state.length + len(new) + 1)
+        before, tick, self._cut = state.length, on_read(len(new)), False
+        state = prefill(self._weights, state, new, self._c, on_chunk=tick, stopped=stopped)
+        if state.length < before + len(new):
+            self._state = truncate(state, before)
             self._said = self._said if before else Said()
             return
-        self._tape = tape
+        self._state = state
         answer: list[str] = []
         try:
             for piece in self._write(stopped):
@@ -152,18 +152,18 @@ class Session:
             )
 
     def _write(self, stopped: Callable[[], bool]) -> Iterator[str]:
-        """The pieces of one answer; the tape is kept after every one."""
+        """The pieces of one answer; the state is kept after every one."""
         typist, written, ended = Typist(self._words), 0, False
         while not (ended or stopped()):
             most = min(self.most - written, self.left)
             if most <= 0:
                 self._cut = self.left > 0
                 break
-            ids, self._tape = write_tape(
+            ids, self._state = decode_tokens(
                 self._weights,
-                self._tape,
+                self._state,
                 self._c,
-                most=most,
+                max_tokens=most,
                 seed=self._style.seed,
                 sampling=self._style.sampling,
                 stops=self._stops,
@@ -171,7 +171,7 @@ class Session:
             written += len(ids)
             ended = ids[-1] in self._stops
             if ended:
-                self._tape = forget_after(self._tape, self.used - 1)
+                self._state = truncate(self._state, self.used - 1)
             if piece := typist.type(ids[:-1] if ended else ids):
                 yield piece
         if piece := typist.finish():

@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 from ringworld.data.example import Example, text
 from ringworld.errors import InputError
 from ringworld.files import whole
+from ringworld.inference.generate import write_text
 from ringworld.inference.sampling import Sampling
-from ringworld.inference.text import write_text
 from ringworld.models.context_extension import Rule, stretch
 from ringworld.models.world import World, WorldWeights
 from ringworld.tasks.needle import (
