@@ -16,7 +16,7 @@ import json
 import os
 import resource
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -50,14 +50,13 @@ from ringworld.fetch import fetch
 from ringworld.files import whole, writing_to
 from ringworld.inference.sampling import Sampling
 from ringworld.mesh import make_mesh
+from ringworld.progress import Announce
 from ringworld.recipes.nano import Recipe, demo, run_recipe
 from ringworld.tasks.clips import FRAMES_A_CLIP
 from ringworld.tasks.shape_language import caption, questions, score_clip
 from ringworld.tasks.shapes import draw, sample_scene
 from ringworld.train.metrics import NAME as METRICS
 from ringworld.weights.model import Model, load_model
-
-Announce = Callable[[str], None]
 
 RING = 8
 GRID = Grid(lengths=(1024, 4096, 8192, 16384), depths=(0.0, 0.25, 0.5, 0.75, 1.0), rounds=2)
