@@ -152,11 +152,11 @@ def _look(model: Model, config: Chat) -> list[Int[np.ndarray, "Z Q"]]:
     """The codes of the picture and of the film that the config names."""
     sights = []
     if config.image is not None:
-        size = model.seeing.config.size
-        sights.append(model.seeing.encode(read_image(config.image, size=size)[None]))
+        size = model.codec.config.size
+        sights.append(model.codec.encode(read_image(config.image, size=size)[None]))
     if config.video is not None:
-        clip = read_video(config.video, fps=config.fps, size=model.seeing.config.size)
-        sights.append(model.seeing.encode(clip.frames))
+        clip = read_video(config.video, fps=config.fps, size=model.codec.config.size)
+        sights.append(model.codec.encode(clip.frames))
     return sights
 
 

@@ -34,7 +34,7 @@ def measure_needles(
     shelf = read_shelf(model.tokenizer, out / "data", announce)
     with jax.set_mesh(make_mesh(**asdict(mesh))):
         trials = run_needle(
-            model.placed(),
+            model.sharded_weights(),
             model.config,
             model.tokenizer,
             shelf.held_out,

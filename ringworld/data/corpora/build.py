@@ -27,7 +27,6 @@ from ringworld.data.corpora.manifest import (
     TokenizerNote,
     add_up,
     hash_codec,
-    hash_file,
     read_json,
     read_manifest,
     write_json,
@@ -47,7 +46,7 @@ from ringworld.data.corpora.ray import run_on_ray
 from ringworld.data.corpora.reader import Input, Portion, cut_portions
 from ringworld.data.corpora.spec import Spec, count_forms, read_spec
 from ringworld.errors import InputError
-from ringworld.files import alone_in, whole
+from ringworld.files import alone_in, hash_file, whole
 from ringworld.progress import Announce, make_progress
 from ringworld.text.tokenizer import load_tokenizer
 from ringworld.weights.folder import CODEC, TOKENIZER
