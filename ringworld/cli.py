@@ -1,7 +1,6 @@
 """The command line: one program, a few verbs. Bad input is one sentence and exit code 2."""
 
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from json import dumps
 from pathlib import Path
@@ -27,6 +26,7 @@ from ringworld.fetch import ASSETS, fetch
 from ringworld.inference.sampling import Sampling
 from ringworld.mesh import MeshShape
 from ringworld.models.context_extension import Rule
+from ringworld.progress import Announce
 from ringworld.recipes.codec import (
     CodecRecipe,
     FolderCodecRecipe,
@@ -40,7 +40,6 @@ from ringworld.weights.save import convert
 from ringworld.weights.shipped import NANO
 
 Positional = tyro.conf.Positional
-Announce = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)

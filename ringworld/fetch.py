@@ -26,6 +26,7 @@ from typing import IO
 from rich.console import Console
 
 from ringworld.errors import InputError
+from ringworld.files import hash_file
 
 BLOCK = 1 << 20
 LARGEST_MEMBER = 1 << 30
@@ -219,8 +220,7 @@ def find_package(asset: Asset, cache: Path, folder: Path, console: Console) -> P
             if not console.is_terminal:
                 console.print(f"Downloading {asset.package_file} ({megabytes})", highlight=False)
             package = download(asset, package, folder)
-    with open(package, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = hash_file(package)
     if found != asset.package_sha256:
         raise InputError(
             f"{package} has the sha256 {found} and not {asset.package_sha256}: delete it and put "
@@ -265,7 +265,7 @@ def extract(asset: Asset, package: Path, staged: Path) -> None:
     """Take the asset out of the package file into the path `staged`, and check its hash."""
     with open(package, "rb") as file:
         unpack(file, asset.members, staged, asset.size)
-    if not staged.exists() or digest(staged) != asset.sha256:
+    if not staged.exists() or hash_asset(staged) != asset.sha256:
         raise InputError(
             f"{asset.package_file} does not hold {asset.target} as it is pinned: install a newer "
             "ringworld."
@@ -327,13 +327,12 @@ def copy(blocks: Iterable[bytes], out: IO[bytes], most: int) -> int:
     return total
 
 
-def digest(path: Path) -> str:
-    """sha256 of a file; of a folder, that of its sorted lines "name sha256"."""
-    if path.is_dir():
-        lines = [f"{file.name} {digest(file)}\n" for file in sorted(path.iterdir())]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def hash_asset(path: Path) -> str:
+    """The sha256 of a file; of a folder, that of its sorted lines "name sha256"."""
+    if not path.is_dir():
+        return hash_file(path)
+    lines = [f"{file.name} {hash_asset(file)}\n" for file in sorted(path.iterdir())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def put_in_place(asset: Asset, staged: Path, cache: Path) -> None:

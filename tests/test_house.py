@@ -35,7 +35,7 @@ RANKS = {
     for rank, names in enumerate(
         [
             ["errors"],
-            ["files", "config"],
+            ["files", "config", "progress"],
             ["fetch", "vocab", "mesh", "cpu", "rope_scaling"],
             ["params"],
             ["layers", "attention", "rope"],

@@ -64,7 +64,7 @@ class Session:
                 "a conversation is one row, which data and fsdp cannot divide: use seq and tensor"
             )
         self._c, self._style = c, style
-        self._words, self._weights = model.tokenizer, model.placed()
+        self._words, self._weights = model.tokenizer, model.sharded_weights()
         ends = (c.vocabulary.eos, *model.ends)
         self._stops = find_stops(self._words, ends, style.template)
         self.reset()

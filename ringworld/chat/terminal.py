@@ -16,8 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from jaxtyping import Int
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from tyro.conf import Positional
 
 from ringworld.chat.session import Session, Style
@@ -27,10 +26,10 @@ from ringworld.inference.stream import Tick
 from ringworld.media.clip import read_image, read_video
 from ringworld.mesh import MeshShape, make_mesh
 from ringworld.models.context_extension import Rule, stretch
+from ringworld.progress import Announce, make_progress
 from ringworld.text.template import FORMS
 from ringworld.weights.model import Model, load_model
 
-Announce = Callable[[str], None]
 HELP = """/doc FILE   read a text file with the next question; without FILE none
 /reset      forget the conversation
 /help       this list
@@ -153,11 +152,11 @@ def _look(model: Model, config: Chat) -> list[Int[np.ndarray, "Z Q"]]:
     """The codes of the picture and of the film that the config names."""
     sights = []
     if config.image is not None:
-        size = model.seeing.config.size
-        sights.append(model.seeing.encode(read_image(config.image, size=size)[None]))
+        size = model.codec.config.size
+        sights.append(model.codec.encode(read_image(config.image, size=size)[None]))
     if config.video is not None:
-        clip = read_video(config.video, fps=config.fps, size=model.seeing.config.size)
-        sights.append(model.seeing.encode(clip.frames))
+        clip = read_video(config.video, fps=config.fps, size=model.codec.config.size)
+        sights.append(model.codec.encode(clip.frames))
     return sights
 
 
@@ -297,14 +296,12 @@ def _ask(prompt: str) -> str:
 @contextmanager
 def _reading(announce: Announce) -> Generator[Callable[[int], Tick], None, None]:
     """Progress drawn on standard error until all is read, or one plain line of it elsewhere."""
-    console = Console(stderr=True)
-    columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    bar = make_progress(TextColumn("reading"), BarColumn(), MofNCompleteColumn(), transient=True)
 
     def progress(total: int) -> Tick:
         if total < SOON:
             return lambda done: None
-        if not console.is_terminal:
+        if bar.disable:
             announce(f"reading {total:,} tokens")
         bar.start()
         task = bar.add_task("reading", total=total)

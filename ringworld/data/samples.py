@@ -4,7 +4,6 @@ Some books and some minutes of the film are held out: nothing is trained on them
 measured is measured on them.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,8 @@ from ringworld.fetch import fetch
 from ringworld.files import whole
 from ringworld.media.clip import read_video
 from ringworld.media.codec import Codec
+from ringworld.progress import Announce
 from ringworld.text.tokenizer import Tokenizer
-
-Announce = Callable[[str], None]
 
 HELD_BOOKS = frozenset({"hamlet_gut", "othello_gut", "sonnets_gut", "tempest_gut", "Isaiah"})
 # Counted from 0; every one is 60 frames at one a second.

@@ -1,6 +1,6 @@
 """Needle accuracy of a model folder, as numbers and as a picture."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from ringworld.evals.needle import Grid, Trial, make_form, run_needle
 from ringworld.files import whole
 from ringworld.mesh import MeshShape, make_mesh
 from ringworld.models.context_extension import Rule
+from ringworld.progress import Announce
 from ringworld.weights.model import load_model
 
 
@@ -20,7 +21,7 @@ def measure_needles(
     grid: Grid,
     mesh: MeshShape,
     out: Path,
-    announce: Callable[[str], None],
+    announce: Announce,
     rules: Sequence[Rule],
 ) -> None:
     """Needle accuracy of a model folder: `needle.json` and the picture `needle.png` in `out`.
@@ -33,7 +34,7 @@ def measure_needles(
     shelf = read_shelf(model.tokenizer, out / "data", announce)
     with jax.set_mesh(make_mesh(**asdict(mesh))):
         trials = run_needle(
-            model.placed(),
+            model.sharded_weights(),
             model.config,
             model.tokenizer,
             shelf.held_out,

@@ -8,7 +8,7 @@ kept after every length, and a run that was stopped goes on.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -23,6 +23,7 @@ from ringworld.inference.generate import write_text
 from ringworld.inference.sampling import Sampling
 from ringworld.models.context_extension import Rule, stretch
 from ringworld.models.world import World, WorldWeights
+from ringworld.progress import Announce
 from ringworld.tasks.needle import (
     BOOK,
     QUESTION,
@@ -88,7 +89,7 @@ def run_needle(
     books: Sequence[Int[np.ndarray, "_"]],
     grid: Grid,
     results: Path,
-    announce: Callable[[str], None],
+    announce: Announce,
     *,
     form: Form | None = None,
     rules: Sequence[Rule] = ("plain",),

@@ -9,7 +9,7 @@ logits of all tokens never exist.
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from io import BytesIO
@@ -32,10 +32,10 @@ from ringworld.files import whole
 from ringworld.mesh import MeshShape, axis_size, has_mesh, make_mesh, shard, spec
 from ringworld.models.context_extension import Rule, stretch
 from ringworld.models.world import World, WorldWeights, forward, gather_heads
+from ringworld.progress import Announce
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.weights.model import load_model
 
-Announce = Callable[[str], None]
 # Tokens of a device whose logits exist at one time: 256 x 49152 float32 are 50 MB.
 LOGITS = 256
 # The first bucket: positions are told apart by ratio, so the buckets grow with them. From QUARTERED
@@ -238,7 +238,7 @@ def measure_perplexity(config: Perplexity, announce: Announce) -> list[Curve]:
         raise InputError(f"{config.text} is no UTF-8 text that can be read: check it") from None
     with jax.set_mesh(make_mesh(**asdict(config.mesh))):
         model = load_model(config.model)
-        weights = model.placed()
+        weights = model.sharded_weights()
         curves = run_perplexity(weights, model.config, model.tokenizer, written, config, announce)
     trained = model.config.llama.context
     told = {"model": str(config.model), "text": config.text.name, "trained": trained}

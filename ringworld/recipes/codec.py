@@ -33,6 +33,7 @@ from ringworld.media.clip import read_video
 from ringworld.media.codec import Codec
 from ringworld.models.patchgan import PatchGAN
 from ringworld.models.vqgan import NANO_VQGAN, VQGAN, Weights, decode, encode
+from ringworld.progress import Announce
 from ringworld.recipes.pictures import (
     Windows,
     find_media,
@@ -51,7 +52,6 @@ from ringworld.weights.codecs import load_codec
 from ringworld.weights.folder import CODEC, save_folder
 from ringworld.weights.vgg import Features, load_features
 
-Announce = Callable[[str], None]
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 Frames = UInt8[np.ndarray, "Z Y X 3"]
 Unseen = UInt8[np.ndarray, "z y y 3"]  # frames of held-out minutes, as the model reads them

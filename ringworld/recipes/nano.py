@@ -22,6 +22,7 @@ from ringworld.fetch import fetch
 from ringworld.mesh import MeshShape
 from ringworld.models.llama import Llama
 from ringworld.models.world import World
+from ringworld.progress import Announce
 from ringworld.recipes.codec import CodecRecipe, FolderCodecRecipe, folder_codec, nano_codec
 from ringworld.recipes.shards import ShardRecipe, shards
 from ringworld.recipes.sources import text_sources, vision_sources
@@ -160,7 +161,7 @@ def find_recipe(name: str) -> AnyRecipe:
 
 
 def make_vision(
-    recipe: Recipe, tokenizer: Tokenizer, parts: Path, cache: Path, announce: Callable[[str], None]
+    recipe: Recipe, tokenizer: Tokenizer, parts: Path, cache: Path, announce: Announce
 ) -> dict[str, Source]:
     """The film and the moving shapes, through the codec of the model folder `parts`."""
     codec = load_codec(parts / CODEC)
@@ -169,7 +170,7 @@ def make_vision(
     return vision_sources(film, clips, tokenizer, recipe.model.vocabulary)
 
 
-def run_recipe(recipe: Recipe, folder: Path, announce: Callable[[str], None]) -> Path:
+def run_recipe(recipe: Recipe, folder: Path, announce: Announce) -> Path:
     """Train the chain in `folder`, one sub-folder a stage; returns the last stage's model folder.
 
     Stages that are done are not repeated, the one that was interrupted goes on. The resolved

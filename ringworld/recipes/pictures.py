@@ -26,9 +26,9 @@ from ringworld.errors import InputError
 from ringworld.files import alone_in, whole, writing_to
 from ringworld.media.clip import read_clip, stream_clip
 from ringworld.media.sampling import Pick
+from ringworld.progress import Announce
 from ringworld.recipes.pixels import to_unit, window
 
-Announce = Callable[[str], None]
 Frames = UInt8[np.ndarray, "Z Y X 3"]
 
 STILLS = frozenset({".png", ".jpg", ".jpeg", ".webp"})

@@ -8,7 +8,6 @@ F/stage/          metrics and checkpoints
 F/model/          the trained model
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from ringworld.data.packing.mix import Chosen, draw_forms, mix_sources
 from ringworld.data.packing.rows import Apart, Examples
 from ringworld.errors import InputError
 from ringworld.mesh import MeshShape
+from ringworld.progress import Announce
 from ringworld.rope import check_rope, rope_theta
 from ringworld.train.loop import Loop
 from ringworld.train.optimizer import AdamW
@@ -27,8 +27,6 @@ from ringworld.train.record import record_run
 from ringworld.train.stage import Stage, train_stage
 from ringworld.weights.model import CODEC, TOKENIZER, load_model, save_model
 from ringworld.weights.shipped import NANO
-
-Announce = Callable[[str], None]
 
 # As a stage's RoPE base: what the law makes of the base that the model has.
 BY_THE_LAW = 0.0

@@ -9,7 +9,7 @@ The shipped one was made so, before the reader of books left out the transcriber
 2,048 tokens are others than this recipe gives today.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +17,12 @@ from ringworld.data.books import read_books
 from ringworld.data.samples import HELD_BOOKS
 from ringworld.fetch import fetch
 from ringworld.files import whole
+from ringworld.progress import Announce
 from ringworld.tasks.needle import CITIES, Needle
 from ringworld.text.template import RULES, SYSTEM
 from ringworld.text.tokenizer import train_tokenizer
 from ringworld.train.record import record_run
 from ringworld.weights.folder import TOKENIZER
-
-Announce = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ What is given is not learned, so an example teaches one modality. The bare video
 guidance moves away from.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from jaxtyping import Int
 from ringworld.data.example import Example, frames, join, text
 from ringworld.data.samples import Film, write_arrays
 from ringworld.media.codec import Codec
+from ringworld.progress import Announce
 from ringworld.tasks.shape_language import caption, questions
 from ringworld.tasks.shapes import Scene, draw, sample_scene
 from ringworld.text.template import DESCRIBE, SYSTEM
@@ -30,8 +31,6 @@ FRAMES_A_CLIP = 6
 OVER_FILM = 0.2
 # The most turns of a talk about one clip: each tells of the same codes, which are read only once.
 TURNS = 8
-
-Announce = Callable[[str], None]
 
 
 @dataclass(frozen=True)

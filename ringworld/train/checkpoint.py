@@ -22,7 +22,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ from jax.experimental import multihost_utils
 from ringworld.errors import InputError
 from ringworld.files import check_space, sync, writing_to
 from ringworld.params import paths
+from ringworld.progress import Announce
 from ringworld.train.manifest import Damaged, read_manifest, verify, write_manifest
 from ringworld.train.state import TrainState
 
@@ -60,7 +61,7 @@ class Checkpoints:
     folder: Path
     keep: int
     milestones: tuple[int, ...]
-    announce: Callable[[str], None]
+    announce: Announce
 
     def __post_init__(self) -> None:
         if self.keep < 2:

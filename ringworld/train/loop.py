@@ -18,6 +18,7 @@ import jax
 
 from ringworld.errors import InputError
 from ringworld.files import alone_in
+from ringworld.progress import Announce
 from ringworld.train.checkpoint import FOLDER, Checkpoints
 from ringworld.train.metrics import MetricsLog
 from ringworld.train.state import TrainState, is_finite, outline
@@ -49,7 +50,7 @@ def fit(
     identity: dict[str, Any],
     flops_per_step: float,
     tokens_per_step: int,
-    announce: Callable[[str], None],
+    announce: Announce,
 ) -> TrainState:
     """Train until `loop.steps` updates are made, from the newest whole checkpoint in `folder`.
 

@@ -7,7 +7,6 @@ never keeps a device waiting.
 import json
 import math
 import time
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -15,12 +14,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
 from ringworld.errors import InputError
 from ringworld.files import sync, whole, writing_to
 from ringworld.mesh import make_mesh
+from ringworld.progress import Announce, make_progress
 
 NAME = "metrics.jsonl"
 MUST_BE_FINITE = ("loss", "grad_norm")
@@ -76,14 +75,16 @@ class MetricsLog:
         log_every: int,
         flops_per_step: float,
         tokens_per_step: int,
-        announce: Callable[[str], None],
+        announce: Announce,
     ) -> None:
         self.path = folder / NAME
         self.steps, self.log_every, self.announce = steps, log_every, announce
         self.flops_per_step, self.tokens_per_step = flops_per_step, tokens_per_step
         self._waiting: tuple[int, dict[str, jax.Array], float] | None = None
         keep_before(self.path, start)
-        self._bar = _progress()
+        self._bar = make_progress(
+            BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.description}")
+        )
         self._task = self._bar.add_task("", total=steps, completed=start)
         peak_flops()
         self._since = time.perf_counter()
@@ -191,14 +192,3 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
-
-
-def _progress() -> Progress:
-    console = Console()
-    columns = (
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}"),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=console, disable=not console.is_terminal)

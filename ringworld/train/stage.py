@@ -1,7 +1,7 @@
 """Stages of growing context: the same program with another length, mesh and RoPE base."""
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from ringworld.mesh import MeshShape, Rules, WeightAxis, make_mesh
 from ringworld.models.llama import HOST, Activations, flops_per_token
 from ringworld.models.world import World, WorldWeights, specs
 from ringworld.params import init, shardings
+from ringworld.progress import Announce
 from ringworld.train.loop import Loop, fit
 from ringworld.train.optimizer import AdamW, make_optimizer
 from ringworld.train.state import start
@@ -64,7 +65,7 @@ def train_stage(
     weights: WorldWeights | None,
     examples: Examples | Apart,
     folder: Path,
-    announce: Callable[[str], None],
+    announce: Announce,
 ) -> WorldWeights:
     """Train `model` at the stage's length from `weights` or fresh ones; the result is on the host.
 

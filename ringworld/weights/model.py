@@ -31,30 +31,31 @@ from ringworld.weights.open import Opened, open_model
 class Model:
     """A model, and what turns text and frames into its tokens.
 
-    There are no `words` in a folder of weights alone, and no codec without vision. `ends` are the
-    tokens that end an answer besides the vocabulary's own.
+    `tokenizer_or_none` is None in a folder of weights alone, `codec_or_none` in a model of text;
+    `tokenizer` and `codec` are never None. `ends` are the ids that end an answer besides the
+    vocabulary's own.
     """
 
     config: World
     weights: WorldWeights
-    words: Tokenizer | None
-    codec: Codec | None
+    tokenizer_or_none: Tokenizer | None
+    codec_or_none: Codec | None
     chat_template: str | None = None
     ends: tuple[int, ...] = ()
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises InputError when the model came without one."""
-        if self.words is None:
+        if self.tokenizer_or_none is None:
             raise InputError("this model has no tokenizer.json: copy it into the model's folder")
-        return self.words
+        return self.tokenizer_or_none
 
     @property
-    def seeing(self) -> Codec:
+    def codec(self) -> Codec:
         """The codec. Raises InputError when the model has none."""
-        if self.codec is None:
+        if self.codec_or_none is None:
             raise InputError("this model reads text only: use one with a codec folder")
-        return self.codec
+        return self.codec_or_none
 
     def logits(
         self,
@@ -85,10 +86,12 @@ class Model:
         _check_ids(columns[0], columns[1] > 0, columns[3] > 0, self.config.vocabulary)
         rows = (shard(jnp.asarray(x), "batch", "seq") for x in columns)
         row, vision, position, segment = rows
-        return _logits(self.placed(), row, vision > 0, Where(position, segment), self.config)
+        return _logits(
+            self.sharded_weights(), row, vision > 0, Where(position, segment), self.config
+        )
 
-    def placed(self) -> WorldWeights:
-        """The weights on the mesh that is set."""
+    def sharded_weights(self) -> WorldWeights:
+        """The weights, sharded over the mesh that is set."""
         if not has_mesh():
             return self.weights
         mesh = jax.sharding.get_mesh()

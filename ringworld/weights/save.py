@@ -7,7 +7,7 @@ one at a time and unchanged: what came in as bfloat16 goes out as the same bytes
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from tokenizers import Tokenizer as Bpe
 
 from ringworld.errors import InputError
 from ringworld.models.world import World
+from ringworld.progress import Announce
 from ringworld.weights.codecs import is_codec, open_codec
 from ringworld.weights.diffusers import write_codec, write_diffusers
 from ringworld.weights.folder import CODEC, CONFIG, TENSORS, TOKENIZER, new_folder, write_folder
@@ -46,7 +47,7 @@ def convert(
     src: Path,
     dst: Path,
     add_vision: Path | None,
-    announce: Callable[[str], None],
+    announce: Announce,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write the model or the codec of `src` to the new folder `dst`, all of it or nothing.

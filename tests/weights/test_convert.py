@@ -208,7 +208,7 @@ def test_text_logits_are_the_same_bits_when_vision_is_added(tmp_path: Path, tied
     assert after.tokenizer.id("<vision>") < words.text
     vectors = np.asarray(after.weights.vision_embed)
     np.testing.assert_allclose(vectors.std(), np.asarray(after.weights.text_embed).std(), rtol=0.05)
-    assert after.seeing.config == load_model(NANO).seeing.config
+    assert after.codec.config == load_model(NANO).codec.config
     with pytest.raises(InputError, match="sees already"):
         convert(tmp_path / "world", tmp_path / "twice", CODEC, quiet)
 

@@ -163,10 +163,10 @@ def test_a_world_model_reads_and_draws_in_torch_as_it_does_here(world_folder: Pa
     wanted = logits_of(theirs.model, prompt)
     joined = np.concatenate([found.text, found.vision], axis=-1)
     np.testing.assert_allclose(joined, wanted, atol=TOLERANCE, rtol=0)
-    codes = ours.seeing.encode(pixels[None])
+    codes = ours.codec.encode(pixels[None])
     np.testing.assert_array_equal(prompt[0, seen[0]][:-1] - text, codes[0])
     drawn = np.asarray(theirs.paint((codes[0] + text).tolist()), np.int32)
     # A number between two bytes may be rounded to either of them.
-    assert np.abs(drawn - ours.seeing.decode(codes)[0].astype(np.int32)).max() <= 1
+    assert np.abs(drawn - ours.codec.decode(codes)[0].astype(np.int32)).max() <= 1
     assert isinstance(theirs.answer("What moves?", Image.fromarray(pixels)), str)
     assert theirs.draw("an image of a red circle").size == (64, 64)

@@ -56,7 +56,7 @@ def learn(model: Model) -> tuple[jax.Array, Any]:
     rows = {name: shard(jnp.asarray(x), "batch", "seq") for name, x in columns().items()}
     batch = Batch(**rows)
     step = jax.jit(jax.value_and_grad(lambda w: loss(w, batch, model.config, 0.0)[0]))
-    return jax.device_get(step(model.placed()))
+    return jax.device_get(step(model.sharded_weights()))
 
 
 def columns() -> dict[str, np.ndarray]:

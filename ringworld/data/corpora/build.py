@@ -13,8 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
 from ringworld.config import plainly, strictly
 from ringworld.data.corpora.manifest import (
@@ -28,7 +27,6 @@ from ringworld.data.corpora.manifest import (
     TokenizerNote,
     add_up,
     hash_codec,
-    hash_file,
     read_json,
     read_manifest,
     write_json,
@@ -48,13 +46,13 @@ from ringworld.data.corpora.ray import run_on_ray
 from ringworld.data.corpora.reader import Input, Portion, cut_portions
 from ringworld.data.corpora.spec import Spec, count_forms, read_spec
 from ringworld.errors import InputError
-from ringworld.files import alone_in, whole
+from ringworld.files import alone_in, hash_file, whole
+from ringworld.progress import Announce, make_progress
 from ringworld.text.tokenizer import load_tokenizer
 from ringworld.weights.folder import CODEC, TOKENIZER
 from ringworld.weights.shipped import NANO
 
 Engine = Literal["local", "ray"]
-Announce = Callable[[str], None]
 # How portions are done: each by the function, told in the order of the portions.
 Run = Callable[[Callable[[Portion], PortionNote], Sequence[Portion]], Iterator[PortionNote]]
 
@@ -268,9 +266,7 @@ def collect(
     """
     bad = [row for note in done.values() for row in note.bad]
     most = job.spec.max_bad if job.spec.on_bad == "skip" else 0
-    console = Console(stderr=True)
-    columns = (TextColumn("portions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with make_progress(TextColumn("portions"), BarColumn(), MofNCompleteColumn()) as progress:
         task = progress.add_task("", total=total, completed=len(done))
         for note in notes:
             bad += note.bad

@@ -9,7 +9,7 @@ from typing import Any
 
 from ringworld.config import plainly, strictly
 from ringworld.errors import InputError
-from ringworld.files import whole
+from ringworld.files import hash_file, whole
 from ringworld.vocab import Vocabulary
 
 MANIFEST = "manifest.json"
@@ -153,15 +153,6 @@ def write_json(path: Path, value: Any) -> None:
     """A dataclass as JSON, whole or not at all; the same value gives the same bytes."""
     with whole(path) as draft:
         draft.write_text(json.dumps(plainly(value), indent=1) + "\n", "utf-8")
-
-
-def hash_file(path: Path) -> str:
-    """The sha256 of a file. Raises InputError when it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: check the path") from error
 
 
 def hash_codec(folder: Path) -> str:

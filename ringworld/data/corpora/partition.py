@@ -29,7 +29,6 @@ from ringworld.data.corpora.manifest import (
     CodecNote,
     ShardNote,
     TokenizerNote,
-    hash_file,
     make_vocabulary,
     write_json,
 )
@@ -47,6 +46,7 @@ from ringworld.data.corpora.spec import (
     Text,
 )
 from ringworld.errors import InputError
+from ringworld.files import hash_file
 from ringworld.text.tokenizer import Tokenizer, load_tokenizer
 from ringworld.weights.codecs import load_codec
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ringworld.config import strictly
-from ringworld.data.corpora.manifest import hash_file, read_json, write_json
+from ringworld.data.corpora.manifest import read_json, write_json
 from ringworld.data.corpora.reader import Input, Portion
 from ringworld.errors import InputError
+from ringworld.files import hash_file
 
 
 @dataclass(frozen=True, kw_only=True)

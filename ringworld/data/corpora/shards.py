@@ -34,12 +34,11 @@ from ringworld.data.corpora.manifest import (
     Manifest,
     ShardNote,
     hash_codec,
-    hash_file,
     read_manifest,
 )
 from ringworld.data.example import Example
 from ringworld.errors import InputError
-from ringworld.files import whole
+from ringworld.files import hash_file, whole
 from ringworld.text.tokenizer import load_tokenizer
 
 # Tokens that are collected before they are written: 4 MiB, whatever the length of the shard.

@@ -24,8 +24,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 
 from ringworld.data.questions.chunks import Chunk, cut, measure_documents, read_documents
 from ringworld.data.questions.completion import Reply
@@ -45,6 +44,7 @@ from ringworld.data.questions.pairs import (
 from ringworld.data.questions.replies import PRIVATE, Replies
 from ringworld.errors import InputError
 from ringworld.files import alone_in, whole, writing_to
+from ringworld.progress import Announce, make_progress
 from ringworld.text.tokenizer import Tokenizer, load_tokenizer
 
 ROWS, PAIRS, REPORT, CACHE = "questions.jsonl", "pairs.jsonl", "report.json", "cache"
@@ -112,7 +112,7 @@ class Counts:
         return Counter() if answered else self.unanswered
 
 
-def run_qa(qa: QA, announce: Callable[[str], None], client: Client | None = None) -> Path:
+def run_qa(qa: QA, announce: Announce, client: Client | None = None) -> Path:
     """Write `questions.jsonl`, `pairs.jsonl` and `report.json` into the folder; return the first.
 
     Raises InputError for what a user can put right, and KeyboardInterrupt when it was stopped, once
@@ -287,7 +287,7 @@ def _line(said: dict[str, Any]) -> str:
     return json.dumps(said, ensure_ascii=False) + "\n"
 
 
-def _report(asker: Asker, announce: Callable[[str], None]) -> None:
+def _report(asker: Asker, announce: Announce) -> None:
     """Write `report.json`, and say the same in some lines."""
     counts, tally, qa = asker.counts, asker.client.tally, asker.qa
     said = {
@@ -332,7 +332,7 @@ def _reasons(counter: Counter[str]) -> str:
 
 
 @contextmanager
-def _stopping(client: Client, announce: Callable[[str], None]) -> Generator[None, None, None]:
+def _stopping(client: Client, announce: Announce) -> Generator[None, None, None]:
     """On SIGINT or SIGTERM nothing more is sent, and what is under way arrives; a second cuts it.
 
     Signals reach the main thread alone; elsewhere this does nothing.
@@ -359,14 +359,8 @@ def _stopping(client: Client, announce: Callable[[str], None]) -> Generator[None
 @contextmanager
 def _progress(asker: Asker) -> Generator[Callable[[int], None], None, None]:
     """A bar over the bytes of the documents, with the pairs and tokens so far."""
-    console = Console(stderr=True)
-    columns = (
-        BarColumn(bar_width=20),
-        TaskProgressColumn(),
-        TextColumn("{task.description}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    columns = BarColumn(bar_width=20), TaskProgressColumn(), TextColumn("{task.description}")
+    with make_progress(*columns) as bar:
         task = bar.add_task("", total=measure_documents(asker.qa.documents))
 
         def show(size: int) -> None:
