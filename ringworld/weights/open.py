@@ -20,10 +20,8 @@ from ringworld.models.world import World, specs
 from ringworld.params import Param, paths
 from ringworld.rope_scaling import Llama3, YaRN
 from ringworld.vocab import Vocabulary
+from ringworld.weights.file_names import CHAT_TEMPLATE, CODEC, CONFIG, LWM_FILES, TOKENIZER
 from ringworld.weights.folder import (
-    CODEC,
-    CONFIG,
-    TOKENIZER,
     check_table,
     load_folder,
     make_config,
@@ -31,7 +29,7 @@ from ringworld.weights.folder import (
 )
 from ringworld.weights.gguf import is_gguf
 from ringworld.weights.gguf_model import read_gguf
-from ringworld.weights.huggingface import CHAT_TEMPLATE, read_hf, read_world
+from ringworld.weights.huggingface import read_hf, read_world
 from ringworld.weights.imported import Checkpoint, read_ends
 from ringworld.weights.joint import split_tables
 from ringworld.weights.lwm import read_lwm
@@ -40,7 +38,6 @@ from ringworld.weights.tensors import Pieces, Read
 
 # What a decoder has at least one of.
 SIZES = ("layers", "model", "mlp", "heads", "kv_heads", "head_width", "context")
-LWM_FILES = ("streaming_params", "streaming_train_state", "params")
 # What some files hold besides the weights, and nobody needs.
 PASSED_OVER = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
 
