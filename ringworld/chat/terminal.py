@@ -21,12 +21,12 @@ from tyro.conf import Positional
 
 from ringworld.chat.session import Session, Style
 from ringworld.errors import InputError
-from ringworld.inference.sampling import Sampling
 from ringworld.inference.stream import Tick
 from ringworld.media.clip import read_image, read_video
-from ringworld.mesh import MeshShape, make_mesh
-from ringworld.models.context_extension import Rule, stretch
+from ringworld.mesh import make_mesh
+from ringworld.models.context_extension import stretch
 from ringworld.progress import Announce, make_progress
+from ringworld.settings import Extension, MeshShape, Sampling
 from ringworld.text.template import FORMS
 from ringworld.weights.model import Model, load_model
 
@@ -54,7 +54,7 @@ class Chat:
     """frames of the video a second"""
     context: int | None = None
     """tokens of the conversation; more than the model was trained for stretches its RoPE"""
-    rope: Rule = "yarn"
+    rope: Extension = "yarn"
     """how RoPE is stretched"""
     template: str | None = None
     """lwm, needle or a file of Jinja; without it the model's own"""

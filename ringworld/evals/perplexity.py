@@ -29,10 +29,11 @@ from ringworld.attention.mask import Where
 from ringworld.errors import InputError
 from ringworld.evals.heatmap import name_length
 from ringworld.files import whole
-from ringworld.mesh import MeshShape, axis_size, has_mesh, make_mesh, shard, spec
-from ringworld.models.context_extension import Rule, stretch
+from ringworld.mesh import axis_size, has_mesh, make_mesh, shard, spec
+from ringworld.models.context_extension import stretch
 from ringworld.models.world import World, WorldWeights, forward, gather_heads
 from ringworld.progress import Announce
+from ringworld.settings import Extension, MeshShape
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.weights.model import load_model
 
@@ -51,7 +52,7 @@ class Perplexity:
     text: Path
     """a UTF-8 text file; a long one the model has not seen"""
     context: int = 2048
-    rules: tuple[Rule, ...] = ("plain",)
+    rules: tuple[Extension, ...] = ("plain",)
     """how RoPE is stretched where the context exceeds the model's: plain theta ntk yarn"""
     passages: int = 8
     """the most passages that are read, spread evenly over the text"""

@@ -11,17 +11,15 @@ Here s is the new context over the trained one. Nothing is trained: what it cost
 """
 
 from dataclasses import replace
-from typing import Literal
 
 from ringworld.errors import InputError
 from ringworld.models.world import World
 from ringworld.rope import rope_theta
 from ringworld.rope_scaling import YaRN
+from ringworld.settings import Extension
 
-Rule = Literal["theta", "ntk", "yarn", "plain"]
 
-
-def stretch(c: World, context: int, rule: Rule) -> World:
+def stretch(c: World, context: int, rule: Extension) -> World:
     """The model for `context` tokens. A shorter context than its own changes no rotary.
 
     Raises InputError for a context below 2, or a rule that cannot follow the model's own scaling.

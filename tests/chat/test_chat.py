@@ -29,7 +29,6 @@ from ringworld.chat.terminal import (
 from ringworld.data.example import Example, frames, join, text
 from ringworld.errors import InputError
 from ringworld.inference import stream
-from ringworld.inference.sampling import Sampling
 from ringworld.inference.stream import (
     CHUNK,
     DecodeState,
@@ -48,6 +47,7 @@ from ringworld.models.world import World, WorldWeights, forward, specs
 from ringworld.params import init, shardings
 from ringworld.rope import critical_base
 from ringworld.rope_scaling import YaRN
+from ringworld.settings import Sampling
 from ringworld.tasks.needle import Needle
 from ringworld.text.template import FORMS
 from ringworld.text.tokenizer import load_tokenizer
