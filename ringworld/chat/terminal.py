@@ -24,7 +24,7 @@ from ringworld.errors import InputError
 from ringworld.inference.stream import Tick
 from ringworld.media.clip import read_image, read_video
 from ringworld.mesh import make_mesh
-from ringworld.models.context_extension import stretch
+from ringworld.models.context_extension import extend_context
 from ringworld.progress import Announce, make_progress
 from ringworld.settings import Extension, MeshShape, Sampling
 from ringworld.text.template import FORMS
@@ -109,7 +109,7 @@ def open_session(model: Model, config: Chat) -> Session:
     """A session in the model's own template, or as the config says."""
     c = model.config
     if config.context is not None:
-        c = stretch(c, config.context, config.rope)
+        c = extend_context(c, config.context, config.rope)
     style = Style(
         template=choose_template(model.chat_template, config.template, config.doc is not None),
         sampling=config.sampling,

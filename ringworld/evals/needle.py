@@ -20,7 +20,7 @@ from ringworld.data.example import Example, text
 from ringworld.errors import InputError
 from ringworld.files import whole
 from ringworld.inference.generate import write_text
-from ringworld.models.context_extension import stretch
+from ringworld.models.context_extension import extend_context
 from ringworld.models.world import World, WorldWeights
 from ringworld.progress import Announce
 from ringworld.settings import Extension, Sampling
@@ -111,7 +111,7 @@ def run_needle(
             if not depths:
                 continue
             asked = _hide_needles(tokenizer, form, pages, length, depths, (grid.seed, length, turn))
-            stretched = stretch(c, length, rule) if beyond else c
+            stretched = extend_context(c, length, rule) if beyond else c
             steps, drawn = answer_room(form), Sampling()
             prompts = [ids for _, ids in asked]
             written = write_text(

@@ -30,7 +30,7 @@ from ringworld.errors import InputError
 from ringworld.evals.heatmap import name_length
 from ringworld.files import whole
 from ringworld.mesh import axis_size, has_mesh, make_mesh, shard, spec
-from ringworld.models.context_extension import stretch
+from ringworld.models.context_extension import extend_context
 from ringworld.models.world import World, WorldWeights, forward, gather_heads
 from ringworld.progress import Announce
 from ringworld.settings import Extension, MeshShape
@@ -199,7 +199,7 @@ def run_perplexity(
     opening = words.opening
     rows, curves = cut_passages(ids, opening, config.context, config.passages), []
     for rule in config.rules:
-        losses = measure_losses(weights, rows, stretch(c, config.context, rule))
+        losses = measure_losses(weights, rows, extend_context(c, config.context, rule))
         curves.append(make_curve(losses, len(opening), rule, config.context))
         announce(
             f"perplexity: {rule} at {config.context:,} tokens: {curves[-1].perplexity:.3f}, and "
