@@ -43,6 +43,6 @@ class UnavailableError(InputError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ ", did you mean X?" for the known name nearest to a mistyped one, or "" when none is near."""
+    """What to add behind a mistyped name: the nearest known one as a question, or nothing."""
     near = get_close_matches(name, list(known), n=1)
     return f", did you mean {near[0]}?" if near else ""
