@@ -15,12 +15,12 @@ import base64
 import binascii
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from ringworld.config import plainly, strictly
+from ringworld.config import from_dict
 from ringworld.data.corpora.encoding import Media
 from ringworld.data.corpora.spec import Sampling
 from ringworld.errors import InputError
@@ -97,7 +97,7 @@ def read_media(
     table = dict(entry) if isinstance(entry, Mapping) else {"path": entry}
     own = {**(beside or {}), **table}
     said = {key: own[key] for key in SAMPLING if own.get(key) is not None}
-    rules = strictly(Sampling, plainly(sampling) | said, f"the {kind}")
+    rules = from_dict(Sampling, asdict(sampling) | said, f"the {kind}")
     return Media(source=_find(table, kind, folder), still=STILL[kind], sampling=rules)
 
 
