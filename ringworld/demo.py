@@ -48,10 +48,10 @@ from ringworld.evals.story import (
 )
 from ringworld.fetch import fetch
 from ringworld.files import whole, writing_to
-from ringworld.inference.sampling import Sampling
 from ringworld.mesh import make_mesh
 from ringworld.progress import Announce
 from ringworld.recipes.nano import Recipe, demo, run_recipe
+from ringworld.settings import Sampling
 from ringworld.tasks.clips import FRAMES_A_CLIP
 from ringworld.tasks.shape_language import caption, questions, score_clip
 from ringworld.tasks.shapes import draw, sample_scene

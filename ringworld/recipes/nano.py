@@ -19,7 +19,6 @@ from ringworld.data.packing.mix import Source, draw_examples
 from ringworld.data.samples import read_film, read_shelf
 from ringworld.errors import InputError
 from ringworld.fetch import fetch
-from ringworld.mesh import MeshShape
 from ringworld.models.llama import Llama
 from ringworld.models.world import World
 from ringworld.progress import Announce
@@ -28,6 +27,7 @@ from ringworld.recipes.shards import ShardRecipe, shards
 from ringworld.recipes.sources import text_sources, vision_sources
 from ringworld.recipes.tokenizer import TokenizerRecipe, nano_tokenizer
 from ringworld.rope import check_rope, rope_theta, stable_base
+from ringworld.settings import MeshShape
 from ringworld.tasks.clips import draw_clips
 from ringworld.text.tokenizer import Tokenizer, load_tokenizer
 from ringworld.train.loop import Loop

@@ -18,9 +18,9 @@ from ringworld.data.corpora.shards import Shards
 from ringworld.data.packing.mix import Chosen, draw_forms, mix_sources
 from ringworld.data.packing.rows import Apart, Examples
 from ringworld.errors import InputError
-from ringworld.mesh import MeshShape
 from ringworld.progress import Announce
 from ringworld.rope import check_rope, rope_theta
+from ringworld.settings import MeshShape
 from ringworld.train.loop import Loop
 from ringworld.train.optimizer import AdamW
 from ringworld.train.record import record_run

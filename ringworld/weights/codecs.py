@@ -13,12 +13,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ringworld.config import from_dict
 from ringworld.errors import InputError
 from ringworld.media.codec import Codec, FloatCodec
 from ringworld.models.vqgan import VQGAN, specs
 from ringworld.params import paths
 from ringworld.weights.cursor import finite
-from ringworld.weights.folder import check_table, fill, load_folder, make_config, read_config
+from ringworld.weights.folder import check_table, fill, load_folder, read_config
 from ringworld.weights.settings import CONFIG, read_settings, size_of
 from ringworld.weights.tensors import read_tensors
 from ringworld.weights.unpickle import read_pickle
@@ -116,7 +117,7 @@ def _open_ours(path: Path) -> tuple[VQGAN, Mapping[str, np.ndarray]]:
     kind, values, tensors = load_folder(path)
     if kind != VQGAN_KIND:
         raise InputError(f"{path} holds a {kind}, not a vqgan: give the folder of a codec")
-    config = make_config(VQGAN, values)
+    config = from_dict(VQGAN, values, str(path / CONFIG))
     check_table(specs(config), tensors)
     return config, tensors
 

@@ -863,7 +863,7 @@ BAD_SPECS = {
     ),
     "no frames": (f"{CAPTIONS}num_frames = 0", "num_frames must be at least 1"),
     "bad part": (f"{CAPTIONS}video_start = 3\nvideo_end = 2", "captions 1: a film from second 3"),
-    "no end": (f"{CAPTIONS}video_end = inf", "video_end is no number of seconds"),
+    "no end": (f"{CAPTIONS}video_end = inf", "video_end must be a number, not inf"),
     "no UTF-8": ('seed = 1\n[[text]]\nname = "\udcff"', "spec.toml:3: this is not UTF-8"),
     "bad order": (f'{CAPTIONS}orders = ["up"]', "orders must be one of"),
     "no order": (f"{CAPTIONS}orders = []", "names no order"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_sentencepiece import SMALL
+from sentencepiece_files import SMALL
 from tokenizers import Tokenizer as Bpe
 from tokenizers import processors
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from foreign import PARITY
 from gguf import GGMLQuantizationType, quants
-from test_sentencepiece import SMALL
+from sentencepiece_files import SMALL
 from tiny_hf import write_tiny
 
 import ringworld

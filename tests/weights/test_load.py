@@ -273,21 +273,27 @@ def test_a_config_that_does_not_fit_is_refused_in_one_sentence(
 
 OUR_WRONG = [
     ({"kind": "car"}, "holds a car, not a world model"),
-    ({"wings": 2}, "unknown field wings"),
-    ({"tied": "yes"}, "the field tied of config.json is 'yes', which it cannot be"),
-    ({"llama": [1]}, "no object llama"),
+    ({"wings": 2}, "unknown key wings"),
+    ({"tied": "yes"}, "config.json: tied must be true or false, not 'yes'"),
+    ({"llama": [1]}, "config.json: llama is not a table"),
     (
         {"llama.mlp": 40},
         r"w_gate has the shape \(2, 32, 48\) and the config asks for \(2, 32, 40\)",
     ),
-    ({"llama.mlp": "many"}, "the field mlp of config.json is 'many', which it cannot be"),
-    ({"llama.mlp": True}, "the field mlp of config.json is True, which it cannot be"),
-    ({"llama.layers": -1}, "the field layers of config.json is -1: make it 1 or more"),
-    ({"llama.kv_heads": 0}, "the field kv_heads of config.json is 0: make it 1 or more"),
-    ({"llama.dtype": "int3"}, "the field dtype of config.json is 'int3'"),
-    ({"llama.rope_theta": 0.5}, "the field rope_theta of config.json is 0.5: RoPE's base"),
-    ({"llama.rope_theta": float("nan")}, "the field rope_theta of config.json is nan"),
-    ({"vocabulary.text": "x"}, "the field text of config.json is 'x', which it cannot be"),
+    ({"llama.mlp": "many"}, "config.json: llama: mlp must be a whole number, not 'many'"),
+    ({"llama.mlp": True}, "config.json: llama: mlp must be a whole number, not True"),
+    ({"llama.layers": -1}, "config.json: llama: layers is -1: make it 1 or more"),
+    ({"llama.kv_heads": 0}, "config.json: llama: kv_heads is 0: make it 1 or more"),
+    (
+        {"llama.dtype": "int3"},
+        "config.json: llama: dtype must be one of float32, bfloat16, not 'int3'",
+    ),
+    ({"llama.rope_theta": 0.5}, "config.json: llama: rope_theta is 0.5: RoPE needs a base above 1"),
+    (
+        {"llama.rope_theta": float("nan")},
+        "config.json: llama: rope_theta must be a number, not nan",
+    ),
+    ({"vocabulary.text": "x"}, "config.json: vocabulary: text must be a whole number, not 'x'"),
 ]
 
 

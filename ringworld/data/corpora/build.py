@@ -8,14 +8,14 @@ The manifest is written last, and the notes are then removed; from there on it s
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
-from ringworld.config import plainly, strictly
+from ringworld.config import from_dict
 from ringworld.data.corpora.manifest import (
     MANIFEST,
     REPORT,
@@ -187,7 +187,7 @@ def claim(out: Path, identity: Identity) -> None:
     corrected, the same command begins anew.
     """
     record = out / BUILD
-    if record.exists() and json.loads(json.dumps(plainly(identity))) == read_json(record):
+    if record.exists() and json.loads(json.dumps(asdict(identity))) == read_json(record):
         return
     held = {path.name for path in out.iterdir() if not path.name.startswith(".")}
     if record.exists() and held - {BUILD, REPORT}:
@@ -204,7 +204,7 @@ def find_made(out: Path) -> Manifest | None:
     """The manifest of a build that was finished, unless it or what belongs to it is not whole."""
     try:
         made = read_manifest(out)
-        strictly(Report, read_json(out / REPORT), str(out / REPORT))
+        from_dict(Report, read_json(out / REPORT), str(out / REPORT))
         return made if hash_file(out / TOKENIZER) == made.tokenizer.sha256 else None
     except InputError:
         return None
@@ -242,7 +242,7 @@ def find_note(out: Path, portion: Portion) -> PortionNote | None:
     """The note of a portion that is done and whole, else None."""
     path = note_path(out, portion)
     try:
-        note = strictly(PortionNote, read_json(path), str(path))
+        note = from_dict(PortionNote, read_json(path), str(path))
     except InputError:
         return None
     return note if note.shard is None or is_whole(out, note.shard) else None

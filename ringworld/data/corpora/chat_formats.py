@@ -15,12 +15,12 @@ import base64
 import binascii
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from ringworld.config import plainly, strictly
+from ringworld.config import from_dict
 from ringworld.data.corpora.encoding import Media
 from ringworld.errors import InputError
 from ringworld.media.sampling import FrameSampling
@@ -103,10 +103,10 @@ def read_media(
     table = dict(entry) if isinstance(entry, Mapping) else {"path": entry}
     own = {**(beside or {}), **table}
     said = {key: own[key] for key in SAMPLING if own.get(key) is not None}
-    given = plainly(sampling)
+    given = asdict(sampling)
     if "fps" in said:
         given.pop("num_frames", None)
-    own_sampling = strictly(FrameSampling, given | said, f"the {kind}")
+    own_sampling = from_dict(FrameSampling, given | said, f"the {kind}")
     return Media(
         source=_find(table, kind, folder),
         still=STILL[kind],

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64, Int, UInt8
 
-from ringworld.config import strictly
+from ringworld.config import from_dict
 from ringworld.data.corpora.build import CODEC, TOKENIZER, Report
 from ringworld.data.corpora.manifest import REPORT, Counts, Manifest, hash_codec, read_json
 from ringworld.data.corpora.partition import Bad
@@ -139,7 +139,7 @@ def inspect_shards(folder: Path, *, context: int, samples: int) -> Inspection:
         text_ids=manifest.text_ids,
         codes_used=int(np.count_nonzero(code_counts[:-2])),
         codes=max(manifest.vision_ids - 2, 0),
-        bad=strictly(Report, read_json(folder / REPORT), str(folder / REPORT)).bad,
+        bad=from_dict(Report, read_json(folder / REPORT), str(folder / REPORT)).bad,
         samples=tuple(
             describe(shards, i, tokenizer) for i in choose_samples(shards.manifest, samples)
         ),

@@ -3,11 +3,11 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ringworld.config import plainly, strictly
+from ringworld.config import from_dict
 from ringworld.errors import InputError
 from ringworld.files import hash_file, whole
 from ringworld.vocab import Vocabulary
@@ -124,7 +124,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} has the schema {table.get('schema')} and this program reads "
             f"{SCHEMA_VERSION}: build the shards again"
         )
-    manifest = strictly(Manifest, table, str(path))
+    manifest = from_dict(Manifest, table, str(path))
     if any(Path(shard.file).name != shard.file for shard in manifest.shards):
         raise InputError(f"{path} names a file of another folder: build the shards again")
     total = sum((shard.counts for shard in manifest.shards), Counts())
@@ -152,7 +152,7 @@ def read_json(path: Path) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """A dataclass as JSON, whole or not at all; the same value gives the same bytes."""
     with whole(path) as draft:
-        draft.write_text(json.dumps(plainly(value), indent=1) + "\n", "utf-8")
+        draft.write_text(json.dumps(asdict(value), indent=1) + "\n", "utf-8")
 
 
 def hash_codec(folder: Path) -> str:

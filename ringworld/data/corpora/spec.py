@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ringworld.config import strictly
+from ringworld.config import from_dict
 from ringworld.errors import InputError
 from ringworld.media.sampling import FrameSampling
 
@@ -183,7 +183,7 @@ def read_spec(path: Path) -> Spec:
         raise InputError(f"{path}:{line}: this is not UTF-8: write the spec as UTF-8") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as TOML ({error}): correct it") from error
-    return strictly(Spec, table, str(path))
+    return from_dict(Spec, table, str(path))
 
 
 def _check_media(source: Chat | Captions, orders: tuple[str, ...]) -> None:
