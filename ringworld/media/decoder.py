@@ -289,7 +289,7 @@ def make_schedule(film: Film, ask: dict[str, Any]) -> FrameSchedule:
         raise Fault("after-end")
     if span > ask["seconds"]:
         raise Fault("seconds")
-    natural = wanted or max(1, math.ceil((span - film.slack) * Fraction(ask["fps"])))
+    natural = wanted or max(1, math.ceil((span - film.slack) * Fraction(ask["fps"] or 0)))
     count = max(min(natural, most or natural), least or 1)
     if wanted is None and count == natural:
         return FrameSchedule(start, end, period, count)
