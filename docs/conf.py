@@ -70,7 +70,9 @@ def shorten_signature(
     app: Sphinx, what: str, name: str, thing: object, options: object, signature: str, returns: str
 ) -> tuple[str, str]:
     """Arrays by the names that the code has for them."""
-    texts = [text and re.sub(r"jaxlib\._jax\.Array", "Array", text) for text in (signature, returns)]
+    texts = [
+        text and re.sub(r"jaxlib\._jax\.Array", "Array", text) for text in (signature, returns)
+    ]
     return texts[0], texts[1]
 
 
