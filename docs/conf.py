@@ -44,7 +44,7 @@ def to_rst(lines: list[str]) -> list[str]:
             prose = [escape(row) for row in rows]
             found += [row for i, row in enumerate(prose) for row in ([""] * starts[i] + [row])]
         else:
-            found += ["::", "", *(f"    {row}" for row in rows)]
+            found += [".. code-block:: text", "", *(f"    {row}" for row in rows)]
         found.append("")
     return found
 
