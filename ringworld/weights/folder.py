@@ -41,7 +41,6 @@ T = TypeVar("T")
 
 CONFIG = "config.json"
 TENSORS = "model.safetensors"
-TOKENIZER = "tokenizer.json"
 CODEC = "codec"
 
 

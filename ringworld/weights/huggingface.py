@@ -17,9 +17,10 @@ from ringworld.errors import InputError
 from ringworld.models.llama import Llama
 from ringworld.models.world import World
 from ringworld.rope_scaling import Llama3, Scaling, YaRN
+from ringworld.text.load import TOKENIZER_CONFIG, read_tokenizer
 from ringworld.vocab import Vocabulary
 from ringworld.weights.folder import CONFIG, TENSORS, read_config
-from ringworld.weights.imported import Checkpoint, read_ends, read_tokenizer
+from ringworld.weights.imported import Checkpoint, read_ends
 from ringworld.weights.tensors import Read, read_json, read_tensors
 
 N = TypeVar("N", int, float)
@@ -32,7 +33,6 @@ FAMILIES = {
     "qwen3": (False, True),
 }
 INDEX = f"{TENSORS}.index.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 VQGAN_FOLDER = "vqgan"
 # A size that no model reaches: a config with more is broken, and is not worth a try.

@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ringworld.errors import InputError
-from ringworld.text.sentencepiece import load_sentencepiece
-from ringworld.weights.folder import CONFIG, TOKENIZER
+from ringworld.weights.folder import CONFIG
 from ringworld.weights.tensors import Read, read_json
 
-# LLaMA's and LWM's folders may have no other tokenizer.
-SENTENCEPIECE = "tokenizer.model"
 GENERATION = "generation_config.json"
 
 
@@ -41,18 +38,6 @@ class Checkpoint:
     chat_template: str | None = None
     codec: Path | None = None
     ends: tuple[int, ...] = ()
-
-
-def read_tokenizer(folder: Path) -> bytes | None:
-    """A folder's tokenizer.json, or one made of its tokenizer.model; None when it has neither.
-
-    Raises InputError when the tokenizer.model is broken.
-    """
-    if (folder / TOKENIZER).is_file():
-        return (folder / TOKENIZER).read_bytes()
-    if (folder / SENTENCEPIECE).is_file():
-        return load_sentencepiece(folder / SENTENCEPIECE).bpe.to_str().encode()
-    return None
 
 
 def read_ends(folder: Path) -> tuple[int, ...]:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from ringworld.errors import InputError
+from ringworld.text.load import read_tokenizer
 from ringworld.weights.cursor import Stored, finite, to_halves
-from ringworld.weights.imported import Checkpoint, Read, read_tokenizer
+from ringworld.weights.imported import Checkpoint, Read
 from ringworld.weights.msgpack import read_tree
 from ringworld.weights.names import NAMES, SCAN
 from ringworld.weights.settings import CONFIG, number_of, read_settings, size_of

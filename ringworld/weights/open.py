@@ -17,10 +17,10 @@ from ringworld.errors import InputError
 from ringworld.fetch import MODELS, fetch
 from ringworld.models.world import World, specs
 from ringworld.params import Param, paths
+from ringworld.text.load import read_tokenizer
 from ringworld.weights.folder import (
     CODEC,
     CONFIG,
-    TOKENIZER,
     check_table,
     load_folder,
     read_config,
@@ -114,11 +114,11 @@ def _open_ours(path: Path) -> Opened:
         raise InputError(f"{path} holds a {kind}, not a world model: give the folder of a model")
     config = from_dict(World, values, str(path / CONFIG))
     check_table(specs(config), tensors)
-    tokenizer, template = path / TOKENIZER, path / CHAT_TEMPLATE
+    template = path / CHAT_TEMPLATE
     return Opened(
         config=config,
         table=tensors,
-        tokenizer=tokenizer.read_bytes() if tokenizer.is_file() else None,
+        tokenizer=read_tokenizer(path),
         chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
         codec=path / CODEC if (path / CODEC).exists() else None,
         home=path,

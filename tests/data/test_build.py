@@ -29,7 +29,7 @@ from ringworld.errors import InputError
 from ringworld.files import alone_in
 from ringworld.media.clip import read_image, read_video, write_animation
 from ringworld.tasks.clips import draw_example, film_example, talk_example
-from ringworld.text.tokenizer import load_tokenizer
+from ringworld.text.load import load_tokenizer
 from ringworld.weights.codecs import load_codec
 from ringworld.weights.shipped import NANO
 
