@@ -22,7 +22,8 @@ from tyro.conf import Positional
 from ringworld.chat.session import Session, Style
 from ringworld.errors import InputError
 from ringworld.inference.stream import Tick
-from ringworld.media.clip import read_image, read_video
+from ringworld.media.clip import read_clip, read_image
+from ringworld.media.sampling import FrameSampling
 from ringworld.mesh import make_mesh
 from ringworld.models.context_extension import extend_context
 from ringworld.progress import Announce, make_progress
@@ -155,7 +156,7 @@ def _look(model: Model, config: Chat) -> list[Int[np.ndarray, "Z Q"]]:
         size = model.codec.config.size
         sights.append(model.codec.encode(read_image(config.image, size=size)[None]))
     if config.video is not None:
-        clip = read_video(config.video, fps=config.fps, size=model.codec.config.size)
+        clip = read_clip(config.video, FrameSampling(fps=config.fps), size=model.codec.config.size)
         sights.append(model.codec.encode(clip.frames))
     return sights
 

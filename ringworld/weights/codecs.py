@@ -15,7 +15,7 @@ import numpy as np
 
 from ringworld.config import from_dict
 from ringworld.errors import InputError
-from ringworld.media.codec import Codec, Pictures
+from ringworld.media.codec import Codec, FloatCodec
 from ringworld.models.vqgan import VQGAN, specs
 from ringworld.params import paths
 from ringworld.weights.cursor import finite
@@ -59,12 +59,12 @@ DIFFUSERS_FIXED: dict[str, Any] = {
 }
 
 
-def load_pictures(path: Path | str) -> Pictures:
+def load_float_codec(path: Path | str) -> FloatCodec:
     """The codec of our folder, of diffusers' VQModel or of LWM's `vqgan`, on pixels in [-1, 1].
 
     Raises InputError as `load_codec`.
     """
-    return load_codec(Path(path)).pictures
+    return load_codec(Path(path)).as_float
 
 
 def load_codec(path: Path, size: int | None = None) -> Codec:
