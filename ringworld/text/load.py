@@ -10,7 +10,6 @@ Ids are those that transformers gives. A token that a tokenizer.json has already
 there; one that is missing is added, provided that it gets the id that the folder gives it.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from ringworld.errors import InputError
+from ringworld.errors import BadFileError
+from ringworld.files import read_json_object
 from ringworld.text.sentencepiece import load_sentencepiece
 from ringworld.text.tokenizer import Tokenizer
 
@@ -32,11 +32,11 @@ ADDED_TOKENS = "added_tokens.json"
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a model folder, of a tokenizer.json or of a tokenizer.model.
 
-    Raises InputError when a file is missing or broken, or the files contradict each other.
+    Raises BadFileError when a file is missing or broken, or the files contradict each other.
     """
     file = _find(path)
     if file is None or not file.is_file():
-        raise InputError(
+        raise BadFileError(
             f"there is no tokenizer at {path}: give a model folder with a tokenizer.json or a "
             "tokenizer.model"
         )
@@ -53,7 +53,7 @@ def read_tokenizer(path: Path) -> bytes | None:
     """The same tokenizer as the bytes of a tokenizer.json; None where a folder has none.
 
     They are the bytes of the tokenizer.json that is there, unless tokens are added to it. Raises
-    InputError as `load_tokenizer` does.
+    BadFileError as `load_tokenizer` does.
     """
     file = _find(path)
     if file is None:
@@ -68,18 +68,20 @@ def read_tokenizer(path: Path) -> bytes | None:
 
 
 def parse_tokenizer(data: bytes, name: str) -> Backend:
-    """The tokenizer of a tokenizer.json's bytes. Raises InputError, with `name`, for others."""
+    """The tokenizer of a tokenizer.json's bytes. Raises BadFileError, with `name`, for others."""
     try:
         return Backend.from_buffer(data)
     except Exception:
-        raise InputError(f"{name} is not a tokenizer.json: fetch or copy the model again") from None
+        raise BadFileError(
+            f"{name} is not a tokenizer.json: fetch or copy the model again"
+        ) from None
 
 
 def read_names(folder: Path) -> dict[str, Any]:
     """The entries of a folder's tokenizer_config.json, and of its special_tokens_map.json those
     that the first lacks.
 
-    Raises InputError when one of them is broken.
+    Raises BadFileError when one of them is broken.
     """
     names = _read_table(folder / SPECIAL_TOKENS) | _read_table(folder / TOKENIZER_CONFIG)
     return {key: value for key, value in names.items() if value != ""}  # LLaMA's first folders
@@ -90,7 +92,7 @@ def add_tokens(backend: Backend, folder: Path, *, replaces: bool) -> int:
 
     With `replaces`, as behind a tokenizer.model, a piece of the vocabulary that is listed becomes a
     token too, and all of them are found in a text as it is written, before its spaces are replaced.
-    Raises InputError when a token would get another id than the folder gives it.
+    Raises BadFileError when a token would get another id than the folder gives it.
     """
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     added = 0
@@ -102,7 +104,7 @@ def add_tokens(backend: Backend, folder: Path, *, replaces: bool) -> int:
             added += backend.add_tokens([_raw(token) if replaces else token])
         given = backend.token_to_id(token.content)
         if given != i:
-            raise InputError(
+            raise BadFileError(
                 f"{folder} gives the added token {token.content!r} the id {i}, and its tokenizer "
                 f"the id {given}: copy the model again, all files of one tokenizer"
             )
@@ -117,7 +119,7 @@ def _find(path: Path) -> Path | None:
 
 
 def _read_added(folder: Path) -> dict[int, AddedToken]:
-    """The added tokens of a folder, by id. Raises InputError when their files are broken."""
+    """The added tokens of a folder, by id. Raises BadFileError when their files are broken."""
     listed = _read_table(folder / TOKENIZER_CONFIG).get("added_tokens_decoder")
     if listed:
         return {_id(key, folder): _token(said, folder) for key, said in _items(listed, folder)}
@@ -177,21 +179,13 @@ def _id(said: Any, folder: Path) -> int:
     return said
 
 
-def _broken(folder: Path) -> InputError:
-    return InputError(
+def _broken(folder: Path) -> BadFileError:
+    return BadFileError(
         f"the added tokens that the files of {folder} list are not spellings with ids: fetch or "
         "copy the model again"
     )
 
 
 def _read_table(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is no file. Raises InputError if it is none."""
-    if not file.is_file():
-        return {}
-    try:
-        table = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        table = None
-    if not isinstance(table, dict):
-        raise InputError(f"{file} is not a JSON object: fetch or copy the model again")
-    return table
+    """The object in a JSON file; empty without one. Raises BadFileError if it is none."""
+    return read_json_object(file) if file.is_file() else {}

@@ -21,7 +21,8 @@ from ringworld.text.load import SENTENCEPIECE, TOKENIZER, parse_tokenizer, read_
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary
 from ringworld.weights.codecs import load_codec
-from ringworld.weights.folder import CODEC, fill, save_folder
+from ringworld.weights.file_names import CODEC
+from ringworld.weights.folder import fill, save_folder
 from ringworld.weights.open import Opened, open_model
 
 

@@ -28,14 +28,17 @@ from ringworld.text.load import (
 )
 from ringworld.weights.codecs import is_codec, open_codec
 from ringworld.weights.diffusers import write_codec, write_diffusers
-from ringworld.weights.folder import CODEC, CONFIG, TENSORS, new_folder, write_folder
-from ringworld.weights.huggingface import (
+from ringworld.weights.file_names import (
     CHAT_TEMPLATE,
+    CODEC,
+    CONFIG,
+    GENERATION,
     INDEX,
+    TENSORS,
     VQGAN_FOLDER,
-    write_config,
 )
-from ringworld.weights.imported import GENERATION
+from ringworld.weights.folder import new_folder, write_folder
+from ringworld.weights.huggingface import write_config
 from ringworld.weights.joint import add_vision, join_tables
 from ringworld.weights.names import BY_OURS, Name
 from ringworld.weights.open import Opened, is_ours, open_model
@@ -43,8 +46,6 @@ from ringworld.weights.tensors import Pieces, write_tensors
 
 # What others wrote about words and sampling, carried along unread.
 CARRIED = (TOKENIZER_CONFIG, SPECIAL_TOKENS, GENERATION, SENTENCEPIECE)
-# The tokens that a tokenizer.json has and the tokenizer.model beside it does not.
-ADDED = "added_tokens.json"
 # As transformers cuts its own: a file that is too large for some disks helps nobody.
 SHARD_BYTES = 5_000_000_000
 

@@ -50,7 +50,7 @@ from ringworld.errors import InputError
 from ringworld.files import alone_in, hash_file, whole
 from ringworld.progress import Announce, make_progress
 from ringworld.text.load import TOKENIZER, read_tokenizer
-from ringworld.weights.folder import CODEC
+from ringworld.weights.file_names import CODEC
 from ringworld.weights.shipped import NANO
 
 Engine = Literal["local", "ray"]

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float64, Int, UInt8
 
 from ringworld.config import from_dict
-from ringworld.data.corpora.build import CODEC, Report
+from ringworld.data.corpora.build import Report
 from ringworld.data.corpora.manifest import REPORT, Counts, Manifest, hash_codec, read_json
 from ringworld.data.corpora.partition import Bad
 from ringworld.data.corpora.shards import Record, Shards
@@ -18,6 +18,7 @@ from ringworld.media.codec import Codec
 from ringworld.text.load import TOKENIZER, load_tokenizer
 from ringworld.text.tokenizer import NO_CHARACTER, Tokenizer
 from ringworld.weights.codecs import load_codec
+from ringworld.weights.file_names import CODEC
 from ringworld.weights.shipped import NANO
 
 # What is shown of a list that may be long: tokens, and letters and frames of a sample.

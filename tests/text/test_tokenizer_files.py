@@ -138,7 +138,7 @@ def test_a_token_that_a_tokenizer_json_lacks_is_added(tmp_path: Path) -> None:
         ({"<|im_end|>": 9000}, "the id 9000, and its tokenizer the id"),
         ({"<s>": 7}, "the id 7, and its tokenizer the id 1"),
         ({"<|im_end|>": "many"}, "not spellings with ids"),
-        ([1], "is not a JSON object"),
+        ([1], "is not whole JSON"),
     ],
 )
 def test_added_tokens_that_do_not_fit_are_one_sentence(
