@@ -12,7 +12,7 @@ from typing import Any
 from ringworld.errors import InputError
 from ringworld.files import read_json_object
 from ringworld.weights.file_names import CONFIG, GENERATION
-from ringworld.weights.tensors import Read
+from ringworld.weights.tensors import LazyTensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Checkpoint:
     """
 
     config: dict[str, Any]
-    tensors: Mapping[str, Read]
+    tensors: Mapping[str, LazyTensor]
     tokenizer: bytes | None = None
     chat_template: str | None = None
     codec: Path | None = None
