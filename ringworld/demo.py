@@ -48,10 +48,10 @@ from ringworld.evals.story import (
 )
 from ringworld.fetch import fetch
 from ringworld.files import whole, writing_to
-from ringworld.inference.sampling import Sampling
 from ringworld.mesh import make_mesh
 from ringworld.progress import Announce
 from ringworld.recipes.nano import Recipe, demo, run_recipe
+from ringworld.settings import Sampling
 from ringworld.tasks.clips import FRAMES_A_CLIP
 from ringworld.tasks.shape_judge import score_clip
 from ringworld.tasks.shape_language import caption, questions
@@ -110,7 +110,7 @@ def run_demo(folder: Path, announce: Announce) -> Path:
     base = load_model(recipe.start) if recipe.start else None
     assert base is not None, "the demo starts from the shipped model"
     with clock.timed("see"):
-        film = read_film(film_file, base.seeing, folder / "data", announce)
+        film = read_film(film_file, base.codec, folder / "data", announce)
         seen = reconstruct(film, base)
     with clock.timed("read"):
         shelf = read_shelf(base.tokenizer, folder / "data", announce)
@@ -164,7 +164,7 @@ def total(books: list[np.ndarray]) -> int:
 def reconstruct(film: Film, model: Model) -> Reconstruction:
     """Ten held-out frames of the film beside their reconstructions, and the PSNR of all of them."""
     held = film.held_out
-    original, rebuilt = film.frames[held], model.seeing.decode(film.codes[held])
+    original, rebuilt = film.frames[held], model.codec.decode(film.codes[held])
     error = (original / 255.0 - rebuilt / 255.0) ** 2
     shown = np.linspace(0, held.sum() - 1, 10).astype(int)
     return Reconstruction(
@@ -182,7 +182,7 @@ def prove(model: Model, shelf: Shelf, results: Path, announce: Announce) -> list
     """The needle grid of a model over the ring."""
     with jax.set_mesh(make_mesh(seq=RING)):
         return run_needle(
-            model.placed(),
+            model.sharded_weights(),
             model.config,
             model.tokenizer,
             shelf.held_out,
@@ -195,11 +195,11 @@ def prove(model: Model, shelf: Shelf, results: Path, announce: Announce) -> list
 def ask(model: Model) -> list[Answer]:
     """One question about each of some clips that no training has seen."""
     scenes = [sample_scene(np.random.default_rng((UNSEEN, i))) for i in range(ASKED_CLIPS)]
-    size = model.seeing.config.size
+    size = model.codec.config.size
     clips = [draw(scene, frames=FRAMES_A_CLIP, size=size) for scene in scenes]
     pairs = [questions(scene) for scene in scenes]
     asked = [pair[i * 5 % len(pair)] for i, pair in enumerate(pairs)]
-    codes = [model.seeing.encode(clip) for clip in clips]
+    codes = [model.codec.encode(clip) for clip in clips]
     written = answer_questions(model, [question for question, _ in asked], codes)
     return [
         Answer(question=q, truth=truth, written=words, right=words == truth, frames=clip)

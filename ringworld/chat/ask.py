@@ -9,11 +9,10 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from ringworld.data.example import join, open_frames
-from ringworld.inference.sampling import Sampling
-from ringworld.inference.text import write_text
-from ringworld.inference.vision import draw_frames
+from ringworld.inference.generate import draw_frames, write_text
 from ringworld.media.clip import write_animation
-from ringworld.mesh import MeshShape, make_mesh
+from ringworld.mesh import make_mesh
+from ringworld.settings import MeshShape, Sampling
 from ringworld.tasks.clips import bare, question_prompt, request
 from ringworld.weights.model import Model, load_model
 
@@ -31,7 +30,12 @@ def answer_questions(
         for question, clip in zip(asked, codes, strict=True)
     ]
     written = write_text(
-        model.placed(), prompts, model.config, steps=ANSWER_STEPS, sampling=Sampling(), seed=0
+        model.sharded_weights(),
+        prompts,
+        model.config,
+        steps=ANSWER_STEPS,
+        sampling=Sampling(),
+        seed=0,
     )
     return [model.tokenizer.decode(ids).strip() for ids in written]
 
@@ -47,7 +51,7 @@ def draw_wishes(
 ) -> list[UInt8[np.ndarray, "_ Y X 3"]]:
     """A clip for each wish, guided away from what the model draws without one."""
     codes = draw_frames(
-        model.placed(),
+        model.sharded_weights(),
         [request(wish, model.tokenizer) for wish in wishes],
         [bare(model.tokenizer)] * len(wishes),
         model.config,
@@ -56,7 +60,7 @@ def draw_wishes(
         sampling=sampling,
         seed=seed,
     )
-    return [model.seeing.decode(clip) for clip in codes]
+    return [model.codec.decode(clip) for clip in codes]
 
 
 def continue_scene(
@@ -70,7 +74,7 @@ def continue_scene(
     """The frames that the model draws after the given ones."""
     seen = open_frames(given, model.config.vocabulary, 0.0)
     codes = draw_frames(
-        model.placed(),
+        model.sharded_weights(),
         [join([bare(model.tokenizer), seen])],
         [],
         model.config,
@@ -79,7 +83,7 @@ def continue_scene(
         sampling=sampling,
         seed=seed,
     )
-    return model.seeing.decode(codes[0])
+    return model.codec.decode(codes[0])
 
 
 def draw_video(

@@ -14,18 +14,18 @@ from jaxtyping import Int
 
 from ringworld.data.example import Example, frames, join, text
 from ringworld.errors import InputError
-from ringworld.inference.sampling import Sampling
 from ringworld.inference.stream import (
     Tick,
-    forget_after,
-    read_tape,
-    start_tape,
-    write_tape,
+    decode_tokens,
+    empty_state,
+    prefill,
+    truncate,
 )
 from ringworld.mesh import axis_size
 from ringworld.models.world import World
-from ringworld.text.template import FORMS, SIGHT, Message, render
-from ringworld.text.tokenizer import Tokenizer, Typist
+from ringworld.settings import Sampling
+from ringworld.text.template import FORMS, IMAGE_PLACEHOLDER, Message, render
+from ringworld.text.tokenizer import Detokenizer, Tokenizer
 from ringworld.weights.model import Model
 
 Codes = Int[np.ndarray, "Z Q"]
@@ -64,19 +64,19 @@ class Session:
                 "a conversation is one row, which data and fsdp cannot divide: use seq and tensor"
             )
         self._c, self._style = c, style
-        self._words, self._weights = model.tokenizer, model.placed()
+        self._words, self._weights = model.tokenizer, model.sharded_weights()
         ends = (c.vocabulary.eos, *model.ends)
         self._stops = find_stops(self._words, ends, style.template)
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
-        self._said, self._tape, self._cut = Said(), start_tape(self._c), False
+        self._said, self._state, self._cut = Said(), empty_state(self._c), False
 
     @property
     def used(self) -> int:
         """The tokens that the cache holds."""
-        return self._tape.length
+        return self._state.length
 
     @property
     def left(self) -> int:
@@ -124,18 +124,18 @@ class Session:
         messages = (*self._said.messages, self._make_message(question, document, len(sights)))
         every_sight = (*self._said.sights, *sights)
         rendered = self._render(messages)
-        tape, rest = self._tape, self._find_rest(rendered)
+        state, rest = self._state, self._find_rest(rendered)
         if rest is None:
-            tape, rest, sights = start_tape(self._c), rendered, every_sight
+            state, rest, sights = empty_state(self._c), rendered, every_sight
         new = make_example(rest, sights, self._words, self._c)
-        self._check_room(tape.length + len(new) + 1)
-        before, tick, self._cut = tape.length, on_read(len(new)), False
-        tape = read_tape(self._weights, tape, new, self._c, on_chunk=tick, stopped=stopped)
-        if tape.length < before + len(new):
-            self._tape = forget_after(tape, before)
+        self._check_room(state.length + len(new) + 1)
+        before, tick, self._cut = state.length, on_read(len(new)), False
+        state = prefill(self._weights, state, new, self._c, on_chunk=tick, stopped=stopped)
+        if state.length < before + len(new):
+            self._state = truncate(state, before)
             self._said = self._said if before else Said()
             return
-        self._tape = tape
+        self._state = state
         answer: list[str] = []
         try:
             for piece in self._write(stopped):
@@ -152,18 +152,18 @@ class Session:
             )
 
     def _write(self, stopped: Callable[[], bool]) -> Iterator[str]:
-        """The pieces of one answer; the tape is kept after every one."""
-        typist, written, ended = Typist(self._words), 0, False
+        """The pieces of one answer; the state is kept after every one."""
+        detokenizer, written, ended = Detokenizer(self._words), 0, False
         while not (ended or stopped()):
             most = min(self.most - written, self.left)
             if most <= 0:
                 self._cut = self.left > 0
                 break
-            ids, self._tape = write_tape(
+            ids, self._state = decode_tokens(
                 self._weights,
-                self._tape,
+                self._state,
                 self._c,
-                most=most,
+                max_tokens=most,
                 seed=self._style.seed,
                 sampling=self._style.sampling,
                 stops=self._stops,
@@ -171,17 +171,17 @@ class Session:
             written += len(ids)
             ended = ids[-1] in self._stops
             if ended:
-                self._tape = forget_after(self._tape, self.used - 1)
-            if piece := typist.type(ids[:-1] if ended else ids):
+                self._state = truncate(self._state, self.used - 1)
+            if piece := detokenizer.add(ids[:-1] if ended else ids):
                 yield piece
-        if piece := typist.finish():
+        if piece := detokenizer.finish():
             yield piece
 
     def _make_message(self, question: str, document: str, sights: int) -> Message:
-        asked = self._words.disarm(question).replace(SIGHT, "")
-        given = self._words.disarm(document).replace(SIGHT, "")
+        asked = self._words.escape_special(question).replace(IMAGE_PLACEHOLDER, "")
+        given = self._words.escape_special(document).replace(IMAGE_PLACEHOLDER, "")
         gap = " " if self._style.template == FORMS["needle"] else "\n\n"
-        shown = "\n" + SIGHT * sights if sights else ""
+        shown = "\n" + IMAGE_PLACEHOLDER * sights if sights else ""
         return {"role": "user", "content": (given + gap if given else "") + asked + shown}
 
     def _render(self, messages: Sequence[Message]) -> str:
@@ -225,11 +225,11 @@ def find_stops(words: Tokenizer, ends: Iterable[int], template: str) -> tuple[in
 
 
 def make_example(rest: str, sights: Sequence[Codes], words: Tokenizer, c: World) -> Example:
-    """The tokens of a rendered text, codes where it has `SIGHT`.
+    """The tokens of a rendered text, codes where it has `IMAGE_PLACEHOLDER`.
 
     Raises InputError when the text has room for fewer sights than there are.
     """
-    pieces = rest.split(SIGHT)
+    pieces = rest.split(IMAGE_PLACEHOLDER)
     if len(pieces) != len(sights) + 1:
         raise InputError(
             f"the chat template shows {len(pieces) - 1} of {len(sights)} pictures: use --template "

@@ -29,6 +29,7 @@ from ringworld.rope_scaling import Scaling
 
 COMPUTE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 Activations = Literal["attention", "nothing", "offload"]
+SIZES = ("layers", "model", "mlp", "heads", "kv_heads", "head_width", "context")
 LAYER_INPUT, HOST = "layer_input", "pinned_host"
 # What is kept of each layer until its backward, which recomputes the rest. Its input always is;
 # "attention" adds the attention's output and log-sum-exp, so that the ring is not walked a third
@@ -71,6 +72,11 @@ class Llama:
     activations: Activations = "attention"
 
     def __post_init__(self) -> None:
+        for name in SIZES:
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: make it 1 or more")
+        if not self.rope_theta > 1:
+            raise InputError(f"rope_theta is {self.rope_theta}: RoPE needs a base above 1")
         if self.heads % self.kv_heads:
             raise InputError(
                 f"{self.kv_heads} key heads do not divide {self.heads} heads: set kv_heads to a "

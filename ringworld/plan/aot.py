@@ -21,9 +21,10 @@ from jax.stages import Compiled
 from ringworld import params
 from ringworld.batch import Batch
 from ringworld.errors import InputError
-from ringworld.mesh import RULES, MeshShape, Rules, make_mesh, named_sharding
+from ringworld.mesh import RULES, Rules, make_mesh, named_sharding
 from ringworld.models.world import World, specs
 from ringworld.plan.hlo import Collective, collectives, read_program
+from ringworld.settings import MeshShape
 from ringworld.train.optimizer import AdamW, make_optimizer
 from ringworld.train.state import TrainState, start
 from ringworld.train.step import make_step

@@ -19,7 +19,6 @@ from ringworld.data.packing.mix import Source, draw_examples
 from ringworld.data.samples import read_film, read_shelf
 from ringworld.errors import InputError
 from ringworld.fetch import fetch
-from ringworld.mesh import MeshShape
 from ringworld.models.llama import Llama
 from ringworld.models.world import World
 from ringworld.progress import Announce
@@ -28,15 +27,17 @@ from ringworld.recipes.shards import ShardRecipe, shards
 from ringworld.recipes.sources import text_sources, vision_sources
 from ringworld.recipes.tokenizer import TokenizerRecipe, nano_tokenizer
 from ringworld.rope import check_rope, rope_theta, stable_base
+from ringworld.settings import MeshShape
 from ringworld.tasks.clips import draw_clips
-from ringworld.text.tokenizer import Tokenizer, load_tokenizer
+from ringworld.text.load import TOKENIZER, load_tokenizer
+from ringworld.text.tokenizer import Tokenizer
 from ringworld.train.loop import Loop
 from ringworld.train.optimizer import AdamW
 from ringworld.train.record import record_run
 from ringworld.train.stage import Stage, train_stage
 from ringworld.vocab import Vocabulary
 from ringworld.weights.codecs import load_codec
-from ringworld.weights.folder import CODEC, TOKENIZER
+from ringworld.weights.file_names import CODEC
 from ringworld.weights.model import load_model, save_model
 from ringworld.weights.shipped import NANO
 

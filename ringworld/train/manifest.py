@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ringworld.files import sync
+from ringworld.files import hash_file, sync
 
 NAME = "manifest.json"
 SCHEMA = 1
@@ -85,9 +85,7 @@ def _name(folder: Path, path: Path) -> str:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"size": path.stat().st_size, "sha256": digest}
+    return {"size": path.stat().st_size, "sha256": hash_file(path)}
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -13,11 +13,12 @@ from ringworld.data.packing.loader import Rows, check_rows, make_batches
 from ringworld.data.packing.pack import WINDOW
 from ringworld.data.packing.rows import MASKED, Apart, Examples, MixedRows, PackedRows, Packing
 from ringworld.errors import InputError
-from ringworld.mesh import MeshShape, Rules, WeightAxis, make_mesh
+from ringworld.mesh import Rules, make_mesh
 from ringworld.models.llama import HOST, Activations, flops_per_token
 from ringworld.models.world import World, WorldWeights, specs
 from ringworld.params import init, shardings
 from ringworld.progress import Announce
+from ringworld.settings import MeshShape, WeightAxis
 from ringworld.train.loop import Loop, fit
 from ringworld.train.optimizer import AdamW, make_optimizer
 from ringworld.train.state import start

@@ -8,16 +8,14 @@ Any spec table goes in and out the same way. Nothing in a folder is ever execute
 
 import gc
 import json
-import math
 import shutil
 import tempfile
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 from weakref import ref
 
 import jax
@@ -26,26 +24,20 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ringworld.errors import InputError
-from ringworld.files import sync, writing_to
+from ringworld.files import read_json_object, sync, writing_to
 from ringworld.mesh import has_mesh, named_sharding
 from ringworld.params import Param, paths
+from ringworld.weights.file_names import CONFIG, TENSORS
 from ringworld.weights.tensors import (
     Pieces,
     check_numbers,
     each_piece,
     let_go,
-    read_json,
     read_tensors,
     write_tensors,
 )
 
 T = TypeVar("T")
-C = TypeVar("C")
-
-CONFIG = "config.json"
-TENSORS = "model.safetensors"
-TOKENIZER = "tokenizer.json"
-CODEC = "codec"
 
 
 @contextmanager
@@ -86,8 +78,12 @@ def save_folder(path: Path, kind: str, config: Any, weights: Any, dtype: DTypeLi
 def write_folder(
     draft: Path, kind: str, config: Any, table: Mapping[str, np.ndarray | Pieces]
 ) -> None:
-    """Write the two files of a model into the folder `draft`, weights as they are stored."""
-    text = json.dumps({"kind": kind, **asdict(config)}, indent=2)
+    """Write the two files of a model into the folder `draft`, weights as they are stored.
+
+    Fields of the config that are None are left out.
+    """
+    said = {name: value for name, value in asdict(config).items() if value is not None}
+    text = json.dumps({"kind": kind, **said}, indent=2)
     (draft / CONFIG).write_text(text + "\n", encoding="utf-8")
     write_tensors(draft / TENSORS, table)
 
@@ -112,43 +108,7 @@ def read_config(path: Path) -> dict[str, Any]:
     file = path / CONFIG
     if not file.is_file():
         raise InputError(f"there is no {file}: give the folder of a saved model")
-    return read_json(file)
-
-
-def make_config(cls: type[C], values: Mapping[str, Any]) -> C:
-    """The config dataclass with these field values, as JSON holds them: lists become tuples.
-
-    Raises InputError when a field is unknown or missing, or holds what its type does not.
-    """
-    fields = signature(cls).parameters
-    needed = {name for name, field in fields.items() if field.default is field.empty}
-    if unknown := sorted(set(values) - set(fields)):
-        raise InputError(f"{CONFIG} has the unknown field {unknown[0]}: remove it")
-    if missing := sorted(needed - set(values)):
-        raise InputError(f"{CONFIG} lacks the field {missing[0]}: add it")
-    made = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
-    kinds = get_type_hints(cls)
-    if wrong := [name for name, value in made.items() if not _is_of(value, kinds[name])]:
-        name = wrong[0]
-        raise InputError(
-            f"the field {name} of {CONFIG} is {values[name]!r:.40}, which it cannot be: use the "
-            "config that the weights came with"
-        )
-    return cls(**made)
-
-
-def _is_of(value: Any, kind: Any) -> bool:
-    """Whether a value is of an annotated type; true and false are no numbers, 1 is a float."""
-    parts = get_args(kind)
-    if get_origin(kind) is Literal:
-        return value in parts
-    if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(_is_of(item, parts[0]) for item in value)
-    if parts:
-        return any(_is_of(value, part) for part in parts)
-    if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
-    return type(value) is int if kind is int else isinstance(value, kind)
+    return read_json_object(file)
 
 
 def fill(specs: T, tensors: Mapping[str, np.ndarray | Pieces], dtype: DTypeLike) -> T:

@@ -1,7 +1,6 @@
 """A model as people hold it: one folder with the weights, the tokenizer and the codec."""
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Int
-from tokenizers import Tokenizer as Bpe
 
 from ringworld.attention.mask import Where
 from ringworld.errors import InputError
@@ -19,11 +17,12 @@ from ringworld.media.codec import Codec
 from ringworld.mesh import has_mesh, shard
 from ringworld.models.world import Logits, World, WorldWeights, forward, read_heads, specs
 from ringworld.params import shardings
-from ringworld.text.tokenizer import NAMES_FILE, Tokenizer, load_tokenizer, read_names
+from ringworld.text.load import SENTENCEPIECE, TOKENIZER, parse_tokenizer, read_names
+from ringworld.text.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary
 from ringworld.weights.codecs import load_codec
-from ringworld.weights.folder import CODEC, TOKENIZER, fill, save_folder
-from ringworld.weights.imported import SENTENCEPIECE
+from ringworld.weights.file_names import CODEC
+from ringworld.weights.folder import fill, save_folder
 from ringworld.weights.open import Opened, open_model
 
 
@@ -31,30 +30,31 @@ from ringworld.weights.open import Opened, open_model
 class Model:
     """A model, and what turns text and frames into its tokens.
 
-    There are no `words` in a folder of weights alone, and no codec without vision. `ends` are the
-    tokens that end an answer besides the vocabulary's own.
+    `tokenizer_or_none` is None in a folder of weights alone, `codec_or_none` in a model of text;
+    `tokenizer` and `codec` are never None. `ends` are the ids that end an answer besides the
+    vocabulary's own.
     """
 
     config: World
     weights: WorldWeights
-    words: Tokenizer | None
-    codec: Codec | None
+    tokenizer_or_none: Tokenizer | None
+    codec_or_none: Codec | None
     chat_template: str | None = None
     ends: tuple[int, ...] = ()
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises InputError when the model came without one."""
-        if self.words is None:
+        if self.tokenizer_or_none is None:
             raise InputError("this model has no tokenizer.json: copy it into the model's folder")
-        return self.words
+        return self.tokenizer_or_none
 
     @property
-    def seeing(self) -> Codec:
+    def codec(self) -> Codec:
         """The codec. Raises InputError when the model has none."""
-        if self.codec is None:
+        if self.codec_or_none is None:
             raise InputError("this model reads text only: use one with a codec folder")
-        return self.codec
+        return self.codec_or_none
 
     def logits(
         self,
@@ -85,10 +85,12 @@ class Model:
         _check_ids(columns[0], columns[1] > 0, columns[3] > 0, self.config.vocabulary)
         rows = (shard(jnp.asarray(x), "batch", "seq") for x in columns)
         row, vision, position, segment = rows
-        return _logits(self.placed(), row, vision > 0, Where(position, segment), self.config)
+        return _logits(
+            self.sharded_weights(), row, vision > 0, Where(position, segment), self.config
+        )
 
-    def placed(self) -> WorldWeights:
-        """The weights on the mesh that is set."""
+    def sharded_weights(self) -> WorldWeights:
+        """The weights, sharded over the mesh that is set."""
         if not has_mesh():
             return self.weights
         mesh = jax.sharding.get_mesh()
@@ -154,19 +156,14 @@ def load_model(path: Path | str, dtype: DTypeLike = jnp.float32) -> Model:
 
 
 def _read_words(opened: Opened, is_folder: bool) -> Tokenizer | None:
-    """The tokenizer; its ends are named by the file beside it, or else by the model's own ids."""
-    names: Mapping[str, object] = {}
-    if is_folder and (opened.home / TOKENIZER).is_file():
-        words = load_tokenizer(opened.home / TOKENIZER)
-        names = read_names(opened.home / NAMES_FILE)
-    elif opened.tokenizer is not None:
-        words = Tokenizer(Bpe.from_str(opened.tokenizer.decode("utf-8")))
-    else:
+    """The tokenizer; its ends are named by the files beside it, or else by the model's own ids."""
+    if opened.tokenizer is None:
         return None
+    backend = parse_tokenizer(opened.tokenizer, "the model's tokenizer.json")
     ids = {"bos_token": opened.config.vocabulary.bos, "eos_token": opened.config.vocabulary.eos}
-    own = {key: words.bpe.id_to_token(i) for key, i in ids.items() if i >= 0 and key not in names}
-    bos, eos = own.get("bos_token"), own.get("eos_token")
-    return Tokenizer(words.bpe, bos=bos or words.bos_name, eos=eos or words.eos_name)
+    own = {key: backend.id_to_token(i) for key, i in ids.items() if i >= 0}
+    names = {key: name for key, name in own.items() if name is not None}
+    return Tokenizer(backend, names | (read_names(opened.home) if is_folder else {}))
 
 
 def save_model(

@@ -29,28 +29,28 @@ from ringworld.chat.terminal import (
 from ringworld.data.example import Example, frames, join, text
 from ringworld.errors import InputError
 from ringworld.inference import stream
-from ringworld.inference.sampling import Sampling
 from ringworld.inference.stream import (
     CHUNK,
-    Tape,
+    DecodeState,
     cut_chunk,
+    decode_tokens,
+    empty_state,
     find_place,
-    forget_after,
-    read_tape,
+    prefill,
     round_places,
-    start_tape,
-    write_tape,
+    truncate,
 )
 from ringworld.mesh import make_mesh
-from ringworld.models.context_extension import stretch
+from ringworld.models.context_extension import extend_context
 from ringworld.models.llama import Llama
 from ringworld.models.world import World, WorldWeights, forward, specs
 from ringworld.params import init, shardings
 from ringworld.rope import critical_base
 from ringworld.rope_scaling import YaRN
+from ringworld.settings import Sampling
 from ringworld.tasks.needle import Needle
+from ringworld.text.load import load_tokenizer
 from ringworld.text.template import FORMS
-from ringworld.text.tokenizer import load_tokenizer
 from ringworld.vocab import Vocabulary
 from ringworld.weights.model import Model, load_model
 from ringworld.weights.shipped import NANO
@@ -98,14 +98,16 @@ def write_slowly(weights: WorldWeights, given: Example, steps: int) -> list[int]
     return tokens[0, len(given) : len(given) + steps].tolist()
 
 
-def write_all(weights: WorldWeights, tape: Tape, steps: int) -> tuple[list[int], Tape]:
+def write_all(
+    weights: WorldWeights, state: DecodeState, steps: int
+) -> tuple[list[int], DecodeState]:
     ids: list[int] = []
     while len(ids) < steps:
-        more, tape = write_tape(
-            weights, tape, TINY, most=steps - len(ids), seed=0, sampling=GREEDY, stops=()
+        more, state = decode_tokens(
+            weights, state, TINY, max_tokens=steps - len(ids), seed=0, sampling=GREEDY, stops=()
         )
         ids += more
-    return ids, tape
+    return ids, state
 
 
 def draw(rng: np.random.Generator, length: int) -> Example:
@@ -116,7 +118,7 @@ def draw(rng: np.random.Generator, length: int) -> Example:
     return join([text(ids[:half], 0.0), frames(codes, CODES, 0.0), text(ids[half:], 0.0)])
 
 
-# ---- the tape
+# ---- the state
 
 
 @pytest.mark.parametrize("ring", [1, 4])
@@ -129,31 +131,31 @@ def test_turns_through_the_cache_write_what_whole_forwards_do(
         placed = weights
         if ring > 1:
             placed = jax.device_put(weights, shardings(specs(TINY), jax.sharding.get_mesh()))
-        tape, seen = start_tape(TINY), text([], 0.0)
+        state, seen = empty_state(TINY), text([], 0.0)
         for i, turn in enumerate(turns):
             if i == 2:
-                tape = forget_after(tape, tape.length - 9)
+                state = truncate(state, state.length - 9)
                 seen = Example(seen.tokens[:-9], seen.vision[:-9], seen.weights[:-9])
-            tape, seen = read_tape(placed, tape, turn, TINY), join([seen, turn])
-            ids, tape = write_all(placed, tape, 6)
+            state, seen = prefill(placed, state, turn, TINY), join([seen, turn])
+            ids, state = write_all(placed, state, 6)
             written.append((seen, ids))
             seen = join([seen, text(ids, 0.0)])
-            assert tape.length == len(seen)
+            assert state.length == len(seen)
     for given, ids in written:
         assert ids == write_slowly(weights, given, 6)
 
 
-def test_a_tape_grows_and_is_what_it_was(
+def test_a_state_grows_and_is_what_it_was(
     weights: WorldWeights, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
     monkeypatch.setattr(stream, "CHUNK", 16)
     given, ticks = draw(rng, 90), []
-    tape = start_tape(TINY)
-    places = tape.places
-    tape = read_tape(weights, tape, given, TINY, on_chunk=ticks.append)
-    assert tape.places > places
+    state = empty_state(TINY)
+    places = state.places
+    state = prefill(weights, state, given, TINY, on_chunk=ticks.append)
+    assert state.places > places
     assert ticks == [16, 32, 48, 64, 80, 96, 100]
-    assert write_all(weights, tape, 4)[0] == write_slowly(weights, given, 4)
+    assert write_all(weights, state, 4)[0] == write_slowly(weights, given, 4)
 
 
 def test_reading_stops_between_chunks(
@@ -161,15 +163,15 @@ def test_reading_stops_between_chunks(
 ) -> None:
     monkeypatch.setattr(stream, "CHUNK", 16)
     ticks: list[int] = []
-    tape = read_tape(
+    state = prefill(
         weights,
-        start_tape(TINY),
+        empty_state(TINY),
         draw(rng, 90),
         TINY,
         on_chunk=ticks.append,
         stopped=lambda: len(ticks) == 2,
     )
-    assert (tape.length, ticks) == (32, [16, 32])
+    assert (state.length, ticks) == (32, [16, 32])
 
 
 def test_places_are_those_of_the_dealt_row() -> None:
@@ -195,11 +197,13 @@ def test_a_chunk_is_no_longer_than_it_must_be() -> None:
 def test_a_stop_ends_an_answer_at_once(weights: WorldWeights, rng: np.random.Generator) -> None:
     given = draw(rng, 30)
     wanted = write_slowly(weights, given, 3)
-    tape = read_tape(weights, start_tape(TINY), given, TINY)
+    state = prefill(weights, empty_state(TINY), given, TINY)
     stops = (wanted[1],)
-    ids, tape = write_tape(weights, tape, TINY, most=9, seed=0, sampling=GREEDY, stops=stops)
+    ids, state = decode_tokens(
+        weights, state, TINY, max_tokens=9, seed=0, sampling=GREEDY, stops=stops
+    )
     assert ids == wanted[: wanted.index(wanted[1]) + 1]
-    assert tape.length == len(given) + len(ids)
+    assert state.length == len(given) + len(ids)
 
 
 # ---- the session
@@ -297,7 +301,7 @@ def test_a_stopped_answer_stays_and_a_stopped_reading_does_not(
 
 def test_an_answer_ends_at_the_models_end_and_at_the_templates() -> None:
     chatty = load_tokenizer(NANO / "tokenizer.json")
-    chatty.bpe.add_special_tokens(["<|im_end|>"])
+    chatty.backend.add_special_tokens(["<|im_end|>"])
     ended = CHATML.replace("</s>", "<|im_end|>")
     assert find_stops(chatty, (2,), ended) == (2, 2048)
     assert find_stops(WORDS, (2, 7), FORMS["lwm"]) == (2, 7)
@@ -364,22 +368,22 @@ def test_the_shipped_model_reads_a_document_and_recalls(ring: int) -> None:
 
 def test_rules_of_stretching_change_the_rotary_and_nothing_else() -> None:
     for rule in ("theta", "ntk", "yarn", "plain"):
-        longer = stretch(TINY, 1024, rule)
+        longer = extend_context(TINY, 1024, rule)
         assert longer.llama.context == 1024
         assert replace(longer, llama=LLAMA) == TINY
-        assert stretch(TINY, 128, rule) == TINY.at(128, 1e4), "shorter is not stretched"
-    assert stretch(TINY, 1024, "theta").llama.rope_theta >= critical_base(1024, 1e4, 256)
-    assert stretch(TINY, 1024, "plain").llama.rope_theta == 1e4
-    yarn = stretch(TINY, 1024, "yarn")
+        assert extend_context(TINY, 128, rule) == TINY.at(128, 1e4), "shorter is not stretched"
+    assert extend_context(TINY, 1024, "theta").llama.rope_theta >= critical_base(1024, 1e4, 256)
+    assert extend_context(TINY, 1024, "plain").llama.rope_theta == 1e4
+    yarn = extend_context(TINY, 1024, "yarn")
     assert yarn.llama.rope_scaling == YaRN(factor=4.0, trained_context=256)
     with pytest.raises(InputError, match="scaled already"):
-        stretch(yarn, 4096, "yarn")
+        extend_context(yarn, 4096, "yarn")
     with pytest.raises(InputError, match="holds no question"):
-        stretch(TINY, 1, "yarn")
+        extend_context(TINY, 1, "yarn")
 
 
 def test_ntk_slows_the_slowest_pair_by_the_stretch_and_not_the_fastest() -> None:
-    before, after = (c.llama.rope.frequencies() for c in (TINY, stretch(TINY, 1024, "ntk")))
+    before, after = (c.llama.rope.frequencies() for c in (TINY, extend_context(TINY, 1024, "ntk")))
     np.testing.assert_allclose(before / after, np.geomspace(1, 4, 4), rtol=1e-12)
 
 

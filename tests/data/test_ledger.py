@@ -15,9 +15,10 @@ from ringworld.data.packing.ledger import NAME, Ledger, digest
 from ringworld.data.packing.loader import make_batches
 from ringworld.data.packing.rows import Apart, PackedRows
 from ringworld.errors import InputError
-from ringworld.mesh import MeshShape, make_mesh
+from ringworld.mesh import make_mesh
 from ringworld.models.llama import Llama
 from ringworld.models.world import World
+from ringworld.settings import MeshShape
 from ringworld.train.loop import Loop
 from ringworld.train.optimizer import AdamW
 from ringworld.train.stage import Stage, train_stage

@@ -21,13 +21,13 @@ from ringworld.data.corpora.manifest import (
     ShardNote,
     TokenizerNote,
     hash_codec,
-    hash_file,
     read_manifest,
     write_json,
 )
 from ringworld.data.corpora.shards import Record, Shards, find_fault, write_shard
 from ringworld.data.example import Example
 from ringworld.errors import InputError
+from ringworld.files import hash_file
 from ringworld.weights.shipped import NANO
 
 TEXT, CODES = 2048, 512

@@ -24,10 +24,11 @@ from ringworld.data.packing.loader import PackedRows, make_batches
 from ringworld.data.packing.pack import pack_row, split
 from ringworld.errors import InputError
 from ringworld.layers import rms_norm
-from ringworld.mesh import AXES, RULES, MeshShape, Rules, make_mesh, named_sharding, spec
+from ringworld.mesh import AXES, RULES, Rules, make_mesh, named_sharding, spec
 from ringworld.models import llama
 from ringworld.models.llama import Llama
 from ringworld.models.world import World, embed_tokens, forward, specs
+from ringworld.settings import MeshShape
 from ringworld.train import loss as loss_module
 from ringworld.train.loss import loss, nll_sums
 from ringworld.train.optimizer import AdamW, make_optimizer

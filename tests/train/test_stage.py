@@ -13,10 +13,10 @@ import pytest
 from ringworld.data import example
 from ringworld.data.example import Example
 from ringworld.errors import InputError
-from ringworld.mesh import MeshShape
 from ringworld.models import llama
 from ringworld.models.llama import HOST, Activations, Llama
 from ringworld.models.world import World
+from ringworld.settings import MeshShape
 from ringworld.train.loop import Loop
 from ringworld.train.optimizer import AdamW
 from ringworld.train.record import record_run

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from foreign import PARITY
 from gguf import GGMLQuantizationType, quants
-from test_sentencepiece import SMALL
+from sentencepiece_files import SMALL
 from tiny_hf import write_tiny
 
 import ringworld
@@ -145,7 +145,7 @@ def test_the_journeys_of_the_page_go_where_it_says(
             answers += [capsys.readouterr().out] * (words[0] == "chat")
     assert [len(block) for block in known] == [2, 2, 4]
     world = ringworld.load(tmp_path / "runs" / "llama-world")
-    assert world.config.vocabulary.codes == world.seeing.config.codebook
+    assert world.config.vocabulary.codes == world.codec.config.codebook
     out = json.loads((tmp_path / "runs" / "lwm-for-transformers" / "config.json").read_text())
     assert out["architectures"] == ["LlamaForCausalLM"] and out["ringworld"]["codes"] == 8192
     assert ringworld.load(tmp_path / "runs" / "lwm-for-transformers").tokenizer.opening == [1]

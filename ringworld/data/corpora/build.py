@@ -8,14 +8,14 @@ The manifest is written last, and the notes are then removed; from there on it s
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
-from ringworld.config import plainly, strictly
+from ringworld.config import from_dict
 from ringworld.data.corpora.manifest import (
     MANIFEST,
     REPORT,
@@ -27,7 +27,7 @@ from ringworld.data.corpora.manifest import (
     TokenizerNote,
     add_up,
     hash_codec,
-    hash_file,
+    note_tokenizer,
     read_json,
     read_manifest,
     write_json,
@@ -47,10 +47,10 @@ from ringworld.data.corpora.ray import run_on_ray
 from ringworld.data.corpora.reader import Input, Portion, cut_portions
 from ringworld.data.corpora.spec import Spec, count_forms, read_spec
 from ringworld.errors import InputError
-from ringworld.files import alone_in, whole
+from ringworld.files import alone_in, hash_file, whole
 from ringworld.progress import Announce, make_progress
-from ringworld.text.tokenizer import load_tokenizer
-from ringworld.weights.folder import CODEC, TOKENIZER
+from ringworld.text.load import TOKENIZER, read_tokenizer
+from ringworld.weights.file_names import CODEC
 from ringworld.weights.shipped import NANO
 
 Engine = Literal["local", "ray"]
@@ -146,8 +146,7 @@ def make_job(spec: Spec, folder: Path, out: Path) -> Job:
     Raises InputError when one of them is missing or broken.
     """
     place = folder / spec.tokenizer if spec.tokenizer else NANO
-    tokenizer_path = place / TOKENIZER if place.is_dir() else place
-    tokenizer = load_tokenizer(tokenizer_path)
+    tokenizer_note = note_tokenizer(place)
     codec_path = (folder / spec.codec if spec.codec else NANO / CODEC) if spec.sees else None
     codec_note = None
     if codec_path is not None:
@@ -158,18 +157,12 @@ def make_job(spec: Spec, folder: Path, out: Path) -> Job:
             codes=config.codebook,
             codes_per_frame=config.side**2,
         )
-    note = TokenizerNote(
-        sha256=hash_file(tokenizer_path),
-        size=tokenizer.size,
-        bos=tokenizer.bos,
-        eos=tokenizer.eos,
-    )
     return Job(
         spec=spec,
         folder=folder,
-        tokenizer=tokenizer_path,
+        tokenizer=place,
         codec=codec_path,
-        tokenizer_note=note,
+        tokenizer_note=tokenizer_note,
         codec_note=codec_note,
         out=out,
     )
@@ -188,7 +181,7 @@ def claim(out: Path, identity: Identity) -> None:
     corrected, the same command begins anew.
     """
     record = out / BUILD
-    if record.exists() and json.loads(json.dumps(plainly(identity))) == read_json(record):
+    if record.exists() and json.loads(json.dumps(asdict(identity))) == read_json(record):
         return
     held = {path.name for path in out.iterdir() if not path.name.startswith(".")}
     if record.exists() and held - {BUILD, REPORT}:
@@ -205,7 +198,7 @@ def find_made(out: Path) -> Manifest | None:
     """The manifest of a build that was finished, unless it or what belongs to it is not whole."""
     try:
         made = read_manifest(out)
-        strictly(Report, read_json(out / REPORT), str(out / REPORT))
+        from_dict(Report, read_json(out / REPORT), str(out / REPORT))
         return made if hash_file(out / TOKENIZER) == made.tokenizer.sha256 else None
     except InputError:
         return None
@@ -243,7 +236,7 @@ def find_note(out: Path, portion: Portion) -> PortionNote | None:
     """The note of a portion that is done and whole, else None."""
     path = note_path(out, portion)
     try:
-        note = strictly(PortionNote, read_json(path), str(path))
+        note = from_dict(PortionNote, read_json(path), str(path))
     except InputError:
         return None
     return note if note.shard is None or is_whole(out, note.shard) else None
@@ -302,7 +295,7 @@ def conclude(job: Job, notes: Sequence[PortionNote]) -> Manifest:
     )
     write_report(job.out, bad)
     with whole(job.out / TOKENIZER) as draft:
-        draft.write_bytes(job.tokenizer.read_bytes())
+        draft.write_bytes(read_tokenizer(job.tokenizer) or b"")
     write_json(job.out / MANIFEST, manifest)
     shutil.rmtree(job.out / NOTES, ignore_errors=True)
     return manifest

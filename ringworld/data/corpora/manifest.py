@@ -3,18 +3,20 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ringworld.config import plainly, strictly
+from ringworld.config import from_dict
 from ringworld.errors import InputError
-from ringworld.files import whole
+from ringworld.files import hash_file, whole
+from ringworld.text.load import load_tokenizer, read_tokenizer
 from ringworld.vocab import Vocabulary
 
 MANIFEST = "manifest.json"
 REPORT = "report.json"
 SCHEMA_VERSION = 1
+NO_TOKEN = -1  # what stands for the first token of a tokenizer that has none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,8 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerNote:
-    """Which tokenizer made the text ids."""
+    """Which tokenizer made the text ids: the sha256 of its tokenizer.json, its number of ids, and
+    the ids of the tokens before a text (-1 for none) and after it."""
 
     sha256: str
     size: int
@@ -95,6 +98,20 @@ class Manifest:
         return make_vocabulary(self.tokenizer, self.codec)
 
 
+def note_tokenizer(path: Path) -> TokenizerNote:
+    """What the manifest says of the tokenizer at `path`, a model folder or a file.
+
+    Raises InputError when it is missing or broken, or has no token that ends a text.
+    """
+    tokenizer, data = load_tokenizer(path), read_tokenizer(path) or b""
+    return TokenizerNote(
+        sha256=hashlib.sha256(data).hexdigest(),
+        size=tokenizer.size,
+        bos=tokenizer.bos_ids[0] if tokenizer.bos_ids else NO_TOKEN,
+        eos=tokenizer.eos,
+    )
+
+
 def make_vocabulary(tokenizer: TokenizerNote, codec: CodecNote | None) -> Vocabulary:
     """The vocabulary of a tokenizer and a codec, as small as it can be."""
     return Vocabulary(
@@ -124,7 +141,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} has the schema {table.get('schema')} and this program reads "
             f"{SCHEMA_VERSION}: build the shards again"
         )
-    manifest = strictly(Manifest, table, str(path))
+    manifest = from_dict(Manifest, table, str(path))
     if any(Path(shard.file).name != shard.file for shard in manifest.shards):
         raise InputError(f"{path} names a file of another folder: build the shards again")
     total = sum((shard.counts for shard in manifest.shards), Counts())
@@ -152,16 +169,7 @@ def read_json(path: Path) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """A dataclass as JSON, whole or not at all; the same value gives the same bytes."""
     with whole(path) as draft:
-        draft.write_text(json.dumps(plainly(value), indent=1) + "\n", "utf-8")
-
-
-def hash_file(path: Path) -> str:
-    """The sha256 of a file. Raises InputError when it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: check the path") from error
+        draft.write_text(json.dumps(asdict(value), indent=1) + "\n", "utf-8")
 
 
 def hash_codec(folder: Path) -> str:

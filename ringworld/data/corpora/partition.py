@@ -29,7 +29,6 @@ from ringworld.data.corpora.manifest import (
     CodecNote,
     ShardNote,
     TokenizerNote,
-    hash_file,
     make_vocabulary,
     write_json,
 )
@@ -42,12 +41,14 @@ from ringworld.data.corpora.spec import (
     Chat,
     Documents,
     Fields,
-    Sampling,
     Spec,
     Text,
 )
 from ringworld.errors import InputError
-from ringworld.text.tokenizer import Tokenizer, load_tokenizer
+from ringworld.files import hash_file
+from ringworld.media.sampling import FrameSampling
+from ringworld.text.load import load_tokenizer
+from ringworld.text.tokenizer import Tokenizer
 from ringworld.weights.codecs import load_codec
 
 NOTES = "notes"
@@ -152,7 +153,7 @@ class Work:
 
     def documents(self) -> Iterator[Record]:
         """Documents, a lot of them becoming tokens while the lot before it is written."""
-        encode = self.tokenizer.bpe.encode_batch_fast
+        encode = self.tokenizer.backend.encode_batch_fast
         with ThreadPoolExecutor(1) as pool:
             before: list[tuple[list[Row], Future[list[Encoding]]]] = []
             for rows, texts in self.lots():
@@ -202,7 +203,7 @@ class Work:
         if isinstance(source, Fields):
             return [[make_fields(content, row.line, source, self.tokenizer, self.vocabulary)]]
         assert isinstance(source, Chat | Captions), "documents are laid in lots"
-        rules = Sampling(**{name: getattr(source, name) for name in SAMPLING})
+        rules = FrameSampling(**{name: getattr(source, name) for name in SAMPLING})
         see = cache(self.see)  # what a row shows is read once, however many orders it is kept in
         if isinstance(source, Captions):
             return [
@@ -228,7 +229,7 @@ class Work:
         row: Row,
         content: Mapping[str, Any],
         order: str,
-        rules: Sampling,
+        rules: FrameSampling,
         see: See,
     ) -> Draft:
         """The example of a picture or a film and its caption."""

@@ -10,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ringworld.config import strictly
-from ringworld.data.corpora.manifest import hash_file, read_json, write_json
+from ringworld.config import from_dict
+from ringworld.data.corpora.manifest import read_json, write_json
 from ringworld.data.corpora.reader import Input, Portion
 from ringworld.errors import InputError
+from ringworld.files import hash_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ def check_media(out: Path, folder: Path, portions: Sequence[Portion], workers: i
     read: dict[str, str] = {}
     for path in (media_path(out, portion) for portion in portions):
         if path.exists():
-            note = strictly(MediaNote, read_json(path), str(path))
+            note = from_dict(MediaNote, read_json(path), str(path))
             read |= {one.file: one.sha256 for one in note.media}
     with ThreadPoolExecutor(workers) as pool:
         for file, found in zip(

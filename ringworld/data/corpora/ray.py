@@ -9,10 +9,11 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from importlib import import_module
 
-from ringworld.config import plainly, strictly
+from ringworld.config import from_dict
 from ringworld.data.corpora.partition import PortionNote
 from ringworld.data.corpora.reader import Portion
 from ringworld.errors import InputError
@@ -38,19 +39,19 @@ def run_on_ray(
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # how far the build is, we tell
     rows = data.from_items(
-        [{"portion": json.dumps(plainly(portion))} for portion in portions],
+        [{"portion": json.dumps(asdict(portion))} for portion in portions],
         override_num_blocks=len(portions),
     )
     for done in rows.map(partial(_do, work), concurrency=workers).iter_rows():
         if done["refused"]:
             raise InputError(done["refused"])
-        yield strictly(PortionNote, json.loads(done["note"]), "the note of a portion")
+        yield from_dict(PortionNote, json.loads(done["note"]), "the note of a portion")
 
 
 def _do(work: Callable[[Portion], PortionNote], row: dict[str, str]) -> dict[str, str]:
     """One portion; what Ray carries is text."""
-    portion = strictly(Portion, json.loads(row["portion"]), "a portion")
+    portion = from_dict(Portion, json.loads(row["portion"]), "a portion")
     try:
-        return {"note": json.dumps(plainly(work(portion))), "refused": ""}
+        return {"note": json.dumps(asdict(work(portion))), "refused": ""}
     except InputError as error:
         return {"note": "", "refused": str(error)}

@@ -16,9 +16,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ringworld.data.corpora.manifest import hash_file
 from ringworld.data.corpora.spec import AnySource, Spec, Text
 from ringworld.errors import InputError
+from ringworld.files import hash_file
 
 TABLES = (".jsonl", ".parquet")
 # A line is read whole. An hour of film at one frame a second, as LWM's codes, is 5 MB.
