@@ -300,9 +300,9 @@ PAGE = """# How exact attention is
 
 The output and all gradients of `attend` are compared with the definition in float64. Each figure is
 the largest error in an array, divided by the largest number of that array. It is the worst case of
-{orders} token orders x {heads} x {masks} masks. Rows have {length} tokens and padding, heads are {width}
-wide, and tiles have {tile} tokens; the ring of one device uses rows that were ordered for four. In
-the picture every case is a dot, and the worst cases are the line.
+{orders} token orders x {heads} x {masks} masks. Rows have {length} tokens and padding, heads are
+{width} wide, and tiles have {tile} tokens; the ring of one device uses rows that were ordered for
+four. In the picture every case is a dot, and the worst cases are the line.
 
 ![Error against float64 over the devices in the ring](images/exactness.png)
 
