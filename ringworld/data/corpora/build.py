@@ -6,9 +6,11 @@ The manifest is written last, and the notes are then removed; from there on it s
 """
 
 import json
+import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -44,7 +46,7 @@ from ringworld.data.corpora.partition import (
 from ringworld.data.corpora.processes import run_in_processes
 from ringworld.data.corpora.provenance import check_media
 from ringworld.data.corpora.ray import run_on_ray
-from ringworld.data.corpora.reader import Input, Portion, cut_portions
+from ringworld.data.corpora.reader import Input, LeftOut, Portion, cut_portions
 from ringworld.data.corpora.spec import Spec, count_forms, read_spec
 from ringworld.errors import InputError
 from ringworld.files import alone_in, hash_file, whole
@@ -60,6 +62,8 @@ Run = Callable[[Callable[[Portion], PortionNote], Sequence[Portion]], Iterator[P
 BUILD = "build.json"
 # Bad rows that a report names; the others are counted.
 LISTED = 10_000
+# Reasons that are told; the rows of others are in the list.
+REASONS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +81,16 @@ class Identity:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was left out of a build, in the order of the input, and why."""
+    """What was left out of a build, in the order of the input, and why.
+
+    `reasons` counts the bad rows by reason, names and numbers in it replaced by "...". Of rows and
+    of files as many are listed as `LISTED` says.
+    """
 
     bad_rows: int
     bad: tuple[Bad, ...]
+    reasons: dict[str, int] = field(default_factory=dict)
+    files: tuple[LeftOut, ...] = ()
 
 
 def build(
@@ -112,10 +122,13 @@ def go_on(spec_path: Path, out: Path, announce: Announce, workers: int, engine: 
     job = make_job(spec, folder, out)
     run = choose_engine(engine, workers)
     announce(f"reading what {spec_path} names")
-    inputs, portions = cut_portions(spec, folder)
+    inputs = cut_portions(spec, folder)
+    portions, left_out = inputs.portions, inputs.left_out
+    for line in describe_left_out(left_out):
+        announce(line)
     identity = Identity(
         spec=replace(spec, on_bad="skip", max_bad=0),
-        inputs=tuple(inputs),
+        inputs=inputs.files,
         tokenizer=job.tokenizer_note,
         codec=job.codec_note,
     )
@@ -135,9 +148,12 @@ def go_on(spec_path: Path, out: Path, announce: Announce, workers: int, engine: 
             announce(f"{len(done)} of {len(portions)} portions are done")
         check_media(out, folder, [p for p in portions if p.shard in done], workers)
         todo = [portion for portion in portions if portion.shard not in done]
-        notes = [*collect(run(partial(build_portion, job), todo), job, done, len(portions))]
+        notes = [*collect(run(partial(build_portion, job), todo), job, done, len(portions), left_out)]
         made = {note.portion: note for note in (*done.values(), *notes)}
-        return conclude(job, [made[portion.shard] for portion in portions])
+        manifest = conclude(job, [made[portion.shard] for portion in portions], left_out)
+        if manifest.skipped:
+            announce(describe_skipped(out))
+        return manifest
 
 
 def make_job(spec: Spec, folder: Path, out: Path) -> Job:
@@ -252,7 +268,11 @@ def choose_engine(engine: Engine, workers: int) -> Run:
 
 
 def collect(
-    notes: Iterable[PortionNote], job: Job, done: dict[str, PortionNote], total: int
+    notes: Iterable[PortionNote],
+    job: Job,
+    done: dict[str, PortionNote],
+    total: int,
+    left_out: Sequence[LeftOut],
 ) -> Iterator[PortionNote]:
     """Pass each note on as it comes, and show how far the build is.
 
@@ -269,14 +289,14 @@ def collect(
                 break
             yield note
     if len(bad) > most:
-        write_report(job.out, bad)
+        write_report(job.out, bad, left_out)
         raise InputError(
             f"{len(bad)} bad rows are more than the {most} allowed, the first is {bad[0].origin}: "
             f"{bad[0].why}; {job.out / REPORT} lists them: correct them or raise max_bad"
         )
 
 
-def conclude(job: Job, notes: Sequence[PortionNote]) -> Manifest:
+def conclude(job: Job, notes: Sequence[PortionNote], left_out: Sequence[LeftOut]) -> Manifest:
     """Write the report, the tokenizer and, last, the manifest; remove the notes."""
     bad = [row for note in notes for row in note.bad]
     shards = tuple(note.shard for note in notes if note.shard is not None)
@@ -293,7 +313,7 @@ def conclude(job: Job, notes: Sequence[PortionNote]) -> Manifest:
         shards=shards,
         forms={s.name: count_forms(s) for s in job.spec.sources if count_forms(s) > 1},
     )
-    write_report(job.out, bad)
+    write_report(job.out, bad, left_out)
     with whole(job.out / TOKENIZER) as draft:
         draft.write_bytes(read_tokenizer(job.tokenizer) or b"")
     write_json(job.out / MANIFEST, manifest)
@@ -301,6 +321,36 @@ def conclude(job: Job, notes: Sequence[PortionNote]) -> Manifest:
     return manifest
 
 
-def write_report(out: Path, bad: Sequence[Bad]) -> None:
-    """The bad rows, as `report.json`."""
-    write_json(out / REPORT, Report(bad_rows=len(bad), bad=tuple(bad[:LISTED])))
+def write_report(out: Path, bad: Sequence[Bad], left_out: Sequence[LeftOut]) -> None:
+    """What was left out, as `report.json`."""
+    reasons = Counter(generalize(row.why) for row in bad)
+    report = Report(
+        bad_rows=len(bad),
+        bad=tuple(bad[:LISTED]),
+        reasons=dict(reasons.most_common(REASONS)),
+        files=tuple(left_out[:LISTED]),
+    )
+    write_json(out / REPORT, report)
+
+
+def generalize(why: str) -> str:
+    """A reason without what differs from row to row: quoted names and numbers become "..."."""
+    return re.sub(r"'[^']*'|\"[^\"]*\"|\d[\d,.]*(?<!\.)", "...", why.partition(": ")[0])
+
+
+def describe_skipped(out: Path) -> str:
+    """One sentence: how many rows were skipped for which reasons, and where they are listed."""
+    report = from_dict(Report, read_json(out / REPORT), str(out / REPORT))
+    reasons = "; ".join(f"{count:,} times {why}" for why, count in report.reasons.items())
+    rows = "row" if report.bad_rows == 1 else "rows"
+    return f"{report.bad_rows:,} {rows} skipped, listed in {out / REPORT}: {reasons}"
+
+
+def describe_left_out(left_out: Sequence[LeftOut]) -> Iterator[str]:
+    """A sentence for each source and reason: how many files are not read, and the first of them."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for one in left_out:
+        groups.setdefault((one.source, one.why), []).append(one.file)
+    for (source, why), files in groups.items():
+        count = "1 file is" if len(files) == 1 else f"{len(files):,} files are"
+        yield f"{source}: {count} not read, because {why}; the first is {files[0]}"

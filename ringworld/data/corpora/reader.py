@@ -1,8 +1,10 @@
 """What a build reads: the files of its sources cut into portions, and the rows of a portion.
 
-Blocks are cut by the input alone (so many files, lines or rows), never by who reads them, and each
-becomes one shard: that is why any number of workers writes the same bytes. A row that cannot be
-read is told with its file and line; blank lines are no rows.
+Portions are cut by the input alone (so many files, lines or rows), never by who reads them, and
+each becomes one shard: that is why any number of workers writes the same bytes. Of a folder all
+files count whose names end as the source asks, in small letters or capitals, at any depth, but for
+hidden ones (a name, or that of a folder on the way, begins with a dot); what is left out is listed.
+A row that cannot be read is told with its file and line; blank lines are no rows.
 """
 
 import hashlib
@@ -18,7 +20,7 @@ import pyarrow.parquet as pq
 
 from ringworld.data.corpora.spec import AnySource, Spec, Text
 from ringworld.errors import InputError
-from ringworld.files import hash_file
+from ringworld.files import find_name, hash_file
 
 TABLES = (".jsonl", ".parquet")
 # A line is read whole. An hour of film at one frame a second, as LWM's codes, is 5 MB.
@@ -31,6 +33,15 @@ class Input:
 
     file: str
     sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A file in the folder of a source that is not read, and why."""
+
+    source: str
+    file: str
+    why: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +61,16 @@ class Portion:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What the sources of a spec read: every file with its hash, the portions, and the files in
+    their folders that are not read."""
+
+    files: tuple[Input, ...]
+    portions: tuple[Portion, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One row: its number in its file, from 1, the folder its paths start from, and `read`."""
 
@@ -59,15 +80,17 @@ class Row:
     read: Callable[[], Any]
 
 
-def cut_portions(spec: Spec, folder: Path) -> tuple[list[Input], list[Portion]]:
+def cut_portions(spec: Spec, folder: Path) -> Inputs:
     """The files of a spec, which lies in `folder`, and their portions, always in the same order.
 
     Raises InputError when a source has nothing to read.
     """
     inputs: list[Input] = []
     portions: list[Portion] = []
+    left_out: list[LeftOut] = []
     for place, source in enumerate(spec.sources):
-        files = find_files(source, folder)
+        files, others = find_files(source, folder)
+        left_out += others
         cuts: list[Portion] = []
         if isinstance(source, Text):
             inputs += [Input(file=file, sha256=hash_file(folder / file)) for file in files]
@@ -76,7 +99,7 @@ def cut_portions(spec: Spec, folder: Path) -> tuple[list[Input], list[Portion]]:
                 cuts.append(Portion(shard="", source=place, files=some, line=i + 1))
         else:
             for file in files:
-                cut = _cut_lines if file.endswith(".jsonl") else _cut_rows
+                cut = _cut_lines if is_jsonl(file) else _cut_rows
                 digest, edges = cut(folder / file, source.rows_per_shard)
                 inputs.append(Input(file=file, sha256=digest))
                 for (start, line), (stop, _) in zip(edges, edges[1:], strict=False):
@@ -89,22 +112,32 @@ def cut_portions(spec: Spec, folder: Path) -> tuple[list[Input], list[Portion]]:
             raise InputError(f"{source.name}: {folder / source.path} holds no rows: fill it")
         for i, portion in enumerate(cuts):
             portions.append(replace(portion, shard=f"{source.name}-{i:05d}.arrow"))
-    return inputs, portions
+    return Inputs(files=tuple(inputs), portions=tuple(portions), left_out=tuple(left_out))
 
 
-def find_files(source: AnySource, folder: Path) -> list[str]:
-    """The files of a source, sorted, as paths from `folder`.
+def find_files(source: AnySource, folder: Path) -> tuple[list[str], list[LeftOut]]:
+    """The files of a source, sorted, as paths from `folder`, and those beside them left out.
 
     Raises InputError without any, and for a name that is no text, as shards could not tell it.
     """
-    path = folder / source.path
     suffixes = source.suffixes if isinstance(source, Text) else TABLES
-    if path.is_file() and path.name.endswith(suffixes):
-        return [source.path]
+    endings = tuple(suffix.lower() for suffix in suffixes)
+    place = find_name(folder, source.path)
+    path = folder / place
+    if path.is_file() and path.name.lower().endswith(endings):
+        return [place], []
     if not path.exists():
         raise InputError(f"{source.name}: there is nothing at {path}: correct its path")
-    found = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
-    files = [(Path(source.path) / name).as_posix() for name in found if name.endswith(suffixes)]
+    files: list[str] = []
+    left_out: list[LeftOut] = []
+    for name in sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()):
+        file = (Path(place) / name).as_posix()
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if not hidden and name.lower().endswith(endings):
+            files.append(file)
+            continue
+        why = "it is hidden" if hidden else f"its name does not end in {' or '.join(suffixes)}"
+        left_out.append(LeftOut(source=source.name, file=file, why=why))
     if not files:
         raise InputError(
             f"{source.name}: {path} holds no file that ends in {' or '.join(suffixes)}: "
@@ -112,7 +145,12 @@ def find_files(source: AnySource, folder: Path) -> list[str]:
         )
     if unnamed := next((name for name in files if not is_text(name)), None):
         raise InputError(f"{source.name}: the name of {folder / unnamed} is not UTF-8: rename it")
-    return files
+    return files, [other for other in left_out if is_text(other.file)]
+
+
+def is_jsonl(file: str) -> bool:
+    """Whether a table is lines of JSON; else it is Parquet."""
+    return file.lower().endswith(".jsonl")
 
 
 def is_text(name: str) -> bool:
@@ -166,7 +204,7 @@ def read_rows(portion: Portion, source: AnySource, folder: Path) -> Iterator[Row
             yield Row(origin=file, line=portion.line + i, folder=path.parent, read=read)
         return
     file = portion.files[0]
-    rows = _json_rows if file.endswith(".jsonl") else _parquet_rows
+    rows = _json_rows if is_jsonl(file) else _parquet_rows
     beside = (folder / file).parent
     for line, read in rows(folder / file, portion):
         yield Row(origin=f"{file}:{line}", line=line, folder=beside, read=read)
