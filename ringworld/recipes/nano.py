@@ -15,8 +15,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ringworld.data.packing.mix import Source, draw_examples
-from ringworld.data.samples import read_film, read_shelf
+from ringworld.data.packing.mix import DrawExample, draw_examples
+from ringworld.data.samples import read_sample_film, read_shelf
 from ringworld.errors import InputError
 from ringworld.fetch import fetch
 from ringworld.models.llama import Llama
@@ -163,10 +163,10 @@ def find_recipe(name: str) -> AnyRecipe:
 
 def make_vision(
     recipe: Recipe, tokenizer: Tokenizer, parts: Path, cache: Path, announce: Announce
-) -> dict[str, Source]:
+) -> dict[str, DrawExample]:
     """The film and the moving shapes, through the codec of the model folder `parts`."""
     codec = load_codec(parts / CODEC)
-    film = read_film(fetch("film"), codec, cache, announce)
+    film = read_sample_film(fetch("film"), codec, cache, announce)
     clips = draw_clips(film, codec, recipe.clips, recipe.seed, cache, announce)
     return vision_sources(film, clips, tokenizer, recipe.model.vocabulary)
 

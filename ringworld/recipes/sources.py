@@ -4,8 +4,8 @@ import numpy as np
 
 from ringworld.data.books import draw_passage, echo_example, passage_example
 from ringworld.data.example import Example
-from ringworld.data.packing.mix import Source
-from ringworld.data.samples import Film, Shelf
+from ringworld.data.packing.mix import DrawExample
+from ringworld.data.samples import SampleFilm, Shelf
 from ringworld.tasks.clips import CodedClip, clip_example, film_example
 from ringworld.tasks.needle import draw_needles, longest_needles, recall_example, room
 from ringworld.text.tokenizer import Tokenizer
@@ -17,7 +17,7 @@ TEXT = ("books", "recall", "echo")
 VISION = ("clips", "film")
 
 
-def text_sources(shelf: Shelf, tokenizer: Tokenizer) -> dict[str, Source]:
+def text_sources(shelf: Shelf, tokenizer: Tokenizer) -> dict[str, DrawExample]:
     """Passages of books, needles hidden in them with a question for each, and shuffled echoes.
 
     Lengths of recall are drawn evenly over their logarithm from a quarter of the longest, so that
@@ -45,8 +45,8 @@ def text_sources(shelf: Shelf, tokenizer: Tokenizer) -> dict[str, Source]:
 
 
 def vision_sources(
-    film: Film, clips: list[CodedClip], tokenizer: Tokenizer, vocabulary: Vocabulary
-) -> dict[str, Source]:
+    film: SampleFilm, clips: list[CodedClip], tokenizer: Tokenizer, vocabulary: Vocabulary
+) -> dict[str, DrawExample]:
     """Clips of moving shapes in every form of chat, and stretches of the film."""
 
     def shapes(rng: np.random.Generator, longest: int) -> Example:

@@ -20,7 +20,7 @@ from ringworld.files import whole
 from ringworld.progress import Announce
 from ringworld.tasks.needle import CITIES, Needle
 from ringworld.text.load import TOKENIZER
-from ringworld.text.template import RULES, SYSTEM
+from ringworld.text.template import ANSWER_RULES, SYSTEM
 from ringworld.text.tokenizer import train_tokenizer
 from ringworld.train.record import record_run
 
@@ -55,7 +55,7 @@ def read_texts(recipe: TokenizerRecipe) -> Iterator[str]:
     for city in CITIES:
         needle = Needle(city, 1234567)
         yield needle.sentence
-        yield f"{needle.question} {RULES}"
+        yield f"{needle.question} {ANSWER_RULES}"
     for _ in range(recipe.times):
         yield recipe.talk
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import jax
 
-from ringworld.data.packing.ledger import NAME as LEDGER
+from ringworld.data.packing.ledger import LEDGER_FILE
 from ringworld.data.packing.ledger import Ledger
 from ringworld.data.packing.loader import Rows, check_rows, make_batches
-from ringworld.data.packing.pack import WINDOW
+from ringworld.data.packing.pack import PLAN_WINDOW
 from ringworld.data.packing.rows import MASKED, Apart, Examples, MixedRows, PackedRows, Packing
 from ringworld.errors import InputError
 from ringworld.mesh import Rules, make_mesh
@@ -98,7 +98,7 @@ def train_stage(
                 batch=stage.batch,
                 seed=stage.seed,
                 ring=stage.mesh.seq,
-                ledger=Ledger(folder / LEDGER) if jax.process_index() == 0 else None,
+                ledger=Ledger(folder / LEDGER_FILE) if jax.process_index() == 0 else None,
             ),
             loop=stage.loop,
             folder=folder,
@@ -114,7 +114,7 @@ def pack_examples(stage: Stage, examples: Examples | Apart, folder: Path) -> Row
     """The rows of a stage. A plan for more examples than one window is kept in `folder`."""
 
     def pack(examples: Examples) -> PackedRows:
-        plans = folder / "plans" if len(examples) > WINDOW else None
+        plans = folder / "plans" if len(examples) > PLAN_WINDOW else None
         return PackedRows(examples, stage.context, stage.packing, plans)
 
     if isinstance(examples, Apart):

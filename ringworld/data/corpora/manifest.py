@@ -1,4 +1,4 @@
-"""What a folder of shards says of itself: counts, hashes, and whose ids its tokens are."""
+"""The manifest of a folder of shards: counts, hashes, and the tokenizer and codec of its ids."""
 
 import hashlib
 import json
@@ -36,7 +36,8 @@ class Counts:
 @dataclass(frozen=True, kw_only=True)
 class TokenizerNote:
     """Which tokenizer made the text ids: the sha256 of its tokenizer.json, its number of ids, and
-    the ids of the tokens before a text (-1 for none) and after it."""
+    the ids of the tokens before a text (-1 for none) and after it.
+    """
 
     sha256: str
     size: int
@@ -46,7 +47,7 @@ class TokenizerNote:
 
 @dataclass(frozen=True, kw_only=True)
 class CodecNote:
-    """Which codec made the codes."""
+    """Which codec made the codes: its hash, frame size in pixels, codebook, codes of a frame."""
 
     sha256: str
     size: int
@@ -124,7 +125,7 @@ def make_vocabulary(tokenizer: TokenizerNote, codec: CodecNote | None) -> Vocabu
     )
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_shard_manifest(folder: Path) -> Manifest:
     """The manifest of a folder of shards.
 
     Raises InputError when there is none, it is not whole, its counts contradict each other, or it

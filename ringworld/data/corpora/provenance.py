@@ -12,14 +12,14 @@ from pathlib import Path
 
 from ringworld.config import from_dict
 from ringworld.data.corpora.manifest import read_json, write_json
-from ringworld.data.corpora.reader import Input, Portion
+from ringworld.data.corpora.reader import Input, Partition
 from ringworld.errors import InputError
 from ringworld.files import hash_file
 
 
 @dataclass(frozen=True, kw_only=True)
 class MediaNote:
-    """The films and pictures that the rows of a portion show, bad rows included."""
+    """The films and pictures that the rows of a partition show, bad rows included."""
 
     media: tuple[Input, ...]
 
@@ -31,24 +31,24 @@ def hash_media(path: Path, folder: Path) -> Input:
     return Input(file=name, sha256=hash_file(path))
 
 
-def write_media(out: Path, portion: Portion, media: Iterable[Input]) -> None:
-    """Note what was read for a portion, whole or not at all."""
+def write_media(out: Path, partition: Partition, media: Iterable[Input]) -> None:
+    """Note what was read for a partition, whole or not at all."""
     note = MediaNote(media=tuple(sorted(media, key=lambda one: one.file)))
-    write_json(media_path(out, portion), note)
+    write_json(media_path(out, partition), note)
 
 
-def media_path(out: Path, portion: Portion) -> Path:
-    """Where the media of a portion are noted."""
-    return (out / portion.shard).with_suffix(".media.json")
+def media_path(out: Path, partition: Partition) -> Path:
+    """Where the media of a partition are noted."""
+    return (out / partition.shard).with_suffix(".media.json")
 
 
-def check_media(out: Path, folder: Path, portions: Sequence[Portion], workers: int) -> None:
-    """Compare the films and pictures of these portions with what was read, `workers` at a time.
+def check_media(out: Path, folder: Path, partitions: Sequence[Partition], workers: int) -> None:
+    """Compare the films and pictures of these partitions with what was read, `workers` at a time.
 
     Raises InputError for the first that is another or is gone.
     """
     read: dict[str, str] = {}
-    for path in (media_path(out, portion) for portion in portions):
+    for path in (media_path(out, partition) for partition in partitions):
         if path.exists():
             note = from_dict(MediaNote, read_json(path), str(path))
             read |= {one.file: one.sha256 for one in note.media}
