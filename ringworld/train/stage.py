@@ -7,8 +7,7 @@ from pathlib import Path
 
 import jax
 
-from ringworld.data.packing.ledger import LEDGER_FILE
-from ringworld.data.packing.ledger import Ledger
+from ringworld.data.packing.ledger import LEDGER_FILE, Ledger
 from ringworld.data.packing.loader import Rows, check_rows, make_batches
 from ringworld.data.packing.pack import PLAN_WINDOW
 from ringworld.data.packing.rows import MASKED, Apart, Examples, MixedRows, PackedRows, Packing

@@ -346,7 +346,7 @@ def write_build_report(out: Path, bad: Sequence[Bad], left_out: Sequence[LeftOut
 
 def generalize(why: str) -> str:
     """A reason without what differs from row to row: quoted names and numbers become "..."."""
-    return re.sub(r"'[^']*'|\"[^\"]*\"|\d[\d,.]*(?<!\.)", "...", why.partition(": ")[0])
+    return re.sub(r"'[^']*'|\"[^\"]*\"|\d[\d,.]*(?<!\.)", "...", why.rpartition(": ")[0] or why)
 
 
 def describe_skipped(out: Path) -> str:
