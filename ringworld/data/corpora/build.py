@@ -28,6 +28,7 @@ from ringworld.data.corpora.manifest import (
     ShardNote,
     TokenizerNote,
     add_up,
+    check_media,
     hash_codec,
     note_tokenizer,
     read_json,
@@ -44,7 +45,6 @@ from ringworld.data.corpora.partition import (
     partition_note_path,
 )
 from ringworld.data.corpora.processes import run_in_processes
-from ringworld.data.corpora.provenance import check_media
 from ringworld.data.corpora.ray import run_on_ray
 from ringworld.data.corpora.reader import Input, LeftOut, Partition, cut_partitions
 from ringworld.data.corpora.spec import Spec, count_forms, read_spec

@@ -29,10 +29,11 @@ from ringworld.data.corpora.manifest import (
     CodecNote,
     ShardNote,
     TokenizerNote,
+    hash_media,
     make_vocabulary,
     write_json,
+    write_media,
 )
-from ringworld.data.corpora.provenance import hash_media, write_media
 from ringworld.data.corpora.reader import Input, Partition, Row, read_rows
 from ringworld.data.corpora.shards import Record, find_fault, write_shard
 from ringworld.data.corpora.spec import (
