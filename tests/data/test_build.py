@@ -1106,7 +1106,7 @@ BAD_SPECS = {
     ),
     "nowhere": ('[[text]]\nname = "x"\npath = "gone"', "there is nothing at"),
     "no suffix": ('[[text]]\nname = "x"\npath = "."', "no file that ends in .txt"),
-    "bad rate": (CAPTIONS.replace("2", "0"), "num_frames must be at least 1"),
+    "bad rate": (CAPTIONS.replace("2", "0"), "fps must be a number above 0"),
     "bad bounds": (
         f"{CAPTIONS}min_frames = 3\nmax_frames = 2",
         "min_frames 3 is over max_frames 2",

@@ -276,7 +276,7 @@ def test_needles_have_different_cities_and_numbers_of_seven_digits() -> None:
 # ---- mixing
 
 
-def source(token: int) -> Source:
+def source(token: int) -> DrawExample:
     def draw(rng: np.random.Generator, longest: int) -> Example:
         return example.text([token] * int(rng.integers(1, longest + 1)), 1.0)
 
