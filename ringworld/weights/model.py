@@ -22,9 +22,20 @@ from ringworld.params import shardings
 from ringworld.text.tokenizer import NAMES_FILE, Tokenizer, load_tokenizer, read_names
 from ringworld.vocab import Vocabulary
 from ringworld.weights.codecs import load_codec
-from ringworld.weights.folder import CODEC, TOKENIZER, fill, save_folder
-from ringworld.weights.imported import SENTENCEPIECE
+from ringworld.weights.folder import (
+    CODEC,
+    TOKENIZER,
+    fill,
+    new_folder,
+    table_of,
+    write_folder,
+)
+from ringworld.weights.huggingface import CHAT_TEMPLATE
+from ringworld.weights.imported import GENERATION, SENTENCEPIECE
 from ringworld.weights.open import Opened, open_model
+
+# What a trained model takes from the model that it started from, where that has it.
+BESIDE = (TOKENIZER, SENTENCEPIECE, NAMES_FILE, CHAT_TEMPLATE, GENERATION)
 
 
 @dataclass(frozen=True)
@@ -175,13 +186,15 @@ def _read_words(opened: Opened, is_folder: bool) -> Tokenizer | None:
 def save_model(
     path: Path, config: World, weights: WorldWeights, parts: Path, dtype: DTypeLike
 ) -> None:
-    """Write a model folder, its tokenizer and codec copied from the model folder `parts`.
+    """Write a model folder; tokenizer, chat template and codec are those of the folder `parts`.
 
-    Raises InputError when `path` exists.
+    All of it or nothing; one weight at a time is brought to the host. Raises InputError when `path`
+    exists.
     """
-    save_folder(path, "world", config, weights, dtype)
-    shutil.copy2(parts / TOKENIZER, path / TOKENIZER)
-    if (parts / SENTENCEPIECE).exists():
-        shutil.copy2(parts / SENTENCEPIECE, path / SENTENCEPIECE)
-    if (parts / CODEC).exists():
-        shutil.copytree(parts / CODEC, path / CODEC)
+    with new_folder(path) as draft:
+        write_folder(draft, "world", config, table_of(weights, dtype))
+        for name in BESIDE:
+            if (parts / name).exists():
+                shutil.copy2(parts / name, draft / name)
+        if (parts / CODEC).exists():
+            shutil.copytree(parts / CODEC, draft / CODEC)

@@ -14,7 +14,7 @@ from ringworld.errors import InputError
 from ringworld.fetch import ASSETS
 from ringworld.models import patchgan, vgg
 from ringworld.models.patchgan import PatchGAN, opinion
-from ringworld.models.vgg import MEANS, TINY, VGG, VGG16, features, unlikeness
+from ringworld.models.vgg import MEANS, TINY, VGG, VGG16, features, perceptual_distance
 from ringworld.models.vqgan import VQGAN
 from ringworld.params import count, init, paths
 from ringworld.train.adversarial import (
@@ -92,9 +92,9 @@ def test_features_and_unlikeness_are_those_of_their_slow_definition():
             x = np.stack([picture[level] for picture in some])
             ways.append(x / np.sqrt((x**2).sum(-1, keepdims=True) + TINY))
         apart.append(((ways[0] - ways[1]) ** 2).sum(-1).mean())
-    found = unlikeness(weights, jnp.asarray(one), jnp.asarray(other))
+    found = perceptual_distance(weights, jnp.asarray(one), jnp.asarray(other))
     assert found == pytest.approx(np.mean(apart), rel=1e-5)  # float32 against float64
-    assert unlikeness(weights, jnp.asarray(one), jnp.asarray(one)) == 0
+    assert perceptual_distance(weights, jnp.asarray(one), jnp.asarray(one)) == 0
 
 
 def test_vgg16_has_thirteen_convolutions_and_its_known_number_of_weights():
