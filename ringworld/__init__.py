@@ -12,7 +12,7 @@ from ringworld.mesh import make_mesh
 from ringworld.models.llama import Llama
 from ringworld.models.world import World
 from ringworld.vocab import Vocabulary
-from ringworld.weights.codecs import load_pictures as load_codec
+from ringworld.weights.codecs import load_float_codec as load_codec
 from ringworld.weights.model import load_model
 from ringworld.weights.model import load_model as load
 

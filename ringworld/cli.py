@@ -23,19 +23,9 @@ from ringworld.evals.needle import Grid
 from ringworld.evals.perplexity import Perplexity, measure_perplexity
 from ringworld.evals.shard_report import tell, write_page
 from ringworld.fetch import ASSETS, fetch
-from ringworld.inference.sampling import Sampling
-from ringworld.mesh import MeshShape
-from ringworld.models.context_extension import Rule
 from ringworld.progress import Announce
-from ringworld.recipes.codec import (
-    CodecRecipe,
-    FolderCodecRecipe,
-    run_codec_recipe,
-    run_folder_recipe,
-)
-from ringworld.recipes.nano import RECIPES, find_recipe, run_recipe
-from ringworld.recipes.shards import ShardRecipe, run_shard_recipe
-from ringworld.recipes.tokenizer import TokenizerRecipe, run_tokenizer_recipe
+from ringworld.recipes.registry import RECIPES, find_recipe
+from ringworld.settings import Extension, MeshShape, Sampling
 from ringworld.weights.save import convert
 from ringworld.weights.shipped import NANO
 
@@ -126,7 +116,7 @@ class Needle:
             lengths=(256, 512, 1024), depths=(0.0, 0.25, 0.5, 0.75, 1.0), rounds=4
         )
     )
-    rules: tuple[Rule, ...] = ("yarn",)
+    rules: tuple[Extension, ...] = ("yarn",)
     """how RoPE is stretched at lengths beyond the model's context: plain theta ntk yarn"""
     mesh: MeshShape = field(default_factory=MeshShape)
 
@@ -284,14 +274,4 @@ def train(words: list[str], announce: Announce) -> None:
     recipe = tyro.cli(
         type(recipe), prog=f"ringworld train {words[0]}", default=recipe, args=words[1:]
     )
-    if isinstance(recipe, CodecRecipe):
-        done = run_codec_recipe(recipe, folder, announce)
-    elif isinstance(recipe, FolderCodecRecipe):
-        done = run_folder_recipe(recipe, folder, announce)
-    elif isinstance(recipe, TokenizerRecipe):
-        done = run_tokenizer_recipe(recipe, folder, announce)
-    elif isinstance(recipe, ShardRecipe):
-        done = run_shard_recipe(recipe, folder, announce)
-    else:
-        done = run_recipe(recipe, folder, announce)
-    announce(f"done: {done}")
+    announce(f"done: {recipe.run(folder, announce)}")

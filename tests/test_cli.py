@@ -7,6 +7,7 @@ import pytest
 
 from ringworld import cli
 from ringworld.recipes.nano import demo
+from ringworld.recipes.recipe import Recipe
 
 ONE_SENTENCE = 400
 
@@ -96,7 +97,7 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 def test_recipe_options_reach_every_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
     seen = []
-    monkeypatch.setattr(cli, "run_recipe", lambda recipe, folder, say: seen.append(recipe))
+    monkeypatch.setattr(Recipe, "run", lambda recipe, folder, say: seen.append(recipe))
     words = ["train", "demo", "--folder", str(tmp_path), "--stages.1.loop.steps", "7"]
     cli.run(words, lambda said: None)
     assert seen[0].stages[1].loop.steps == 7

@@ -35,7 +35,7 @@ RANKS = {
     for rank, names in enumerate(
         [
             ["errors"],
-            ["files", "config", "progress"],
+            ["settings", "files", "config", "progress"],
             ["fetch", "vocab", "mesh", "cpu", "rope_scaling"],
             ["params"],
             ["layers", "attention", "rope"],

@@ -11,8 +11,8 @@ from benchmarks.peers.model_work import WRITTEN, draw_prompt
 from benchmarks.protocol import Prepared, serve
 from ringworld.cpu import widen_vectors
 from ringworld.data.example import text
-from ringworld.inference.sampling import Sampling
 from ringworld.inference.stream import DecodeState, decode_tokens, prefill, truncate
+from ringworld.settings import Sampling
 from ringworld.weights.model import load_model
 
 

@@ -10,9 +10,9 @@ from jaxtyping import Int, UInt8
 
 from ringworld.data.example import join, open_frames
 from ringworld.inference.generate import draw_frames, write_text
-from ringworld.inference.sampling import Sampling
 from ringworld.media.clip import write_animation
-from ringworld.mesh import MeshShape, make_mesh
+from ringworld.mesh import make_mesh
+from ringworld.settings import MeshShape, Sampling
 from ringworld.tasks.clips import bare, question_prompt, request
 from ringworld.weights.model import Model, load_model
 

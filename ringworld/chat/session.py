@@ -14,7 +14,6 @@ from jaxtyping import Int
 
 from ringworld.data.example import Example, frames, join, text
 from ringworld.errors import InputError
-from ringworld.inference.sampling import Sampling
 from ringworld.inference.stream import (
     Tick,
     decode_tokens,
@@ -24,6 +23,7 @@ from ringworld.inference.stream import (
 )
 from ringworld.mesh import axis_size
 from ringworld.models.world import World
+from ringworld.settings import Sampling
 from ringworld.text.template import FORMS, SIGHT, Message, render
 from ringworld.text.tokenizer import Tokenizer, Typist
 from ringworld.weights.model import Model

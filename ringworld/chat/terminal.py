@@ -21,12 +21,13 @@ from tyro.conf import Positional
 
 from ringworld.chat.session import Session, Style
 from ringworld.errors import InputError
-from ringworld.inference.sampling import Sampling
 from ringworld.inference.stream import Tick
-from ringworld.media.clip import read_image, read_video
-from ringworld.mesh import MeshShape, make_mesh
-from ringworld.models.context_extension import Rule, stretch
+from ringworld.media.clip import read_clip, read_image
+from ringworld.media.sampling import FrameSampling
+from ringworld.mesh import make_mesh
+from ringworld.models.context_extension import extend_context
 from ringworld.progress import Announce, make_progress
+from ringworld.settings import Extension, MeshShape, Sampling
 from ringworld.text.template import FORMS
 from ringworld.weights.model import Model, load_model
 
@@ -54,7 +55,7 @@ class Chat:
     """frames of the video a second"""
     context: int | None = None
     """tokens of the conversation; more than the model was trained for stretches its RoPE"""
-    rope: Rule = "yarn"
+    rope: Extension = "yarn"
     """how RoPE is stretched"""
     template: str | None = None
     """lwm, needle or a file of Jinja; without it the model's own"""
@@ -109,7 +110,7 @@ def open_session(model: Model, config: Chat) -> Session:
     """A session in the model's own template, or as the config says."""
     c = model.config
     if config.context is not None:
-        c = stretch(c, config.context, config.rope)
+        c = extend_context(c, config.context, config.rope)
     style = Style(
         template=choose_template(model.chat_template, config.template, config.doc is not None),
         sampling=config.sampling,
@@ -155,7 +156,7 @@ def _look(model: Model, config: Chat) -> list[Int[np.ndarray, "Z Q"]]:
         size = model.codec.config.size
         sights.append(model.codec.encode(read_image(config.image, size=size)[None]))
     if config.video is not None:
-        clip = read_video(config.video, fps=config.fps, size=model.codec.config.size)
+        clip = read_clip(config.video, FrameSampling(fps=config.fps), size=model.codec.config.size)
         sights.append(model.codec.encode(clip.frames))
     return sights
 

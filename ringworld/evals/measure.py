@@ -10,9 +10,9 @@ from ringworld.data.samples import read_shelf
 from ringworld.evals.heatmap import draw_heatmaps
 from ringworld.evals.needle import Grid, Trial, make_form, run_needle
 from ringworld.files import whole
-from ringworld.mesh import MeshShape, make_mesh
-from ringworld.models.context_extension import Rule
+from ringworld.mesh import make_mesh
 from ringworld.progress import Announce
+from ringworld.settings import Extension, MeshShape
 from ringworld.weights.model import load_model
 
 
@@ -22,7 +22,7 @@ def measure_needles(
     mesh: MeshShape,
     out: Path,
     announce: Announce,
-    rules: Sequence[Rule],
+    rules: Sequence[Extension],
 ) -> None:
     """Needle accuracy of a model folder: `needle.json` and the picture `needle.png` in `out`.
 

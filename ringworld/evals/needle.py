@@ -20,10 +20,10 @@ from ringworld.data.example import Example, text
 from ringworld.errors import InputError
 from ringworld.files import whole
 from ringworld.inference.generate import write_text
-from ringworld.inference.sampling import Sampling
-from ringworld.models.context_extension import Rule, stretch
+from ringworld.models.context_extension import extend_context
 from ringworld.models.world import World, WorldWeights
 from ringworld.progress import Announce
+from ringworld.settings import Extension, Sampling
 from ringworld.tasks.needle import (
     BOOK,
     QUESTION,
@@ -92,7 +92,7 @@ def run_needle(
     announce: Announce,
     *,
     form: Form | None = None,
-    rules: Sequence[Rule] = ("plain",),
+    rules: Sequence[Extension] = ("plain",),
 ) -> list[Trial]:
     """Every trial of the grid, also written to `results` (JSON).
 
@@ -105,13 +105,13 @@ def run_needle(
     pages = np.concatenate(list(books))
     for length in grid.lengths:
         beyond = length > c.llama.context
-        tried: Sequence[Rule] = rules if beyond else ("plain",)
+        tried: Sequence[Extension] = rules if beyond else ("plain",)
         for turn, rule in product(range(grid.rounds), tried):
             depths = [d for d in grid.depths if (rule, length, d, turn) not in done]
             if not depths:
                 continue
             asked = _hide_needles(tokenizer, form, pages, length, depths, (grid.seed, length, turn))
-            stretched = stretch(c, length, rule) if beyond else c
+            stretched = extend_context(c, length, rule) if beyond else c
             steps, drawn = answer_room(form), Sampling()
             prompts = [ids for _, ids in asked]
             written = write_text(

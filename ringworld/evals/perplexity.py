@@ -29,10 +29,11 @@ from ringworld.attention.mask import Where
 from ringworld.errors import InputError
 from ringworld.evals.heatmap import name_length
 from ringworld.files import whole
-from ringworld.mesh import MeshShape, axis_size, has_mesh, make_mesh, shard, spec
-from ringworld.models.context_extension import Rule, stretch
+from ringworld.mesh import axis_size, has_mesh, make_mesh, shard, spec
+from ringworld.models.context_extension import extend_context
 from ringworld.models.world import World, WorldWeights, forward, gather_heads, token_nll
 from ringworld.progress import Announce
+from ringworld.settings import Extension, MeshShape
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.weights.model import load_model
 
@@ -51,7 +52,7 @@ class Perplexity:
     text: Path
     """a UTF-8 text file; a long one the model has not seen"""
     context: int = 2048
-    rules: tuple[Rule, ...] = ("plain",)
+    rules: tuple[Extension, ...] = ("plain",)
     """how RoPE is stretched where the context exceeds the model's: plain theta ntk yarn"""
     passages: int = 8
     """the most passages that are read, spread evenly over the text"""
@@ -196,7 +197,7 @@ def run_perplexity(
     opening = words.opening
     rows, curves = cut_passages(ids, opening, config.context, config.passages), []
     for rule in config.rules:
-        losses = measure_losses(weights, rows, stretch(c, config.context, rule))
+        losses = measure_losses(weights, rows, extend_context(c, config.context, rule))
         curves.append(make_curve(losses, len(opening), rule, config.context))
         announce(
             f"perplexity: {rule} at {config.context:,} tokens: {curves[-1].perplexity:.3f}, and "

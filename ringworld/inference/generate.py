@@ -20,10 +20,11 @@ from ringworld.attention.mask import Where
 from ringworld.data.example import Example
 from ringworld.errors import InputError
 from ringworld.inference.cache import Cache, decode_step, prefill_rows
-from ringworld.inference.sampling import Sampling, draw_token, guide
+from ringworld.inference.sampling import draw_token, guide
 from ringworld.mesh import axis_size, has_mesh, shard, spec
 from ringworld.models.world import World, WorldWeights, gather_heads, read_head
 from ringworld.params import Leaf, pytree_dataclass
+from ringworld.settings import Sampling
 
 # Tokens of a prompt that are read at one time: enough work for a device between two transfers, and
 # little memory: 8192 x 4096 bfloat16 activations are 64 MiB.

@@ -26,10 +26,11 @@ from ringworld.inference.cache import (
     prefill_chunk,
     truncate_cache,
 )
-from ringworld.inference.sampling import Sampling, draw_token
+from ringworld.inference.sampling import draw_token
 from ringworld.mesh import axis_size, shard
 from ringworld.models.llama import COMPUTE
 from ringworld.models.world import World, WorldWeights, gather_heads, read_head
+from ringworld.settings import Sampling
 
 # Tokens that a device prefills between two reports of progress: two seconds of a model of 135M on
 # two cores. Chunks of 512 take 3 % longer for 2,048 tokens, as each lays all keys out anew.

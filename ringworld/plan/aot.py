@@ -17,9 +17,10 @@ from jax.sharding import Mesh
 from jax.stages import Compiled
 
 from ringworld.errors import InputError
-from ringworld.mesh import RULES, MeshShape, Rules, make_mesh
+from ringworld.mesh import RULES, Rules, make_mesh
 from ringworld.models.world import World, specs
 from ringworld.plan.hlo import Collective, collectives, read_program
+from ringworld.settings import MeshShape
 from ringworld.train.build import abstract_batch, build
 from ringworld.train.loss import loss
 from ringworld.train.optimizer import AdamW, make_optimizer

@@ -50,7 +50,8 @@ from ringworld.train.codec import CodecTraining, make_codec_step, start_codec
 from ringworld.train.loop import Loop, fit
 from ringworld.train.stage import Stage
 from ringworld.weights.codecs import load_codec
-from ringworld.weights.folder import CODEC, save_folder
+from ringworld.weights.file_names import CODEC
+from ringworld.weights.folder import save_folder
 from ringworld.weights.vgg import Features, load_features
 
 SHEET = "sheet.png"

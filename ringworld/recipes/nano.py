@@ -6,12 +6,12 @@ demo        the shipped model grown from 1K to 4K to 16K over a ring of eight
 
 from typing import Any
 
-from ringworld.mesh import MeshShape
 from ringworld.models.llama import Llama
 from ringworld.models.world import World
 from ringworld.recipes.recipe import Recipe
 from ringworld.recipes.samples import Samples
 from ringworld.rope import rope_theta, stable_base
+from ringworld.settings import MeshShape
 from ringworld.train.loop import Loop
 from ringworld.train.optimizer import AdamW
 from ringworld.train.stage import FreshModel, ModelStage

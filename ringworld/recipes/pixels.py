@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float, UInt8
 from ringworld.data.samples import HELD_MINUTES, write_arrays
 from ringworld.errors import InputError
 from ringworld.fetch import fetch
-from ringworld.media.clip import read_video
+from ringworld.media.clip import read_clip
+from ringworld.media.sampling import FrameSampling
 from ringworld.progress import Announce
 from ringworld.tasks.shapes import draw, sample_scene
 from ringworld.train.stage import Data
@@ -103,11 +104,14 @@ class FilmPictures(PictureData):
         kept = cache / "pictures.npz"
         if not kept.exists():
             announce(f"decoding {film.name} at {self.fps:g} frames a second")
-            clip = read_video(
-                film, fps=self.fps, size=self.rows, columns=self.columns, end=self.end
-            )
+            sampling = FrameSampling(fps=self.fps, video_end=self.end)
+            clip = read_clip(film, sampling, size=self.rows, columns=self.columns)
             unseen = [
-                read_video(film, fps=1.0, size=self.mix.size, start=s, end=s + 60).frames
+                read_clip(
+                    film,
+                    FrameSampling(fps=1.0, video_start=s, video_end=s + 60),
+                    size=self.mix.size,
+                ).frames
                 for s in (60.0 * minute for minute in HELD_MINUTES)
             ]
             learned = clip.frames[~held_out(clip.seconds, HELD_MINUTES)]

@@ -18,7 +18,7 @@ from ringworld.text.tokenizer import Tokenizer, load_tokenizer
 from ringworld.train.stage import ModelData, ModelStage
 from ringworld.vocab import Vocabulary
 from ringworld.weights.codecs import load_codec
-from ringworld.weights.folder import CODEC, TOKENIZER
+from ringworld.weights.file_names import CODEC, TOKENIZER
 from ringworld.weights.open import open_model
 
 # Tokens that hold one needle, its question, the answer, and a sentence or two of a book.

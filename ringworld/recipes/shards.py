@@ -20,13 +20,13 @@ from ringworld.data.packing.mix import Chosen, draw_forms, mix_sources
 from ringworld.data.packing.rows import Apart, Examples
 from ringworld.errors import InputError
 from ringworld.files import hash_file
-from ringworld.mesh import MeshShape
 from ringworld.progress import Announce
 from ringworld.recipes.recipe import Recipe
+from ringworld.settings import MeshShape
 from ringworld.train.loop import Loop
 from ringworld.train.optimizer import AdamW
 from ringworld.train.stage import ModelData, ModelStage
-from ringworld.weights.folder import CODEC, TOKENIZER
+from ringworld.weights.file_names import CODEC, TOKENIZER
 from ringworld.weights.shipped import NANO
 
 

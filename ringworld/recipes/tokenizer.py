@@ -23,7 +23,7 @@ from ringworld.tasks.needle import CITIES, Needle
 from ringworld.text.template import RULES, SYSTEM
 from ringworld.text.tokenizer import train_tokenizer
 from ringworld.train.stage import Data, Stage
-from ringworld.weights.folder import TOKENIZER
+from ringworld.weights.file_names import TOKENIZER
 
 
 @dataclass(frozen=True, kw_only=True)

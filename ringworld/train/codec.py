@@ -198,9 +198,9 @@ def codec_step(
     if discriminator is not None:
         fooling = generator_loss(discriminator, made.pixels, state.step, losses)
         adversarial = Reconstruction(fooling.gradient, jnp.zeros_like(cotangent.commitment))
-        kernels = (_last_kernel(backward(part)) for part in (cotangent, adversarial))
-        weight = adaptive_weight(*kernels, state.step, losses)
-        cotangent = jax.tree.map(lambda ours, its: ours + weight * its, cotangent, adversarial)
+        ours, its = (_last_kernel(backward(part)) for part in (cotangent, adversarial))
+        weight = adaptive_weight(ours, its, state.step, losses)
+        cotangent = jax.tree.map(lambda others, its: others + weight * its, cotangent, adversarial)
         discriminator, learned = update_discriminator(
             discriminator, pixels, made.pixels, state.step, losses
         )

@@ -22,12 +22,13 @@ from ringworld.data.packing.loader import Rows, check_rows, make_batches
 from ringworld.data.packing.pack import WINDOW
 from ringworld.data.packing.rows import MASKED, Apart, Examples, MixedRows, PackedRows, Packing
 from ringworld.errors import InputError
-from ringworld.mesh import MeshShape, Rules, WeightAxis, make_mesh
+from ringworld.mesh import Rules, make_mesh
 from ringworld.models.llama import COMPUTE, HOST, Activations
 from ringworld.models.world import World, WorldWeights, specs
 from ringworld.params import init
 from ringworld.progress import Announce
 from ringworld.rope import check_rope, rope_theta
+from ringworld.settings import MeshShape, WeightAxis
 from ringworld.train.build import build, start
 from ringworld.train.checkpoint import FOLDER as CHECKPOINTS
 from ringworld.train.checkpoint import find_steps

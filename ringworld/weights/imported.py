@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ringworld.errors import InputError
+from ringworld.files import read_json_object
 from ringworld.text.sentencepiece import load_sentencepiece
-from ringworld.weights.folder import CONFIG, TOKENIZER
-from ringworld.weights.tensors import Read, read_json
-
-# LLaMA's and LWM's folders may have no other tokenizer.
-SENTENCEPIECE = "tokenizer.model"
-GENERATION = "generation_config.json"
+from ringworld.weights.file_names import CONFIG, GENERATION, SENTENCEPIECE, TOKENIZER
+from ringworld.weights.tensors import Read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +59,7 @@ def read_ends(folder: Path) -> tuple[int, ...]:
     """
     found: list[int] = []
     for file in (folder / CONFIG, folder / GENERATION):
-        said = read_json(file).get("eos_token_id") if file.is_file() else None
+        said = read_json_object(file).get("eos_token_id") if file.is_file() else None
         ends = said if isinstance(said, list) else [] if said is None else [said]
         if not all(type(end) is int and end >= 0 for end in ends):
             raise InputError(

@@ -19,23 +19,21 @@ from ringworld.media.codec import Codec
 from ringworld.mesh import has_mesh, shard
 from ringworld.models.world import Logits, World, WorldWeights, forward, read_heads, specs
 from ringworld.params import shardings
-from ringworld.text.tokenizer import NAMES_FILE, Tokenizer, load_tokenizer, read_names
+from ringworld.text.tokenizer import TOKENIZER_CONFIG, Tokenizer, load_tokenizer, read_names
 from ringworld.vocab import Vocabulary
 from ringworld.weights.codecs import load_codec
-from ringworld.weights.folder import (
+from ringworld.weights.file_names import (
+    CHAT_TEMPLATE,
     CODEC,
+    GENERATION,
+    SENTENCEPIECE,
     TOKENIZER,
-    fill,
-    new_folder,
-    table_of,
-    write_folder,
 )
-from ringworld.weights.huggingface import CHAT_TEMPLATE
-from ringworld.weights.imported import GENERATION, SENTENCEPIECE
+from ringworld.weights.folder import fill, new_folder, table_of, write_folder
 from ringworld.weights.open import Opened, open_model
 
 # What a trained model takes from the model that it started from, where that has it.
-BESIDE = (TOKENIZER, SENTENCEPIECE, NAMES_FILE, CHAT_TEMPLATE, GENERATION)
+BESIDE = (TOKENIZER, SENTENCEPIECE, TOKENIZER_CONFIG, CHAT_TEMPLATE, GENERATION)
 
 
 @dataclass(frozen=True)
@@ -172,7 +170,7 @@ def _read_words(opened: Opened, is_folder: bool) -> Tokenizer | None:
     names: Mapping[str, object] = {}
     if is_folder and (opened.home / TOKENIZER).is_file():
         words = load_tokenizer(opened.home / TOKENIZER)
-        names = read_names(opened.home / NAMES_FILE)
+        names = read_names(opened.home / TOKENIZER_CONFIG)
     elif opened.tokenizer is not None:
         words = Tokenizer(Bpe.from_str(opened.tokenizer.decode("utf-8")))
     else:

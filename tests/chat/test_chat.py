@@ -29,7 +29,6 @@ from ringworld.chat.terminal import (
 from ringworld.data.example import Example, frames, join, text
 from ringworld.errors import InputError
 from ringworld.inference import stream
-from ringworld.inference.sampling import Sampling
 from ringworld.inference.stream import (
     CHUNK,
     DecodeState,
@@ -42,12 +41,13 @@ from ringworld.inference.stream import (
     truncate,
 )
 from ringworld.mesh import make_mesh
-from ringworld.models.context_extension import stretch
+from ringworld.models.context_extension import extend_context
 from ringworld.models.llama import Llama
 from ringworld.models.world import World, WorldWeights, forward, specs
 from ringworld.params import init, shardings
 from ringworld.rope import critical_base
 from ringworld.rope_scaling import YaRN
+from ringworld.settings import Sampling
 from ringworld.tasks.needle import Needle
 from ringworld.text.template import FORMS
 from ringworld.text.tokenizer import load_tokenizer
@@ -368,22 +368,22 @@ def test_the_shipped_model_reads_a_document_and_recalls(ring: int) -> None:
 
 def test_rules_of_stretching_change_the_rotary_and_nothing_else() -> None:
     for rule in ("theta", "ntk", "yarn", "plain"):
-        longer = stretch(TINY, 1024, rule)
+        longer = extend_context(TINY, 1024, rule)
         assert longer.llama.context == 1024
         assert replace(longer, llama=LLAMA) == TINY
-        assert stretch(TINY, 128, rule) == TINY.at(128, 1e4), "shorter is not stretched"
-    assert stretch(TINY, 1024, "theta").llama.rope_theta >= critical_base(1024, 1e4, 256)
-    assert stretch(TINY, 1024, "plain").llama.rope_theta == 1e4
-    yarn = stretch(TINY, 1024, "yarn")
+        assert extend_context(TINY, 128, rule) == TINY.at(128, 1e4), "shorter is not stretched"
+    assert extend_context(TINY, 1024, "theta").llama.rope_theta >= critical_base(1024, 1e4, 256)
+    assert extend_context(TINY, 1024, "plain").llama.rope_theta == 1e4
+    yarn = extend_context(TINY, 1024, "yarn")
     assert yarn.llama.rope_scaling == YaRN(factor=4.0, trained_context=256)
     with pytest.raises(InputError, match="scaled already"):
-        stretch(yarn, 4096, "yarn")
+        extend_context(yarn, 4096, "yarn")
     with pytest.raises(InputError, match="holds no question"):
-        stretch(TINY, 1, "yarn")
+        extend_context(TINY, 1, "yarn")
 
 
 def test_ntk_slows_the_slowest_pair_by_the_stretch_and_not_the_fastest() -> None:
-    before, after = (c.llama.rope.frequencies() for c in (TINY, stretch(TINY, 1024, "ntk")))
+    before, after = (c.llama.rope.frequencies() for c in (TINY, extend_context(TINY, 1024, "ntk")))
     np.testing.assert_allclose(before / after, np.geomspace(1, 4, 4), rtol=1e-12)
 
 

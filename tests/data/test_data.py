@@ -23,7 +23,8 @@ from ringworld.data.example import Example
 from ringworld.data.packing.loader import PackedRows, check_rows, make_batches
 from ringworld.data.packing.mix import Source, draw_examples
 from ringworld.errors import InputError
-from ringworld.mesh import MeshShape, make_mesh
+from ringworld.mesh import make_mesh
+from ringworld.settings import MeshShape
 from ringworld.tasks import needle
 from ringworld.tasks.needle import (
     ANSWER_ROOM,

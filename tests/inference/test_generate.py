@@ -17,11 +17,12 @@ from ringworld.errors import InputError
 from ringworld.inference import stream
 from ringworld.inference.cache import Cache, decode_step, empty_cache, prefill_rows
 from ringworld.inference.generate import draw_frames, write_text
-from ringworld.inference.sampling import Sampling, draw_token, guide, keep_top_k, keep_top_p
+from ringworld.inference.sampling import draw_token, guide, keep_top_k, keep_top_p
 from ringworld.mesh import make_mesh, shard
 from ringworld.models.llama import Llama
 from ringworld.models.world import World, WorldWeights, forward, specs
 from ringworld.params import init, shardings
+from ringworld.settings import Sampling
 from ringworld.vocab import Vocabulary
 
 TINY = World(

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ringworld.data.example import Example
 from ringworld.inference.generate import write_text
-from ringworld.inference.sampling import Sampling
+from ringworld.settings import Sampling
 from ringworld.weights.model import load_model
 from ringworld.weights.save import convert
 from ringworld.weights.shipped import NANO

@@ -14,7 +14,8 @@ from ringworld.batch import Batch
 from ringworld.data.packing.ledger import Ledger
 from ringworld.data.packing.rows import MixedRows, PackedRows
 from ringworld.errors import InputError
-from ringworld.mesh import MeshShape, has_mesh, named_sharding
+from ringworld.mesh import has_mesh, named_sharding
+from ringworld.settings import MeshShape
 
 Rows = PackedRows | MixedRows
 Tree = TypeVar("Tree", Batch, Where)
