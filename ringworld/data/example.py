@@ -34,8 +34,11 @@ def text(ids: Sequence[int] | Int[np.ndarray, "n"], weight: float) -> Example:
 
 
 def document(ids: Sequence[int] | Int[np.ndarray, "n"], tokenizer: Tokenizer) -> Example:
-    """A whole text, `<s> ids </s>`: every token and the end are learned, but for the first."""
-    return join([text([tokenizer.bos], 0.0), text([*ids, tokenizer.eos], 1.0)])
+    """A whole text, `<s> ids </s>`: every token and its end are learned.
+
+    It begins at once with a tokenizer that has no first token.
+    """
+    return join([text(tokenizer.bos_ids, 0.0), text([*ids, tokenizer.eos], 1.0)])
 
 
 def open_frames(codes: Int[np.ndarray, "Z Q"], vocabulary: Vocabulary, weight: float) -> Example:

@@ -14,11 +14,12 @@ from ringworld.fetch import fetch
 from ringworld.progress import Announce
 from ringworld.tasks.clips import CodedClip, clip_example, draw_clips, film_example
 from ringworld.tasks.needle import draw_needles, longest_needles, recall_example, room
-from ringworld.text.tokenizer import Tokenizer, load_tokenizer
+from ringworld.text.load import load_tokenizer
+from ringworld.text.tokenizer import Tokenizer
 from ringworld.train.stage import ModelData, ModelStage
 from ringworld.vocab import Vocabulary
 from ringworld.weights.codecs import load_codec
-from ringworld.weights.file_names import CODEC, TOKENIZER
+from ringworld.weights.file_names import CODEC
 from ringworld.weights.open import open_model
 
 # Tokens that hold one needle, its question, the answer, and a sentence or two of a book.
@@ -46,7 +47,7 @@ class Samples(ModelData):
         self, stage: ModelStage, source: Path, cache: Path, announce: Announce
     ) -> list[Example]:
         """The examples of a stage; books, film and clips as ids are kept in `cache`."""
-        tokenizer = load_tokenizer(source / TOKENIZER)
+        tokenizer = load_tokenizer(source)
         sources = text_sources(read_shelf(tokenizer, cache, announce), tokenizer)
         if not set(stage.shares) <= set(sources):
             codec = load_codec(source / CODEC)

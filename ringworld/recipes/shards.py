@@ -26,7 +26,7 @@ from ringworld.settings import MeshShape
 from ringworld.train.loop import Loop
 from ringworld.train.optimizer import AdamW
 from ringworld.train.stage import ModelData, ModelStage
-from ringworld.weights.file_names import CODEC, TOKENIZER
+from ringworld.weights.file_names import CODEC
 from ringworld.weights.shipped import NANO
 
 
@@ -58,7 +58,7 @@ class TokenShards(ModelData):
         shards = Shards(self.folder)
         if source is not None:
             codec = source / CODEC
-            shards.check_parts(source / TOKENIZER, codec if codec.exists() else None)
+            shards.check_parts(source, codec if codec.exists() else None)
         choose_examples(shards, stage, self.apart)
 
     def open(

@@ -20,10 +20,10 @@ from ringworld.files import whole
 from ringworld.progress import Announce
 from ringworld.recipes.recipe import Recipe
 from ringworld.tasks.needle import CITIES, Needle
+from ringworld.text.load import TOKENIZER
 from ringworld.text.template import RULES, SYSTEM
 from ringworld.text.tokenizer import train_tokenizer
 from ringworld.train.stage import Data, Stage
-from ringworld.weights.file_names import TOKENIZER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class TokenizerStage(Stage[SampleTexts]):
             announce(f"learning {self.size} tokens from the books")
             tokenizer = train_tokenizer(data.read(), self.size)
             with whole(made) as draft:
-                tokenizer.bpe.save(str(draft))
+                tokenizer.backend.save(str(draft))
         return made
 
 

@@ -177,10 +177,14 @@ def test_a_stage_that_has_kept_nothing_may_be_changed_and_one_may_follow(run: Pa
     assert (run / "third" / "model").is_dir()
 
 
-@pytest.mark.parametrize("wrong", [
-    {"mesh": MeshShape(seq=16)},
-    {"optimizer": replace(FIRST.optimizer, warmup_steps=9)},
-], ids=["mesh", "warm-up"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mesh": MeshShape(seq=16)},
+        {"optimizer": replace(FIRST.optimizer, warmup_steps=9)},
+    ],
+    ids=["mesh", "warm-up"],
+)
 def test_a_setting_that_cannot_work_is_refused_before_anything_is_written(
     tmp_path: Path, wrong: dict[str, Any]
 ) -> None:

@@ -18,7 +18,7 @@ from ringworld.data.packing.rows import Apart
 from ringworld.errors import InputError
 from ringworld.recipes.recipe import Recipe
 from ringworld.recipes.shards import TokenShards, choose_examples, shards
-from ringworld.text.tokenizer import load_tokenizer
+from ringworld.text.load import load_tokenizer
 from ringworld.train import checkpoint
 from ringworld.train.stage import ModelStage, pack_examples
 

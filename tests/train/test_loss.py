@@ -12,7 +12,7 @@ from ringworld.batch import Batch
 from ringworld.data import example
 from ringworld.data.example import Example
 from ringworld.data.packing.loader import stack
-from ringworld.data.packing.rows import Packing, PackedRows
+from ringworld.data.packing.rows import MASKED, PackedRows, Packing
 from ringworld.models.llama import Llama
 from ringworld.models.world import World, specs
 from ringworld.params import init
@@ -48,7 +48,7 @@ def draw(weight_of_text: float, weight_of_frames: float) -> list[Example]:
     return examples
 
 
-def batch_of(examples: list[Example], packing: Packing = Packing()) -> Batch:
+def batch_of(examples: list[Example], packing: Packing = MASKED) -> Batch:
     """All rows of some examples."""
     rows = PackedRows(examples, CONTEXT, packing)
     return stack(rows[i] for i in range(len(rows)))
@@ -84,7 +84,7 @@ def test_a_batch_without_any_target_that_counts_has_no_loss() -> None:
     assert value == 0
 
 
-@pytest.mark.parametrize("packing", [Packing(), Packing(segments="naive")], ids=["masked", "naive"])
+@pytest.mark.parametrize("packing", [MASKED, Packing(segments="naive")], ids=["masked", "naive"])
 @pytest.mark.parametrize("window", [None, 5])
 def test_operations_are_those_that_the_masks_leave(packing: Packing, window: int | None) -> None:
     c = replace(TINY, llama=replace(TINY.llama, window=window))
