@@ -117,6 +117,7 @@ def find_changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[An
 def find_real(recipe: Recipe, folder: Path, changes: Mapping[str, Any]) -> list[str]:
     """Those of the changes that make it another run than the one in the folder."""
     kept = [stage.kept(folder) for stage in recipe.stages]
+    depends = any(k and stage.reads_data for k, stage in zip(kept, recipe.stages, strict=True))
     real = []
     for name in changes:
         match = STAGE.match(name)
@@ -124,7 +125,7 @@ def find_real(recipe: Recipe, folder: Path, changes: Mapping[str, Any]) -> list[
             matters = kept[int(match[1])] and not FREE.search(name)
         else:
             cached = name.startswith(("data", "start")) and (folder / "data").exists()
-            matters = (any(kept) or cached) and not FREE.search(name)
+            matters = (depends or cached) and not FREE.search(name)
         if matters:
             real.append(name)
     return real

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -55,8 +55,12 @@ D = TypeVar("D", bound=Data, contravariant=True)
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(ABC, Generic[D]):
-    """One part of a recipe: it starts from a folder and leaves a folder in that of the run."""
+    """One part of a recipe: it starts from a folder and leaves a folder in that of the run.
 
+    `reads_data` is whether what it makes depends on the recipe's data.
+    """
+
+    reads_data: ClassVar[bool] = True
     name: str
 
     @abstractmethod
@@ -331,6 +335,7 @@ class FreshModel(Stage[Data]):
     Its tokenizer and codec are copied from the model folder `parts`.
     """
 
+    reads_data: ClassVar[bool] = False
     model: World
     parts: Path
     seed: int
