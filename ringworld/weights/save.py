@@ -29,14 +29,14 @@ from ringworld.weights.huggingface import (
     VQGAN_FOLDER,
     write_config,
 )
-from ringworld.weights.imported import GENERATION, SENTENCEPIECE
+from ringworld.weights.imported import ABOUT, GENERATION, SENTENCEPIECE
 from ringworld.weights.joint import add_vision, join_tables
 from ringworld.weights.names import BY_OURS, Name
 from ringworld.weights.open import Opened, is_ours, open_model
 from ringworld.weights.tensors import Pieces, write_tensors
 
 # What others wrote about words and sampling, carried along unread.
-CARRIED = (TOKENIZER_CONFIG, "special_tokens_map.json", GENERATION, SENTENCEPIECE)
+CARRIED = (TOKENIZER_CONFIG, "special_tokens_map.json", GENERATION, SENTENCEPIECE, ABOUT)
 # The tokens that a tokenizer.json has and the tokenizer.model beside it does not.
 ADDED = "added_tokens.json"
 # As transformers cuts its own: a file that is too large for some disks helps nobody.
