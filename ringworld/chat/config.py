@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import Positional, arg
 
 from ringworld.errors import InputError
 from ringworld.settings import Extension, MeshShape, Sampling
@@ -86,7 +86,7 @@ class VideoRequest:
     """the side of a drawn pixel in the file: 8 makes a clip of 64 pixels 512 wide"""
     guidance: float = 3.0
     """how far the caption outweighs what the model draws without one; 1 is no guidance"""
-    sampling: OmitArgPrefixes[Sampling] = field(
+    sampling: Annotated[Sampling, arg(name="")] = field(
         default_factory=lambda: Sampling(temperature=1.0, top_k=64)
     )
     seed: int = 0

@@ -21,7 +21,8 @@ from ringworld.chat.keyboard import ask_person, is_interactive
 from ringworld.chat.session import Codes, Session, Style
 from ringworld.errors import BadFileError, InputError
 from ringworld.inference.stream import STEPS, Tick
-from ringworld.media.clip import read_image, read_video
+from ringworld.media.clip import read_clip, read_image
+from ringworld.media.sampling import FrameSampling
 from ringworld.mesh import make_mesh
 from ringworld.models.context_extension import extend_context
 from ringworld.progress import Announce, make_progress
@@ -164,7 +165,7 @@ def view(model: Model, kind: str, path: Path, fps: float) -> Codes:
     codec = model.codec
     if kind == "image":
         return codec.encode(read_image(path, size=codec.config.size)[None])
-    return codec.encode(read_video(path, fps=fps, size=codec.config.size).frames)
+    return codec.encode(read_clip(path, FrameSampling(fps=fps), size=codec.config.size).frames)
 
 
 def answer(session: Session, terminal: Terminal, question: str, attached: Attachments) -> bool:

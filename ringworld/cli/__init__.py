@@ -62,7 +62,7 @@ def _run(words: list[str]) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO) or error.filename:
             raise
         _drop_output(BAD_INPUT)
-        said = f"ringworld: the output could not be written: {error.strerror.lower()}"
+        said = f"ringworld: the output could not be written: {error.strerror}"
         return _tell(said, BAD_INPUT)
     return DONE
 

@@ -20,7 +20,6 @@ GROUPS = {
     "generate": "Draw with a world model.",
 }
 HELP, VERSION = ("-h", "--help"), ("-V", "--version")
-WIDTH = 44  # of the column of verbs in a list of them
 
 
 class Command:
@@ -64,38 +63,29 @@ class Command:
 
 def usage() -> str:
     """Every verb, a line each."""
-    return "\n".join(
-        [
-            "usage: ringworld VERB ...",
-            "",
-            *_rows(list(VERBS)),
-            _row("train RECIPE [--a.b VALUE]", GROUPS["train"].rstrip(".")),
-            "",
-            "  ringworld VERB --help    the options of a verb",
-            "  ringworld --version      the version",
-            "",
-        ]
-    )
+    rows = {f"{verb} {entry.usage}": entry.summary for verb, entry in VERBS.items()}
+    rows["train RECIPE [--a.b VALUE]"] = "one stage or a chain of stages, by a recipe"
+    more = {"VERB --help": "the options of a verb", "--version": "the version"}
+    return f"usage: ringworld VERB ...\n\n{_table(rows)}\n\n{_table(more, 'ringworld ')}\n"
 
 
 def list_group(group: str) -> str:
     """The verbs that begin with the same word, or the recipes of `train`, a line each."""
     if group == "train":
-        rows = [_row(f"train {name}", said) for name, said in SUMMARIES.items()]
         called, more = "train RECIPE [--folder F] [--a.b VALUE]", "train RECIPE"
+        rows = {f"train {name}": said for name, said in SUMMARIES.items()}
     else:
-        rows = _rows([verb for verb in VERBS if verb.split()[0] == group])
         called, more = f"{group} VERB ...", f"{group} VERB"
-    head = [f"usage: ringworld {called}", "", GROUPS[group], ""]
-    return "\n".join([*head, *rows, "", f"  ringworld {more} --help    its options", ""])
+        own = {verb: entry for verb, entry in VERBS.items() if verb.split()[0] == group}
+        rows = {f"{verb} {entry.usage}": entry.summary for verb, entry in own.items()}
+    head = f"usage: ringworld {called}\n\n{GROUPS[group]}\n\n"
+    return f"{head}{_table(rows)}\n\n  ringworld {more} --help  its options\n"
 
 
-def _rows(verbs: list[str]) -> list[str]:
-    return [_row(f"{verb} {VERBS[verb].usage}", VERBS[verb].summary) for verb in verbs]
-
-
-def _row(verb: str, said: str) -> str:
-    return f"  {verb.strip():<{WIDTH}}{said}"
+def _table(rows: dict[str, str], before: str = "") -> str:
+    """Rows of two columns, the first as wide as it must be."""
+    width = max(map(len, rows)) + 2
+    return "\n".join(f"  {before}{left:<{width}}{right}" for left, right in rows.items())
 
 
 def _unknown_verb(words: list[str]) -> str:

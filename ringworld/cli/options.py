@@ -6,6 +6,7 @@ A whole number may be written `64k` or `1m`, in units of 1,024 and 1,024 x 1,024
 import re
 from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
+from functools import partial
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -38,15 +39,9 @@ def parse(cls: type[T], words: list[str], prog: str, default: T | None = None) -
     def refuse(event: tyro_errors.ParseErrorEvent) -> NoReturn:
         raise InputError(f"{explain(event, words, known)}: see {prog} --help")
 
+    read = partial(tyro.cli, cls, args=words, prog=prog, config=MARKERS, registry=REGISTRY)
     with tyro_errors.on_parse_error(refuse):
-        return tyro.cli(
-            cls,
-            default=tyro.MISSING if default is None else default,
-            args=words,
-            prog=prog,
-            config=MARKERS,
-            registry=REGISTRY,
-        )
+        return read() if default is None else read(default=default)
 
 
 def parse_count(written: str) -> int:
@@ -188,7 +183,7 @@ def list_flags(options: Any, prefix: str = "--") -> Iterator[str]:
         if not nested:
             yield f"{prefix}{name}"
             continue
-        omitted = tyro.conf.OmitArgPrefixes[int].__metadata__[0] in markers
+        omitted = any(getattr(marker, "name", None) == "" for marker in markers)
         yield from list_flags(value, prefix if omitted else f"{prefix}{name}.")
 
 

@@ -6,7 +6,7 @@ from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import OmitArgPrefixes, arg
+from tyro.conf import arg
 
 from ringworld.cli.options import parse
 from ringworld.cli.verbs import prepare_jax
@@ -40,7 +40,7 @@ def prepare_recipe(
 
     recipe = find_recipe(name)
     folder = Annotated[Path, arg(help="the folder of the run, to begin it or to go on")]
-    fields = [("folder", folder), ("recipe", getitem(OmitArgPrefixes, type(recipe)))]
+    fields = [("folder", folder), ("recipe", getitem(Annotated, (type(recipe), arg(name=""))))]
     options = make_dataclass(f"Train {name}", fields, frozen=True, kw_only=True)
     defaults = options(folder=Path("runs") / name, recipe=recipe)
     asked = parse(options, words, f"ringworld train {name}", defaults)

@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float, Int, UInt8
 from ringworld.data.books import encode_books, read_books
 from ringworld.fetch import fetch
 from ringworld.files import whole
-from ringworld.media.clip import read_video
+from ringworld.media.clip import read_clip
 from ringworld.media.codec import Codec
+from ringworld.media.sampling import FrameSampling
 from ringworld.progress import Announce
 from ringworld.text.tokenizer import Tokenizer
 
@@ -58,7 +59,7 @@ def read_film(path: Path, codec: Codec, cache: Path, announce: Announce) -> Film
     kept = cache / "film.npz"
     if not kept.exists():
         announce(f"decoding {path.name} at one frame a second")
-        clip = read_video(path, fps=1.0, size=codec.config.size)
+        clip = read_clip(path, FrameSampling(fps=1.0), size=codec.config.size)
         announce(f"encoding {len(clip.frames)} frames")
         write_arrays(
             kept, frames=clip.frames, seconds=clip.seconds, codes=codec.encode(clip.frames)

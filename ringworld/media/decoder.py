@@ -1,6 +1,6 @@
 """The program that opens foreign media files, alone in a process that can harm nobody.
 
-`warden.py` forks it with the file as its standard input, and `sandbox` reads records
+`forkserver.py` forks it with the file as its standard input, and `sandbox` reads records
 from its standard output:
 
     16 bytes word | float64 value | rows * columns * 3 bytes of RGB, after the word "frame" only
@@ -251,7 +251,7 @@ def ends_like_gif(file: BinaryIO) -> bool:
 
 
 @dataclass(frozen=True)
-class Plan:
+class FrameSchedule:
     """The moments wanted: start, start + period, ... before `stop`, or `count` of them.
 
     Without a period it is the frame on the screen at start and every one that appears before stop.
@@ -272,48 +272,49 @@ class Plan:
         return max(0, min(reached, self.count or reached) - taken)
 
 
-def make_plan(film: Film, ask: dict[str, Any]) -> Plan:
-    """The moments that a `Pick` means for this film; reads its packets where they depend on it.
+def make_schedule(film: Film, ask: dict[str, Any]) -> FrameSchedule:
+    """The schedule of a request for this film; reads all its packets where it depends on them.
 
     What is nearer to the end than the clock can tell is at the end, and no longer wanted.
     """
-    start = Fraction(ask["start"])
-    end = Fraction(1 << 80 if ask["end"] is None else ask["end"])
+    start = Fraction(ask["video_start"])
+    end = Fraction(1 << 80 if ask["video_end"] is None else ask["video_end"])
     period = None if ask["fps"] is None else 1 / Fraction(ask["fps"])
     most, least = ask["max_frames"], ask["min_frames"]
-    if ask["num_frames"] is None and most is None and least is None:
-        return Plan(start, max(end - film.slack, (start + end) / 2), period)
+    wanted = ask["num_frames"]
+    if wanted is None and most is None and least is None:
+        return FrameSchedule(start, max(end - film.slack, (start + end) / 2), period)
     span = min(end, film.measure()) - start
     if span <= 0:
         raise Fault("after-end")
     if span > ask["seconds"]:
         raise Fault("seconds")
-    count = ask["num_frames"]
-    if count is None and period is not None:
-        natural = max(1, math.ceil((span - film.slack) / period))
-        count = max(min(natural, most or natural), least or 1)
-        if count == natural:
-            return Plan(start, end, period, count)
-    return Plan(start, end, span / count, count)
+    natural = wanted or max(1, math.ceil((span - film.slack) * Fraction(ask["fps"] or 0)))
+    count = max(min(natural, most or natural), least or 1)
+    if wanted is None and count == natural:
+        return FrameSchedule(start, end, period, count)
+    return FrameSchedule(start, end, span / count, count)
 
 
-def sample(film: Film, plan: Plan, ask: dict[str, Any]) -> Iterator[tuple[float, bytes]]:
-    """(timestamp in seconds, RGB bytes) of the frame on the screen at each moment of the plan.
+def sample(
+    film: Film, schedule: FrameSchedule, ask: dict[str, Any]
+) -> Iterator[tuple[float, bytes]]:
+    """(timestamp in seconds, RGB bytes) of the frame on the screen at each moment of the schedule.
 
     A frame counts from its timestamp less the clock's slack, because containers round; each frame
     is converted at most once.
     """
     taken, seen = 0, False
-    for stamp, until, frame, last in film.screen(plan.start):
+    for stamp, until, frame, last in film.screen(schedule.start):
         seen = True
-        if stamp - film.slack >= plan.stop or taken == plan.count:
+        if stamp - film.slack >= schedule.stop or taken == schedule.count:
             break
-        due = plan.due(taken, stamp, min(until - film.slack, plan.stop), last)
+        due = schedule.due(taken, stamp, min(until - film.slack, schedule.stop), last)
         if due == 0:
             continue
         if taken + due > ask["frames"]:
             raise Fault("frames")
-        if stamp - plan.start > ask["seconds"]:
+        if stamp - schedule.start > ask["seconds"]:
             raise Fault("seconds")
         pixels = fit_frame(frame, ask["rows"], ask["columns"])
         yield from [(float(stamp), pixels)] * due
@@ -329,14 +330,15 @@ def read_film(file: BinaryIO, ask: dict[str, Any], out: BinaryIO) -> None:
     film = Film(file, pixels=ask["pixels"], threads=ask["threads"])
     length = None if film.length is None else film.length - film.begin
     if length is not None:
-        span = min(length, Fraction(ask["end"] or length)) - Fraction(ask["start"])
+        span = min(length, Fraction(ask["video_end"] or length)) - Fraction(ask["video_start"])
         if span > ask["seconds"]:
             raise Fault("seconds")
-        if ask["max_frames"] is None and span * Fraction(ask["fps"] or 0) > ask["frames"] + 1:
+        bounded = ask["max_frames"] is not None or ask["num_frames"] is not None
+        if not bounded and span * Fraction(ask["fps"] or 0) > ask["frames"] + 1:
             raise Fault("frames")
-    plan = make_plan(film, ask)
+    schedule = make_schedule(film, ask)
     write(out, b"length", math.nan if length is None else float(length))
-    for seconds, pixels in sample(film, plan, ask):
+    for seconds, pixels in sample(film, schedule, ask):
         write(out, b"frame", seconds, pixels)
 
 

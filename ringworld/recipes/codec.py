@@ -29,8 +29,9 @@ from ringworld.data.samples import HELD_MINUTES, write_arrays
 from ringworld.errors import InputError
 from ringworld.fetch import fetch
 from ringworld.files import whole
-from ringworld.media.clip import read_video
+from ringworld.media.clip import read_clip
 from ringworld.media.codec import Codec
+from ringworld.media.sampling import FrameSampling
 from ringworld.models.patchgan import PatchGAN
 from ringworld.models.vqgan import NANO_VQGAN, VQGAN, Weights, decode, encode
 from ringworld.progress import Announce
@@ -49,7 +50,8 @@ from ringworld.train.loop import Loop, fit
 from ringworld.train.record import record_run
 from ringworld.train.state import TrainState
 from ringworld.weights.codecs import load_codec
-from ringworld.weights.folder import CODEC, save_folder
+from ringworld.weights.file_names import CODEC
+from ringworld.weights.folder import save_folder
 from ringworld.weights.vgg import Features, load_features
 
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
@@ -216,11 +218,18 @@ def read_pictures(
     kept = cache / "pictures.npz"
     if not kept.exists():
         announce(f"decoding {film.name} at {recipe.fps:g} frames a second")
-        clip = read_video(
-            film, fps=recipe.fps, size=recipe.rows, columns=recipe.columns, end=recipe.end
+        clip = read_clip(
+            film,
+            FrameSampling(fps=recipe.fps, video_end=recipe.end),
+            size=recipe.rows,
+            columns=recipe.columns,
         )
         unseen = [
-            read_video(film, fps=1.0, size=recipe.model.size, start=s, end=s + 60).frames
+            read_clip(
+                film,
+                FrameSampling(fps=1.0, video_start=s, video_end=s + 60),
+                size=recipe.model.size,
+            ).frames
             for s in (60.0 * minute for minute in HELD_MINUTES)
         ]
         learned = clip.frames[~held_out(clip.seconds, HELD_MINUTES)]

@@ -36,7 +36,7 @@ from ringworld.train.record import record_run
 from ringworld.train.stage import Stage, train_stage
 from ringworld.vocab import Vocabulary
 from ringworld.weights.codecs import load_codec
-from ringworld.weights.folder import CODEC, TOKENIZER
+from ringworld.weights.file_names import CODEC, TOKENIZER
 from ringworld.weights.model import load_model, save_model
 from ringworld.weights.shipped import NANO
 

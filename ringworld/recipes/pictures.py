@@ -25,7 +25,7 @@ from jaxtyping import Float, Int, UInt8
 from ringworld.errors import InputError
 from ringworld.files import alone_in, whole, writing_to
 from ringworld.media.clip import read_clip, stream_clip
-from ringworld.media.sampling import Pick
+from ringworld.media.sampling import FrameSampling
 from ringworld.progress import Announce
 from ringworld.recipes.pixels import to_unit, window
 
@@ -42,7 +42,7 @@ HELD_ONE_IN = 20
 class Windows:
     """Which frames are decoded, how large, and what a batch takes of them.
 
-    Of a film the moments of `pick`; a picture is one frame. Every frame is cut to `rows` x
+    Of a film the moments of `sampling`; a picture is one frame. Every frame is cut to `rows` x
     `columns` pixels: scaled until it covers them, the middle kept. A batch is `batch` random
     windows of frames, mirrored half of the time. Up to `may_skip` files that cannot be read are
     left out, each with a sentence; one more ends the run.
@@ -52,7 +52,7 @@ class Windows:
     columns: int
     batch: int
     seed: int = 0
-    pick: Pick = field(default_factory=lambda: Pick(fps=1.0))
+    sampling: FrameSampling = field(default_factory=FrameSampling)
     may_skip: int = 0
 
     def __post_init__(self) -> None:
@@ -109,7 +109,7 @@ def read_folder(folder: Path, windows: Windows, cache: Path, announce: Announce)
         if sum(counts) < 2:
             raise InputError(
                 f"{folder} gives {sum(counts)} frames, and 2 are the least, one to learn from and "
-                "one to measure on: add pictures, or pick more moments of the films"
+                "one to measure on: add pictures, or sample more moments of the films"
             )
         skipped = [entry["name"] for entry in entries if not entry["frames"]]
         note = {"frames": sum(counts), "rows": windows.rows, "columns": windows.columns}
@@ -194,11 +194,11 @@ def stream_files(
     size = {"size": windows.rows, "columns": windows.columns}
 
     def film(path: Path) -> Iterator[UInt8[np.ndarray, "Y X 3"]]:
-        return (frame for _, frame in stream_clip(path, windows.pick, **size))
+        return (frame for _, frame in stream_clip(path, windows.sampling, **size))
 
     def still(path: Path) -> Frames | InputError:
         try:
-            return read_clip(path, windows.pick, **size).frames
+            return read_clip(path, windows.sampling, **size).frames
         except InputError as error:
             return error
 

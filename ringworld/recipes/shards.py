@@ -25,7 +25,8 @@ from ringworld.train.loop import Loop
 from ringworld.train.optimizer import AdamW
 from ringworld.train.record import record_run
 from ringworld.train.stage import Stage, train_stage
-from ringworld.weights.model import CODEC, TOKENIZER, load_model, save_model
+from ringworld.weights.file_names import CODEC, TOKENIZER
+from ringworld.weights.model import load_model, save_model
 from ringworld.weights.shipped import NANO
 
 # As a stage's RoPE base: what the law makes of the base that the model has.

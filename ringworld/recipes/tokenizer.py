@@ -22,7 +22,7 @@ from ringworld.tasks.needle import CITIES, Needle
 from ringworld.text.template import RULES, SYSTEM
 from ringworld.text.tokenizer import train_tokenizer
 from ringworld.train.record import record_run
-from ringworld.weights.folder import TOKENIZER
+from ringworld.weights.file_names import TOKENIZER
 
 
 @dataclass(frozen=True, kw_only=True)

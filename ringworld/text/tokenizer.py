@@ -5,7 +5,6 @@ where it begins. A special token is known by its id only, unless a prompt is a c
 which spells them.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +14,13 @@ from tokenizers import Tokenizer as Bpe
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from ringworld.errors import InputError
+from ringworld.files import read_json_object
 
 SPECIAL = ("<unk>", "<s>", "</s>", "<vision>", "</vision>")
 # What the families call the token before a text and the one after it, where no file says so.
 FIRST_NAMES = ("<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>")
 LAST_NAMES = ("</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>")
-NAMES_FILE = "tokenizer_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 # What a decoder writes for bytes that are no character, or not yet one.
 NO_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 BREAK = "\N{ZERO WIDTH SPACE}"
@@ -187,7 +187,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         bpe = Bpe.from_file(str(path))
     except Exception:
         raise InputError(f"{path} is not a tokenizer.json: fetch or copy the model again") from None
-    names = read_names(path.with_name(NAMES_FILE))
+    names = read_names(path.with_name(TOKENIZER_CONFIG))
     return Tokenizer(bpe, bos=_named(names, "bos_token"), eos=_named(names, "eos_token"))
 
 
@@ -198,13 +198,7 @@ def read_names(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         return {}
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        names = None
-    if not isinstance(names, dict):
-        raise InputError(f"{path} is not a JSON object: fetch or copy the model again")
-    return names
+    return read_json_object(path)
 
 
 def _named(names: dict[str, Any], key: str) -> str | None:

@@ -10,16 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ringworld.errors import BadFileError, InputError
+from ringworld.files import read_json_object
 from ringworld.settings import Sampling
 from ringworld.text.sentencepiece import load_sentencepiece
-from ringworld.weights.folder import CONFIG, TOKENIZER
-from ringworld.weights.tensors import Read, read_json
+from ringworld.weights.file_names import ABOUT, CONFIG, GENERATION, SENTENCEPIECE, TOKENIZER
+from ringworld.weights.tensors import Read
 
-# LLaMA's and LWM's folders may have no other tokenizer.
-SENTENCEPIECE = "tokenizer.model"
-GENERATION = "generation_config.json"
-# Its first line says what a model was trained for; who loads the model is told.
-ABOUT = "about.txt"
 # How many tokens transformers samples from when a generation_config.json does not say.
 THEIR_TOP_K = 50
 
@@ -67,7 +63,7 @@ def read_ends(folder: Path) -> tuple[int, ...]:
     """
     found: list[int] = []
     for file in (folder / CONFIG, folder / GENERATION):
-        said = read_json(file).get("eos_token_id") if file.is_file() else None
+        said = read_json_object(file).get("eos_token_id") if file.is_file() else None
         ends = said if isinstance(said, list) else [] if said is None else [said]
         if not all(type(end) is int and end >= 0 for end in ends):
             raise InputError(
@@ -86,7 +82,7 @@ def read_sampling(folder: Path) -> Sampling | None:
     file = folder / GENERATION
     if not file.is_file():
         return None
-    said = read_json(file)
+    said = read_json_object(file)
     if said.get("do_sample") is not True:
         return Sampling()
     given = {name: said.get(name) for name in ("temperature", "top_k", "top_p")}

@@ -20,11 +20,12 @@ from ringworld.mesh import has_mesh, shard
 from ringworld.models.world import Logits, World, WorldWeights, forward, read_heads, specs
 from ringworld.params import shardings
 from ringworld.settings import Sampling
-from ringworld.text.tokenizer import NAMES_FILE, Tokenizer, load_tokenizer, read_names
+from ringworld.text.tokenizer import TOKENIZER_CONFIG, Tokenizer, load_tokenizer, read_names
 from ringworld.vocab import Vocabulary
 from ringworld.weights.codecs import load_codec
-from ringworld.weights.folder import CODEC, TOKENIZER, fill, save_folder
-from ringworld.weights.imported import SENTENCEPIECE, read_about, read_sampling
+from ringworld.weights.file_names import CODEC, SENTENCEPIECE, TOKENIZER
+from ringworld.weights.folder import fill, save_folder
+from ringworld.weights.imported import read_about, read_sampling
 from ringworld.weights.open import Opened, open_model
 
 
@@ -168,7 +169,7 @@ def _read_words(opened: Opened, is_folder: bool) -> Tokenizer | None:
     names: Mapping[str, object] = {}
     if is_folder and (opened.home / TOKENIZER).is_file():
         words = load_tokenizer(opened.home / TOKENIZER)
-        names = read_names(opened.home / NAMES_FILE)
+        names = read_names(opened.home / TOKENIZER_CONFIG)
     elif opened.tokenizer is not None:
         words = Tokenizer(Bpe.from_str(opened.tokenizer.decode("utf-8")))
     else:

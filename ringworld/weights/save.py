@@ -19,17 +19,24 @@ from tokenizers import Tokenizer as Bpe
 from ringworld.errors import InputError
 from ringworld.models.world import World
 from ringworld.progress import Announce
+from ringworld.text.tokenizer import TOKENIZER_CONFIG
 from ringworld.weights.codecs import is_codec, open_codec
 from ringworld.weights.diffusers import write_codec, write_diffusers
-from ringworld.weights.folder import CODEC, CONFIG, TENSORS, TOKENIZER, new_folder, write_folder
-from ringworld.weights.huggingface import (
+from ringworld.weights.file_names import (
+    ABOUT,
+    ADDED_TOKENS,
     CHAT_TEMPLATE,
+    CODEC,
+    CONFIG,
+    GENERATION,
     INDEX,
-    TOKENIZER_CONFIG,
+    SENTENCEPIECE,
+    TENSORS,
+    TOKENIZER,
     VQGAN_FOLDER,
-    write_config,
 )
-from ringworld.weights.imported import ABOUT, GENERATION, SENTENCEPIECE
+from ringworld.weights.folder import new_folder, write_folder
+from ringworld.weights.huggingface import write_config
 from ringworld.weights.joint import add_vision, join_tables
 from ringworld.weights.names import BY_OURS, Name
 from ringworld.weights.open import Opened, is_ours, open_model
@@ -37,8 +44,6 @@ from ringworld.weights.tensors import Pieces, write_tensors
 
 # What others wrote about words and sampling, carried along unread.
 CARRIED = (TOKENIZER_CONFIG, "special_tokens_map.json", GENERATION, SENTENCEPIECE, ABOUT)
-# The tokens that a tokenizer.json has and the tokenizer.model beside it does not.
-ADDED = "added_tokens.json"
 # As transformers cuts its own: a file that is too large for some disks helps nobody.
 SHARD_BYTES = 5_000_000_000
 
@@ -170,7 +175,7 @@ def _write_words(draft: Path, opened: Opened) -> None:
             _write_json(draft / TOKENIZER_CONFIG, ends)
         added = _name_added(opened.tokenizer)
         if added and (draft / SENTENCEPIECE).exists():
-            _write_json(draft / ADDED, added)
+            _write_json(draft / ADDED_TOKENS, added)
 
 
 def _write_ends(draft: Path, opened: Opened) -> None:

@@ -27,7 +27,8 @@ from ringworld.data.corpora.shards import Shards
 from ringworld.data.example import Example
 from ringworld.errors import InputError
 from ringworld.files import alone_in
-from ringworld.media.clip import read_image, read_video, write_animation
+from ringworld.media.clip import read_clip, read_image, write_animation
+from ringworld.media.sampling import FrameSampling
 from ringworld.tasks.clips import draw_example, film_example, talk_example
 from ringworld.text.tokenizer import load_tokenizer
 from ringworld.weights.codecs import load_codec
@@ -216,7 +217,7 @@ def test_a_film_in_any_dialect_is_the_talk_that_recipes_make(
 ) -> None:
     write_lines(corpus / "talk.jsonl", row)
     (made,) = examples(corpus, CHAT)
-    codes = CODEC.encode(read_video(corpus / "film.mp4", fps=2.0, size=64).frames)
+    codes = CODEC.encode(read_clip(corpus / "film.mp4", FrameSampling(fps=2.0), size=64).frames)
     assert len(codes) == FRAMES
     vocabulary = Shards(corpus / "out").manifest.vocabulary
     wanted = talk_example([("What is it?", "Noise.")], codes, TOKENIZER, vocabulary)
@@ -297,7 +298,7 @@ def test_an_answer_may_be_drawn(corpus: Path) -> None:
     ]
     write_lines(corpus / "talk.jsonl", {"messages": turns})
     (made,) = examples(corpus, f"{CHAT}fps = 2")
-    codes = CODEC.encode(read_video(corpus / "film.mp4", fps=2.0, size=64).frames)
+    codes = CODEC.encode(read_clip(corpus / "film.mp4", FrameSampling(fps=2.0), size=64).frames)
     vocabulary = Shards(corpus / "out").manifest.vocabulary
     wanted = draw_example("noise", codes, TOKENIZER, vocabulary)
     assert made.tokens.tolist() == wanted.tokens.tolist()
@@ -315,7 +316,7 @@ def test_a_caption_has_the_form_that_recipes_give_it(corpus: Path, order: str) -
         {"image": "still.png", "caption": "noise"},
     )
     made, still = examples(corpus, f'{CAPTIONS}orders = ["{order}"]')
-    codes = CODEC.encode(read_video(corpus / "film.mp4", fps=2.0, size=64).frames)
+    codes = CODEC.encode(read_clip(corpus / "film.mp4", FrameSampling(fps=2.0), size=64).frames)
     rest = (TOKENIZER, Shards(corpus / "out").manifest.vocabulary)
     wanted = {
         "text-vision": draw_example("noise", codes, *rest),
@@ -401,6 +402,24 @@ def test_a_row_may_say_its_own_part_of_a_film(corpus: Path) -> None:
     write_lines(corpus / "films.jsonl", row)
     make(corpus, CAPTIONS)
     assert Shards(corpus / "out").record(0).seconds.tolist() == [1.0, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("rules", "own", "moments"),
+    [
+        ("max_frames = 3", {"num_frames": 4}, [0.0, 1.0, 2.0]),
+        ("max_frames = 3", {"num_frames": 2}, [0.0, 1.5]),
+        ("max_frames = 3", {"fps": 2, "max_frames": 9}, [0.0, 1.0, 2.0]),
+        ("max_frames = 3", {"max_frames": 2}, [0.0, 1.5]),
+        ("num_frames = 5", {"fps": 1}, [0.0, 1.0, 2.0]),
+    ],
+)
+def test_a_rows_own_sampling_is_bounded_by_the_sources_max_frames(
+    corpus: Path, rules: str, own: dict[str, Any], moments: list[float]
+) -> None:
+    write_lines(corpus / "films.jsonl", {"video": "film.mp4", "caption": "noise"} | own)
+    make(corpus, f"{CAPTIONS}{rules}")
+    assert Shards(corpus / "out").record(0).seconds.tolist() == moments
 
 
 def test_frames_of_many_films_share_a_batch(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -837,12 +856,12 @@ BAD_SPECS = {
     ),
     "nowhere": ('[[text]]\nname = "x"\npath = "gone"', "there is nothing at"),
     "no suffix": ('[[text]]\nname = "x"\npath = "."', "no file that ends in .txt"),
-    "bad rate": (CAPTIONS.replace("2", "0"), "fps and numbers of frames"),
+    "bad rate": (CAPTIONS.replace("2", "0"), "num_frames must be at least 1"),
     "bad bounds": (
         f"{CAPTIONS}min_frames = 3\nmax_frames = 2",
         "min_frames 3 is over max_frames 2",
     ),
-    "no frames": (f"{CAPTIONS}num_frames = 0", "fps and numbers of frames"),
+    "no frames": (f"{CAPTIONS}num_frames = 0", "num_frames must be at least 1"),
     "bad part": (f"{CAPTIONS}video_start = 3\nvideo_end = 2", "captions 1: a film from second 3"),
     "no end": (f"{CAPTIONS}video_end = inf", "video_end must be a number, not inf"),
     "no UTF-8": ('seed = 1\n[[text]]\nname = "\udcff"', "spec.toml:3: this is not UTF-8"),

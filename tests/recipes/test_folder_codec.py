@@ -171,14 +171,14 @@ def test_the_command_line_trains_a_codec_of_a_folder(
     seen = []
     monkeypatch.setattr(cli, "run_folder_recipe", lambda recipe, folder, say: seen.append(recipe))
     words = ["train", "folder-codec", "--folder", str(tmp_path), "--pictures", "mine"]
-    words += ["--windows.pick.fps", "2", "--judges.adversarial", "0", "--features", "vgg16.h5"]
+    words += ["--windows.sampling.fps", "2", "--judges.adversarial", "0", "--features", "vgg16.h5"]
     cli.run(words, lambda said: None)
     recipe = folder_codec()
     wanted = replace(
         recipe,
         pictures=Path("mine"),
         features=Path("vgg16.h5"),
-        windows=replace(recipe.windows, pick=replace(recipe.windows.pick, fps=2.0)),
+        windows=replace(recipe.windows, sampling=replace(recipe.windows.sampling, fps=2.0)),
         judges=replace(recipe.judges, adversarial=0.0),
     )
     assert seen == [wanted]

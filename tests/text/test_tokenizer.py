@@ -76,7 +76,7 @@ def test_names_that_are_no_json_are_one_sentence(tmp_path: Path) -> None:
     file = chat_file(tmp_path)
     for broken in ("{", "[]", "[" * 100_000):
         file.with_name("tokenizer_config.json").write_text(broken)
-        with pytest.raises(InputError, match="is not a JSON object"):
+        with pytest.raises(InputError, match="is not whole JSON"):
             load_tokenizer(file)
 
 

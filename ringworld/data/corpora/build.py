@@ -49,7 +49,7 @@ from ringworld.errors import InputError
 from ringworld.files import alone_in, hash_file, whole
 from ringworld.progress import Announce, make_progress
 from ringworld.text.tokenizer import load_tokenizer
-from ringworld.weights.folder import CODEC, TOKENIZER
+from ringworld.weights.file_names import CODEC, TOKENIZER
 from ringworld.weights.shipped import NANO
 
 Engine = Literal["local", "ray"]

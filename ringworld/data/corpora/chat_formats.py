@@ -8,7 +8,7 @@
                    there is no list these letters may stand in parts of the type "text" alone
 
 A path is that of the row's file; Parquet may hold the bytes instead. A film may say its own `fps`,
-`video_start`, `video_end` and the other keys of `Sampling`, beside its path.
+`video_start`, `video_end` and the other keys of `FrameSampling`, beside its path.
 """
 
 import base64
@@ -22,8 +22,8 @@ from urllib.parse import unquote, urlparse
 
 from ringworld.config import from_dict
 from ringworld.data.corpora.encoding import Media
-from ringworld.data.corpora.spec import Sampling
 from ringworld.errors import InputError
+from ringworld.media.sampling import FrameSampling
 
 SPEAKERS = {
     "system": "system",
@@ -39,7 +39,7 @@ SPEAKERS = {
 STILL = {"image": True, "image_url": True, "video": False, "video_url": False}
 LONGEST_PATH = 200  # letters of a path in a sentence
 PLACEHOLDER = re.compile(r"<(image|video)>")
-SAMPLING = tuple(field.name for field in fields(Sampling))
+SAMPLING = tuple(field.name for field in fields(FrameSampling))
 
 Part = str | Media
 
@@ -52,7 +52,7 @@ class Turn:
     parts: tuple[Part, ...]
 
 
-def read_talk(row: Mapping[str, Any], folder: Path, sampling: Sampling) -> list[Turn]:
+def read_talk(row: Mapping[str, Any], folder: Path, sampling: FrameSampling) -> list[Turn]:
     """The turns of a row in any dialect: perhaps a system turn, then users and answers in turn.
 
     `folder` is where the row's paths start. Raises InputError when the row is in none of the
@@ -88,17 +88,30 @@ def read_talk(row: Mapping[str, Any], folder: Path, sampling: Sampling) -> list[
 
 
 def read_media(
-    entry: Any, kind: str, folder: Path, sampling: Sampling, beside: Mapping[str, Any] | None = None
+    entry: Any,
+    kind: str,
+    folder: Path,
+    sampling: FrameSampling,
+    beside: Mapping[str, Any] | None = None,
 ) -> Media:
     """A picture or a film: its path, a file or data address, its content, or a table with one.
 
-    Raises InputError for an address elsewhere, a missing file, and keys of sampling that are wrong.
+    What the entry says of `fps` or `num_frames` replaces both of the source's; its frames are never
+    more than the source's `max_frames`. Raises InputError for an address elsewhere, a missing file,
+    and keys of sampling that are wrong.
     """
     table = dict(entry) if isinstance(entry, Mapping) else {"path": entry}
     own = {**(beside or {}), **table}
     said = {key: own[key] for key in SAMPLING if own.get(key) is not None}
-    rules = from_dict(Sampling, asdict(sampling) | said, f"the {kind}")
-    return Media(source=_find(table, kind, folder), still=STILL[kind], sampling=rules)
+    given = asdict(sampling)
+    if "fps" in said:
+        given.pop("num_frames", None)
+    own_sampling = from_dict(FrameSampling, given | said, f"the {kind}")
+    return Media(
+        source=_find(table, kind, folder),
+        still=STILL[kind],
+        sampling=own_sampling.at_most(sampling.max_frames),
+    )
 
 
 def _find(table: Mapping[str, Any], kind: str, folder: Path) -> Path | bytes:
@@ -152,7 +165,7 @@ def _spoken(entry: Any, speaker: str, content: str) -> tuple[str, Any]:
     return SPEAKERS[entry[speaker]], entry[content]
 
 
-def _read_content(content: Any, folder: Path, sampling: Sampling) -> Iterator[Part]:
+def _read_content(content: Any, folder: Path, sampling: FrameSampling) -> Iterator[Part]:
     """Text or content parts, in order."""
     if isinstance(content, str):
         yield content

@@ -6,17 +6,16 @@ a film.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from ringworld.data.corpora.spec import Sampling
 from ringworld.data.example import Example, frames, join, text
 from ringworld.media.clip import read_image, stream_clip
 from ringworld.media.codec import BATCH, Codec
-from ringworld.media.sampling import Pick
+from ringworld.media.sampling import FrameSampling
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary
 
@@ -27,7 +26,7 @@ class Media:
 
     source: Path | bytes
     still: bool
-    sampling: Sampling
+    sampling: FrameSampling
 
 
 @dataclass
@@ -83,14 +82,7 @@ def stream_frames(media: Media, size: int) -> Iterator[tuple[float, UInt8[np.nda
     if media.still:
         yield 0.0, read_image(media.source, size=size)
         return
-    rules = media.sampling
-    pick = Pick(start=rules.video_start, end=rules.video_end)
-    if rules.num_frames:
-        pick = replace(pick, num_frames=rules.num_frames)
-    else:
-        low, high = rules.min_frames, rules.max_frames
-        pick = replace(pick, fps=rules.fps, min_frames=low, max_frames=high)
-    yield from stream_clip(media.source, pick, size=size)
+    yield from stream_clip(media.source, media.sampling, size=size)
 
 
 def wrap(

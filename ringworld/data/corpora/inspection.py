@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float64, Int, UInt8
 
 from ringworld.config import from_dict
-from ringworld.data.corpora.build import CODEC, TOKENIZER, Report
+from ringworld.data.corpora.build import Report
 from ringworld.data.corpora.manifest import REPORT, Counts, Manifest, hash_codec, read_json
 from ringworld.data.corpora.partition import Bad
 from ringworld.data.corpora.shards import Record, Shards
@@ -17,6 +17,7 @@ from ringworld.errors import InputError
 from ringworld.media.codec import Codec
 from ringworld.text.tokenizer import NO_CHARACTER, Tokenizer, load_tokenizer
 from ringworld.weights.codecs import load_codec
+from ringworld.weights.file_names import CODEC, TOKENIZER
 from ringworld.weights.shipped import NANO
 
 # What is shown of a list that may be long: tokens, and letters and frames of a sample.

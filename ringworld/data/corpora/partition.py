@@ -41,12 +41,12 @@ from ringworld.data.corpora.spec import (
     Chat,
     Documents,
     Fields,
-    Sampling,
     Spec,
     Text,
 )
 from ringworld.errors import InputError
 from ringworld.files import hash_file
+from ringworld.media.sampling import FrameSampling
 from ringworld.text.tokenizer import Tokenizer, load_tokenizer
 from ringworld.weights.codecs import load_codec
 
@@ -202,7 +202,7 @@ class Work:
         if isinstance(source, Fields):
             return [[make_fields(content, row.line, source, self.tokenizer, self.vocabulary)]]
         assert isinstance(source, Chat | Captions), "documents are laid in lots"
-        rules = Sampling(**{name: getattr(source, name) for name in SAMPLING})
+        rules = FrameSampling(**{name: getattr(source, name) for name in SAMPLING})
         see = cache(self.see)  # what a row shows is read once, however many orders it is kept in
         if isinstance(source, Captions):
             return [
@@ -228,7 +228,7 @@ class Work:
         row: Row,
         content: Mapping[str, Any],
         order: str,
-        rules: Sampling,
+        rules: FrameSampling,
         see: See,
     ) -> Draft:
         """The example of a picture or a film and its caption."""
