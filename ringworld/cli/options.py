@@ -6,7 +6,9 @@ A whole number may be written `64k` or `1m`, in units of 1,024 and 1,024 x 1,024
 import re
 from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
+from difflib import get_close_matches
 from functools import partial
+from itertools import takewhile
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -21,6 +23,8 @@ COUNT = re.compile(r"(-?\d[\d_]*)([kKmM]?)")
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
 # What help shows for an option that has no value until it is given one.
 UNSET = "unset"
+# How alike, from 0 to 1, a mistyped option and the one that is proposed have to be.
+NEAR = 0.75
 REGISTRY = ConstructorRegistry()
 MARKERS = (
     tyro.conf.FlagCreatePairsOff,
@@ -37,7 +41,8 @@ def parse(cls: type[T], words: list[str], prog: str, default: T | None = None) -
     known = list(list_flags(cls if default is None else default))
 
     def refuse(event: tyro_errors.ParseErrorEvent) -> NoReturn:
-        raise InputError(f"{explain(event, words, known)}: see {prog} --help")
+        said = explain(event, words, known)
+        raise InputError(said if said.endswith("?") else f"{said}: see {prog} --help")
 
     read = partial(tyro.cli, cls, args=words, prog=prog, config=MARKERS, registry=REGISTRY)
     with tyro_errors.on_parse_error(refuse):
@@ -88,36 +93,40 @@ def _optional_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | N
 
 
 def explain(event: tyro_errors.ParseErrorEvent, words: list[str], known: list[str]) -> str:
-    """What is wrong with the words, as the beginning of a sentence."""
-    if isinstance(event, tyro_errors.UnrecognizedArgs):
-        return _explain_unknown(event.tokens[0], known)
-    if isinstance(event, tyro_errors.MissingArgs):
-        unknown = [token for token in event.unrecognized_tokens if token.startswith("-")]
-        if unknown:
-            return _explain_unknown(unknown[0], known)
-        return f"{' and '.join(_name(given.arg) for given in event.missing_arguments)} is missing"
-    if isinstance(event, tyro_errors.BadValue):
-        return f"{_name(event.argument)} needs a value"
+    """What is wrong with the words, as the beginning of a sentence or as a whole question."""
+    flags = [word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")]
+    unknown = [flag for flag in flags if flag not in known]
+    if isinstance(event, tyro_errors.InstantiationFailure) and event.argument is not None:
+        flag, wanted = _name(event.argument), _describe(event.argument.field.type_stripped)
+        return f"{flag} is {_find_value(flag, words)} and has to be {wanted}"
     if isinstance(event, tyro_errors.InvalidChoice):
         near = did_you_mean(event.value, event.choices)
         choices = ", ".join(event.choices)
         return f"{_name(event.argument)} is {event.value}{near or ':'} use one of {choices}"
-    if isinstance(event, tyro_errors.InstantiationFailure) and event.argument is not None:
-        flag, wanted = _name(event.argument), _describe(event.argument.field.type_stripped)
-        return f"{flag} is {_find_value(flag, words)} and has to be {wanted}"
+    if unknown:
+        return _explain_unknown(unknown[0], known)
+    if isinstance(event, tyro_errors.MissingArgs):
+        names = [_name(given.arg) for given in event.missing_arguments]
+        return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing"
+    if isinstance(event, tyro_errors.BadValue):
+        return f"{_name(event.argument)} needs a value"
+    if isinstance(event, tyro_errors.UnrecognizedArgs) and event.tokens[0].startswith("-"):
+        return f"there is no option {event.tokens[0]}"
+    if isinstance(event, tyro_errors.UnrecognizedArgs):
+        return f"the word {event.tokens[0]} is one too many; quote words that belong together"
     return "these words do not fit together"
 
 
-def _explain_unknown(token: str, known: list[str]) -> str:
-    if not token.startswith("-"):
-        return f"the word {token} is one too many; quote words that belong together"
-    name = token.partition("=")[0].replace("_", "-")
-    # People write `--temprature` for `--sampling.temperature`: compare the last part too.
-    last = {flag.rpartition(".")[2].lstrip("-"): flag for flag in known}
-    near = did_you_mean(name, known)
-    if not near and (part := did_you_mean(name.rpartition(".")[2].lstrip("-"), last)):
-        near = f", did you mean {last[part.removeprefix(', did you mean ').rstrip('?')]}?"
-    return f"there is no option {name}{near}"
+def _explain_unknown(flag: str, known: list[str]) -> str:
+    """The sentence about an option that there is not, with the nearest one.
+
+    People leave out the first parts of `--sampling.temperature`, so its last part counts too.
+    """
+    last = {name.rpartition(".")[2].lstrip("-"): name for name in known}
+    near = get_close_matches(flag, known, n=1, cutoff=NEAR)
+    parts = get_close_matches(flag.rpartition(".")[2].lstrip("-"), last, n=1, cutoff=NEAR)
+    near = near or [last[part] for part in parts]
+    return f"there is no option {flag}" + (f": did you mean {near[0]}?" if near else "")
 
 
 def _name(argument: Any) -> str:
@@ -132,7 +141,8 @@ def _find_value(flag: str, words: list[str]) -> str:
     for i, word in enumerate(words):
         name, is_joined, value = word.partition("=")
         if name.replace("_", "-") == flag:
-            return value if is_joined else " ".join(words[i + 1 : i + 2])
+            rest = takewhile(lambda word: not word.startswith("--"), words[i + 1 :])
+            return value if is_joined else " ".join(rest)
     return "what was given"
 
 

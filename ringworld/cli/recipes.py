@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import make_dataclass
-from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,7 +39,8 @@ def prepare_recipe(
 
     recipe = find_recipe(name)
     folder = Annotated[Path, arg(help="the folder of the run, to begin it or to go on")]
-    fields = [("folder", folder), ("recipe", getitem(Annotated, (type(recipe), arg(name=""))))]
+    flat: Any = Annotated  # of a type that is not known before
+    fields = [("folder", folder), ("recipe", flat[type(recipe), arg(name="")])]
     options = make_dataclass(f"Train {name}", fields, frozen=True, kw_only=True)
     defaults = options(folder=Path("runs") / name, recipe=recipe)
     asked = parse(options, words, f"ringworld train {name}", defaults)
