@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
@@ -30,6 +31,13 @@ def main() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
     sys.exit(code)
+
+
+def run(words: list[str], announce: Callable[[str], None]) -> None:
+    """Do what the words ask for, in this process. Raises InputError as `Command.prepare` does."""
+    from ringworld.cli.command import Command
+
+    Command(words).prepare(announce)()
 
 
 def announce(said: str) -> None:

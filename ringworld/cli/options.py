@@ -27,6 +27,7 @@ UNSET = "unset"
 NEAR = 0.75
 REGISTRY = ConstructorRegistry()
 MARKERS = (
+    tyro.conf.AvoidSubcommands,
     tyro.conf.FlagCreatePairsOff,
     tyro.conf.HelptextFromCommentsOff,
     tyro.conf.PositionalMetavarFromFieldName,

@@ -478,7 +478,7 @@ def test_a_document_says_its_tokens_and_one_that_does_not_fit_is_refused_at_once
     assert "no document will be read: /doc FILE names one" in paper.told
     assert session.messages[0]["content"] == "Hello"
     with pytest.raises(InputError, match="the context is 256"):
-        talk_on(session, Paper("never").desk, shelf.read_text())
+        talk_on(session, Paper("never").terminal, shelf.read_text())
 
 
 def test_a_reading_that_is_stopped_says_so_and_its_document_waits(
