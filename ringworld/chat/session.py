@@ -24,8 +24,8 @@ from ringworld.inference.stream import (
 from ringworld.mesh import axis_size
 from ringworld.models.world import World
 from ringworld.settings import Sampling
-from ringworld.text.template import FORMS, SIGHT, Message, render
-from ringworld.text.tokenizer import Tokenizer, Typist
+from ringworld.text.template import FORMS, IMAGE_PLACEHOLDER, Message, render
+from ringworld.text.tokenizer import Detokenizer, Tokenizer
 from ringworld.weights.model import Model
 
 Codes = Int[np.ndarray, "Z Q"]
@@ -162,7 +162,7 @@ class Session:
 
     def _write(self, stopped: Callable[[], bool]) -> Iterator[str]:
         """The pieces of one answer; the session's state is up to date at every one."""
-        typist, ended = Typist(self._words), False
+        detokenizer, ended = Detokenizer(self._words), False
         while not (ended or stopped()):
             room = min(self.max_new_tokens - self._answered, self.left)
             if room <= 0:
@@ -181,9 +181,9 @@ class Session:
             ended = ids[-1] in self._stops
             if ended:
                 self._state = truncate(self._state, self.used - 1)
-            if piece := typist.type(ids[:-1] if ended else ids):
+            if piece := detokenizer.add(ids[:-1] if ended else ids):
                 yield piece
-        if piece := typist.finish():
+        if piece := detokenizer.finish():
             yield piece
 
     def check_images(self, images: Sequence[Codes]) -> int:
@@ -193,10 +193,10 @@ class Session:
         return tokens[-1]
 
     def _make_message(self, question: str, document: str, images: int) -> Message:
-        asked = self._words.disarm(question).replace(SIGHT, "")
-        given = self._words.disarm(document).replace(SIGHT, "")
+        asked = self._words.escape_special(question).replace(IMAGE_PLACEHOLDER, "")
+        given = self._words.escape_special(document).replace(IMAGE_PLACEHOLDER, "")
         gap = " " if self._style.template == FORMS["needle"] else "\n\n"
-        shown = "\n" + SIGHT * images if images else ""
+        shown = "\n" + IMAGE_PLACEHOLDER * images if images else ""
         return {"role": "user", "content": (given + gap if given else "") + asked + shown}
 
     def _render(self, messages: Sequence[Message]) -> str:
@@ -240,11 +240,11 @@ def find_stops(words: Tokenizer, ends: Iterable[int], template: str) -> tuple[in
 
 
 def make_example(rest: str, images: Sequence[Codes], words: Tokenizer, c: World) -> Example:
-    """The tokens of a rendered text, codes where it has `SIGHT`.
+    """The tokens of a rendered text, codes where it has `IMAGE_PLACEHOLDER`.
 
     Raises InputError when the text has room for fewer images than there are.
     """
-    pieces = rest.split(SIGHT)
+    pieces = rest.split(IMAGE_PLACEHOLDER)
     if len(pieces) != len(images) + 1:
         raise InputError(
             f"the chat template shows {len(pieces) - 1} of {len(images)} pictures: use the "

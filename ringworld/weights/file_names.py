@@ -1,11 +1,11 @@
-"""The names of the files in a model's folder: ours, Hugging Face's, diffusers' and LWM's."""
+"""The names of the files in a model's folder: ours, Hugging Face's, diffusers' and LWM's.
+
+Those of a tokenizer are in `ringworld.text.load`.
+"""
 
 CONFIG = "config.json"
 TENSORS = "model.safetensors"
 INDEX = f"{TENSORS}.index.json"  # which shard holds which tensor
-TOKENIZER = "tokenizer.json"
-SENTENCEPIECE = "tokenizer.model"
-ADDED_TOKENS = "added_tokens.json"  # those that tokenizer.model does not have
 CHAT_TEMPLATE = "chat_template.jinja"
 GENERATION = "generation_config.json"
 ABOUT = "about.txt"  # its first line says what a model was trained for

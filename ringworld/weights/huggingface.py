@@ -18,11 +18,11 @@ from ringworld.files import read_json_object
 from ringworld.models.llama import Llama
 from ringworld.models.world import World
 from ringworld.rope_scaling import Llama3, Scaling, YaRN
-from ringworld.text.tokenizer import TOKENIZER_CONFIG
+from ringworld.text.load import TOKENIZER_CONFIG, read_tokenizer
 from ringworld.vocab import Vocabulary
 from ringworld.weights.file_names import CHAT_TEMPLATE, CONFIG, INDEX, TENSORS, VQGAN_FOLDER
 from ringworld.weights.folder import read_config
-from ringworld.weights.imported import Checkpoint, read_ends, read_tokenizer
+from ringworld.weights.imported import Checkpoint, read_ends
 from ringworld.weights.tensors import Read, read_tensors
 
 N = TypeVar("N", int, float)

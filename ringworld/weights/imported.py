@@ -12,8 +12,7 @@ from typing import Any
 from ringworld.errors import BadFileError, InputError
 from ringworld.files import read_json_object
 from ringworld.settings import Sampling
-from ringworld.text.sentencepiece import load_sentencepiece
-from ringworld.weights.file_names import ABOUT, CONFIG, GENERATION, SENTENCEPIECE, TOKENIZER
+from ringworld.weights.file_names import ABOUT, CONFIG, GENERATION
 from ringworld.weights.tensors import Read
 
 # How many tokens transformers samples from when a generation_config.json does not say.
@@ -42,18 +41,6 @@ class Checkpoint:
     chat_template: str | None = None
     codec: Path | None = None
     ends: tuple[int, ...] = ()
-
-
-def read_tokenizer(folder: Path) -> bytes | None:
-    """A folder's tokenizer.json, or one made of its tokenizer.model; None when it has neither.
-
-    Raises InputError when the tokenizer.model is broken.
-    """
-    if (folder / TOKENIZER).is_file():
-        return (folder / TOKENIZER).read_bytes()
-    if (folder / SENTENCEPIECE).is_file():
-        return load_sentencepiece(folder / SENTENCEPIECE).bpe.to_str().encode()
-    return None
 
 
 def read_ends(folder: Path) -> tuple[int, ...]:

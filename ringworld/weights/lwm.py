@@ -14,9 +14,10 @@ import numpy as np
 
 from ringworld.errors import InputError
 from ringworld.files import read_json_object
+from ringworld.text.load import read_tokenizer
 from ringworld.weights.cursor import Stored, finite, to_halves
 from ringworld.weights.file_names import CONFIG, LWM_CODEC
-from ringworld.weights.imported import Checkpoint, Read, read_tokenizer
+from ringworld.weights.imported import Checkpoint, Read
 from ringworld.weights.msgpack import read_tree
 from ringworld.weights.names import NAMES, SCAN
 from ringworld.weights.settings import number_of, size_of

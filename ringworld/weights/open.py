@@ -17,7 +17,8 @@ from ringworld.errors import InputError
 from ringworld.fetch import MODELS, fetch
 from ringworld.models.world import World, specs
 from ringworld.params import Param, paths
-from ringworld.weights.file_names import CHAT_TEMPLATE, CODEC, CONFIG, LWM_FILES, TOKENIZER
+from ringworld.text.load import read_tokenizer
+from ringworld.weights.file_names import CHAT_TEMPLATE, CODEC, CONFIG, LWM_FILES
 from ringworld.weights.folder import (
     check_table,
     load_folder,
@@ -111,11 +112,11 @@ def _open_ours(path: Path) -> Opened:
         raise InputError(f"{path} holds a {kind}, not a world model: give the folder of a model")
     config = from_dict(World, values, str(path / CONFIG))
     check_table(specs(config), tensors)
-    tokenizer, template = path / TOKENIZER, path / CHAT_TEMPLATE
+    template = path / CHAT_TEMPLATE
     return Opened(
         config=config,
         table=tensors,
-        tokenizer=tokenizer.read_bytes() if tokenizer.is_file() else None,
+        tokenizer=read_tokenizer(path),
         chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
         codec=path / CODEC if (path / CODEC).exists() else None,
         home=path,

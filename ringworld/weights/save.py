@@ -19,20 +19,23 @@ from tokenizers import Tokenizer as Bpe
 from ringworld.errors import InputError
 from ringworld.models.world import World
 from ringworld.progress import Announce
-from ringworld.text.tokenizer import TOKENIZER_CONFIG
+from ringworld.text.load import (
+    ADDED_TOKENS,
+    SENTENCEPIECE,
+    SPECIAL_TOKENS,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+)
 from ringworld.weights.codecs import is_codec, open_codec
 from ringworld.weights.diffusers import write_codec, write_diffusers
 from ringworld.weights.file_names import (
     ABOUT,
-    ADDED_TOKENS,
     CHAT_TEMPLATE,
     CODEC,
     CONFIG,
     GENERATION,
     INDEX,
-    SENTENCEPIECE,
     TENSORS,
-    TOKENIZER,
     VQGAN_FOLDER,
 )
 from ringworld.weights.folder import new_folder, write_folder
@@ -43,7 +46,7 @@ from ringworld.weights.open import Opened, is_ours, open_model
 from ringworld.weights.tensors import Pieces, write_tensors
 
 # What others wrote about words and sampling, carried along unread.
-CARRIED = (TOKENIZER_CONFIG, "special_tokens_map.json", GENERATION, SENTENCEPIECE, ABOUT)
+CARRIED = (TOKENIZER_CONFIG, SPECIAL_TOKENS, GENERATION, SENTENCEPIECE, ABOUT)
 # As transformers cuts its own: a file that is too large for some disks helps nobody.
 SHARD_BYTES = 5_000_000_000
 

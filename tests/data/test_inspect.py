@@ -29,8 +29,7 @@ from ringworld.data.packing.pack import efficiency, plan_rows
 from ringworld.errors import InputError
 from ringworld.evals.shard_report import tell, write_page
 from ringworld.media.clip import write_animation
-from ringworld.text.tokenizer import load_tokenizer
-from ringworld.weights.file_names import TOKENIZER
+from ringworld.text.load import TOKENIZER, load_tokenizer
 from ringworld.weights.shipped import NANO
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "data.md"
