@@ -1,6 +1,7 @@
 """Conversations: turns through the cache are one whole forward, and a terminal loses nothing."""
 
 import os
+import re
 import signal
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
@@ -23,6 +24,7 @@ from ringworld.chat.terminal import (
     chat,
     choose_template,
     interruptible,
+    make_terminal,
     open_session,
     read_document,
     talk,
@@ -52,6 +54,7 @@ from ringworld.settings import Sampling
 from ringworld.tasks.needle import Needle
 from ringworld.text.load import load_tokenizer
 from ringworld.text.template import FORMS
+from ringworld.text.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary
 from ringworld.weights.model import Model, load_model
 from ringworld.weights.shipped import NANO
@@ -303,8 +306,9 @@ def test_a_stopped_answer_stays_and_a_stopped_reading_does_not(
 
 
 def test_an_answer_ends_at_the_models_end_and_at_the_templates() -> None:
-    chatty = load_tokenizer(NANO / "tokenizer.json")
-    chatty.backend.add_special_tokens(["<|im_end|>"])
+    backend = load_tokenizer(NANO / "tokenizer.json").backend
+    backend.add_special_tokens(["<|im_end|>"])
+    chatty = Tokenizer(backend)
     ended = CHATML.replace("</s>", "<|im_end|>")
     assert find_stops(chatty, (2,), ended) == (2, 2048)
     assert find_stops(WORDS, (2, 7), FORMS["lwm"]) == (2, 7)
@@ -501,12 +505,13 @@ def test_a_reading_that_is_stopped_says_so_and_its_document_waits(
 def test_what_cannot_be_asked_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
     nowhere, told = tmp_path / "model", []
     for config, said in (
-        (Chat(model=nowhere, question=" "), "the question is empty"),
-        (Chat(model=nowhere, question="Hello", max_new_tokens=0), "an answer of 0 tokens"),
-        (Chat(model=nowhere, question="Hello", doc=tmp_path / "none"), "no file at"),
+        ({"question": " "}, "the question is empty"),
+        ({"question": "caf\udce9"}, "is not UTF-8"),
+        ({"question": "Hello", "max_new_tokens": 0}, "an answer of 0 tokens"),
+        ({"question": "Hello", "doc": tmp_path / "none"}, "no file at"),
     ):
         with pytest.raises(InputError, match=said):
-            chat(config, told.append)
+            chat(Chat(model=nowhere, **config), told.append)
     assert not told
 
 
@@ -519,7 +524,8 @@ def test_an_error_ends_no_conversation(session: Session) -> None:
 
 def test_ctrl_c_twice_at_the_prompt_leaves(session: Session) -> None:
     paper = Paper(KeyboardInterrupt, "Hello", KeyboardInterrupt, KeyboardInterrupt, "never")
-    talk_on(session, paper.terminal)
+    with pytest.raises(KeyboardInterrupt):
+        talk_on(session, paper.terminal)
     assert len(session.messages) == 2
     assert paper.told.count("Ctrl-C again to leave") == 2
 
@@ -541,9 +547,18 @@ def test_one_question_goes_to_the_output_and_its_cost_to_the_side(
     book.write_text("It was late. The special magic Rome number is: 7654321\nShe slept. " * 3)
     told: list[str] = []
     asked = "What is the special magic Rome number?"
-    chat(Chat(model=NANO, question=asked, doc=book, max_new_tokens=12), told.append)
+    config = Chat(model=NANO, question=asked, doc=book, max_new_tokens=12)
+    terminal = make_terminal(told.append)
+    chat(config, told.append, terminal)
     assert "7654321" in capsys.readouterr().out
-    assert told[-1].endswith(" left") and "tokens used" in told[-1]
+    assert told == [
+        f"loading {NANO}",
+        load_model(NANO).about,
+        "greedy decoding: at temperature 0 the same question has the same answer",
+    ]
+    chat(config, told.append, replace(terminal, counters=True))
+    assert re.fullmatch(r"first token after \d+\.\d s(, then \d+\.\d tokens/s)?", told[-2])
+    assert re.fullmatch(r"\d+ tokens used, \d+ left", told[-1])
 
 
 def test_templates_are_the_models_own_unless_another_is_asked_for(tmp_path: Path) -> None:
