@@ -54,7 +54,8 @@ from ringworld.progress import Announce
 from ringworld.recipes.nano import Recipe, demo, run_recipe
 from ringworld.settings import Sampling
 from ringworld.tasks.clips import FRAMES_A_CLIP
-from ringworld.tasks.shape_language import caption, questions, score_clip
+from ringworld.tasks.shape_judge import chance_of_exact, score_clip
+from ringworld.tasks.shape_language import caption, possible_answers, questions
 from ringworld.tasks.shapes import draw, sample_scene
 from ringworld.train.metrics import NAME as METRICS
 from ringworld.weights.model import Model, load_model
@@ -202,7 +203,14 @@ def ask(model: Model) -> list[Answer]:
     codes = [model.codec.encode(clip) for clip in clips]
     written = answer_questions(model, [question for question, _ in asked], codes)
     return [
-        Answer(question=q, truth=truth, written=words, right=words == truth, frames=clip)
+        Answer(
+            question=q,
+            truth=truth,
+            written=words,
+            right=words == truth,
+            chance=1 / len(possible_answers(q)),
+            frames=clip,
+        )
         for (q, truth), words, clip in zip(asked, written, clips, strict=True)
     ]
 
@@ -216,7 +224,13 @@ def draw_unseen(model: Model) -> list[Drawing]:
         model, wishes, frames=FRAMES_A_CLIP, guidance=GUIDANCE, sampling=DRAWING, seed=0
     )
     return [
-        Drawing(caption=wish, frames=clip, guidance=GUIDANCE, score=score_clip(clip, scene))
+        Drawing(
+            caption=wish,
+            frames=clip,
+            guidance=GUIDANCE,
+            score=score_clip(clip, scene),
+            chance=chance_of_exact(scene, max_things=2),
+        )
         for wish, clip, scene in zip(wishes, clips, scenes, strict=True)
     ]
 
@@ -302,7 +316,7 @@ def list_numbers(
         for length in GRID.lengths
     ]
     right = sum(answer.right for answer in answers)
-    found = [drawing.score.whole for drawing in drawings]
+    found = [drawing.score.exact for drawing in drawings]
     return [
         *numbers,
         Number(
