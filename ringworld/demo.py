@@ -24,7 +24,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ringworld.chat.ask import answer_questions, continue_scene, draw_wishes
+from ringworld.chat.ask import answer_questions, continue_scene, draw_captions
 from ringworld.data.samples import (
     HELD_MINUTES,
     Film,
@@ -32,8 +32,9 @@ from ringworld.data.samples import (
     read_film,
     read_shelf,
 )
+from ringworld.evals.config import Grid
 from ringworld.evals.heatmap import draw_heatmaps
-from ringworld.evals.needle import Grid, Trial, accuracy, run_needle
+from ringworld.evals.needle import Trial, accuracy, run_needle
 from ringworld.evals.report import write_report
 from ringworld.evals.story import (
     Answer,
@@ -54,8 +55,8 @@ from ringworld.recipes.nano import demo
 from ringworld.recipes.recipe import Recipe
 from ringworld.settings import Sampling
 from ringworld.tasks.clips import FRAMES_A_CLIP
-from ringworld.tasks.shape_judge import score_clip
-from ringworld.tasks.shape_language import caption, questions
+from ringworld.tasks.shape_judge import chance_of_exact, score_clip
+from ringworld.tasks.shape_language import caption, possible_answers, questions
 from ringworld.tasks.shapes import draw, sample_scene
 from ringworld.train.metrics import NAME as METRICS
 from ringworld.train.stage import MODEL, ModelStage
@@ -205,7 +206,14 @@ def ask(model: Model) -> list[Answer]:
     codes = [model.codec.encode(clip) for clip in clips]
     written = answer_questions(model, [question for question, _ in asked], codes)
     return [
-        Answer(question=q, truth=truth, written=words, right=words == truth, frames=clip)
+        Answer(
+            question=q,
+            truth=truth,
+            written=words,
+            right=words == truth,
+            chance=1 / len(possible_answers(q)),
+            frames=clip,
+        )
         for (q, truth), words, clip in zip(asked, written, clips, strict=True)
     ]
 
@@ -215,11 +223,17 @@ def draw_unseen(model: Model) -> list[Drawing]:
     rngs = [np.random.default_rng((UNSEEN + 1, i)) for i in range(DRAWN_CLIPS)]
     scenes = [sample_scene(rng, max_things=1 + i % 2) for i, rng in enumerate(rngs)]
     wishes = [caption(scene) for scene in scenes]
-    clips = draw_wishes(
+    clips = draw_captions(
         model, wishes, frames=FRAMES_A_CLIP, guidance=GUIDANCE, sampling=DRAWING, seed=0
     )
     return [
-        Drawing(caption=wish, frames=clip, guidance=GUIDANCE, score=score_clip(clip, scene))
+        Drawing(
+            caption=wish,
+            frames=clip,
+            guidance=GUIDANCE,
+            score=score_clip(clip, scene),
+            chance=chance_of_exact(scene, max_things=2),
+        )
         for wish, clip, scene in zip(wishes, clips, scenes, strict=True)
     ]
 

@@ -111,8 +111,17 @@ def _lines(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], class_: str) 
 
 
 def _ground(stage: StageRecord, left: float, wide: float) -> Html:
-    words = element("b", name_length(stage.context)), element("i", f"θ {stage.rope_theta:,.0f}")
+    theta = element("i", f"θ {shorten(stage.rope_theta)}")
+    words = element("b", name_length(stage.context)), theta
     return element("div", *words, class_="stage", style=f"left:{left:.2%};width:{wide:.2%}")
+
+
+def shorten(number: float) -> str:
+    """A number in three digits: 640,000 as "640K", 6,238,000 as "6.24M"."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.3g}"
 
 
 def _tick(label: str, share: float) -> Html:

@@ -4,12 +4,11 @@ A recipe's module is imported when the recipe is asked for, so that listing the 
 """
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ringworld.errors import InputError
+from ringworld.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from ringworld.recipes.recipe import Recipe
@@ -36,7 +35,6 @@ def find_recipe(name: str) -> "Recipe":
     Raises InputError when there is none, proposing the nearest name and listing all.
     """
     if name not in RECIPES:
-        near = get_close_matches(name, RECIPES, n=1)
-        meant = f"did you mean {near[0]}? There are" if near else "choose one of"
-        raise InputError(f"there is no recipe {name}: {meant} {', '.join(RECIPES)}")
+        near = did_you_mean(name, RECIPES)
+        raise InputError(f"there is no recipe {name}{near or ':'} use one of {', '.join(RECIPES)}")
     return RECIPES[name]()

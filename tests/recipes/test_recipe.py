@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ringworld.cli.recipes import SUMMARIES
 from ringworld.data import example
 from ringworld.data.example import Example
 from ringworld.data.packing.ledger import NAME as LEDGER
@@ -269,5 +270,6 @@ def test_a_base_that_was_chosen_for_more_is_recorded_in_the_model(tmp_path: Path
 
 def test_every_recipe_of_the_registry_is_made_by_its_name() -> None:
     assert {name: find_recipe(name).name for name in RECIPES} == {name: name for name in RECIPES}
-    with pytest.raises(InputError, match="there is no recipe nano-bsae: did you mean nano-base"):
+    assert list(SUMMARIES) == list(RECIPES)
+    with pytest.raises(InputError, match="there is no recipe nano-bsae.*nano-base"):
         find_recipe("nano-bsae")
