@@ -21,7 +21,7 @@ from ringworld.data.books import (
 )
 from ringworld.data.example import Example
 from ringworld.data.packing.loader import PackedRows, check_rows, make_batches
-from ringworld.data.packing.mix import draw_examples
+from ringworld.data.packing.mix import DrawExample, draw_examples
 from ringworld.errors import InputError
 from ringworld.mesh import make_mesh
 from ringworld.settings import MeshShape
