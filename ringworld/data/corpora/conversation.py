@@ -14,7 +14,7 @@ import numpy as np
 from ringworld.data.corpora.chat_formats import Part, Turn
 from ringworld.data.corpora.encoding import Footage, Media, wrap
 from ringworld.data.corpora.shards import Record
-from ringworld.data.example import Example, join, text
+from ringworld.data.example import Example, document, join, text
 from ringworld.text.template import DESCRIBE, SYSTEM
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary
@@ -134,6 +134,4 @@ def make_caption(media: Media, caption: str, order: str, see: See, tokenizer: To
 
 def make_document(ids: Sequence[int], tokenizer: Tokenizer) -> Draft:
     """A whole document by the ids of its text, every token and its end learned."""
-    document = text([*tokenizer.bos_ids, *ids, tokenizer.eos], 1.0)
-    document.weights[0] = 0.0
-    return [document]
+    return [document(ids, tokenizer)]
