@@ -37,7 +37,9 @@ class Samples(ModelData):
     """
 
     clips: int
+    """how many clips of moving shapes there are"""
     seed: int
+    """draws the clips"""
 
     def check(self, stage: ModelStage, source: Path | None) -> None:
         """Raise InputError when a share names no source."""

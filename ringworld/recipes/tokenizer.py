@@ -31,7 +31,9 @@ class SampleTexts(Data):
     """The books to train on, a needle for every city, and `talk` read `times` times over."""
 
     talk: str
+    """a line of the chat about shapes"""
     times: int
+    """how often the line is read"""
 
     def read(self) -> Iterator[str]:
         """The books that are not held out, a needle and its question for every city, the talk."""
@@ -51,6 +53,7 @@ class TokenizerStage(Stage[SampleTexts]):
     """A tokenizer of `size` ids."""
 
     size: int
+    """the number of ids"""
 
     def check(self, data: SampleTexts, source: Path | None, folder: Path) -> None:
         """Nothing is known to be wrong before the texts are read."""

@@ -61,6 +61,7 @@ class Stage(ABC, Generic[D]):
 
     reads_data: ClassVar[bool] = True
     name: str
+    """the name of the stage, and of its folder"""
 
     @abstractmethod
     def check(self, data: D, source: Path | None, folder: Path) -> None:
@@ -109,29 +110,40 @@ class ModelData(Data, ABC):
 class ModelStage(Stage[ModelData]):
     """One length of the progressive extension: `batch` rows of `context` tokens a step.
 
-    `shares` is the mix of sources by tokens, `packing` how examples become rows; `vision_share`
-    balances the two losses. Without `rope_theta` the RoPE base is that of the model as far as it
-    reaches, and beyond that the base that `ringworld.rope.rope_theta` gives for the context, or for
-    `rope_context` where a later stage will be longer. `activations` is what is kept of a layer
-    until its backward: "attention" recomputes least, "nothing" keeps least, "offload" keeps as much
-    as the first in the memory of the host. Between layers the weights and AdamW's moments are
-    divided over the mesh axes of `weights_over`: with "seq" among them one long row spreads them
-    over its whole ring.
+    Without `rope_theta` the RoPE base is that of the model as far as it reaches, and beyond that
+    the base that `ringworld.rope.rope_theta` gives for the context, or for `rope_context` where
+    that is longer. Of the `activations`, "attention" recomputes least, "nothing" keeps least, and
+    "offload" keeps as much as the first in the memory of the host. Between layers the weights and
+    AdamW's moments are divided over the mesh axes of `weights_over`: with "seq" among them, the
+    weights are spread over the whole ring.
     """
 
     context: int
+    """tokens a row"""
     batch: int
+    """rows a step"""
     loop: Loop
+    """how long it trains, and how often it saves"""
     optimizer: AdamW
+    """AdamW and its schedule"""
     mesh: MeshShape
+    """devices along each axis"""
     shares: Mapping[str, float]
+    """the share of the tokens that each source has"""
     rope_theta: float | None = None
+    """the RoPE base; without it the model's own, or by the law where that does not reach"""
     rope_context: int | None = None
+    """the context that the base is chosen for, where later stages will be longer"""
     packing: Packing = MASKED
+    """how examples become rows"""
     vision_share: float = 0.5
+    """the weight of the vision loss; that of the text loss is the rest"""
     activations: Activations = "attention"
+    """what is kept of a layer until its backward pass"""
     weights_over: tuple[WeightAxis, ...] = ("fsdp",)
+    """the mesh axes that divide the weights between layers"""
     seed: int = 0
+    """draws the examples and the order of the rows"""
 
     def __post_init__(self) -> None:
         check_rows(self.context, self.batch, self.mesh)
@@ -336,8 +348,11 @@ class FreshModel(Stage[Data]):
 
     reads_data: ClassVar[bool] = False
     model: World
+    """the sizes of the model"""
     parts: Path
+    """the model folder whose tokenizer and codec it gets"""
     seed: int
+    """draws the initial weights"""
 
     def check(self, data: Data, source: Path | None, folder: Path) -> None:
         """Raise InputError when `parts` holds no model."""

@@ -43,8 +43,11 @@ class Packing:
     """
 
     long: Literal["split", "truncate", "drop"] = "split"
+    """what becomes of an example that does not fit a row"""
     segments: Literal["masked", "naive"] = "masked"
+    """whether attention stays within each example, or runs on through the row"""
     weights: Literal["examples", "rows"] = "examples"
+    """whether each example counts alike, or each row"""
 
 
 MASKED = Packing()
