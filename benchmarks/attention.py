@@ -8,7 +8,7 @@ ratio within the run. Results are compared too: a peer that computes something e
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from benchmarks.table import (
     row,
 )
 from benchmarks.work import GEMM_FLOPS, GEMM_SIDE, Case, Kind
+from ringworld.progress import Announce
 
 TORCH, THEIRS, OURS, GEMM = "torch SDPA", "ringattention", "ringworld", f"GEMM of {GEMM_SIDE:,}"
 # Float32 sums in another order differ by 1e-6 here; another mask differs by 0.1.
@@ -38,7 +39,6 @@ STEP_BYTES = 12e9
 GRAIN = 512  # lengths are multiples of it, so that every ring and every block divides them
 NAME = "attention"  # the markers of its tables in a page
 
-Announce = Callable[[str], None]
 Results = Mapping[Case, Sequence[Measurement]]
 
 

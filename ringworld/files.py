@@ -2,25 +2,35 @@
 
 import errno
 import fcntl
+import hashlib
+import json
 import os
 import re
 import shutil
+import tempfile
+import unicodedata
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from ringworld.errors import InputError
+from ringworld.errors import BadFileError, TooLargeError, UnavailableError
 
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS, errno.EACCES}
+# The index of a model of 100,000 tensors is 10 MB; parsed, it takes some 30 times as much memory.
+LARGEST_JSON = 16 << 20
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FAILED = {errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
 # A file stands where a folder is to be made, or a folder where a file is.
 IN_THE_WAY = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
 
 
 @contextmanager
 def writing_to(folder: Path) -> Generator[None, None, None]:
-    """Turn a full or failing disk into an InputError that names `folder`.
+    """Turn what a disk can refuse into one sentence that names `folder`.
 
-    TensorStore reports a failed write as a ValueError with the errno in its text; both are meant.
+    Raises TooLargeError for a full disk and BadFileError for one that fails, is read-only or may
+    not be written. TensorStore reports a failed write as a ValueError with the errno in its text;
+    both are meant.
     """
     try:
         yield
@@ -28,14 +38,16 @@ def writing_to(folder: Path) -> Generator[None, None, None]:
         code = re.search(r"os_error_code='(\d+)'", str(error))
         number = int(code[1]) if code else getattr(error, "errno", None)
         if isinstance(error, OSError) and number in IN_THE_WAY:
-            raise InputError(
+            raise BadFileError(
                 f"{folder} cannot be written, because something else stands in its path: use "
                 "another"
             ) from error
-        if number not in DISK_ERRORS:
+        if number not in FULL | FAILED:
             raise
-        raise InputError(
-            f"{folder} could not be written ({os.strerror(number).lower()}): free some space or "
+        kind = TooLargeError if number in FULL else BadFileError
+        remedy = "free some space" if number in FULL else "make it writable"
+        raise kind(
+            f"{folder} could not be written ({os.strerror(number).lower()}): {remedy} or "
             "use another folder, then run again to go on; what was written before is whole"
         ) from error
 
@@ -44,8 +56,8 @@ def writing_to(folder: Path) -> Generator[None, None, None]:
 def whole(path: Path) -> Generator[Path, None, None]:
     """A draft beside `path`, with its ending, that becomes `path` when the block ends well.
 
-    When it fails the draft is removed and `path` stays as it was. Makes the folder. Raises
-    InputError when the disk is full or fails.
+    When it fails the draft is removed and `path` stays as it was. Makes the folder. Raises what
+    `writing_to` does.
     """
     draft = path.with_name(f".{path.stem}.part{path.suffix}")
     with writing_to(path.parent):
@@ -55,14 +67,23 @@ def whole(path: Path) -> Generator[Path, None, None]:
             yield draft
             os.replace(draft, path)
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong first is what is told
+            draft.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raise BadFileError or TooLargeError when `path` cannot be written. Makes its folder."""
+    with writing_to(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
 
 
 @contextmanager
 def alone_in(folder: Path) -> Generator[None, None, None]:
     """Hold the folder for this process; the system lets go when it dies, in any way.
 
-    Makes the folder. Raises InputError when another process has it.
+    Makes the folder. Raises UnavailableError when another process has it.
     """
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -71,20 +92,73 @@ def alone_in(folder: Path) -> Generator[None, None, None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise InputError(
+            raise UnavailableError(
                 f"another run is at work in {folder}: wait for it, or use another folder"
             ) from None
         yield
 
 
+def read_json_object(file: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises BadFileError when the file is missing, longer than `LARGEST_JSON`, or holds none.
+    """
+    if not file.is_file():
+        raise BadFileError(f"there is no {file}: put the {file.name} of the model there")
+    if file.stat().st_size > LARGEST_JSON:
+        raise BadFileError(f"{file} has more than {LARGEST_JSON} bytes: give the {file.name} again")
+    try:
+        return parse_json_object(file.read_bytes())
+    except ValueError as error:
+        raise BadFileError(f"{file} is not whole JSON ({error}): copy or save it again") from error
+
+
+def parse_json_object(text: bytes) -> dict[str, Any]:
+    """The JSON object in UTF-8. Raises ValueError when it is something else."""
+    try:
+        parsed = json.loads(text.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    if not isinstance(parsed, dict):
+        raise ValueError("it is not an object")
+    return parsed
+
+
 def check_space(folder: Path, needed: int) -> None:
-    """Raise InputError when the disk of `folder` has fewer than `needed` bytes free."""
+    """Raise TooLargeError when the disk of `folder` has fewer than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise InputError(
+        raise TooLargeError(
             f"{folder} has {free / 1e6:.1f} MB free and a checkpoint needs {needed / 1e6:.1f} MB: "
             "free some space or use another disk"
         )
+
+
+def hash_file(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal. Raises BadFileError when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BadFileError(f"{path} cannot be read: check the path") from error
+
+
+def find_name(folder: Path, name: str) -> str:
+    """`name`, in that normal form of Unicode in which a file of `folder` has it.
+
+    A list that was written on another system may spell "é" as one character where the file's name
+    has two, or the other way round. As it was given where nothing is there in any form.
+    """
+    forms = (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
+    return next((form for form in forms if is_there(folder / form)), name)
+
+
+def is_there(path: Path) -> bool:
+    """Whether something is at a path; at names that no file can have nothing is."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def sync(path: Path) -> None:

@@ -14,17 +14,16 @@ time. Nothing here creates devices; without a mesh every function below is the i
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import dataclass
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ringworld.errors import InputError
+from ringworld.settings import MeshShape, WeightAxis
 
 AXES = ("data", "fsdp", "seq", "tensor")
-WeightAxis = Literal["fsdp", "seq"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,31 +42,6 @@ class Rules:
 
 RULES = Rules()
 GATHERED = Rules(embed=None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeshShape:
-    """How many devices stand along each mesh axis."""
-
-    data: int = 1
-    fsdp: int = 1
-    seq: int = 1
-    tensor: int = 1
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            if getattr(self, field.name) < 1:
-                raise InputError(f"mesh axis {field.name} must be at least 1: set it to 1 or more")
-
-    @property
-    def sizes(self) -> tuple[int, int, int, int]:
-        """The four sizes in the order of `AXES`."""
-        return (self.data, self.fsdp, self.seq, self.tensor)
-
-    @property
-    def devices(self) -> int:
-        """How many devices the mesh needs."""
-        return self.data * self.fsdp * self.seq * self.tensor
 
 
 def make_mesh(

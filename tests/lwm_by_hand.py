@@ -16,7 +16,8 @@ def read_logits(
     tree: Tree,
     ids: np.ndarray,
     vision: np.ndarray,
-    seen: np.ndarray,
+    positions: np.ndarray,
+    segments: np.ndarray,
     *,
     heads: int,
     theta: float,
@@ -24,8 +25,10 @@ def read_logits(
 ) -> dict[str, np.ndarray]:
     """The logits of "text", and of "vision" where the tree has its head.
 
-    `seen[t, s]` is true where the token t attends to s; positions count from 0.
+    All are [B, T]. A token attends to itself and to the tokens of its segment before it.
     """
+    time = np.arange(ids.shape[1])
+    seen = (segments[:, :, None] == segments[:, None]) & (time[:, None] >= time)
     wide = {name: array.astype(np.float64) for name, array in tree.items()}
     x = wide["transformer/wte/embedding"][np.where(vision, 0, ids)]
     if vision.any():
@@ -34,20 +37,27 @@ def read_logits(
     stacks = {name.removeprefix(LAYERS): w for name, w in wide.items() if name.startswith(LAYERS)}
     for l in range(len(stacks["ffn_norm/kernel"])):
         layer = {name.removesuffix("/kernel"): stack[l] for name, stack in stacks.items()}
-        x = _read_layer(x, layer, seen, heads, theta, eps)
+        x = _read_layer(x, layer, positions, seen, heads, theta, eps)
     x = _norm(x, wide["transformer/ln_f/kernel"], eps)
     named = {"text": "lm_head/kernel", "vision": "vision_head/kernel"}
     return {head: x @ wide[name] for head, name in named.items() if name in wide}
 
 
 def _read_layer(
-    x: np.ndarray, w: Tree, seen: np.ndarray, heads: int, theta: float, eps: float
+    x: np.ndarray,
+    w: Tree,
+    positions: np.ndarray,
+    seen: np.ndarray,
+    heads: int,
+    theta: float,
+    eps: float,
 ) -> np.ndarray:
     h = _norm(x, w["attention_norm"], eps)
     parts = (h @ w[f"attention/{name}"] for name in ("wq", "wk", "wv"))
     q, k, v = (part.reshape(*x.shape[:2], heads, -1) for part in parts)
-    scores = np.einsum("btnh,bsnh->bnts", _turn(q, theta), _turn(k, theta)) / q.shape[-1] ** 0.5
-    shares = np.exp(np.where(seen, scores - scores.max(-1, keepdims=True), -np.inf))
+    q, k = _turn(q, positions, theta), _turn(k, positions, theta)
+    scores = np.einsum("btnh,bsnh->bnts", q, k) / q.shape[-1] ** 0.5
+    shares = np.exp(np.where(seen[:, None], scores - scores.max(-1, keepdims=True), -np.inf))
     shares /= shares.sum(-1, keepdims=True)
     x = x + np.einsum("bnts,bsnh->btnh", shares, v).reshape(x.shape) @ w["attention/wo"]
     h = _norm(x, w["ffn_norm"], eps)
@@ -59,9 +69,9 @@ def _norm(x: np.ndarray, gain: np.ndarray, eps: float) -> np.ndarray:
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * gain
 
 
-def _turn(x: np.ndarray, theta: float) -> np.ndarray:
+def _turn(x: np.ndarray, positions: np.ndarray, theta: float) -> np.ndarray:
     """Queries or keys [B, T, N, H], turned: the pair i by the position times theta^(-2i / H)."""
     speeds = theta ** (-np.arange(0, x.shape[-1], 2) / x.shape[-1])
-    angles = np.arange(x.shape[1])[:, None] * speeds
-    turned = (x[..., 0::2] + 1j * x[..., 1::2]) * np.exp(1j * angles)[:, None]
+    angles = positions[..., None] * speeds
+    turned = (x[..., 0::2] + 1j * x[..., 1::2]) * np.exp(1j * angles)[:, :, None]
     return np.stack([turned.real, turned.imag], -1).reshape(x.shape)

@@ -11,7 +11,7 @@ from benchmarks.data import Found, make_rows, tell_waits
 from benchmarks.peers.data_alone import fit, watch
 from benchmarks.peers.data_work import SAMPLED, SIZE, sample_frames
 from ringworld.media.clip import read_clip, read_image, write_animation
-from ringworld.media.sampling import Pick
+from ringworld.media.sampling import FrameSampling
 from ringworld.train.metrics import NAME
 
 
@@ -45,7 +45,7 @@ def test_frames_are_sampled_by_their_number_and_their_sums() -> None:
 def test_the_peers_see_the_pixels_that_the_door_gives(tmp_path: Path, rate: float | None) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (12, 48, 64, 3)).astype(np.uint8)
     write_animation(tmp_path / "film.mp4", noise, 4.0)
-    ours = read_clip(tmp_path / "film.mp4", Pick(fps=rate, end=2.0), size=SIZE)
+    ours = read_clip(tmp_path / "film.mp4", FrameSampling(fps=rate, video_end=2.0), size=SIZE)
     theirs = list(watch(tmp_path / "film.mp4", rate, 2.0))
     assert np.array_equal(ours.frames, np.stack(theirs))
     Image.fromarray(noise[0]).save(tmp_path / "still.png")

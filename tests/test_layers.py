@@ -19,9 +19,10 @@ from ringworld.attention.block import BLOCKWISE
 from ringworld.attention.mask import Where
 from ringworld.batch import Batch
 from ringworld.layers import embed, feed_forward
-from ringworld.mesh import MeshShape, make_mesh, shard
+from ringworld.mesh import make_mesh, shard
 from ringworld.models.llama import Activations, Llama, blocks_specs, run_layers
 from ringworld.models.world import World, specs
+from ringworld.settings import MeshShape
 from ringworld.train import loss as loss_module
 from ringworld.train.loss import loss
 from ringworld.vocab import Vocabulary

@@ -8,15 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from ringworld.cli import VERBS
+from ringworld.cli.verbs import VERBS
 from ringworld.fetch import ASSETS
 from ringworld.recipes.codec import nano_codec
-from ringworld.recipes.nano import RECIPES, Recipe, demo, nano_base
+from ringworld.recipes.nano import demo, nano_base, reach_theta
+from ringworld.recipes.recipe import Recipe
+from ringworld.recipes.registry import RECIPES
+from ringworld.train.stage import ModelStage
+from tests.test_house import RANKS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
-READING = (ROOT / "docs" / "reading.md").read_text(encoding="utf-8")
 TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 
 
@@ -77,18 +80,12 @@ def test_every_command_is_in_the_readme() -> None:
         assert f"ringworld {verb} " in shown
 
 
-def test_the_tree_of_the_reading_page_is_the_package() -> None:
-    tree = next(block for block in blocks(READING, "") if block.startswith("ringworld/"))
-    named: set[str] = set()
-    folders: list[str] = []
-    for line in tree.splitlines():
-        if opened := re.match(r"( *)(\w+)/ ", line):
-            folders = [*folders[: len(opened[1]) // 2], opened[2]]
-        files_here = re.findall(r"(?:^|\s)(\w+): ", line)
-        named |= {"/".join([*folders[1:], f"{name}.py"]) for name in files_here}
-    package = ROOT / "ringworld"
-    files = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
-    assert named == {file for file in files if not file.endswith("__init__.py")}
+def test_the_rooms_of_the_readme_are_the_folders_of_the_package_from_the_ground_up() -> None:
+    table = README.split("## The rooms")[1].split("\n## ")[0]
+    rooms = re.findall(r"`(\w+)/`", table.replace("`ringworld/`", ""))
+    folders = {path.parent.name for path in (ROOT / "ringworld").glob("*/__init__.py")}
+    assert set(rooms) == folders
+    assert [RANKS[room] for room in rooms] == sorted(RANKS[room] for room in rooms)
 
 
 def test_the_links_of_the_pages_lead_somewhere() -> None:
@@ -100,18 +97,18 @@ def test_the_links_of_the_pages_lead_somewhere() -> None:
 
 
 def test_the_codec_recipe_is_that_of_the_training_page() -> None:
-    recipe = nano_codec()
+    recipe, (stage,) = nano_codec().data, nano_codec().stages
     cells = [
         f"{recipe.fps:g} a second",
         f"{recipe.rows} x {recipe.columns}",
         f"{recipe.end:g}",
-        str(recipe.pictures.batch),
-        f"{recipe.pictures.shapes:g}",
-        str(recipe.training.steps),
-        f"{recipe.training.learning_rate:g}",
-        str(recipe.training.warmup),
-        f"{recipe.training.colour:g}",
-        str(recipe.training.seed),
+        str(recipe.mix.batch),
+        f"{recipe.mix.shapes:g}",
+        str(stage.training.steps),
+        f"{stage.training.learning_rate:g}",
+        str(stage.training.warmup),
+        f"{stage.training.colour:g}",
+        str(stage.training.seed),
     ]
     assert f"| {' | '.join(cells)} |" in TRAINING
 
@@ -119,11 +116,13 @@ def test_the_codec_recipe_is_that_of_the_training_page() -> None:
 @pytest.mark.parametrize("recipe", [nano_base(), demo()], ids=lambda recipe: recipe.name)
 def test_the_stages_of_a_recipe_are_those_of_the_training_page(recipe: Recipe) -> None:
     for stage in recipe.stages:
+        if not isinstance(stage, ModelStage):
+            continue
         shares = ", ".join(f"{source} {share:g}" for source, share in stage.shares.items())
         cells = [
             stage.name,
             f"{stage.context:,}",
-            f"{stage.rope_theta:,.0f}",
+            f"{stage.rope_theta or reach_theta():,.0f}",
             str(stage.batch),
             str(stage.loop.steps),
             f"{stage.tokens:,}",

@@ -25,7 +25,7 @@ from ringworld.data.packing.loader import make_batches
 from ringworld.data.packing.rows import PackedRows
 from ringworld.fetch import fetch
 from ringworld.media.clip import read_image, stream_clip
-from ringworld.media.sampling import Pick
+from ringworld.media.sampling import FrameSampling
 
 SPEC = '[[documents]]\nname = "{name}"\npath = "{path}"\nrows_per_shard = {rows}\n'
 
@@ -71,10 +71,14 @@ def prepare(request: dict[str, Any]) -> Prepared:
         load()
         return Prepared(load, [float(BATCH * BATCHES)])
     film = fetch("film")
-    pick = Pick(end=EVERY) if work == "every frame" else Pick(fps=1.0, end=SPARSE)
+    sampling = (
+        FrameSampling(fps=None, video_end=EVERY)
+        if work == "every frame"
+        else FrameSampling(fps=1.0, video_end=SPARSE)
+    )
 
     def watch() -> list[float]:
-        return sample_frames(frame for _, frame in stream_clip(film, pick, size=SIZE))
+        return sample_frames(frame for _, frame in stream_clip(film, sampling, size=SIZE))
 
     return Prepared(watch, watch())
 

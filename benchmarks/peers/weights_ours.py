@@ -11,8 +11,8 @@ from benchmarks.peers.model_work import WRITTEN, draw_prompt
 from benchmarks.protocol import Prepared, serve
 from ringworld.cpu import widen_vectors
 from ringworld.data.example import text
-from ringworld.inference.sampling import Sampling
-from ringworld.inference.stream import Tape, forget_after, read_tape, start_tape, write_tape
+from ringworld.inference.stream import DecodeState, decode_tokens, prefill, truncate
+from ringworld.settings import Sampling
 from ringworld.weights.model import load_model
 
 
@@ -24,18 +24,23 @@ def prepare(request: dict[str, Any]) -> Prepared:
     loaded = time.perf_counter() - began
     given, c = text(draw_prompt(request["length"]), 0.0), model.config
 
-    def read() -> Tape:
-        return read_tape(model.weights, start_tape(c), given, c)
+    def read() -> DecodeState:
+        return prefill(model.weights, empty_state(c), given, c)
 
-    def write(tape: Tape) -> tuple[list[int], Tape]:
+    def write(state: DecodeState) -> tuple[list[int], DecodeState]:
         ids: list[int] = []
         while len(ids) < WRITTEN:
-            most = WRITTEN - len(ids)
-            more, tape = write_tape(
-                model.weights, tape, c, most=most, seed=0, sampling=Sampling(), stops=()
+            more, state = decode_tokens(
+                model.weights,
+                state,
+                c,
+                max_tokens=WRITTEN - len(ids),
+                seed=0,
+                sampling=Sampling(),
+                stops=(),
             )
             ids += more
-        return ids, tape
+        return ids, state
 
     held = [read()]
     last, length = np.asarray(held[0].x), held[0].length
@@ -43,8 +48,8 @@ def prepare(request: dict[str, Any]) -> Prepared:
         return Prepared(read, [loaded, *last[0, :4].tolist()])
 
     def again() -> list[int]:
-        ids, tape = write(held.pop())
-        held.append(replace(forget_after(tape, length), x=last))
+        ids, state = write(held.pop())
+        held.append(replace(truncate(state, length), x=last))
         return ids
 
     return Prepared(again, [loaded, *map(float, again()[:4])])

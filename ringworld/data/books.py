@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from ringworld.data.example import Example, join, text
+from ringworld.data.example import Example, document, join, text
 from ringworld.errors import InputError
 from ringworld.text.tokenizer import Tokenizer
 
@@ -80,8 +80,8 @@ def draw_passage(
 
 
 def passage_example(passage: Int[np.ndarray, "n"], tokenizer: Tokenizer) -> Example:
-    """A passage of a book, every token learned."""
-    return join([text([tokenizer.bos], 0.0), text(passage, 1.0)])
+    """A passage of a book, as a document of its own."""
+    return document(passage, tokenizer)
 
 
 def echo_example(
@@ -93,4 +93,4 @@ def echo_example(
     (Olsson et al., "In-context learning and induction heads", arXiv 2209.11895).
     """
     shuffled = rng.permutation(passage)
-    return join([text([tokenizer.bos, *shuffled], 0.0), text(shuffled, 1.0)])
+    return join([text([*tokenizer.bos_ids, *shuffled], 0.0), text(shuffled, 1.0)])

@@ -4,7 +4,6 @@ Some books and some minutes of the film are held out: nothing is trained on them
 measured is measured on them.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ from jaxtyping import Bool, Float, Int, UInt8
 from ringworld.data.books import encode_books, read_books
 from ringworld.fetch import fetch
 from ringworld.files import whole
-from ringworld.media.clip import read_video
+from ringworld.media.clip import read_clip
 from ringworld.media.codec import Codec
+from ringworld.media.sampling import FrameSampling
+from ringworld.progress import Announce
 from ringworld.text.tokenizer import Tokenizer
-
-Announce = Callable[[str], None]
 
 HELD_BOOKS = frozenset({"hamlet_gut", "othello_gut", "sonnets_gut", "tempest_gut", "Isaiah"})
 # Counted from 0; every one is 60 frames at one a second.
@@ -27,7 +26,7 @@ HELD_MINUTES = (2, 5, 7)
 
 
 @dataclass(frozen=True)
-class Film:
+class SampleFilm:
     """Frames at one a second, their container timestamps, and their codes `[Z, Q]`."""
 
     frames: UInt8[np.ndarray, "Z Y X 3"]
@@ -55,18 +54,18 @@ class Shelf:
     held_out: list[Int[np.ndarray, "_"]]
 
 
-def read_film(path: Path, codec: Codec, cache: Path, announce: Announce) -> Film:
+def read_sample_film(path: Path, codec: Codec, cache: Path, announce: Announce) -> SampleFilm:
     """The film decoded at one frame a second, and encoded; kept in `cache`."""
     kept = cache / "film.npz"
     if not kept.exists():
         announce(f"decoding {path.name} at one frame a second")
-        clip = read_video(path, fps=1.0, size=codec.config.size)
+        clip = read_clip(path, FrameSampling(fps=1.0), size=codec.config.size)
         announce(f"encoding {len(clip.frames)} frames")
         write_arrays(
             kept, frames=clip.frames, seconds=clip.seconds, codes=codec.encode(clip.frames)
         )
     with np.load(kept) as arrays:
-        return Film(arrays["frames"], arrays["seconds"], arrays["codes"])
+        return SampleFilm(arrays["frames"], arrays["seconds"], arrays["codes"])
 
 
 def read_shelf(tokenizer: Tokenizer, cache: Path, announce: Announce) -> Shelf:

@@ -1,17 +1,19 @@
 """Needle accuracy of a model folder, as numbers and as a picture."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import jax
 
 from ringworld.data.samples import read_shelf
+from ringworld.evals.config import Grid
 from ringworld.evals.heatmap import draw_heatmaps
-from ringworld.evals.needle import Grid, Trial, make_form, run_needle
+from ringworld.evals.needle import Trial, make_form, run_needle
 from ringworld.files import whole
-from ringworld.mesh import MeshShape, make_mesh
-from ringworld.models.context_extension import Rule
+from ringworld.mesh import make_mesh
+from ringworld.progress import Announce
+from ringworld.settings import Extension, MeshShape
 from ringworld.weights.model import load_model
 
 
@@ -20,8 +22,8 @@ def measure_needles(
     grid: Grid,
     mesh: MeshShape,
     out: Path,
-    announce: Callable[[str], None],
-    rules: Sequence[Rule],
+    announce: Announce,
+    rules: Sequence[Extension],
 ) -> None:
     """Needle accuracy of a model folder: `needle.json` and the picture `needle.png` in `out`.
 
@@ -33,7 +35,7 @@ def measure_needles(
     shelf = read_shelf(model.tokenizer, out / "data", announce)
     with jax.set_mesh(make_mesh(**asdict(mesh))):
         trials = run_needle(
-            model.placed(),
+            model.sharded_weights(),
             model.config,
             model.tokenizer,
             shelf.held_out,

@@ -8,7 +8,7 @@ kept after every length, and a run that was stopped goes on.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -18,11 +18,13 @@ from jaxtyping import Float, Int
 
 from ringworld.data.example import Example, text
 from ringworld.errors import InputError
+from ringworld.evals.config import Grid
 from ringworld.files import whole
-from ringworld.inference.sampling import Sampling
-from ringworld.inference.text import write_text
-from ringworld.models.context_extension import Rule, stretch
+from ringworld.inference.generate import write_text
+from ringworld.models.context_extension import extend_context
 from ringworld.models.world import World, WorldWeights
+from ringworld.progress import Announce
+from ringworld.settings import Extension, Sampling
 from ringworld.tasks.needle import (
     BOOK,
     QUESTION,
@@ -34,18 +36,8 @@ from ringworld.tasks.needle import (
     prompt,
     room,
 )
-from ringworld.text.template import RULES, render
+from ringworld.text.template import ANSWER_RULES, render
 from ringworld.text.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """Context lengths in tokens, depths in [0, 1], and how often each pair is tried."""
-
-    lengths: tuple[int, ...]
-    depths: tuple[float, ...]
-    rounds: int
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,7 +63,7 @@ def make_form(template: str, tokenizer: Tokenizer) -> Form:
     Raises InputError when the template does not show them as they are.
     """
     first, last = tokenizer.bos_name or "", tokenizer.eos_name or ""
-    asked = [{"role": "user", "content": f"{BOOK} {QUESTION} {RULES}"}]
+    asked = [{"role": "user", "content": f"{BOOK} {QUESTION} {ANSWER_RULES}"}]
     before, *rest = render(template, asked, bos_token=first, eos_token=last).split(BOOK)
     if len(rest) != 1 or QUESTION not in rest[0]:
         raise InputError(
@@ -88,10 +80,10 @@ def run_needle(
     books: Sequence[Int[np.ndarray, "_"]],
     grid: Grid,
     results: Path,
-    announce: Callable[[str], None],
+    announce: Announce,
     *,
     form: Form | None = None,
-    rules: Sequence[Rule] = ("plain",),
+    rules: Sequence[Extension] = ("plain",),
 ) -> list[Trial]:
     """Every trial of the grid, also written to `results` (JSON).
 
@@ -104,13 +96,13 @@ def run_needle(
     pages = np.concatenate(list(books))
     for length in grid.lengths:
         beyond = length > c.llama.context
-        tried: Sequence[Rule] = rules if beyond else ("plain",)
+        tried: Sequence[Extension] = rules if beyond else ("plain",)
         for turn, rule in product(range(grid.rounds), tried):
             depths = [d for d in grid.depths if (rule, length, d, turn) not in done]
             if not depths:
                 continue
             asked = _hide_needles(tokenizer, form, pages, length, depths, (grid.seed, length, turn))
-            stretched = stretch(c, length, rule) if beyond else c
+            stretched = extend_context(c, length, rule) if beyond else c
             steps, drawn = answer_room(form), Sampling()
             prompts = [ids for _, ids in asked]
             written = write_text(

@@ -1,8 +1,8 @@
-"""Keys and values of what was read, divided along the sequence as training divides it.
+"""The key-value cache, divided along the sequence as training divides it; prefill and one step.
 
-A cache has room for S tokens, dealt to the ring in stripes. A prompt is read chunk by chunk: each
-device writes its tokens of a chunk behind those it has. A new token is written into the place that
-its position has in that order. Nothing is ever moved.
+A cache has room for S tokens, dealt to the ring in stripes. Prefill runs chunk by chunk: each
+device writes its tokens of a chunk behind those it has. A decoded token is written into the place
+that its position has in that order. Nothing is ever moved.
 """
 
 from collections.abc import Callable, Sequence
@@ -49,23 +49,23 @@ def empty_cache(rows: int, places: int, c: World) -> Cache:
 
 
 Pair = tuple[Array, Array]  # keys and values of all layers
-# put(held, new, layer): numbers of all layers `[L, B, S, ...]` with those of new tokens in one.
-Put = Callable[[Array, Array, Array], Array]
+# put(held, new, layer): the array `held` of all layers `[L, B, S, ...]` with the new tokens of one.
+Writer = Callable[[Array, Array, Array], Array]
 
 
-def run_new(
+def forward_cached(
     weights: WorldWeights,
     cache: Cache,
     tokens: Int[Array, "B T"],
     vision: Bool[Array, "B T"],
     where: Where,
-    put: Put,
+    put: Writer,
     c: World,
 ) -> tuple[Float[Array, "B T D"], Cache]:
-    """The residual stream of new tokens after the last layer, and the cache with them, by `put`.
+    """The residual stream of new tokens after the last layer, and the cache that holds them too.
 
-    Each layer's keys are put into it before they are needed, in places that `cache.where` still
-    calls padding: what reads the cache follows what writes it, and so no copy is made.
+    `put` writes each layer's keys and values into the cache before attention reads it, in places
+    that `cache.where` still calls padding. Reads follow writes, so XLA makes no copy.
     """
 
     def layer(carry: tuple[Array, Pair], held: tuple[Block, Array]) -> tuple[Any, None]:
@@ -84,41 +84,7 @@ def run_new(
     return x, Cache(k, v, stands)
 
 
-def prefill(
-    weights: WorldWeights,
-    tokens: Int[Array, "B S"],
-    vision: Bool[Array, "B S"],
-    where: Where,
-    last: Int[Array, "B"],
-    chunk: int,
-    c: World,
-) -> tuple[Float[Array, "B D"], Cache]:
-    """The residual stream of each row's token at position `last`, and the cache of the rows.
-
-    Rows are dealt in stripes and read `chunk` tokens at a time (which divides S), in order: no
-    activation is longer than a chunk.
-    """
-    own_places = chunk // axis_size("seq")
-
-    def read_chunk(
-        carry: tuple[Array, Cache], chunk: tuple[Array, Array, Array, Where]
-    ) -> tuple[tuple[Array, Cache], None]:
-        (picked, cache), (i, tokens, vision, where) = carry, chunk
-        put = _append(where, i * own_places)
-        x, cache = run_new(weights, cache, tokens, vision, where, put, c)
-        return (picked + _pick(x, where, last), cache), None
-
-    rows, places = tokens.shape
-    chunks = jax.tree.map(lambda x: _cut_chunks(x, places // chunk), (tokens, vision, where))
-    nothing = shard(jnp.zeros((rows, c.llama.model), COMPUTE[c.llama.dtype]), None, None)
-    start = (nothing, empty_cache(rows, places, c))
-    steps = jnp.arange(places // chunk, dtype=jnp.int32)
-    (picked, cache), _ = lax.scan(read_chunk, start, (steps, *chunks))
-    x = rms_norm(picked[:, None], weights.heads.norm, c.llama.norm_eps)
-    return x[:, 0], cache
-
-
-def read_on(
+def prefill_chunk(
     weights: WorldWeights,
     cache: Cache,
     tokens: Int[Array, "B T"],
@@ -128,18 +94,52 @@ def read_on(
     last: Int[Array, "B"],
     c: World,
 ) -> tuple[Float[Array, "B D"], Cache]:
-    """The normed residual stream at position `last`, 0 if it is not here, and the longer cache.
+    """The normed residual stream of each row's token at position `last`, and the longer cache.
 
-    The tokens are one chunk in stripes, which each device writes from its own place `start` on. Of
-    a chunk that is not full the rest is padding, and what the cache holds there stays.
+    The tokens are one chunk in stripes, which each device writes into its own places from `start`
+    on. A chunk that is not full ends in padding, and what the cache holds in those places stays.
+    The stream is 0 in a row whose token at `last` is not in this chunk.
     """
-    x, cache = run_new(weights, cache, tokens, vision, where, _append(where, start), c)
+    put = _write_chunk(where, start)
+    x, cache = forward_cached(weights, cache, tokens, vision, where, put, c)
     picked = rms_norm(_pick(x, where, last)[:, None], weights.heads.norm, c.llama.norm_eps)
     return picked[:, 0], cache
 
 
-def widen(cache: Cache, places: int) -> Cache:
-    """The cache with room for `places` tokens a row: each device adds to the end of its part."""
+def prefill_rows(
+    weights: WorldWeights,
+    tokens: Int[Array, "B S"],
+    vision: Bool[Array, "B S"],
+    where: Where,
+    last: Int[Array, "B"],
+    chunk: int,
+    c: World,
+) -> tuple[Float[Array, "B D"], Cache]:
+    """The normed residual stream of each row's token at position `last`, and the rows' cache.
+
+    Rows are dealt in stripes. They go through `prefill_chunk` in order, `chunk` tokens at a time
+    (which divides S), so that no activation is longer than a chunk.
+    """
+    own_places = chunk // axis_size("seq")
+
+    def step(
+        carry: tuple[Array, Cache], chunk: tuple[Array, Array, Array, Where]
+    ) -> tuple[tuple[Array, Cache], None]:
+        (x, cache), (i, tokens, vision, where) = carry, chunk
+        found, cache = prefill_chunk(weights, cache, tokens, vision, where, i * own_places, last, c)
+        return (x + found, cache), None
+
+    rows, places = tokens.shape
+    chunks = jax.tree.map(lambda x: _cut_chunks(x, places // chunk), (tokens, vision, where))
+    nothing = shard(jnp.zeros((rows, c.llama.model), COMPUTE[c.llama.dtype]), None, None)
+    start = (nothing, empty_cache(rows, places, c))
+    steps = jnp.arange(places // chunk, dtype=jnp.int32)
+    (x, cache), _ = lax.scan(step, start, (steps, *chunks))
+    return x, cache
+
+
+def grow_cache(cache: Cache, places: int) -> Cache:
+    """The cache with `places` places a row: each device adds some at the end of its own part."""
     more = places // axis_size("seq")
 
     def local(cache: Cache) -> Cache:
@@ -157,14 +157,14 @@ def widen(cache: Cache, places: int) -> Cache:
     return jax.shard_map(local, in_specs=(held,), out_specs=held)(cache)
 
 
-def forget(cache: Cache, length: Int[Array, ""]) -> Cache:
+def truncate_cache(cache: Cache, length: Int[Array, ""]) -> Cache:
     """The cache without the tokens at positions from `length` on: their places are padding."""
     where = cache.where
     kept = jnp.where(where.positions < length, where.segments, 0)
     return replace(cache, where=replace(where, segments=kept))
 
 
-def extend(
+def decode_step(
     weights: WorldWeights,
     cache: Cache,
     tokens: Int[Array, "B T"],
@@ -173,8 +173,8 @@ def extend(
     places: Int[Array, "B T"],
     c: World,
 ) -> tuple[Float[Array, "B T D"], Cache]:
-    """The residual stream of a few new tokens, and the cache with them written at `places`."""
-    x, cache = run_new(weights, cache, tokens, vision, where, _write(places), c)
+    """The normed residual stream of a few new tokens, and the cache with them at `places`."""
+    x, cache = forward_cached(weights, cache, tokens, vision, where, _write_at(places), c)
     return rms_norm(x, weights.heads.norm, c.llama.norm_eps), cache
 
 
@@ -198,11 +198,11 @@ def _cut_chunks(x: Shaped[Array, "B S"], count: int) -> Shaped[Array, "n B S/n"]
 def _pick(x: Float[Array, "B T D"], where: Where, last: Int[Array, "B"]) -> Float[Array, "B D"]:
     """Each row's token at position `last` on every device, or 0 if it is not among these."""
     out = spec(None, None) if has_mesh() else None
-    ends = (where.positions == last[:, None]) & (where.segments > 0)
-    return jnp.einsum("bs,bsd->bd", ends.astype(x.dtype), x, out_sharding=out)
+    picked = (where.positions == last[:, None]) & (where.segments > 0)
+    return jnp.einsum("bs,bsd->bd", picked.astype(x.dtype), x, out_sharding=out)
 
 
-def _append(where: Where, start: Int[Array, ""]) -> Put:
+def _write_chunk(where: Where, start: Int[Array, ""]) -> Writer:
     """Write a chunk from each device's place `start` on, but for its padding."""
 
     def local(held: Array, new: Array, layer: Array, real: Array, start: Array) -> Array:
@@ -211,10 +211,12 @@ def _append(where: Where, start: Int[Array, ""]) -> Put:
         mask = real.reshape(1, *real.shape, *[1] * (held.ndim - 3))
         return lax.dynamic_update_slice(held, jnp.where(mask, new[None], there), first)
 
-    return _everywhere(local, "seq", (where.segments > 0, start), (spec("batch", "seq"), spec()))
+    return _on_every_device(
+        local, "seq", (where.segments > 0, start), (spec("batch", "seq"), spec())
+    )
 
 
-def _write(places: Int[Array, "B T"]) -> Put:
+def _write_at(places: Int[Array, "B T"]) -> Writer:
     """Write tokens that every device has: each those whose places it holds."""
     axis = "seq" if axis_size("seq") > 1 else None
 
@@ -225,13 +227,13 @@ def _write(places: Int[Array, "B T"]) -> Put:
         row = jnp.arange(places.shape[0], dtype=jnp.int32)[:, None]
         return held.at[layer, row, own].set(new, mode="drop")
 
-    return _everywhere(local, None, (places,), (spec("batch", None),))
+    return _on_every_device(local, None, (places,), (spec("batch", None),))
 
 
-def _everywhere(
+def _on_every_device(
     local: Callable[..., Array], seq: str | None, rest: tuple[Array, ...], specs: Sequence[Any]
-) -> Put:
-    """`local(held, new, layer, *rest)` on every device, for new tokens that `seq` divides."""
+) -> Writer:
+    """Run `local(held, new, layer, *rest)` on every device, for new tokens divided along `seq`."""
 
     def put(held: Array, new: Array, layer: Array) -> Array:
         if not has_mesh():

@@ -1,28 +1,10 @@
 """From logits to the next token: greedy, temperature, top-k, top-p; and guidance."""
 
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from ringworld.errors import InputError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How a token is drawn. Temperature 0 is greedy; top_k 0 and top_p 1 keep every token."""
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise InputError(
-                f"temperature {self.temperature}, top_k {self.top_k} and top_p {self.top_p} cannot "
-                "be sampled with: use temperature and top_k from 0 up and top_p in (0, 1]"
-            )
+from ringworld.settings import Sampling
 
 
 def keep_top_k(logits: Float[Array, "B V"], k: int) -> Float[Array, "B V"]:

@@ -1,8 +1,8 @@
-"""One conversation on the devices: read what is new, write some tokens, keep the cache.
+"""Incremental prefill and decoding of one row: the engine below a conversation.
 
-A `Tape` is a row that only grows. New tokens are read in chunks between which a caller can show
-progress or stop; an answer is written some tokens a dispatch, so that the host is not asked for
-each. The cache grows by doubling, and every step writes into the one that it was given.
+New tokens are prefilled in chunks, between which a caller can show progress or stop. Tokens are
+decoded a few in each dispatch, so that the host does not wait for every one. The cache doubles when
+it is full, and every step writes into the buffers that it was given.
 """
 
 from collections.abc import Callable
@@ -18,29 +18,36 @@ from jaxtyping import Array, Float, Int
 from ringworld.attention.layout import STRIPE, deal, striped_order
 from ringworld.attention.mask import Where
 from ringworld.data.example import Example
-from ringworld.inference.cache import Cache, empty_cache, extend, forget, read_on, widen
-from ringworld.inference.sampling import Sampling, draw_token
+from ringworld.inference.cache import (
+    Cache,
+    decode_step,
+    empty_cache,
+    grow_cache,
+    prefill_chunk,
+    truncate_cache,
+)
+from ringworld.inference.sampling import draw_token
 from ringworld.mesh import axis_size, shard
 from ringworld.models.llama import COMPUTE
 from ringworld.models.world import World, WorldWeights, gather_heads, read_head
+from ringworld.settings import Sampling
 
-# Tokens that a device reads between two signs of progress: two seconds of a model of 135M on two
-# cores. Chunks of 512 take 3 % longer for 2,048 tokens, as each lays all keys out anew.
+# Tokens that a device prefills between two reports of progress: two seconds of a model of 135M on
+# two cores. Chunks of 512 take 3 % longer for 2,048 tokens, as each lays all keys out anew.
 CHUNK = 1024
 # The shortest chunk of one device: a question is a few dozen tokens, and padding costs as much.
 LEAST_CHUNK = 16
-# Tokens of an answer that are drawn before the host looks: a short wait for a reader, and a
-# hundredth of the time for the dispatch.
+# Tokens decoded in one dispatch: a reader hardly waits, and the dispatch costs 1 % of the time.
 STEPS = 4
 
 Tick = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Tape:
+class DecodeState:
     """A cache of `length` tokens, and the residual stream of the last of them, normed `[1, D]`.
 
-    Whoever reads or writes a tape is given a new one and must let go of the old.
+    The functions below donate its buffers: use the state that they return, not this one.
     """
 
     cache: Cache
@@ -53,10 +60,10 @@ class Tape:
         return self.cache.where.positions.shape[1]
 
 
-def start_tape(c: World) -> Tape:
-    """A tape with nothing on it."""
+def empty_state(c: World) -> DecodeState:
+    """An empty state: no tokens, and a small cache."""
     nothing = shard(jnp.zeros((1, c.llama.model), COMPUTE[c.llama.dtype]), None, None)
-    return Tape(empty_cache(1, round_places(1, c), c), nothing, 0)
+    return DecodeState(empty_cache(1, round_places(1, c), c), nothing, 0)
 
 
 def round_places(tokens: int, c: World) -> int:
@@ -71,10 +78,12 @@ def round_places(tokens: int, c: World) -> int:
     return min(places, most + -most % chunk)
 
 
-def _with_room(tape: Tape, tokens: int, c: World) -> Tape:
-    """The tape with places for so many tokens."""
+def _with_room(state: DecodeState, tokens: int, c: World) -> DecodeState:
+    """The state, its cache grown where it lacks places for so many tokens."""
     places = round_places(tokens, c)
-    return tape if places <= tape.places else replace(tape, cache=_widen(tape.cache, places=places))
+    return (
+        state if places <= state.places else replace(state, cache=_grow(state.cache, places=places))
+    )
 
 
 def cut_chunk(start: int, tokens: int) -> tuple[int, int]:
@@ -100,49 +109,50 @@ def find_place(position: Int[Array, "B T"], places: int) -> Int[Array, "B T"]:
     return stripe % ring * (places // ring) + stripe // ring * STRIPE + position % STRIPE
 
 
-_read = jax.jit(read_on, static_argnames="c", donate_argnames="cache")
-_widen = jax.jit(widen, static_argnames="places")
-_forget = jax.jit(forget, donate_argnames="cache")
+_prefill_chunk = jax.jit(prefill_chunk, static_argnames="c", donate_argnames="cache")
+_grow = jax.jit(grow_cache, static_argnames="places")
+_truncate = jax.jit(truncate_cache, donate_argnames="cache")
 
 
-def read_tape(
+def prefill(
     weights: WorldWeights,
-    tape: Tape,
+    state: DecodeState,
     new: Example,
     c: World,
     *,
     on_chunk: Tick = lambda done: None,
     stopped: Callable[[], bool] = lambda: False,
-) -> Tape:
-    """The tape with `new` behind it, or with as much of it as was read when `stopped()`.
+) -> DecodeState:
+    """The state after the tokens of `new`, or after as many whole chunks as were read when
+    `stopped()` first returned true.
 
-    `on_chunk` hears how many tokens have been read so far.
+    `on_chunk` is called with the tokens read so far, after every chunk.
     """
-    done, end = 0, tape.length + len(new)
-    tape = _with_room(tape, end, c)
+    done, end = 0, state.length + len(new)
+    state = _with_room(state, end, c)
     while done < len(new) and not stopped():
-        first, length = cut_chunk(tape.length, len(new) - done)
-        past = min(first + length, end)
-        chunk = _make_chunk(new, done, tape.length, past, first, length)
+        first, length = cut_chunk(state.length, len(new) - done)
+        stop = min(first + length, end)
+        chunk = _make_chunk(new, done, state.length, stop, first, length)
         own = jnp.int32(first // axis_size("seq"))
-        last = shard(jnp.full((1,), past - 1, jnp.int32), "batch")
-        x, cache = _read(weights, tape.cache, *chunk, own, last, c)
-        done += past - tape.length
-        tape = Tape(cache, x, past)
+        last = shard(jnp.full((1,), stop - 1, jnp.int32), "batch")
+        x, cache = _prefill_chunk(weights, state.cache, *chunk, own, last, c)
+        done += stop - state.length
+        state = DecodeState(cache, x, stop)
         x.block_until_ready()
         on_chunk(done)
-    return tape
+    return state
 
 
 def _make_chunk(
-    new: Example, done: int, start: int, past: int, first: int, length: int
+    new: Example, done: int, start: int, stop: int, first: int, length: int
 ) -> tuple[Array, Array, Where]:
-    """The tokens of positions `start` to `past` as a dealt chunk of `length` from `first` on."""
+    """The tokens of positions `start` to `stop` as a dealt chunk of `length` from `first` on."""
     order = striped_order(length, axis_size("seq"))
     row = np.zeros((4, 1, length), np.int32)
-    inside, given = slice(start - first, past - first), slice(done, done + past - start)
+    inside, given = slice(start - first, stop - first), slice(done, done + stop - start)
     row[0, 0, inside], row[1, 0, inside] = new.tokens[given], new.vision[given]
-    row[2, 0, inside], row[3, 0, inside] = np.arange(start, past), 1
+    row[2, 0, inside], row[3, 0, inside] = np.arange(start, stop), 1
 
     def place(x: np.ndarray) -> Array:
         return shard(jnp.asarray(deal(x, order)), "batch", "seq")
@@ -151,12 +161,12 @@ def _make_chunk(
     return place(tokens), place(vision.astype(np.bool_)), Where(place(positions), place(segments))
 
 
-def forget_after(tape: Tape, length: int) -> Tape:
-    """The tape cut to its first `length` tokens; what comes next has to be read before writing."""
-    return replace(tape, cache=_forget(tape.cache, jnp.int32(length)), length=length)
+def truncate(state: DecodeState, length: int) -> DecodeState:
+    """The state of the first `length` tokens. Prefill something before decoding: `x` is stale."""
+    return replace(state, cache=_truncate(state.cache, jnp.int32(length)), length=length)
 
 
-def _read_text(x: Float[Array, "1 D"], weights: WorldWeights, c: World) -> Float[Array, "1 V"]:
+def _text_logits(x: Float[Array, "1 D"], weights: WorldWeights, c: World) -> Float[Array, "1 V"]:
     """Float32 logits of the text head; a tied table is read as it lies, where `.T` copies it."""
     if not c.tied:
         return read_head(x, gather_heads(weights, c).text)
@@ -165,19 +175,19 @@ def _read_text(x: Float[Array, "1 D"], weights: WorldWeights, c: World) -> Float
 
 
 @partial(jax.jit, static_argnames=("c", "steps", "sampling", "stops"), donate_argnames="cache")
-def _write(
+def _decode(
     weights: WorldWeights,
     cache: Cache,
     x: Float[Array, "1 D"],
     length: Int[Array, ""],
-    most: Int[Array, ""],
+    max_tokens: Int[Array, ""],
     seed: Int[Array, ""],
     c: World,
     steps: int,
     sampling: Sampling,
     stops: tuple[int, ...],
 ) -> tuple[Float[Array, "1 D"], Cache, Int[Array, "steps"], Int[Array, ""]]:
-    """Up to `most` of `steps` tokens, of which -1 is none, and how many there are."""
+    """At most `max_tokens` and `steps` ids, padded with -1, and how many there are."""
     root = jax.random.key(seed)
     places = cache.where.positions.shape[1]
     ends = jnp.asarray(stops, jnp.int32)
@@ -185,46 +195,46 @@ def _write(
     def unfinished(carry: tuple) -> Array:
         _, _, ids, i = carry
         before = ids[jnp.maximum(i - 1, 0)]
-        return (i < jnp.minimum(steps, most)) & ~(before == ends).any()
+        return (i < jnp.minimum(steps, max_tokens)) & ~(before == ends).any()
 
     def step(carry: tuple) -> tuple:
         x, cache, ids, i = carry
         key = jax.random.fold_in(root, length + i)
-        token = draw_token(key, _read_text(x, weights, c), sampling)
+        token = draw_token(key, _text_logits(x, weights, c), sampling)
         ids = ids.at[i].set(token[0])
         position = shard(jnp.full((1, 1), length + i, jnp.int32), "batch", None)
         where = Where(position, jnp.ones_like(position))
         token = shard(token, "batch")[:, None]
         is_code = jnp.zeros_like(token, bool)
         place = find_place(position, places)
-        x, cache = extend(weights, cache, token, is_code, where, place, c)
+        x, cache = decode_step(weights, cache, token, is_code, where, place, c)
         return shard(x[:, 0], None, None), cache, ids, i + 1
 
     start = (x, cache, jnp.full((steps,), -1, jnp.int32), jnp.int32(0))
     return lax.while_loop(unfinished, step, start)
 
 
-def write_tape(
+def decode_tokens(
     weights: WorldWeights,
-    tape: Tape,
+    state: DecodeState,
     c: World,
     *,
-    most: int,
+    max_tokens: int,
     seed: int,
     sampling: Sampling,
     stops: tuple[int, ...],
-) -> tuple[list[int], Tape]:
-    """The next tokens, `STEPS` or `most` or up to one of `stops`, and the tape with all of them.
+) -> tuple[list[int], DecodeState]:
+    """The next ids, at most `STEPS` and `max_tokens`, and the state with all of them.
 
-    A stop is the last of the ids when it was drawn.
+    Decoding ends after one of `stops`, which is then the last of the ids.
     """
-    tape = _with_room(tape, tape.length + STEPS, c)
-    x, cache, ids, count = _write(
+    state = _with_room(state, state.length + STEPS, c)
+    x, cache, ids, count = _decode(
         weights,
-        tape.cache,
-        tape.x,
-        jnp.int32(tape.length),
-        jnp.int32(most),
+        state.cache,
+        state.x,
+        jnp.int32(state.length),
+        jnp.int32(max_tokens),
         jnp.int32(seed),
         c,
         STEPS,
@@ -232,4 +242,4 @@ def write_tape(
         stops,
     )
     written = np.asarray(ids)[: int(count)].tolist()
-    return written, Tape(cache, x, tape.length + len(written))
+    return written, DecodeState(cache, x, state.length + len(written))

@@ -1,9 +1,9 @@
-"""One door for foreign media: nothing else in the package opens a film or a picture.
+"""Read films and pictures, and write animations: all media files pass through this module.
 
-A picture is a clip of one frame. What comes back is plain arrays and **the container's own
-timestamps** (presentation time, counted from the first frame), never a frame's index over a nominal
-rate: films with variable frame rates keep their time. Who decodes, and how it is kept from doing
-harm, is in `sandbox`; which frames are taken, in `pick`.
+A picture is a clip of one frame. Frames are plain arrays with **the container's own timestamps**
+(presentation time, counted from the first frame), never a frame's index over a nominal rate: films
+of variable frame rate keep their time. Files are decoded in a confined process (`sandbox`);
+`sampling` says which frames of a film are taken.
 """
 
 import math
@@ -19,15 +19,15 @@ from PIL import Image
 
 from ringworld.errors import InputError
 from ringworld.files import whole
-from ringworld.media.sampling import Pick
-from ringworld.media.sandbox import OWN_FILES, MediaLimits, converse, opened
+from ringworld.media.sampling import FrameSampling
+from ringworld.media.sandbox import TRUSTED, MediaLimits, decode, open_media
 
 LARGEST_SIDE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """Frames and when each appears, in seconds from the film's start, never decreasing."""
+    """Frames, and when each appears: seconds from the film's start, never decreasing."""
 
     frames: UInt8[np.ndarray, "Z Y X 3"]
     seconds: Float64[np.ndarray, "Z"]
@@ -35,25 +35,25 @@ class Clip:
 
 def stream_clip(
     source: str | Path | bytes,
-    pick: Pick,
+    sampling: FrameSampling,
     *,
     size: int,
     columns: int | None = None,
-    limits: MediaLimits = OWN_FILES,
+    limits: MediaLimits = TRUSTED,
     on_length: Callable[[float], None] | None = None,
 ) -> Generator[tuple[float, UInt8[np.ndarray, "Y X 3"]], None, None]:
-    """Yield (timestamp in seconds, frame) of the picked moments of a film, or of a picture.
+    """Yield (timestamp in seconds, frame) of the sampled moments of a film, or of a picture.
 
     Frames are cut to `size` x `size` as LWM does: shorter side resized (bicubic), centre kept; with
     `columns`, to `size` rows of so many pixels in the same way. `source` is a path or the file's
-    content. `on_length` hears a film's length in seconds once, nan where the file does not say.
+    content. `on_length` is called once with a film's length in seconds, nan if it is not known.
     One frame is held at a time, however long the film. Closing the generator ends the decoder.
     Raises InputError for a file that is missing, neither film nor picture, cut short, damaged or
-    over a limit, or whose picked part is empty.
+    over a limit, or whose sampled part is empty.
     """
-    ask = {"still": False, **asdict(pick), **shape(size, columns)}
-    with opened(source, limits) as (name, descriptor):
-        for word, value, pixels in converse(ask, name, descriptor, limits):
+    ask = {"still": False, **asdict(sampling), **frame_shape(size, columns)}
+    with open_media(source, limits) as (name, descriptor):
+        for word, value, pixels in decode(ask, name, descriptor, limits):
             if word == "frame":
                 yield value, pixels
             elif on_length is not None:
@@ -62,17 +62,17 @@ def stream_clip(
 
 def read_clip(
     source: str | Path | bytes,
-    pick: Pick,
+    sampling: FrameSampling,
     *,
     size: int,
     columns: int | None = None,
-    limits: MediaLimits = OWN_FILES,
+    limits: MediaLimits = TRUSTED,
     on_frame: Callable[[float, float], None] | None = None,
 ) -> Clip:
-    """`stream_clip`, collected; `on_frame` hears (the frame's, the film's seconds or nan)."""
+    """All frames of `stream_clip`; `on_frame` is called with a frame's seconds and the film's."""
     pixels, seconds, length = bytearray(), [], [math.nan]
     stream = stream_clip(
-        source, pick, size=size, columns=columns, limits=limits, on_length=length.append
+        source, sampling, size=size, columns=columns, limits=limits, on_length=length.append
     )
     for moment, frame in stream:
         pixels += frame.data
@@ -84,32 +84,16 @@ def read_clip(
     return Clip(frames=frames, seconds=np.array(seconds, np.float64))
 
 
-def read_video(
-    source: str | Path | bytes,
-    *,
-    fps: float,
-    size: int,
-    on_frame: Callable[[float, float], None] | None = None,
-    limits: MediaLimits = OWN_FILES,
-    start: float = 0.0,
-    end: float | None = None,
-    columns: int | None = None,
-) -> Clip:
-    """`read_clip` of the moments start, start + 1/fps, ... before `end`."""
-    pick = Pick(fps=fps, start=start, end=end)
-    return read_clip(source, pick, size=size, columns=columns, limits=limits, on_frame=on_frame)
-
-
 def read_image(
-    source: str | Path | bytes, *, size: int, limits: MediaLimits = OWN_FILES
+    source: str | Path | bytes, *, size: int, limits: MediaLimits = TRUSTED
 ) -> UInt8[np.ndarray, "Y X 3"]:
     """A PNG, JPEG, WebP or GIF picture (its first frame), fitted to `size` x `size` pixels."""
-    ask = {"still": True, **shape(size, None)}
-    with opened(source, limits) as (name, descriptor):
-        return list(converse(ask, name, descriptor, limits))[0][2]
+    ask = {"still": True, **frame_shape(size, None)}
+    with open_media(source, limits) as (name, descriptor):
+        return list(decode(ask, name, descriptor, limits))[0][2]
 
 
-def shape(size: int, columns: int | None) -> dict[str, int]:
+def frame_shape(size: int, columns: int | None) -> dict[str, int]:
     """The rows and columns of every frame. Refuses sizes that have no meaning."""
     wide = size if columns is None else columns
     for side in (size, wide):
@@ -121,13 +105,12 @@ def shape(size: int, columns: int | None) -> dict[str, int]:
 def write_animation(path: str | Path, frames: UInt8[np.ndarray, "Z Y X 3"], fps: float) -> None:
     """Write frames as a looping GIF or an MP4, by the path's suffix, whole or not at all."""
     path = Path(path)
-    writers = {".gif": write_gif, ".mp4": write_mp4}
-    if path.suffix.lower() not in writers:
+    if path.suffix.lower() not in ANIMATIONS:
         raise InputError(f"{path.name} must end in .gif or .mp4 to say which kind to write.")
     if len(frames) == 0 or not 0 < fps < math.inf:
         raise InputError("An animation needs at least one frame and a frame rate above 0.")
     with whole(path) as draft:
-        writers[path.suffix.lower()](str(draft), frames, fps)
+        ANIMATIONS[path.suffix.lower()](str(draft), frames, fps)
 
 
 def write_gif(name: str, frames: UInt8[np.ndarray, "Z Y X 3"], fps: float) -> None:
@@ -154,3 +137,7 @@ def write_mp4(name: str, frames: UInt8[np.ndarray, "Z Y X 3"], fps: float) -> No
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
+
+
+# The writers of films, by the ending of the file.
+ANIMATIONS = {".gif": write_gif, ".mp4": write_mp4}

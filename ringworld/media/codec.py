@@ -1,7 +1,8 @@
 """A codec ready for use: frames to codes and back, in batches of one size.
 
-`Codec` speaks bytes and flat codes, as film and training rows have them; `Pictures` is the same
-codec on floats in [-1, 1] and squares of codes, as papers and other libraries have them.
+`Codec` takes and returns bytes and flat rows of codes, as films and training rows hold them;
+`FloatCodec` is the same codec on floats in [-1, 1] and square grids of codes, as papers and other
+libraries have them.
 """
 
 from dataclasses import dataclass
@@ -14,25 +15,25 @@ from jaxtyping import Float, Int, UInt8
 from ringworld.errors import InputError
 from ringworld.models.vqgan import VQGAN, Weights, decode, encode
 
-# Frames that go through the codec at one time.
+# Frames that go through the codec at a time.
 BATCH = 64
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """A VQGAN and its weights, as two functions on pixels in [-1, 1]."""
+class FloatCodec:
+    """A VQGAN and its weights, on float pixels in [-1, 1] and square grids of codes."""
 
     config: VQGAN
     weights: Weights
 
     def encode(self, pixels: Float[np.ndarray, "Z Y X 3"]) -> Int[np.ndarray, "Z y x"]:
-        """The codes of each picture, a square of them."""
+        """The grid of codes of each picture: `side` x `side`, from 0 to codebook - 1."""
         batches = _batches(pixels.astype(np.float32))
         codes = [_encode(self.weights, jnp.asarray(batch), self.config) for batch in batches]
         return np.concatenate(codes)[: len(pixels)]
 
     def decode(self, codes: Int[np.ndarray, "Z y x"]) -> Float[np.ndarray, "Z Y X 3"]:
-        """The pictures of squares of codes. Raises InputError when the codebook lacks a code."""
+        """The pixels of grids of codes, in [-1, 1]. Raises InputError for a code out of range."""
         if codes.size and not 0 <= codes.min() <= codes.max() < self.config.codebook:
             raise InputError(
                 f"the codes run from {codes.min()} to {codes.max()} and this codec has 0 to "
@@ -45,24 +46,24 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Codec:
-    """A VQGAN and its weights, as two functions on bytes."""
+    """A VQGAN and its weights, on pixels as bytes and flat rows of codes."""
 
     config: VQGAN
     weights: Weights
 
     @property
-    def pictures(self) -> Pictures:
-        """The same codec on floats and squares."""
-        return Pictures(self.config, self.weights)
+    def as_float(self) -> FloatCodec:
+        """The same codec on floats in [-1, 1] and square grids of codes."""
+        return FloatCodec(self.config, self.weights)
 
     def encode(self, pixels: UInt8[np.ndarray, "Z Y X 3"]) -> Int[np.ndarray, "Z Q"]:
-        """The codes of each frame."""
-        return self.pictures.encode(pixels / np.float32(127.5) - 1).reshape(len(pixels), -1)
+        """The codes of each frame, row by row: from 0 to codebook - 1."""
+        return self.as_float.encode(pixels / np.float32(127.5) - 1).reshape(len(pixels), -1)
 
     def decode(self, codes: Int[np.ndarray, "Z Q"]) -> UInt8[np.ndarray, "Z Y X 3"]:
-        """The frames of the codes."""
+        """The frames of the codes. Raises InputError for a code out of range."""
         side = self.config.side
-        pixels = self.pictures.decode(codes.reshape(-1, side, side))
+        pixels = self.as_float.decode(codes.reshape(-1, side, side))
         return np.rint((pixels + 1) * 127.5).astype(np.uint8)
 
 

@@ -1,14 +1,16 @@
-"""The program that starts decoders: it has their libraries loaded, and forks one for each file.
+"""The fork server: a program with the codec libraries loaded that forks one decoder for each file.
 
-`sandbox` starts it once by its path, with a socket as its standard input. What is
-asked for comes as a line of JSON, what is answered is a number:
+`sandbox` starts it once by its path, with a socket as its standard input. A request is a line of
+JSON, the answer a number:
 
-    {"read": ASK}, two descriptors   a decoder of the first, that writes to the second: its process
-    {"end": PROCESS, "patience": S}  it ends by itself in S seconds, or is killed: its exit code
+    {"decode": REQUEST}, two descriptors   fork a decoder that reads the first and writes to the
+                                           second; answers its process id
+    {"end": PROCESS, "grace": S}           wait S seconds for it to end, then kill it; answers its
+                                           exit code
 
-A fork costs milliseconds where a new interpreter with the libraries costs half a second, and it is
-as much alone: nothing of one file reaches the decoder of the next. The warden itself never reads
-from a file that it hands on. It ends, with all decoders, when its socket does.
+A fork costs milliseconds where a new interpreter with the libraries costs half a second, and the
+decoders are as isolated: nothing of one file reaches the decoder of the next. The server itself
+never reads from a file that it passes on. It ends, with all decoders, when its socket is closed.
 """
 
 import gc
@@ -25,25 +27,29 @@ from types import ModuleType
 from typing import Any
 
 NUMBER = struct.Struct("<q")
-DESCRIPTORS = 1024  # more than a warden ever holds
+DESCRIPTORS = 1024  # more than the fork server ever holds
 
 
 def load_decoder() -> ModuleType:
-    """The decoder beside this file, which is no package here."""
-    path = Path(__file__).with_name("decoder.py")
-    spec = importlib.util.spec_from_file_location("decoder", path)
-    assert spec is not None and spec.loader is not None, "the decoder is a file"
-    decoder = importlib.util.module_from_spec(spec)
-    sys.modules["decoder"] = decoder
-    spec.loader.exec_module(decoder)
-    return decoder
+    """The decoder and its parts, from the files beside this one.
+
+    They are entered under their full names: nothing else of the package is imported.
+    """
+    for name in ("headers", "pixels", "film", "decoder"):
+        path = Path(__file__).with_name(f"{name}.py")
+        spec = importlib.util.spec_from_file_location(f"ringworld.media.{name}", path)
+        assert spec is not None and spec.loader is not None, "the decoder is a file"
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+    return module
 
 
-def receive(door: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """The next request and its descriptors. Raises EOFError when there will be none."""
+def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """The next request and its descriptors. Raises EOFError when the connection is closed."""
     line, descriptors = b"", []
     while not line.endswith(b"\n"):
-        part, given, _, _ = socket.recv_fds(door, 1 << 16, 2)
+        part, given, _, _ = socket.recv_fds(connection, 1 << 16, 2)
         if not part:
             raise EOFError
         line += part
@@ -51,8 +57,8 @@ def receive(door: socket.socket) -> tuple[dict[str, Any], list[int]]:
     return json.loads(line), descriptors
 
 
-def start(decoder: ModuleType, ask: dict[str, Any], file: int, out: int) -> int:
-    """The process of a new decoder, which has these two descriptors and no other."""
+def fork_decoder(decoder: ModuleType, request: dict[str, Any], file: int, out: int) -> int:
+    """The process id of a new decoder, which has these two descriptors and no other."""
     process = os.fork()
     if not process:
         failed = 1
@@ -60,7 +66,7 @@ def start(decoder: ModuleType, ask: dict[str, Any], file: int, out: int) -> int:
             os.dup2(file, 0)
             os.dup2(out, 1)
             os.closerange(3, DESCRIPTORS)
-            decoder.main(ask)
+            decoder.main(request)
             failed = 0
         finally:
             os._exit(failed)
@@ -69,9 +75,9 @@ def start(decoder: ModuleType, ask: dict[str, Any], file: int, out: int) -> int:
     return process
 
 
-def end(process: int, patience: float) -> int:
+def end_process(process: int, grace: float) -> int:
     """The exit code of a decoder, negative for the signal that ended it."""
-    until = time.monotonic() + patience
+    until = time.monotonic() + grace
     ended, status = os.waitpid(process, os.WNOHANG)
     while not ended and time.monotonic() < until:
         time.sleep(0.001)
@@ -84,22 +90,22 @@ def end(process: int, patience: float) -> int:
 
 def main() -> None:
     """Serve the socket on standard input until it is closed."""
-    door = socket.socket(fileno=os.dup(0))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for who asks
+    connection = socket.socket(fileno=os.dup(0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the client
     decoder = load_decoder()
     running: set[int] = set()
     gc.freeze()
     try:
-        door.sendall(NUMBER.pack(os.getpid()))
+        connection.sendall(NUMBER.pack(os.getpid()))
         while True:
-            request, descriptors = receive(door)
-            if "read" in request:
-                number = start(decoder, request["read"], *descriptors)
+            request, descriptors = receive(connection)
+            if "decode" in request:
+                number = fork_decoder(decoder, request["decode"], *descriptors)
                 running.add(number)
             else:
                 running.discard(request["end"])
-                number = end(request["end"], request["patience"])
-            door.sendall(NUMBER.pack(number))
+                number = end_process(request["end"], request["grace"])
+            connection.sendall(NUMBER.pack(number))
     except (EOFError, OSError):
         for process in running:
             os.kill(process, signal.SIGKILL)

@@ -1,61 +1,67 @@
-"""Which frames of a film are wanted, in seconds of its own clock."""
+"""Which frames of a film are taken, in seconds of its own clock."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ringworld.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pick:
-    """A choice of moments; the frame of a moment is the last one that appeared at or before it.
+class FrameSampling:
+    """The moments of a film whose frames are taken, between `video_start` and `video_end`.
 
-    Moment 0 is when the film's first frame appears. "Before" allows for the rounding of the
-    container's clock: half a tick, at most half a millisecond. So a frame or a moment that is the
-    end, as nearly as that clock can tell, is not taken, and a frame that is the start is. The
-    moments, with [start, end) cut off at the film's own end and `span` what is left of it:
+    The frame of a moment is the last one that appeared at or before it. Moment 0 is when the film's
+    first frame appears. "Before" allows for the rounding of the container's clock: half a tick, at
+    most half a millisecond. So a frame or a moment that is the end, as nearly as that clock can
+    tell, is not taken, and a frame that is the start is. The moments, with [start, end) cut off at
+    the film's own end and `span` what is left of it:
 
-        nothing        the frame on the screen at start, and every one that appears before the end
-        fps            start, start + 1/fps, ... before the end
-        num_frames=n   start + k span / n, k from 0 to n - 1: where n equal parts begin
-        fps, min_frames, max_frames
-                       as fps, if it gives so many frames; else as num_frames with the nearer bound
+        fps                      start, start + 1/fps, ... before the end
+        num_frames = n           start + k span / n, k from 0 to n - 1: where n equal parts begin;
+                                 `fps` is not used
+        min_frames, max_frames   bound the number that fps or num_frames gives; where it is out of
+                                 bounds the nearer bound is taken, as num_frames
+        fps = None alone         the frame on the screen at start, and every one that appears before
+                                 the end
 
     A frame that stays on the screen for several moments is taken as often. A picture has no clock:
-    it is one frame at second 0, whatever is picked.
+    it is one frame at second 0 for every sampling. Raises InputError for rates, counts and spans
+    that have no meaning.
     """
 
-    fps: float | None = None
+    fps: float | None = 1.0
     num_frames: int | None = None
     min_frames: int | None = None
     max_frames: int | None = None
-    start: float = 0.0
-    end: float | None = None
+    video_start: float = 0.0
+    video_end: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse rates, counts and spans that have no meaning."""
         if self.fps is not None and not 0 < self.fps < math.inf:
-            raise InputError(f"Frames per second must be a number above 0, not {self.fps}.")
+            raise InputError(f"fps must be a number above 0, not {self.fps}")
         for name in ("num_frames", "min_frames", "max_frames"):
             if (count := getattr(self, name)) is not None and count < 1:
-                raise InputError(f"{name} must be at least 1, not {count}.")
-        bounds = (self.min_frames, self.max_frames)
-        if self.num_frames is not None and (self.fps, *bounds) != (None, None, None):
+                raise InputError(f"{name} must be at least 1, not {count}")
+        low, high = self.min_frames, self.max_frames
+        if self.fps is None and self.num_frames is None and (low, high) != (None, None):
+            raise InputError("min_frames and max_frames need fps or num_frames: set one of them")
+        if low is not None and high is not None and low > high:
+            raise InputError(f"min_frames {low} is over max_frames {high}: swap them")
+        end = math.inf if self.video_end is None else self.video_end
+        if self.video_end == math.inf:
+            raise InputError("video_end is no number of seconds: leave it out for the film's end")
+        if not 0 <= self.video_start < end:
             raise InputError(
-                "num_frames fixes the number of frames: leave out fps, min_frames and max_frames."
-            )
-        if self.fps is None and bounds != (None, None):
-            raise InputError("min_frames and max_frames bound what fps gives: set fps too.")
-        if None not in bounds and (self.min_frames or 0) > (self.max_frames or 0):
-            raise InputError(
-                f"min_frames {self.min_frames} is over max_frames {self.max_frames}: swap them."
-            )
-        late = self.end is not None and not self.start < self.end < math.inf
-        if late or not 0 <= self.start < math.inf:
-            raise InputError(
-                f"Choose a start of at least 0 s and an end after it, not {self.start} to "
-                f"{self.end}."
+                f"a film from second {self.video_start:g} to {end:g} is none: give a start of at "
+                "least 0 and an end after it"
             )
 
+    def at_most(self, most: int | None) -> "FrameSampling":
+        """The same sampling of no more than `most` frames; None is no bound."""
+        if most is None:
+            return self
+        low = None if self.min_frames is None else min(self.min_frames, most)
+        return replace(self, min_frames=low, max_frames=min(self.max_frames or most, most))
 
-EVERY_FRAME = Pick()
+
+EVERY_FRAME = FrameSampling(fps=None)

@@ -1,10 +1,10 @@
-"""The confined process that decodes foreign media, seen from outside.
+"""Decode media files in a confined process: the client of the fork server.
 
 A hostile or broken file can end the process and nothing else: `decoder.py` gets the file as a
 read-only descriptor and has no environment, little memory, a clock, and nothing that it may open or
-write. Every file has a process of its own, which `warden.py` forks. What comes back is plain arrays
-and fault words; every sentence about a file is made here, in our words, and names the file without
-its folder.
+write. Every file has a process of its own, forked by `forkserver.py`. The decoder returns plain
+arrays and fault words; every sentence about a file is made here, and names the file without its
+folder.
 """
 
 import atexit
@@ -12,6 +12,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import select
 import signal
 import socket
@@ -33,11 +34,11 @@ from ringworld.errors import InputError
 from ringworld.media.decoder import HEADER
 from ringworld.media.forkserver import NUMBER
 
-PROGRAM = Path(__file__).with_name("warden.py")
-# Bytes that a decoder may be ahead of who reads: five frames of 256 x 256.
-AHEAD = 1 << 20
-# A decoder that closed its output is given so many seconds to end by itself, to know why.
-PATIENCE = 1.0
+PROGRAM = Path(__file__).with_name("forkserver.py")
+# Bytes that a decoder may be ahead of its reader: five frames of 256 x 256.
+PIPE_BYTES = 1 << 20
+# A decoder that closed its output has so many seconds to end by itself; its exit code says why.
+GRACE = 1.0
 LONGEST_NAME = 80  # letters of a file's name in a sentence
 
 
@@ -69,10 +70,10 @@ class MediaLimits:
                 raise InputError(f"The media limit {field.name} must be larger than 0.")
 
 
-OWN_FILES = MediaLimits()
+TRUSTED = MediaLimits()
 # A camera's 24 million pixels need up to 14 bytes each while they are decoded and turned, 340 MB,
 # beside 130 MB of programs. One thread, as each more holds a frame of its own.
-STRANGERS = MediaLimits(
+UNTRUSTED = MediaLimits(
     bytes=100 << 20,
     picture_pixels=25_000_000,
     frames=2048,
@@ -85,7 +86,7 @@ STRANGERS = MediaLimits(
 
 
 @contextmanager
-def opened(
+def open_media(
     source: str | Path | bytes, limits: MediaLimits
 ) -> Generator[tuple[str, int], None, None]:
     """(name for messages, read-only descriptor at offset 0) of a regular file of allowed size."""
@@ -98,7 +99,7 @@ def opened(
             yield "The file", file.fileno()
         return
     path = Path(source)
-    name = called(path)
+    name = printable_name(path)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -114,7 +115,7 @@ def opened(
         os.close(descriptor)
 
 
-def called(path: Path) -> str:
+def printable_name(path: Path) -> str:
     """The file's name as a sentence can hold it: no folder, nothing unprintable, not too long."""
     name = "".join(letter if letter.isprintable() else "?" for letter in path.name)
     return f"{name[:LONGEST_NAME]}..." if len(name) > LONGEST_NAME else name or "The file"
@@ -132,14 +133,24 @@ def check_file(name: str, status: os.stat_result, limits: MediaLimits) -> None:
         )
 
 
-def explain(word: str, name: str, limits: MediaLimits, *, still: bool) -> str:
-    """The sentence for a fault word of the decoder."""
+def fault_sentence(
+    word: str, name: str, limits: MediaLimits, *, still: bool, detail: str = ""
+) -> str:
+    """The sentence for a fault word of the decoder; `detail` names the format that was found."""
+    detail = re.sub(r"[^A-Za-z0-9 _-]", "?", detail)
     if word == "not-media" and still:
         return f"{name} is not a picture that can be read: give a PNG, JPEG, WebP or GIF file."
     sentences = {
         "not-media": "is neither a film nor a picture that can be read: give an MP4, MOV, MKV, "
-        "WebM, AVI or GIF, or a PNG, JPEG or WebP",
-        "codec": "is a film in a code that is not read: convert it to H.264, VP9 or AV1",
+        "WebM, AVI, MPEG, OGV, WMV, FLV, 3GP, RM or GIF, or a PNG, JPEG or WebP",
+        "codec": f"is a film in a codec that is not read, {detail}: convert it with "
+        "`ffmpeg -i FILM NEW.mp4`",
+        "format": f"is a picture in a format that is not read, {detail}: convert it with "
+        "`ffmpeg -i PICTURE NEW.png`",
+        "colours": f"has a colour matrix that is not read, number {detail} of H.273: convert it "
+        "with `ffmpeg -i FILM -pix_fmt yuv420p -colorspace bt709 NEW.mp4`",
+        "angle": "is turned by an angle that is no multiple of 90 degrees: convert it with "
+        "`ffmpeg -i FILM NEW.mp4`",
         "no-pictures": "has no picture track: give a file that holds a film",
         "truncated": "is cut short: copy or download it again",
         "damaged": "is damaged and cannot be decoded: copy or download it again",
@@ -157,7 +168,7 @@ def explain(word: str, name: str, limits: MediaLimits, *, still: bool) -> str:
     return f"{name} {sentences.get(word, sentences['damaged'])}."
 
 
-def converse(
+def decode(
     ask: Mapping[str, object], name: str, descriptor: int, limits: MediaLimits
 ) -> Iterator[tuple[str, float, UInt8[np.ndarray, "Y X 3"]]]:
     """Start a decoder on `descriptor`; yield its (word, value, pixels) records until its end."""
@@ -173,26 +184,28 @@ def converse(
     }
     still = bool(ask["still"])
     shape = (int(str(ask["rows"])), int(str(ask["columns"])), 3)
-    with decoding(request, descriptor, limits.timeout) as answer:
+    with decoding(request, descriptor, limits.timeout) as output:
         while True:
-            header = answer.read(HEADER.size)
+            header = output.read(HEADER.size)
             if len(header) < HEADER.size:
-                raise InputError(explain(answer.epitaph(), name, limits, still=still))
+                raise InputError(fault_sentence(output.diagnose(), name, limits, still=still))
             raw, value = HEADER.unpack(header)
             word = raw.rstrip(b"\0").decode("ascii", "replace")
             if word == "end":
                 return
             if word not in ("length", "frame"):
-                raise InputError(explain(word, name, limits, still=still))
+                length = int(value) if 0 <= value <= LONGEST_NAME else 0
+                detail = bytes(output.read(length)).decode("ascii", "replace")
+                raise InputError(fault_sentence(word, name, limits, still=still, detail=detail))
             held = shape if word == "frame" else (0, 0, 3)
-            body = answer.read(math.prod(held))
+            body = output.read(math.prod(held))
             if len(body) < math.prod(held):
-                raise InputError(explain(answer.epitaph(), name, limits, still=still))
+                raise InputError(fault_sentence(output.diagnose(), name, limits, still=still))
             yield word, value, np.frombuffer(body, np.uint8).reshape(held)
 
 
-class Warden:
-    """The process that forks decoders, seen from outside; any thread may ask it."""
+class ForkServer:
+    """A running fork server; any thread may send it requests."""
 
     def __init__(self) -> None:
         """Start it in a folder that is already gone, with an empty environment.
@@ -200,7 +213,7 @@ class Warden:
         Raises EOFError when it does not start.
         """
         self._lock = threading.Lock()
-        self._door, theirs = socket.socketpair()
+        self._connection, theirs = socket.socketpair()
         with tempfile.TemporaryDirectory(prefix="ringworld-decoder-") as folder, theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-I", "-B", str(PROGRAM.resolve())],
@@ -213,65 +226,70 @@ class Warden:
             theirs.close()
             self._read()
 
-    def ask(self, request: Mapping[str, object], *descriptors: int) -> int:
-        """The number that is answered. Raises EOFError or OSError when the process has ended."""
+    def request(self, request: Mapping[str, object], *descriptors: int) -> int:
+        """The number that it answers. Raises EOFError or OSError when the process has ended."""
         with self._lock:
-            socket.send_fds(self._door, [json.dumps(request).encode() + b"\n"], descriptors)
+            socket.send_fds(self._connection, [json.dumps(request).encode() + b"\n"], descriptors)
             return self._read()
 
     def close(self) -> None:
         """End it, and all its decoders."""
-        self._door.close()
+        self._connection.close()
         self.process.kill()
         self.process.wait()
 
     def _read(self) -> int:
         answer = b""
         while len(answer) < NUMBER.size:
-            part = self._door.recv(NUMBER.size - len(answer))
+            part = self._connection.recv(NUMBER.size - len(answer))
             if not part:
-                raise EOFError("the warden has ended")
+                raise EOFError("the fork server has ended")
             answer += part
         return NUMBER.unpack(answer)[0]
 
 
-class Wardens:
-    """The one that is at work: started when it is first needed, and when the last has ended."""
+class SharedForkServer:
+    """The fork server of this process: started at the first request, and again if it has ended."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.present: Warden | None = None
+        self.current: ForkServer | None = None
         os.register_at_fork(after_in_child=self._forget)
         atexit.register(self._close)
 
-    def start(self, request: Mapping[str, object], *descriptors: int) -> tuple[Warden, int]:
-        """A warden, and the decoder that it started. Raises EOFError or OSError if none can be."""
+    def start_decoder(
+        self, request: Mapping[str, object], *descriptors: int
+    ) -> tuple[ForkServer, int]:
+        """The server, and the process id of the decoder that it forked.
+
+        Raises EOFError or OSError if none can be started.
+        """
         with self._lock:
-            if self.present is not None:
+            if self.current is not None:
                 with suppress(EOFError, OSError):
-                    return self.present, self.present.ask(request, *descriptors)
+                    return self.current, self.current.request(request, *descriptors)
                 self._close()
-            self.present = Warden()
-            return self.present, self.present.ask(request, *descriptors)
+            self.current = ForkServer()
+            return self.current, self.current.request(request, *descriptors)
 
     def _close(self) -> None:
-        if self.present is not None:
-            self.present.close()
-        self.present = None
+        if self.current is not None:
+            self.current.close()
+        self.current = None
 
     def _forget(self) -> None:
-        """A forked process has a warden of its own."""
-        self._lock, self.present = threading.Lock(), None
+        """A forked process starts a fork server of its own."""
+        self._lock, self.current = threading.Lock(), None
 
 
-WARDENS = Wardens()
+FORK_SERVER = SharedForkServer()
 
 
 @contextmanager
 def decoding(
     request: Mapping[str, object], descriptor: int, seconds: float
-) -> Generator["Answer", None, None]:
-    """What a new decoder of the file says; it is killed when the block is left.
+) -> Generator["DecoderOutput", None, None]:
+    """The output of a new decoder of the file; the decoder is killed when the block is left.
 
     Raises InputError when none can be started.
     """
@@ -280,30 +298,30 @@ def decoding(
         try:
             if hasattr(fcntl, "F_SETPIPE_SZ"):  # Linux's; a pipe elsewhere holds less
                 with suppress(OSError):
-                    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, AHEAD)
-            warden, process = WARDENS.start({"read": request}, descriptor, theirs)
+                    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+            server, process = FORK_SERVER.start_decoder({"decode": request}, descriptor, theirs)
         except (EOFError, OSError) as error:
             raise InputError(
                 "The decoder of films and pictures did not start: reinstall av and pillow."
             ) from error
         finally:
             os.close(theirs)
-        answer = Answer(warden, process, pipe, seconds)
+        output = DecoderOutput(server, process, pipe, seconds)
         try:
-            yield answer
+            yield output
         finally:
-            answer.end(0.0)
+            output.end(0.0)
     finally:
         os.close(pipe)
 
 
-class Answer:
-    """A decoder's output, read against a budget of waiting time."""
+class DecoderOutput:
+    """A decoder's output, read within a budget of waiting time."""
 
-    def __init__(self, warden: Warden, process: int, pipe: int, seconds: float) -> None:
+    def __init__(self, server: ForkServer, process: int, pipe: int, seconds: float) -> None:
         """Read from `pipe`; wait for at most `seconds` in all."""
         self.pipe, self.left, self.begun = pipe, seconds, False
-        self._warden, self._process = warden, process
+        self._server, self._process = server, process
         self._code: int | None = None
 
     def read(self, count: int) -> memoryview:
@@ -320,20 +338,19 @@ class Answer:
             held += part
         return data[:held]
 
-    def end(self, patience: float) -> int:
-        """The exit code of the decoder, which may end by itself for so long and is then killed."""
+    def end(self, grace: float) -> int:
+        """The exit code of the decoder, which is killed if it has not ended in `grace` seconds."""
         if self._code is None:
             self._code = -signal.SIGKILL
-            with suppress(EOFError, OSError):  # with the warden, its decoders end too
-                asked = {"end": self._process, "patience": patience}
-                self._code = self._warden.ask(asked)
+            with suppress(EOFError, OSError):  # the server's decoders end with it
+                self._code = self._server.request({"end": self._process, "grace": grace})
         return self._code
 
-    def epitaph(self) -> str:
+    def diagnose(self) -> str:
         """Why the output stopped early: the fault word "time", "missing" or "damaged"."""
         if self.left <= 0:
             return "time"
-        code = self.end(PATIENCE)
+        code = self.end(GRACE)
         if code == 1 and not self.begun:
             return "missing"
         return "processor" if code == -signal.SIGXCPU else "damaged"

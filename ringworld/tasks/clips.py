@@ -9,7 +9,7 @@ What is given is not learned, so an example teaches one modality. The bare video
 guidance moves away from.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,9 @@ import numpy as np
 from jaxtyping import Int
 
 from ringworld.data.example import Example, frames, join, text
-from ringworld.data.samples import Film, write_arrays
+from ringworld.data.samples import SampleFilm, write_arrays
 from ringworld.media.codec import Codec
+from ringworld.progress import Announce
 from ringworld.tasks.shape_language import caption, questions
 from ringworld.tasks.shapes import Scene, draw, sample_scene
 from ringworld.text.template import DESCRIBE, SYSTEM
@@ -30,8 +31,6 @@ FRAMES_A_CLIP = 6
 OVER_FILM = 0.2
 # The most turns of a talk about one clip: each tells of the same codes, which are read only once.
 TURNS = 8
-
-Announce = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,12 @@ class CodedClip:
 def request(wish: str, tokenizer: Tokenizer) -> Example:
     """The prompt that asks for a video, up to `<vision>`: codes come next."""
     ids = tokenizer.encode(f"{SYSTEM} USER: Generate a video of {wish} ASSISTANT: ")
-    return text([tokenizer.bos, *ids, tokenizer.vision_start], 0.0)
+    return text([*tokenizer.bos_ids, *ids, tokenizer.vision_start], 0.0)
 
 
 def bare(tokenizer: Tokenizer) -> Example:
     """The prompt without a wish, that guidance moves away from."""
-    return text([tokenizer.bos, tokenizer.vision_start], 0.0)
+    return text([*tokenizer.bos_ids, tokenizer.vision_start], 0.0)
 
 
 def _ending(tokenizer: Tokenizer) -> Example:
@@ -76,7 +75,7 @@ def question_prompt(
 ) -> Example:
     """A question and its video, up to the answer."""
     opening = [
-        tokenizer.bos,
+        *tokenizer.bos_ids,
         *tokenizer.encode(f"{SYSTEM} USER: {asked}\n"),
         tokenizer.vision_start,
     ]
@@ -123,7 +122,7 @@ def clip_example(
 
 
 def draw_clips(
-    film: Film, codec: Codec, count: int, seed: int, cache: Path, announce: Announce
+    film: SampleFilm, codec: Codec, count: int, seed: int, cache: Path, announce: Announce
 ) -> list[CodedClip]:
     """`count` scenes, some over frames of the film, with their codes; kept in `cache`."""
     learned = film.frames[~film.held_out]

@@ -6,7 +6,8 @@ one can end that process and nothing else. What comes back equals `apply_chat_te
 transformers on the same messages.
 
 Our own forms are templates too: LWM's chat, and the needle question that its models know from
-training. Where a film or a picture stands, the text has `SIGHT`, and codes take its place.
+training. Where a film or a picture stands, the text has
+`IMAGE_PLACEHOLDER`, and codes take its place.
 """
 
 import json
@@ -24,12 +25,12 @@ RENDERER = Path(__file__).with_name("renderer.py")
 # LWM's words: how every conversation begins, and what it adds to the question for a needle.
 DESCRIBE = "Describe the video."
 SYSTEM = "You are a helpful assistant."
-RULES = (
+ANSWER_RULES = (
     "Don't give information outside the document or repeat your findings. "
     "Keep your response short and direct."
 )
 # One noncharacter of Unicode: no text of a person has it.
-SIGHT = "\ufdd0"
+IMAGE_PLACEHOLDER = "\ufdd0"
 
 Message = Mapping[str, Any]  # "role", and "content" or what else the template reads
 
@@ -60,7 +61,7 @@ _NEEDLE = (
     "{{ bos_token }}" + SYSTEM + "{% for message in messages %}"
     "{% if message.role == 'assistant' %} ASSISTANT: {{ message.content }}{{ eos_token }}"
     "{% else %} USER: {{ message.content }}"
-    "{% if loop.first %} " + RULES + "{% endif %}{% endif %}"
+    "{% if loop.first %} " + ANSWER_RULES + "{% endif %}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %} ASSISTANT: {% endif %}"
 )
 

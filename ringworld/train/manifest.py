@@ -1,8 +1,8 @@
 """The integrity manifest: what a checkpoint holds, with the hash of every file.
 
-It is the last file written into a checkpoint and the first one read. Nothing in a folder without a
-whole manifest is believed. The manifest carries the hash of its own content too, so that a flipped
-bit in it is damage and never another meaning.
+It is the last file written into a checkpoint and the first one read. A folder without a valid
+manifest is not a checkpoint. The manifest has a hash of its own content too, so that a flipped bit
+in it is detected.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ringworld.files import sync
+from ringworld.files import hash_file, sync
 
 NAME = "manifest.json"
 SCHEMA = 1
@@ -85,9 +85,7 @@ def _name(folder: Path, path: Path) -> str:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"size": path.stat().st_size, "sha256": digest}
+    return {"size": path.stat().st_size, "sha256": hash_file(path)}
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -8,16 +8,15 @@ Any spec table goes in and out the same way. Nothing in a folder is ever execute
 
 import gc
 import json
-import math
 import shutil
 import tempfile
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from inspect import signature
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 from weakref import ref
 
 import jax
@@ -26,26 +25,21 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ringworld.errors import InputError
-from ringworld.files import sync, writing_to
-from ringworld.mesh import has_mesh, named_sharding
+from ringworld.files import read_json_object, sync, writing_to
+from ringworld.mesh import RULES, Rules, has_mesh, named_sharding
 from ringworld.params import Param, paths
+from ringworld.weights.file_names import CONFIG, TENSORS
 from ringworld.weights.tensors import (
+    LazyTensor,
     Pieces,
     check_numbers,
     each_piece,
     let_go,
-    read_json,
     read_tensors,
     write_tensors,
 )
 
 T = TypeVar("T")
-C = TypeVar("C")
-
-CONFIG = "config.json"
-TENSORS = "model.safetensors"
-TOKENIZER = "tokenizer.json"
-CODEC = "codec"
 
 
 @contextmanager
@@ -79,15 +73,27 @@ def save_folder(path: Path, kind: str, config: Any, weights: Any, dtype: DTypeLi
     InputError when `path` exists.
     """
     with new_folder(path) as draft:
-        table = {name: np.asarray(w, dtype) for name, w in paths(weights).items()}
-        write_folder(draft, kind, config, table)
+        write_folder(draft, kind, config, table_of(weights, dtype))
+
+
+def table_of(weights: Any, dtype: DTypeLike) -> dict[str, Pieces]:
+    """The weights of a pytree by name, each brought to the host and cast when it is written."""
+    stored = np.dtype(dtype)
+    return {
+        name: Pieces(weight.shape, (LazyTensor(partial(np.asarray, weight, stored), stored),))
+        for name, weight in paths(weights).items()
+    }
 
 
 def write_folder(
     draft: Path, kind: str, config: Any, table: Mapping[str, np.ndarray | Pieces]
 ) -> None:
-    """Write the two files of a model into the folder `draft`, weights as they are stored."""
-    text = json.dumps({"kind": kind, **asdict(config)}, indent=2)
+    """Write the two files of a model into the folder `draft`, weights as they are stored.
+
+    Fields of the config that are None are left out.
+    """
+    said = {name: value for name, value in asdict(config).items() if value is not None}
+    text = json.dumps({"kind": kind, **said}, indent=2)
     (draft / CONFIG).write_text(text + "\n", encoding="utf-8")
     write_tensors(draft / TENSORS, table)
 
@@ -112,56 +118,26 @@ def read_config(path: Path) -> dict[str, Any]:
     file = path / CONFIG
     if not file.is_file():
         raise InputError(f"there is no {file}: give the folder of a saved model")
-    return read_json(file)
+    return read_json_object(file)
 
 
-def make_config(cls: type[C], values: Mapping[str, Any]) -> C:
-    """The config dataclass with these field values, as JSON holds them: lists become tuples.
-
-    Raises InputError when a field is unknown or missing, or holds what its type does not.
-    """
-    fields = signature(cls).parameters
-    needed = {name for name, field in fields.items() if field.default is field.empty}
-    if unknown := sorted(set(values) - set(fields)):
-        raise InputError(f"{CONFIG} has the unknown field {unknown[0]}: remove it")
-    if missing := sorted(needed - set(values)):
-        raise InputError(f"{CONFIG} lacks the field {missing[0]}: add it")
-    made = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
-    kinds = get_type_hints(cls)
-    if wrong := [name for name, value in made.items() if not _is_of(value, kinds[name])]:
-        name = wrong[0]
-        raise InputError(
-            f"the field {name} of {CONFIG} is {values[name]!r:.40}, which it cannot be: use the "
-            "config that the weights came with"
-        )
-    return cls(**made)
-
-
-def _is_of(value: Any, kind: Any) -> bool:
-    """Whether a value is of an annotated type; true and false are no numbers, 1 is a float."""
-    parts = get_args(kind)
-    if get_origin(kind) is Literal:
-        return value in parts
-    if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(_is_of(item, parts[0]) for item in value)
-    if parts:
-        return any(_is_of(value, part) for part in parts)
-    if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
-    return type(value) is int if kind is int else isinstance(value, kind)
-
-
-def fill(specs: T, tensors: Mapping[str, np.ndarray | Pieces], dtype: DTypeLike) -> T:
+def fill(
+    specs: T,
+    tensors: Mapping[str, np.ndarray | Pieces],
+    dtype: DTypeLike,
+    rules: Rules = RULES,
+) -> T:
     """The spec table with each Param replaced by the tensor of its name, cast to `dtype`.
 
-    Weights are read one at a time, and put on the mesh that is set. Raises InputError when a tensor
-    is missing, is not in the table, has another shape or holds what is not a number.
+    Weights are read one at a time, and divided over the mesh that is set by `rules`. Raises
+    InputError when a tensor is missing, is not in the table, has another shape or holds what is not
+    a number.
     """
     check_table(specs, tensors)
     leaves = []
     for name, param in paths(specs).items():
         whole = _read(name, param, tensors[name], dtype)
-        leaves.append(jax.block_until_ready(_place(whole, param)))
+        leaves.append(jax.block_until_ready(_place(whole, param, rules)))
         copied = ref(whole)
         del whole
         _wait_until_freed(copied)
@@ -212,8 +188,8 @@ def _read(name: str, param: Param, tensor: np.ndarray | Pieces, dtype: DTypeLike
     return whole
 
 
-def _place(whole: np.ndarray, param: Param) -> jax.Array:
+def _place(whole: np.ndarray, param: Param, rules: Rules) -> jax.Array:
     if not has_mesh():
         return jnp.asarray(whole)
-    sharding = named_sharding(jax.sharding.get_mesh(), *param.axes)
+    sharding = named_sharding(jax.sharding.get_mesh(), *param.axes, rules=rules)
     return jax.make_array_from_callback(param.shape, sharding, lambda index: whole[index])

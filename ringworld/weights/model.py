@@ -1,8 +1,7 @@
 """A model as people hold it: one folder with the weights, the tokenizer and the codec."""
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Int
-from tokenizers import Tokenizer as Bpe
 
 from ringworld.attention.mask import Where
 from ringworld.errors import InputError
@@ -19,42 +17,68 @@ from ringworld.media.codec import Codec
 from ringworld.mesh import has_mesh, shard
 from ringworld.models.world import Logits, World, WorldWeights, forward, read_heads, specs
 from ringworld.params import shardings
-from ringworld.text.tokenizer import NAMES_FILE, Tokenizer, load_tokenizer, read_names
+from ringworld.settings import Sampling
+from ringworld.text.load import (
+    ADDED_TOKENS,
+    SENTENCEPIECE,
+    SPECIAL_TOKENS,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    parse_tokenizer,
+    read_names,
+)
+from ringworld.text.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary
 from ringworld.weights.codecs import load_codec
-from ringworld.weights.folder import CODEC, TOKENIZER, fill, save_folder
-from ringworld.weights.imported import SENTENCEPIECE
+from ringworld.weights.file_names import CHAT_TEMPLATE, CODEC, GENERATION
+from ringworld.weights.folder import fill, new_folder, table_of, write_folder
+from ringworld.weights.imported import read_about, read_sampling
 from ringworld.weights.open import Opened, open_model
+
+# What a trained model takes from the model that it started from, where that has it.
+BESIDE = (
+    TOKENIZER,
+    SENTENCEPIECE,
+    TOKENIZER_CONFIG,
+    SPECIAL_TOKENS,
+    ADDED_TOKENS,
+    CHAT_TEMPLATE,
+    GENERATION,
+)
 
 
 @dataclass(frozen=True)
 class Model:
     """A model, and what turns text and frames into its tokens.
 
-    There are no `words` in a folder of weights alone, and no codec without vision. `ends` are the
-    tokens that end an answer besides the vocabulary's own.
+    `tokenizer_or_none` is None in a folder of weights alone, `codec_or_none` in a model of text;
+    `tokenizer` and `codec` are never None. `ends` are the ids that end an answer besides the
+    vocabulary's own; `sampling` is how its authors want tokens chosen, None where they do not say;
+    `about` is a line that says what it was trained for, or "".
     """
 
     config: World
     weights: WorldWeights
-    words: Tokenizer | None
-    codec: Codec | None
+    tokenizer_or_none: Tokenizer | None
+    codec_or_none: Codec | None
     chat_template: str | None = None
     ends: tuple[int, ...] = ()
+    sampling: Sampling | None = None
+    about: str = ""
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises InputError when the model came without one."""
-        if self.words is None:
+        if self.tokenizer_or_none is None:
             raise InputError("this model has no tokenizer.json: copy it into the model's folder")
-        return self.words
+        return self.tokenizer_or_none
 
     @property
-    def seeing(self) -> Codec:
+    def codec(self) -> Codec:
         """The codec. Raises InputError when the model has none."""
-        if self.codec is None:
+        if self.codec_or_none is None:
             raise InputError("this model reads text only: use one with a codec folder")
-        return self.codec
+        return self.codec_or_none
 
     def logits(
         self,
@@ -85,10 +109,12 @@ class Model:
         _check_ids(columns[0], columns[1] > 0, columns[3] > 0, self.config.vocabulary)
         rows = (shard(jnp.asarray(x), "batch", "seq") for x in columns)
         row, vision, position, segment = rows
-        return _logits(self.placed(), row, vision > 0, Where(position, segment), self.config)
+        return _logits(
+            self.sharded_weights(), row, vision > 0, Where(position, segment), self.config
+        )
 
-    def placed(self) -> WorldWeights:
-        """The weights on the mesh that is set."""
+    def sharded_weights(self) -> WorldWeights:
+        """The weights, sharded over the mesh that is set."""
         if not has_mesh():
             return self.weights
         mesh = jax.sharding.get_mesh()
@@ -142,43 +168,39 @@ def load_model(path: Path | str, dtype: DTypeLike = jnp.float32) -> Model:
     """
     opened = open_model(Path(path))
     words = _read_words(opened, Path(path).is_dir())
-    text = opened.config.vocabulary.text
-    if words is not None and words.size > text:
-        raise InputError(
-            f"the tokenizer in {path} has {words.size} tokens and the model {text}: "
-            "use the tokenizer it was trained with"
-        )
+    if words is not None:
+        words.check_rows(opened.config.vocabulary.text)
     weights = fill(specs(opened.config), opened.table, dtype)
     codec = None if opened.codec is None else load_codec(opened.codec)
-    return Model(opened.config, weights, words, codec, opened.chat_template, opened.ends)
+    model = Model(opened.config, weights, words, codec, opened.chat_template, opened.ends)
+    if not Path(path).is_dir():  # beside a single file may lie anything
+        return model
+    return replace(model, sampling=read_sampling(opened.home), about=read_about(opened.home))
 
 
 def _read_words(opened: Opened, is_folder: bool) -> Tokenizer | None:
-    """The tokenizer; its ends are named by the file beside it, or else by the model's own ids."""
-    names: Mapping[str, object] = {}
-    if is_folder and (opened.home / TOKENIZER).is_file():
-        words = load_tokenizer(opened.home / TOKENIZER)
-        names = read_names(opened.home / NAMES_FILE)
-    elif opened.tokenizer is not None:
-        words = Tokenizer(Bpe.from_str(opened.tokenizer.decode("utf-8")))
-    else:
+    """The tokenizer; its ends are named by the files beside it, or else by the model's own ids."""
+    if opened.tokenizer is None:
         return None
+    backend = parse_tokenizer(opened.tokenizer, "the model's tokenizer.json")
     ids = {"bos_token": opened.config.vocabulary.bos, "eos_token": opened.config.vocabulary.eos}
-    own = {key: words.bpe.id_to_token(i) for key, i in ids.items() if i >= 0 and key not in names}
-    bos, eos = own.get("bos_token"), own.get("eos_token")
-    return Tokenizer(words.bpe, bos=bos or words.bos_name, eos=eos or words.eos_name)
+    own = {key: backend.id_to_token(i) for key, i in ids.items() if i >= 0}
+    names = {key: name for key, name in own.items() if name is not None}
+    return Tokenizer(backend, names | (read_names(opened.home) if is_folder else {}))
 
 
 def save_model(
     path: Path, config: World, weights: WorldWeights, parts: Path, dtype: DTypeLike
 ) -> None:
-    """Write a model folder, its tokenizer and codec copied from the model folder `parts`.
+    """Write a model folder; tokenizer, chat template and codec are those of the folder `parts`.
 
-    Raises InputError when `path` exists.
+    All of it or nothing; one weight at a time is brought to the host. Raises InputError when `path`
+    exists.
     """
-    save_folder(path, "world", config, weights, dtype)
-    shutil.copy2(parts / TOKENIZER, path / TOKENIZER)
-    if (parts / SENTENCEPIECE).exists():
-        shutil.copy2(parts / SENTENCEPIECE, path / SENTENCEPIECE)
-    if (parts / CODEC).exists():
-        shutil.copytree(parts / CODEC, path / CODEC)
+    with new_folder(path) as draft:
+        write_folder(draft, "world", config, table_of(weights, dtype))
+        for name in BESIDE:
+            if (parts / name).exists():
+                shutil.copy2(parts / name, draft / name)
+        if (parts / CODEC).exists():
+            shutil.copytree(parts / CODEC, draft / CODEC)

@@ -8,39 +8,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from ringworld.config import from_dict
 from ringworld.errors import InputError
 from ringworld.fetch import MODELS, fetch
-from ringworld.models.llama import Llama
 from ringworld.models.world import World, specs
 from ringworld.params import Param, paths
-from ringworld.rope_scaling import Llama3, YaRN
-from ringworld.vocab import Vocabulary
+from ringworld.text.load import read_tokenizer
+from ringworld.weights.file_names import CHAT_TEMPLATE, CODEC, CONFIG, LWM_FILES
 from ringworld.weights.folder import (
-    CODEC,
-    CONFIG,
-    TOKENIZER,
     check_table,
     load_folder,
-    make_config,
     read_config,
 )
 from ringworld.weights.gguf import is_gguf
 from ringworld.weights.gguf_model import read_gguf
-from ringworld.weights.huggingface import CHAT_TEMPLATE, read_hf, read_world
+from ringworld.weights.gguf_parts import are_one_model
+from ringworld.weights.huggingface import read_hf, read_world
 from ringworld.weights.imported import Checkpoint, read_ends
 from ringworld.weights.joint import split_tables
 from ringworld.weights.lwm import read_lwm
 from ringworld.weights.names import BY_OURS, Name
-from ringworld.weights.tensors import Pieces, Read
+from ringworld.weights.tensors import LazyTensor, Pieces
 
-# What a decoder has at least one of.
-SIZES = ("layers", "model", "mlp", "heads", "kv_heads", "head_width", "context")
-LWM_FILES = ("streaming_params", "streaming_train_state", "params")
 # What some files hold besides the weights, and nobody needs.
 PASSED_OVER = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
 
@@ -102,7 +95,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not list(path.glob("*.safetensors*")):
         held = [path / name for name in LWM_FILES if (path / name).is_file()]
         held = held or sorted(path.glob("*.gguf"))
-        if len(held) == 1:
+        if len(held) == 1 or are_one_model(held):
             return read_checkpoint(held[0])
         if held:
             raise InputError(f"{path} holds {len(held)} models: give the file of one")
@@ -114,44 +107,17 @@ def is_ours(path: Path) -> bool:
     return (path / CONFIG).is_file() and "kind" in read_config(path)
 
 
-def make_world(values: dict[str, Any]) -> World:
-    """The World of a config.json of ours.
-
-    Raises InputError when a field is unknown or missing, or no model has what it says.
-    """
-    llama, vocabulary = (_object(values, name) for name in ("llama", "vocabulary"))
-    for name in SIZES:
-        if isinstance(size := llama.get(name), int) and size < 1:
-            raise InputError(f"the field {name} of {CONFIG} is {size}: make it 1 or more")
-    if scaling := llama.get("rope_scaling"):
-        if not isinstance(scaling, dict):
-            raise InputError(f"rope_scaling in {CONFIG} is not an object: leave it out")
-        llama["rope_scaling"] = make_config(Llama3 if "low_turns" in scaling else YaRN, scaling)
-    decoder, words = make_config(Llama, llama), make_config(Vocabulary, vocabulary)
-    if decoder.rope_theta <= 1:
-        raise InputError(
-            f"the field rope_theta of {CONFIG} is {decoder.rope_theta}: RoPE's base is above 1"
-        )
-    return make_config(World, values | {"llama": decoder, "vocabulary": words})
-
-
-def _object(values: dict[str, Any], name: str) -> dict[str, Any]:
-    if not isinstance(value := values.get(name), dict):
-        raise InputError(f"{CONFIG} has no object {name}: give the folder of a saved model")
-    return dict(value)
-
-
 def _open_ours(path: Path) -> Opened:
     kind, values, tensors = load_folder(path)
     if kind != "world":
         raise InputError(f"{path} holds a {kind}, not a world model: give the folder of a model")
-    config = make_world(values)
+    config = from_dict(World, values, str(path / CONFIG))
     check_table(specs(config), tensors)
-    tokenizer, template = path / TOKENIZER, path / CHAT_TEMPLATE
+    template = path / CHAT_TEMPLATE
     return Opened(
         config=config,
         table=tensors,
-        tokenizer=tokenizer.read_bytes() if tokenizer.is_file() else None,
+        tokenizer=read_tokenizer(path),
         chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
         codec=path / CODEC if (path / CODEC).exists() else None,
         home=path,
@@ -183,7 +149,7 @@ def _table(checkpoint: Checkpoint, config: World) -> dict[str, Pieces]:
                 )
             known.add(there)
             names.append(there)
-            reads.append(partial(_read, checkpoint.tensors[there], there, name, param))
+            reads.append(_read(checkpoint.tensors[there], there, name, param))
         table[ours] = Pieces(param.shape, tuple(reads), tuple(names))
     if config.tied:
         known.add(BY_OURS["heads.text"].hugging_face)
@@ -196,16 +162,20 @@ def _table(checkpoint: Checkpoint, config: World) -> dict[str, Pieces]:
     return table
 
 
-def _read(read: Read, there: str, name: Name, param: Param) -> np.ndarray:
-    """One tensor as one piece of our weight. Raises InputError when it has another shape."""
-    tensor = read()
+def _read(tensor: LazyTensor, there: str, name: Name, param: Param) -> LazyTensor:
+    """One tensor as one piece of our weight. Raises InputError when it holds no floats."""
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        raise InputError(f"the tensor {there} holds {tensor.dtype}: use weights of floats")
+    return tensor.then(partial(_piece, there=there, name=name, param=param))
+
+
+def _piece(tensor: np.ndarray, there: str, name: Name, param: Param) -> np.ndarray:
+    """A tensor laid out as ours. Raises InputError when it has another shape."""
     shape = param.shape[1:] if name.layered else param.shape
     if tensor.shape != (wanted := name.shape_there(shape)):
         raise InputError(
             f"the tensor {there} has the shape {tensor.shape} and the config asks for {wanted}: "
             "use the config that the weights came with"
         )
-    if not jnp.issubdtype(tensor.dtype, jnp.floating):
-        raise InputError(f"the tensor {there} holds {tensor.dtype}: use weights of floats")
     piece = name.ours_from(tensor, shape)
     return piece[None] if name.layered else piece

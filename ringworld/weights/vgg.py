@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from ringworld.config import from_dict
 from ringworld.errors import InputError
 from ringworld.fetch import ASSETS
 from ringworld.models.vgg import VGG, VGG16, Weights, specs
 from ringworld.params import paths
-from ringworld.weights.folder import fill, load_folder, make_config
+from ringworld.weights.folder import CONFIG, fill, load_folder
 
 KIND = "vgg"
 # The bytes at which the 13 convolutions begin in the pinned file: kernel and bias of each, float32.
@@ -49,7 +50,7 @@ def load_features(path: Path) -> Features:
     kind, values, tensors = load_folder(path)
     if kind != KIND:
         raise InputError(f"{path} holds a {kind}, not a {KIND}: give a folder of VGG features")
-    config = make_config(VGG, values)
+    config = from_dict(VGG, values, str(path / CONFIG))
     return Features(config, fill(specs(config), tensors, jnp.float32))
 
 

@@ -21,9 +21,10 @@ from ringworld.data.books import (
 )
 from ringworld.data.example import Example
 from ringworld.data.packing.loader import PackedRows, check_rows, make_batches
-from ringworld.data.packing.mix import Source, draw_examples
+from ringworld.data.packing.mix import DrawExample, draw_examples
 from ringworld.errors import InputError
-from ringworld.mesh import MeshShape, make_mesh
+from ringworld.mesh import make_mesh
+from ringworld.settings import MeshShape
 from ringworld.tasks import needle
 from ringworld.tasks.needle import (
     ANSWER_ROOM,
@@ -33,7 +34,8 @@ from ringworld.tasks.needle import (
     hide,
     recall_example,
 )
-from ringworld.text.tokenizer import SPECIAL, Tokenizer, load_tokenizer, train_tokenizer
+from ringworld.text.load import load_tokenizer
+from ringworld.text.tokenizer import SPECIAL, Tokenizer, train_tokenizer
 from ringworld.vocab import Vocabulary
 
 STORY = (
@@ -99,7 +101,7 @@ def test_every_digit_is_a_token(tokenizer: Tokenizer, number: int) -> None:
 
 
 def test_a_tokenizer_is_the_same_after_its_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    tokenizer.bpe.save(str(tmp_path / "tokenizer.json"))
+    tokenizer.backend.save(str(tmp_path / "tokenizer.json"))
     again = load_tokenizer(tmp_path / "tokenizer.json")
     assert again.encode(STORY) == tokenizer.encode(STORY)
     assert (again.size, again.bos, again.eos) == (tokenizer.size, tokenizer.bos, tokenizer.eos)
@@ -274,7 +276,7 @@ def test_needles_have_different_cities_and_numbers_of_seven_digits() -> None:
 # ---- mixing
 
 
-def source(token: int) -> Source:
+def source(token: int) -> DrawExample:
     def draw(rng: np.random.Generator, longest: int) -> Example:
         return example.text([token] * int(rng.integers(1, longest + 1)), 1.0)
 

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from painted import film, numbers
 
-from ringworld.data.corpora.encoding import Encoder, Footage, Media, stream_frames
-from ringworld.data.corpora.spec import Sampling
+from ringworld.data.corpora.encoding import EncodedMedia, Encoder, Media, stream_frames
 from ringworld.data.example import frames, join, text
 from ringworld.errors import InputError
 from ringworld.media.clip import read_clip, stream_clip
 from ringworld.media.codec import BATCH, Codec
-from ringworld.media.sampling import Pick
+from ringworld.media.sampling import FrameSampling
 from ringworld.media.sandbox import MediaLimits
 from ringworld.models.vqgan import VQGAN, specs
 from ringworld.params import init
@@ -31,18 +30,18 @@ def codec() -> Codec:
 
 def media(source: Path | bytes, fps: float = 1.0, start: float = 0.0) -> Media:
     """A film and the rate at which its frames are taken."""
-    return Media(source=source, still=False, sampling=Sampling(fps=fps, video_start=start))
+    return Media(source=source, still=False, sampling=FrameSampling(fps=fps, video_start=start))
 
 
 def test_films_have_the_codes_of_their_frames_and_their_times(tmp_path, codec):
     path = film(tmp_path / "film.mp4", [k / 10 for k in range(BATCH + 9)])
-    encoder, made = Encoder(codec), list[Footage]()
+    encoder, made = Encoder(codec), list[EncodedMedia]()
     for start in (0.2, 3.0):
         made.append(encoder.add(media(path, fps=10.0, start=start)))
-    assert [one.ready for one in made] == [False, False]
+    assert [one.is_complete for one in made] == [False, False]
     encoder.flush()
     for one, start in zip(made, (0.2, 3.0), strict=True):
-        clip = read_clip(path, Pick(fps=10.0, start=start), size=TINY.size)
+        clip = read_clip(path, FrameSampling(fps=10.0, video_start=start), size=TINY.size)
         assert np.array_equal(one.codes, codec.encode(clip.frames))
         assert one.moments == clip.seconds.tolist()
 
@@ -56,7 +55,7 @@ def test_a_film_that_breaks_off_is_refused_though_batches_were_encoded(tmp_path,
     whole = encoder.add(media(content))
     encoder.flush()
     assert np.array_equal(
-        whole.codes, codec.encode(read_clip(content, Pick(fps=1.0), size=32).frames)
+        whole.codes, codec.encode(read_clip(content, FrameSampling(fps=1.0), size=32).frames)
     )
 
 
@@ -86,7 +85,7 @@ def test_memory_does_not_grow_with_the_length_of_a_film(tmp_path, codec):
     # A batch, its copy for the codec and two frames on their way; a tenth for lists and paths.
     assert max(short, long) < 1.1 * (2 * BATCH + 2) * side * side * 3
     limits = MediaLimits(memory=300 << 20, threads=1)  # of which its programs fill 130
-    seen = sum(1 for _ in stream_clip(path, Pick(fps=10.0), size=side, limits=limits))
+    seen = sum(1 for _ in stream_clip(path, FrameSampling(fps=10.0), size=side, limits=limits))
     assert seen == many and many * side * side * 3 > 2 * limits.memory
 
 
@@ -103,7 +102,11 @@ def test_an_hour_at_one_frame_a_second_is_one_document_of_a_million_tokens(tmp_p
     assert coded.moments == [float(k) for k in range(3600)]
     assert np.array_equal(
         coded.codes[[77]],
-        codec.encode(read_clip(path, Pick(fps=1.0, start=77.0, end=78.0), size=32).frames),
+        codec.encode(
+            read_clip(
+                path, FrameSampling(fps=1.0, video_start=77.0, video_end=78.0), size=32
+            ).frames
+        ),
     )
     whole = join([text([0] * 3, 0.0), frames(coded.codes, LWM, 1.0), text([0] * 3, 0.0)])
     assert len(whole) == 925_206

@@ -14,8 +14,8 @@ import pytest
 from ringworld.attention.mask import Where
 from ringworld.errors import InputError
 from ringworld.evals import perplexity
+from ringworld.evals.config import Perplexity
 from ringworld.evals.perplexity import (
-    Perplexity,
     cut_passages,
     draw_curves,
     make_buckets,
@@ -25,11 +25,11 @@ from ringworld.evals.perplexity import (
     run_perplexity,
 )
 from ringworld.mesh import make_mesh
-from ringworld.models.context_extension import stretch
+from ringworld.models.context_extension import extend_context
 from ringworld.models.llama import Llama
 from ringworld.models.world import World, WorldWeights, forward, specs
 from ringworld.params import init, shardings
-from ringworld.text.tokenizer import load_tokenizer
+from ringworld.text.load import load_tokenizer
 from ringworld.vocab import Vocabulary
 from ringworld.weights.shipped import NANO
 
@@ -69,7 +69,7 @@ def test_losses_are_the_definitions_on_every_mesh(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(perplexity, "LOGITS", 16)
-    c = stretch(TINY, 100, rule)
+    c = extend_context(TINY, 100, rule)
     rows = rng.integers(0, 2048, (2, 100)).astype(np.int32)
     with nullcontext() if shape is None else jax.set_mesh(make_mesh(**shape)):
         placed = weights

@@ -15,14 +15,14 @@ from ringworld.attention.mask import Where, window
 from ringworld.data.example import Example, frames, join, text
 from ringworld.errors import InputError
 from ringworld.inference import stream
-from ringworld.inference.cache import Cache, empty_cache, extend, prefill
-from ringworld.inference.sampling import Sampling, draw_token, guide, keep_top_k, keep_top_p
-from ringworld.inference.text import write_text
-from ringworld.inference.vision import draw_frames
+from ringworld.inference.cache import Cache, decode_step, empty_cache, prefill_rows
+from ringworld.inference.generate import draw_frames, write_text
+from ringworld.inference.sampling import draw_token, guide, keep_top_k, keep_top_p
 from ringworld.mesh import make_mesh, shard
 from ringworld.models.llama import Llama
 from ringworld.models.world import World, WorldWeights, forward, specs
 from ringworld.params import init, shardings
+from ringworld.settings import Sampling
 from ringworld.vocab import Vocabulary
 
 TINY = World(
@@ -207,7 +207,7 @@ def read_in_chunks(
         (tokens, stand(tokens, lengths)),
     )
     last = shard(jnp.asarray(lengths - 1, jnp.int32), "batch")
-    read = jax.jit(prefill, static_argnames=("chunk", "c"))
+    read = jax.jit(prefill_rows, static_argnames=("chunk", "c"))
     dealt, where = rows
     picked, cache = read(weights, dealt, dealt < 0, where, last, chunk=16, c=TINY)
     return np.asarray(picked), cache
@@ -222,7 +222,7 @@ def decode(
         shard(jnp.asarray(x, jnp.int32), "batch", None) for x in (tokens, positions, places)
     )
     where = Where(stands, stands * 0 + 1)
-    return jax.jit(extend, static_argnums=6)(weights, cache, new, new < 0, where, places, TINY)
+    return jax.jit(decode_step, static_argnums=6)(weights, cache, new, new < 0, where, places, TINY)
 
 
 # ---- a few tokens against a cache, and layers cut apart
@@ -263,7 +263,7 @@ def test_a_few_tokens_read_one_layer_from_the_first_place_seen_to_the_last(
 def test_a_written_token_copies_no_cache(weights: WorldWeights) -> None:
     cache, x, number = empty_cache(1, 8192, TINY), jnp.zeros((1, 32)), jnp.int32(0)
     args = (weights, cache, x, number, number, number, TINY, 4, Sampling(), ())
-    memory = stream._write.lower(*args).compile().memory_analysis()
+    memory = stream._decode.lower(*args).compile().memory_analysis()
     assert memory is not None
     # A few runs of places at a time, and the positions and segments of all.
     assert memory.temp_size_in_bytes < cache.k.nbytes / 4

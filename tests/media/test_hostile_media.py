@@ -11,18 +11,18 @@ from painted import film, numbers
 
 from ringworld.errors import InputError
 from ringworld.media.clip import read_clip
-from ringworld.media.sampling import Pick
-from ringworld.media.sandbox import STRANGERS
+from ringworld.media.sampling import FrameSampling
+from ringworld.media.sandbox import UNTRUSTED
 
 # Both are kept by the kernel, which ends a decoder that asks for more.
-LIMITS = replace(STRANGERS, memory=512 << 20, processor=3, timeout=600.0)
+LIMITS = replace(UNTRUSTED, memory=512 << 20, processor=3, timeout=600.0)
 LEAKS = re.compile(r"/|\\|0x|Traceback|Errno|[^ -~]|\bline \d|object at|secret|tmp|127\.0")
 
 
 def complaint(suspect: Suspect) -> str:
     """What is wrong with the answer to a file; nothing if it is as it must be."""
     try:
-        clip = read_clip(suspect.path, Pick(fps=2.0), size=32, limits=LIMITS)
+        clip = read_clip(suspect.path, FrameSampling(fps=2.0), size=32, limits=LIMITS)
     except InputError as error:
         said = str(error)
         expected = suspect.frames is None and re.search(suspect.words, said) is not None
@@ -45,6 +45,6 @@ def test_a_hundred_hostile_files_are_refused_in_a_sentence_or_give_the_right_fra
 
 def test_a_decoder_that_computes_too_long_is_ended_by_the_kernel(tmp_path):
     path = film(tmp_path / "film.mp4", [float(k) for k in range(40)])
-    endless = replace(STRANGERS, processor=1, frames=1 << 30, timeout=600.0)
+    endless = replace(UNTRUSTED, processor=1, frames=1 << 30, timeout=600.0)
     with pytest.raises(InputError, match="more than 1 s of computing"):
-        read_clip(path, Pick(num_frames=40_000), size=512, limits=endless)
+        read_clip(path, FrameSampling(num_frames=40_000), size=512, limits=endless)

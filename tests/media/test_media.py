@@ -23,38 +23,44 @@ from ringworld.media import sandbox
 from ringworld.media.clip import (
     read_clip,
     read_image,
-    read_video,
     stream_clip,
     write_animation,
 )
-from ringworld.media.sampling import Pick
+from ringworld.media.sampling import FrameSampling
 from ringworld.media.sandbox import MediaLimits
 
 SIZE = 32
 
 
-def refusal(source: str | Path | bytes, **asked: Any) -> str:
+def refusal(
+    source: str | Path | bytes,
+    *,
+    fps: float = 2.0,
+    start: float = 0.0,
+    size: int = SIZE,
+    **asked: Any,
+) -> str:
     """The sentence with which a film is refused; it tells nothing of our insides."""
     with pytest.raises(InputError) as caught:
-        read_video(source, fps=asked.pop("fps", 2.0), size=asked.pop("size", SIZE), **asked)
+        read_clip(source, FrameSampling(fps=fps, video_start=start), size=size, **asked)
     sentence = str(caught.value)
     assert sentence.endswith(".")
     assert not any(leak in sentence for leak in ("0x", "Traceback", "Errno", "\n", "decoder-"))
     return sentence
 
 
-def warden() -> int:
-    """The process that starts decoders; one is at work when this was called."""
+def fork_server() -> int:
+    """The process id of the fork server, which is started by the call if none runs."""
     with Image.new("RGB", (1, 1)) as picture, io.BytesIO() as file:
         picture.save(file, "PNG")
         read_image(file.getvalue(), size=1)
-    assert sandbox.WARDENS.present is not None
-    return sandbox.WARDENS.present.process.pid
+    assert sandbox.FORK_SERVER.current is not None
+    return sandbox.FORK_SERVER.current.process.pid
 
 
 def decoders() -> list[int]:
     """The decoders that are at work."""
-    pid = warden()
+    pid = fork_server()
     return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
@@ -74,37 +80,37 @@ FILMS = [
     ("film.webm", UNEVEN, {"codec": "libvpx-vp9", "coding": {"deadline": "realtime"}}),
     ("film.avi", EVEN, {"codec": "mpeg4", "coding": {"bf": "2"}, "clock": Fraction(1, 10)}),
 ]
-PICKS = [
-    Pick(),
-    Pick(start=1.32, end=2.7),
-    Pick(fps=1.0, end=4.0),
-    Pick(fps=5.0, start=1.85, end=3.0),
-    Pick(num_frames=7, end=3.5),
-    Pick(num_frames=3, start=1.0, end=2.0),
-    Pick(fps=1.0, min_frames=6, end=3.9),
-    Pick(fps=10.0, max_frames=5, start=0.2, end=3.7),
-    Pick(fps=3.0, min_frames=2, max_frames=50, end=3.5),
+SAMPLINGS = [
+    FrameSampling(fps=None),
+    FrameSampling(fps=None, video_start=1.32, video_end=2.7),
+    FrameSampling(fps=1.0, video_end=4.0),
+    FrameSampling(fps=5.0, video_start=1.85, video_end=3.0),
+    FrameSampling(num_frames=7, video_end=3.5),
+    FrameSampling(num_frames=3, video_start=1.0, video_end=2.0),
+    FrameSampling(fps=1.0, min_frames=6, video_end=3.9),
+    FrameSampling(fps=10.0, max_frames=5, video_start=0.2, video_end=3.7),
+    FrameSampling(fps=3.0, min_frames=2, max_frames=50, video_end=3.5),
+    FrameSampling(num_frames=40, max_frames=6, video_end=3.7),
+    FrameSampling(num_frames=2, min_frames=5, video_end=3.9),
 ]
 
 
-def on_screen(times: list[float], pick: Pick) -> list[int]:
-    """What `Pick` promises, by its definition: the frames taken of these, in exact milliseconds."""
+def on_screen(times: list[float], sampling: FrameSampling) -> list[int]:
+    """The frames that the definition of `FrameSampling` takes of these, in exact milliseconds."""
     stamps = [round(1000 * (t - times[0])) for t in times]
     # A float that says 2.7 is a little more than that: what is meant is what is written.
     start, end = (
         Fraction(str(moment)) * 1000
-        for moment in (pick.start, pick.end or times[-1] - times[0] + 1)
+        for moment in (sampling.video_start, sampling.video_end or times[-1] - times[0] + 1)
     )
-    if pick.fps is None and pick.num_frames is None:
+    if sampling.fps is None and sampling.num_frames is None:
         leaves = [*stamps[1:], stamps[-1] + 1]
         return [n for n, t in enumerate(stamps) if t < end and leaves[n] > start]
-    count = pick.num_frames
-    if pick.fps is not None:
-        natural = -((start - end) * Fraction(pick.fps) // 1000)
-        count = max(min(natural, pick.max_frames or natural), pick.min_frames or 1)
+    natural = sampling.num_frames or -((start - end) * Fraction(sampling.fps) // 1000)
+    count = max(min(natural, sampling.max_frames or natural), sampling.min_frames or 1)
     step = (end - start) / count
-    if pick.fps is not None and count == natural:
-        step = 1000 / Fraction(pick.fps)
+    if sampling.num_frames is None and count == natural:
+        step = 1000 / Fraction(sampling.fps)
     moments = [start + k * step + Fraction(1, 2) for k in range(count)]
     return [sum(stamp <= moment for stamp in stamps) - 1 for moment in moments]
 
@@ -112,23 +118,28 @@ def on_screen(times: list[float], pick: Pick) -> list[int]:
 @pytest.mark.parametrize(("name", "times", "made"), FILMS, ids=[f[0] for f in FILMS])
 def test_timestamps_are_the_containers_own_in_a_film_of_uneven_rate(tmp_path, name, times, made):
     path = film(tmp_path / name, times, **made)
-    for pick in PICKS:
-        clip = read_clip(path, pick, size=SIZE)
-        taken = on_screen(times, pick)
-        assert numbers(clip.frames) == taken, pick
+    for sampling in SAMPLINGS:
+        clip = read_clip(path, sampling, size=SIZE)
+        taken = on_screen(times, sampling)
+        assert numbers(clip.frames) == taken, sampling
         # Containers round to milliseconds or finer.
         expected = [times[n] - times[0] for n in taken]
-        assert clip.seconds.tolist() == pytest.approx(expected, abs=1e-3), pick
+        assert clip.seconds.tolist() == pytest.approx(expected, abs=1e-3), sampling
     assert clip.frames.shape[1:] == (SIZE, SIZE, 3)
     assert clip.frames.dtype == np.uint8
 
 
 def test_the_length_of_a_film_bounds_what_no_end_was_asked_of(tmp_path):
     path = film(tmp_path / "film.mp4", EVEN)
-    assert numbers(read_clip(path, Pick(num_frames=4), size=SIZE).frames) == [0, 10, 20, 30]
-    every = read_clip(path, Pick(fps=20.0, max_frames=40), size=SIZE)
+    assert numbers(read_clip(path, FrameSampling(num_frames=4), size=SIZE).frames) == [
+        0,
+        10,
+        20,
+        30,
+    ]
+    every = read_clip(path, FrameSampling(fps=20.0, max_frames=40), size=SIZE)
     assert numbers(every.frames) == list(range(40))
-    last = read_clip(path, Pick(num_frames=3, start=3.7), size=SIZE)
+    last = read_clip(path, FrameSampling(num_frames=3, video_start=3.7), size=SIZE)
     assert numbers(last.frames) == [37, 38, 39]
 
 
@@ -139,16 +150,16 @@ def test_an_edit_list_that_skips_the_beginning_is_obeyed(tmp_path):
     clock = struct.unpack(">I", content[content.index(b"mdhd") + 16 :][:4])[0]
     edit = struct.pack(">Ii", length - 1200, begin + clock * 12 // 10)
     edited = content[:place] + edit + content[place + 8 :]
-    clip = read_clip(edited, Pick(), size=SIZE)
+    clip = read_clip(edited, FrameSampling(fps=None), size=SIZE)
     assert numbers(clip.frames) == list(range(12, 40))
     assert clip.seconds[0] == 0
-    part = read_clip(edited, Pick(fps=5.0, start=0.5, end=1.5), size=SIZE)
+    part = read_clip(edited, FrameSampling(fps=5.0, video_start=0.5, video_end=1.5), size=SIZE)
     assert numbers(part.frames) == [17, 19, 21, 23, 25]
 
 
 def test_the_native_rate_gives_every_frame_once_though_the_clock_rounds(tmp_path):
     path = film(tmp_path / "film.mkv", [k / 30 for k in range(36)])
-    assert numbers(read_video(path, fps=30.0, size=SIZE).frames) == list(range(36))
+    assert numbers(read_clip(path, FrameSampling(fps=30.0), size=SIZE).frames) == list(range(36))
 
 
 @pytest.mark.parametrize(
@@ -165,22 +176,25 @@ def test_a_part_has_the_frame_at_its_start_and_not_the_one_at_its_end(tmp_path, 
     whole = list(range(math.ceil(rate)))
     # Matroska's milliseconds put a third of these frames before their time and a third after it.
     for k, fps in product((1, 2, 3, 11, 22, 23), (None, float(rate))):
-        before, after = Pick(fps=fps, end=times[k]), Pick(fps=fps, start=times[k], end=1.0)
+        before, after = (
+            FrameSampling(fps=fps, video_end=times[k]),
+            FrameSampling(fps=fps, video_start=times[k], video_end=1.0),
+        )
         taken = [numbers(read_clip(path, part, size=SIZE).frames) for part in (before, after)]
         assert taken == [whole[:k], whole[k:]], (k, fps)
 
 
 def test_a_part_shorter_than_a_tick_is_the_frame_on_the_screen(tmp_path):
     path = film(tmp_path / "film.mkv", EVEN)
-    for asked in ({}, {"fps": 1.0}, {"num_frames": 1}):
-        pick = Pick(start=1.0, end=1.0002, **asked)
-        assert numbers(read_clip(path, pick, size=SIZE).frames) == [10], asked
+    for asked in ({"fps": None}, {"fps": 1.0}, {"num_frames": 1}):
+        sampling = FrameSampling(video_start=1.0, video_end=1.0002, **asked)
+        assert numbers(read_clip(path, sampling, size=SIZE).frames) == [10], asked
 
 
 def test_a_part_of_a_film_is_that_part_of_the_whole(tmp_path):
     path = film(tmp_path / "film.mp4", [k / 10 for k in range(40)])
-    whole = read_video(path, fps=5.0, size=SIZE)
-    part = read_video(path, fps=5.0, size=SIZE, start=1.8, end=3.0)
+    whole = read_clip(path, FrameSampling(fps=5.0), size=SIZE)
+    part = read_clip(path, FrameSampling(fps=5.0, video_start=1.8, video_end=3.0), size=SIZE)
     assert np.array_equal(part.frames, whole.frames[9:15])
     assert np.array_equal(part.seconds, whole.seconds[9:15])
 
@@ -207,7 +221,7 @@ def test_a_truncated_film_is_one_sentence(tmp_path, name, options):
 def test_a_truncated_gif_is_refused(tmp_path):
     path = tmp_path / "film.gif"
     write_animation(path, np.stack([paint(k) for k in range(9)]), 3.0)
-    assert numbers(read_video(path, fps=3.0, size=SIZE).frames)[:2] == [0, 1]
+    assert numbers(read_clip(path, FrameSampling(fps=3.0), size=SIZE).frames)[:2] == [0, 1]
     path.write_bytes(path.read_bytes()[:-40])
     assert "cut short" in refusal(path)
 
@@ -253,7 +267,7 @@ def test_every_limit_is_kept(tmp_path, limits, words):
 
 def test_too_many_frames_are_refused_before_they_are_decoded(tmp_path):
     path = film(tmp_path / "film.mp4", [k / 10 for k in range(30)])
-    stream = stream_clip(path, Pick(fps=1000.0), size=SIZE, limits=MediaLimits(frames=50))
+    stream = stream_clip(path, FrameSampling(fps=1000.0), size=SIZE, limits=MediaLimits(frames=50))
     with pytest.raises(InputError, match="lower the frame rate"):
         next(stream)
 
@@ -263,21 +277,20 @@ def test_too_many_frames_are_refused_before_they_are_decoded(tmp_path):
     [
         {"fps": 0.0},
         {"fps": float("nan")},
-        {"start": -1.0},
-        {"start": float("nan")},
-        {"end": 0.0},
-        {"start": 2.0, "end": 1.0},
-        {"end": float("inf")},
+        {"video_start": -1.0},
+        {"video_start": float("nan")},
+        {"video_end": 0.0},
+        {"video_start": 2.0, "video_end": 1.0},
+        {"video_end": float("inf")},
         {"num_frames": 0},
-        {"num_frames": 2, "fps": 1.0},
-        {"num_frames": 2, "max_frames": 3},
-        {"max_frames": 3},
+        {"fps": None, "max_frames": 3},
+        {"num_frames": 2, "min_frames": 3, "max_frames": 2},
         {"fps": 1.0, "min_frames": 3, "max_frames": 2},
     ],
 )
-def test_a_pick_without_meaning_is_refused(asked):
+def test_a_frame_sampling_without_meaning_is_refused(asked):
     with pytest.raises(InputError):
-        Pick(**asked)
+        FrameSampling(**asked)
 
 
 def test_a_size_without_meaning_is_refused(tmp_path):
@@ -288,10 +301,10 @@ def test_a_size_without_meaning_is_refused(tmp_path):
 def test_a_confined_process_cannot_open_write_or_connect():
     tries = """
 import importlib.util, os, socket, sys
-spec = importlib.util.spec_from_file_location("decoder", sys.argv[1])
-decoder = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(decoder)
-decoder.confine(memory=512 << 20, cpu_seconds=5)
+spec = importlib.util.spec_from_file_location("forkserver", sys.argv[1])
+forkserver = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(forkserver)
+forkserver.load_decoder().confine(memory=512 << 20, cpu_seconds=5)
 deeds = [
     lambda: open("/etc/hostname"),
     lambda: os.open(".", os.O_RDONLY),
@@ -305,7 +318,7 @@ for deed in deeds:
     except (OSError, MemoryError) as error:
         print(type(error).__name__)
 """
-    program = sys.modules["ringworld.media.decoder"].__file__
+    program = sandbox.PROGRAM
     done = subprocess.run(
         [sys.executable, "-I", "-c", tries, str(program)],
         capture_output=True,
@@ -325,7 +338,7 @@ def test_a_picture_is_turned_upright_by_its_exif(orientation):
     for kind in ("JPEG", "PNG", "WEBP"):
         file = io.BytesIO()
         held.save(file, kind, exif=exif)
-        clip = read_clip(file.getvalue(), Pick(num_frames=5), size=SIZE)
+        clip = read_clip(file.getvalue(), FrameSampling(num_frames=5), size=SIZE)
         assert numbers(clip.frames) == [0b0001_0011_0111_0010], kind
         assert clip.seconds.tolist() == [0.0]
 
@@ -350,7 +363,7 @@ def test_damaged_films_end_in_frames_or_one_sentence(tmp_path):
         for place in rng.integers(0, len(content), 40):
             content[place] = int(rng.integers(256))
         try:
-            clip = read_video(bytes(content), fps=2.0, size=SIZE)
+            clip = read_clip(bytes(content), FrameSampling(fps=2.0), size=SIZE)
             assert (np.diff(clip.seconds) >= 0).all()
         except InputError as error:
             assert str(error).startswith("The file ")
@@ -359,14 +372,14 @@ def test_damaged_films_end_in_frames_or_one_sentence(tmp_path):
 def test_a_killed_decoder_is_one_sentence_and_an_unwanted_one_ends(tmp_path):
     path = film(tmp_path / "film.mp4", [k / 10 for k in range(30)])
     assert decoders() == []
-    stream = stream_clip(path, Pick(fps=1000.0), size=512)
+    stream = stream_clip(path, FrameSampling(fps=1000.0), size=512)
     next(stream)
     (decoder,) = decoders()
     os.kill(decoder, signal.SIGKILL)
     with pytest.raises(InputError, match="is damaged"):
         for _ in stream:
             pass
-    other = stream_clip(path, Pick(fps=1000.0), size=512)
+    other = stream_clip(path, FrameSampling(fps=1000.0), size=512)
     next(other)
     assert len(decoders()) == 1
     other.close()
@@ -375,7 +388,7 @@ def test_a_killed_decoder_is_one_sentence_and_an_unwanted_one_ends(tmp_path):
 
 def test_every_file_has_a_process_of_its_own(tmp_path):
     path = film(tmp_path / "film.mp4", [k / 10 for k in range(30)])
-    streams = [stream_clip(path, Pick(fps=1000.0), size=256) for _ in range(3)]
+    streams = [stream_clip(path, FrameSampling(fps=1000.0), size=256) for _ in range(3)]
     first = [next(stream)[1].tolist() for stream in streams]
     assert first[0] == first[1] == first[2] and len(set(decoders())) == 3
     held = [os.readlink(f"/proc/{pid}/fd/{fd}") for pid in decoders() for fd in (0, 1, 2)]
@@ -384,27 +397,27 @@ def test_every_file_has_a_process_of_its_own(tmp_path):
         stream.close()
 
 
-def test_a_killed_warden_spoils_the_films_that_are_read_and_no_other(tmp_path):
+def test_a_killed_fork_server_spoils_the_films_that_are_read_and_no_other(tmp_path):
     path = film(tmp_path / "film.mp4", EVEN)
-    whole = read_clip(path, Pick(), size=SIZE)
-    stream = stream_clip(path, Pick(fps=1000.0), size=512)
+    whole = read_clip(path, FrameSampling(fps=None), size=SIZE)
+    stream = stream_clip(path, FrameSampling(fps=1000.0), size=512)
     next(stream)
-    (decoder,), before = decoders(), warden()
+    (decoder,), before = decoders(), fork_server()
     os.kill(before, signal.SIGKILL)
     os.kill(decoder, signal.SIGKILL)
     with pytest.raises(InputError, match="is damaged"):
         for _ in stream:
             pass
-    again = read_clip(path, Pick(), size=SIZE)
-    assert np.array_equal(again.frames, whole.frames) and warden() != before
+    again = read_clip(path, FrameSampling(fps=None), size=SIZE)
+    assert np.array_equal(again.frames, whole.frames) and fork_server() != before
 
 
-def test_a_warden_ends_with_who_started_it():
+def test_a_fork_server_ends_with_who_started_it():
     program = (
-        "import io, os; from PIL import Image; from ringworld.data.films import media, sandbox; "
+        "import io, os; from PIL import Image; from ringworld.media import clip, sandbox; "
         "file = io.BytesIO(); Image.new('RGB', (1, 1)).save(file, 'PNG'); "
-        "media.read_image(file.getvalue(), size=1); "
-        "print(sandbox.WARDENS.present.process.pid, flush=True); os.kill(os.getpid(), 9)"
+        "clip.read_image(file.getvalue(), size=1); "
+        "print(sandbox.FORK_SERVER.current.process.pid, flush=True); os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert done.returncode == -signal.SIGKILL
@@ -416,7 +429,7 @@ def test_a_warden_ends_with_who_started_it():
 
 def test_time_spent_on_the_frames_is_not_the_decoders(tmp_path, monkeypatch):
     path = film(tmp_path / "film.mp4", EVEN)
-    stream = stream_clip(path, Pick(), size=256, limits=MediaLimits(timeout=600.0))
+    stream = stream_clip(path, FrameSampling(fps=None), size=256, limits=MediaLimits(timeout=600.0))
     spent = [0.0]
     clock = time.monotonic
     monkeypatch.setattr(sandbox.time, "monotonic", lambda: clock() + sum(spent))
@@ -429,13 +442,13 @@ def test_the_centre_is_kept_and_the_shorter_side_fits(tmp_path):
     picture = np.zeros((48, 96, 3), np.uint8)
     picture[:, 24:72] = 255
     path = film(tmp_path / "film.mkv", [0.0, 0.5], picture=lambda _: picture)
-    frame = read_video(path, fps=1.0, size=48).frames[0]
+    frame = read_clip(path, FrameSampling(fps=1.0), size=48).frames[0]
     assert frame[:, 2:-2].min() > 200
-    whole = read_video(path, fps=1.0, size=24, columns=48).frames[0]
+    whole = read_clip(path, FrameSampling(fps=1.0), size=24, columns=48).frames[0]
     assert whole.shape == (24, 48, 3)
     assert whole[:, 14:-14].min() > 200 and whole[:, :10].max() < 55
     with pytest.raises(InputError, match="frame size"):
-        read_video(path, fps=1.0, size=24, columns=0)
+        read_clip(path, FrameSampling(fps=1.0), size=24, columns=0)
 
 
 def test_a_film_held_sideways_is_turned_upright(tmp_path):
@@ -447,7 +460,7 @@ def test_a_film_held_sideways_is_turned_upright(tmp_path):
     content = path.read_bytes()
     place = content.index(upright, content.index(b"tkhd"))
     turned = content[:place] + clockwise + content[place + len(upright) :]
-    frame = read_video(turned, fps=1.0, size=48).frames[0]
+    frame = read_clip(turned, FrameSampling(fps=1.0), size=48).frames[0]
     assert frame[:, 30:].min() > 200
     assert frame[:, :18].max() < 55
 
@@ -455,7 +468,12 @@ def test_a_film_held_sideways_is_turned_upright(tmp_path):
 def test_a_caller_hears_how_far_the_reading_is(tmp_path):
     path = film(tmp_path / "film.mp4", [k / 10 for k in range(30)])
     heard: list[tuple[float, float]] = []
-    read_video(path, fps=1.0, size=SIZE, on_frame=lambda at, length: heard.append((at, length)))
+    read_clip(
+        path,
+        FrameSampling(fps=1.0),
+        size=SIZE,
+        on_frame=lambda at, length: heard.append((at, length)),
+    )
     assert [at for at, _ in heard] == [0.0, 1.0, 2.0]
     assert all(length == pytest.approx(3.0, abs=0.15) for _, length in heard)
 
@@ -476,7 +494,7 @@ def test_a_picture_comes_through_the_same_door(tmp_path):
 def test_a_written_animation_reads_back(tmp_path, name):
     frames = np.stack([paint(k, 33) for k in range(6)])
     write_animation(tmp_path / name, frames, 5.0)
-    clip = read_video(tmp_path / name, fps=5.0, size=SIZE)
+    clip = read_clip(tmp_path / name, FrameSampling(fps=5.0), size=SIZE)
     assert clip.seconds.tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     assert numbers(clip.frames) == list(range(6))
     assert [file.name for file in tmp_path.iterdir()] == [name]

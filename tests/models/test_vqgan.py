@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ringworld.config import from_dict
 from ringworld.errors import InputError
 from ringworld.mesh import make_mesh, shard
 from ringworld.models import vqgan
@@ -23,7 +24,7 @@ from ringworld.models.vqgan import (
     specs,
 )
 from ringworld.params import abstract, count, init, paths
-from ringworld.weights.folder import fill, load_folder, make_config, save_folder
+from ringworld.weights.folder import fill, load_folder, save_folder
 
 TINY = VQGAN(size=16, channels=8, multipliers=(1, 2, 2), blocks=1, groups=4, codebook=32, width=8)
 encode = jax.jit(vqgan.encode, static_argnums=2)
@@ -179,7 +180,7 @@ def test_frames_of_another_size_are_refused(weights):
 def test_a_folder_gives_back_what_was_put_in(weights, tmp_path: Path):
     save_folder(tmp_path / "codec", "vqgan", TINY, weights, jnp.bfloat16)
     kind, fields, tensors = load_folder(tmp_path / "codec")
-    assert (kind, make_config(VQGAN, fields)) == ("vqgan", TINY)
+    assert (kind, from_dict(VQGAN, fields, "codec")) == ("vqgan", TINY)
     loaded = fill(specs(TINY), tensors, jnp.float32)
     for name, weight in paths(loaded).items():
         kept = np.asarray(paths(weights)[name]).astype(jnp.bfloat16).astype(np.float32)
@@ -226,7 +227,7 @@ def test_damaged_folders_are_refused(weights, tmp_path: Path):
 
 
 def test_unknown_and_missing_fields_are_refused():
-    with pytest.raises(InputError, match="unknown field colour"):
-        make_config(VQGAN, {"colour": 1})
-    with pytest.raises(InputError, match="lacks the field blocks"):
-        make_config(VQGAN, {"size": 64})
+    with pytest.raises(InputError, match="codec has the unknown key colour"):
+        from_dict(VQGAN, {"colour": 1}, "codec")
+    with pytest.raises(InputError, match="codec lacks the key channels"):
+        from_dict(VQGAN, {"size": 64}, "codec")

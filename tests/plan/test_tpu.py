@@ -14,10 +14,11 @@ from lwm_7b import LWM_7B
 from ringworld.attention import attend
 from ringworld.attention.mask import Where
 from ringworld.errors import InputError
-from ringworld.mesh import RULES, MeshShape, Rules, named_sharding
+from ringworld.mesh import RULES, Rules, named_sharding
 from ringworld.models.llama import Llama
 from ringworld.models.world import World
 from ringworld.plan.aot import Report, compile_step, describe_mesh, report
+from ringworld.settings import MeshShape
 from ringworld.vocab import Vocabulary
 
 needs_libtpu = pytest.mark.skipif(

@@ -13,7 +13,7 @@ from PIL import Image
 from ringworld.errors import InputError
 from ringworld.files import alone_in
 from ringworld.media.clip import read_clip, write_animation
-from ringworld.media.sampling import Pick
+from ringworld.media.sampling import FrameSampling
 from ringworld.recipes import pictures
 from ringworld.recipes.pictures import (
     Pictures,
@@ -58,7 +58,7 @@ def test_frames_are_those_of_the_files_and_are_decoded_once(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = read(folder, tmp_path / "cache")
-    film = read_clip(folder / "b" / "film.mp4", Pick(fps=1.0), size=16, columns=20).frames
+    film = read_clip(folder / "b" / "film.mp4", FrameSampling(fps=1.0), size=16, columns=20).frames
     wanted = np.concatenate([STILLS[:2], film, STILLS[2:]])
     np.testing.assert_array_equal(found.frames, wanted)
     assert isinstance(found.frames, np.memmap)
@@ -71,7 +71,7 @@ def test_frames_are_those_of_the_files_and_are_decoded_once(
 
 
 def test_of_a_film_the_picked_moments_are_taken(folder: Path, tmp_path: Path) -> None:
-    windows = replace(WINDOWS, pick=Pick(num_frames=2))
+    windows = replace(WINDOWS, sampling=FrameSampling(num_frames=2))
     assert len(read(folder, tmp_path / "cache", windows).frames) == 3 + 2
 
 

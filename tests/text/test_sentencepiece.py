@@ -1,25 +1,22 @@
 """SentencePiece: the ids that its own library gives, and one sentence for what is no model."""
 
 import random
-import struct
-from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
 import pytest
+from sentencepiece_files import BYTES, JOINED, LETTERS, RESERVED, SMALL, make_model, message
 
 from ringworld.errors import InputError
 from ringworld.text.sentencepiece import (
     BPE,
-    BYTE,
     CONTROL,
     NORMAL,
     UNIGRAM,
-    UNKNOWN,
     load_sentencepiece,
     read_sentencepiece,
 )
-from ringworld.text.tokenizer import Tokenizer, Typist
+from ringworld.text.tokenizer import Detokenizer, Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIED = [
@@ -40,45 +37,8 @@ VARIED = [
 ]
 
 
-def varint(value: int) -> bytes:
-    out = b""
-    while value > 0x7F:
-        out, value = out + bytes([value & 0x7F | 0x80]), value >> 7
-    return out + bytes([value])
-
-
-def message(number: int, body: bytes) -> bytes:
-    return varint(number << 3 | 2) + varint(len(body)) + body
-
-
-def make_model(pieces: Sequence[tuple[str, float, int]], kind: int, **rules: int) -> bytes:
-    """A model file; `rules` are the fields 3, 4 and 5 of the normalizer."""
-    parts = [
-        message(
-            1,
-            message(1, text.encode())
-            + varint(2 << 3 | 5)
-            + struct.pack("<f", score)
-            + varint(3 << 3)
-            + varint(what),
-        )
-        for text, score, what in pieces
-    ]
-    trainer = varint(3 << 3) + varint(kind)
-    named = {"dummy": 3, "fold": 4, "escape": 5}
-    normalizer = b"".join(varint(named[name] << 3) + varint(on) for name, on in rules.items())
-    return b"".join([*parts, message(2, trainer), message(3, normalizer)])
-
-
-RESERVED = [("<unk>", 0.0, UNKNOWN), ("<s>", 0.0, CONTROL), ("</s>", 0.0, CONTROL)]
-BYTES = [(f"<0x{i:02X}>", 0.0, BYTE) for i in range(256)]
-LETTERS = [(letter, -100.0 - i, NORMAL) for i, letter in enumerate("▁abcs<>/")]
-JOINED = [("ab", -1.0, NORMAL), ("bc", -2.0, NORMAL), ("abc", -3.0, NORMAL), ("▁a", -4.0, NORMAL)]
-SMALL = make_model([*RESERVED, *BYTES, *JOINED, *LETTERS], BPE, fold=0)
-
-
 def spell(tokenizer: Tokenizer, written: str) -> list[str | None]:
-    return [tokenizer.bpe.id_to_token(i) for i in tokenizer.encode(written)]
+    return [tokenizer.backend.id_to_token(i) for i in tokenizer.encode(written)]
 
 
 def test_the_best_pair_is_joined_first_and_what_is_unknown_becomes_bytes() -> None:
@@ -108,9 +68,9 @@ def test_it_names_its_ends_and_gives_back_what_was_written() -> None:
     assert tokenizer.encode_spelled("<s>ab")[0] == 1
     for written in (*VARIED[:9], " a", "  ", "é🙂"):
         assert tokenizer.decode(tokenizer.encode(written)) == written
-    typist, typed = Typist(tokenizer), ""
+    detokenizer, typed = Detokenizer(tokenizer), ""
     for i in tokenizer.encode("ab é🙂 abc"):
-        piece = typist.type([i])
+        piece = detokenizer.add([i])
         assert "\ufffd" not in piece
         typed += piece
     assert typed == "ab é🙂 abc"
@@ -207,6 +167,6 @@ def test_a_file_that_is_missing_or_too_large_is_one_sentence(
         load_sentencepiece(tmp_path / "tokenizer.model")
     (tmp_path / "tokenizer.model").write_bytes(SMALL)
     assert load_sentencepiece(tmp_path / "tokenizer.model").bos == 1
-    monkeypatch.setattr("ringworld.text.sentencepiece.LARGEST_FILE", 100)
+    monkeypatch.setattr("ringworld.text.sentencepiece.LARGEST_MODEL", 100)
     with pytest.raises(InputError, match="and a tokenizer.model at most 100"):
         load_sentencepiece(tmp_path / "tokenizer.model")

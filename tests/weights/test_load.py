@@ -56,7 +56,7 @@ def learn(model: Model) -> tuple[jax.Array, Any]:
     rows = {name: shard(jnp.asarray(x), "batch", "seq") for name, x in columns().items()}
     batch = Batch(**rows)
     step = jax.jit(jax.value_and_grad(lambda w: loss(w, batch, model.config, 0.0)[0]))
-    return jax.device_get(step(model.placed()))
+    return jax.device_get(step(model.sharded_weights()))
 
 
 def columns() -> dict[str, np.ndarray]:
@@ -255,9 +255,32 @@ REFUSED_CONFIGS = [
     ({"vision": 3}, "vision"),
     ({"ringworld": {"text": 0}}, "how many rows"),
     (
-        {"model_type": "qwen2", "sliding_window": 5, "use_sliding_window": True},
-        "some layers a window",
+        {
+            "model_type": "qwen2",
+            "sliding_window": 5,
+            "use_sliding_window": True,
+            "max_window_layers": 1,
+        },
+        "gives 1 of 2 layers a sliding window and the others none",
     ),
+    ({"layer_types": ["sliding_attention"] * 2}, "layer_types that a model of type llama"),
+    ({"layer_types": ["full_attention"]}, "layer_types that a model of type llama"),
+    (
+        {"model_type": "mistral", "sliding_window": 5, "layer_types": ["full_attention"] * 2},
+        "layer_types that a model of type mistral",
+    ),
+    (
+        {"model_type": "qwen3", "head_dim": 8, "layer_types": ["sliding_attention"] * 2},
+        "layer_types that a model of type qwen3",
+    ),
+    ({"is_causal": False}, "is_causal to False"),
+    ({"rope_scaling": {"partial_rotary_factor": 0.5}}, "a part of each head only, 0.5 of it"),
+    ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "full_attention layers alone"),
+    (
+        {"rope_scaling": {"type": "yarn", "factor": 2.0, "attention_factor": 1.2}},
+        "the rule yarn with attention_factor",
+    ),
+    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "the rule linear, which"),
 ]
 
 
@@ -273,21 +296,27 @@ def test_a_config_that_does_not_fit_is_refused_in_one_sentence(
 
 OUR_WRONG = [
     ({"kind": "car"}, "holds a car, not a world model"),
-    ({"wings": 2}, "unknown field wings"),
-    ({"tied": "yes"}, "the field tied of config.json is 'yes', which it cannot be"),
-    ({"llama": [1]}, "no object llama"),
+    ({"wings": 2}, "unknown key wings"),
+    ({"tied": "yes"}, "config.json: tied must be true or false, not 'yes'"),
+    ({"llama": [1]}, "config.json: llama is not a table"),
     (
         {"llama.mlp": 40},
         r"w_gate has the shape \(2, 32, 48\) and the config asks for \(2, 32, 40\)",
     ),
-    ({"llama.mlp": "many"}, "the field mlp of config.json is 'many', which it cannot be"),
-    ({"llama.mlp": True}, "the field mlp of config.json is True, which it cannot be"),
-    ({"llama.layers": -1}, "the field layers of config.json is -1: make it 1 or more"),
-    ({"llama.kv_heads": 0}, "the field kv_heads of config.json is 0: make it 1 or more"),
-    ({"llama.dtype": "int3"}, "the field dtype of config.json is 'int3'"),
-    ({"llama.rope_theta": 0.5}, "the field rope_theta of config.json is 0.5: RoPE's base"),
-    ({"llama.rope_theta": float("nan")}, "the field rope_theta of config.json is nan"),
-    ({"vocabulary.text": "x"}, "the field text of config.json is 'x', which it cannot be"),
+    ({"llama.mlp": "many"}, "config.json: llama: mlp must be a whole number, not 'many'"),
+    ({"llama.mlp": True}, "config.json: llama: mlp must be a whole number, not True"),
+    ({"llama.layers": -1}, "config.json: llama: layers is -1: make it 1 or more"),
+    ({"llama.kv_heads": 0}, "config.json: llama: kv_heads is 0: make it 1 or more"),
+    (
+        {"llama.dtype": "int3"},
+        "config.json: llama: dtype must be one of float32, bfloat16, not 'int3'",
+    ),
+    ({"llama.rope_theta": 0.5}, "config.json: llama: rope_theta is 0.5: RoPE needs a base above 1"),
+    (
+        {"llama.rope_theta": float("nan")},
+        "config.json: llama: rope_theta must be a number, not nan",
+    ),
+    ({"vocabulary.text": "x"}, "config.json: vocabulary: text must be a whole number, not 'x'"),
 ]
 
 
@@ -309,6 +338,63 @@ def test_a_config_of_ours_that_does_not_fit_is_refused_on_its_way_in_and_out(
     with pytest.raises(InputError, match=said):
         convert(tmp_path / "ours", tmp_path / "out", None, lambda told: None)
     assert not (tmp_path / "out").exists()
+
+
+NO_WINDOW = [
+    {"model_type": "mistral", "sliding_window": None},
+    {"model_type": "mistral", "sliding_window": 128},
+    {"sliding_window": 64},
+    {"sliding_window": 64, "use_sliding_window": True},
+    {"sliding_window": 64, "max_window_layers": 0},
+    *(
+        {"model_type": kind, "head_dim": 8, **more}
+        for kind in ("qwen2", "qwen3")
+        for more in (
+            {"sliding_window": 64, "max_window_layers": 0},
+            {"sliding_window": 64},
+            {},
+            {"sliding_window": 64, "use_sliding_window": True},  # from layer 28 on
+            {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 2},
+            {
+                "sliding_window": 64,
+                "use_sliding_window": True,
+                "max_window_layers": 0,
+                "layer_types": ["full_attention"] * 2,
+            },
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("fields", NO_WINDOW, ids=str)
+def test_a_window_that_transformers_does_not_use_is_none(fields: dict[str, Any]):
+    assert read_world(CONFIG | fields).llama.window is None
+
+
+def test_a_window_is_read_where_transformers_has_one():
+    qwen = {"model_type": "qwen3", "head_dim": 8, "sliding_window": 64, "use_sliding_window": True}
+    for fields in (
+        {"model_type": "mistral", "sliding_window": 64, "use_sliding_window": False},
+        qwen | {"max_window_layers": 0},
+        qwen | {"layer_types": ["sliding_attention"] * 2},
+    ):
+        assert read_world(CONFIG | fields).llama.window == 64
+    assert read_world(CONFIG | {"model_type": "mistral"}).llama.window is None  # 4096 of 128
+    long = read_world(CONFIG | {"model_type": "mistral", "max_position_embeddings": 8192})
+    assert long.llama.window == 4096
+
+
+def test_an_absent_field_is_what_transformers_takes():
+    bare = {name: value for name, value in CONFIG.items() if not name.endswith("_token_id")}
+    words = read_world(bare).vocabulary
+    assert (words.bos, words.eos) == (1, 2)
+    null = read_world(bare | {"bos_token_id": None, "eos_token_id": None}).vocabulary
+    assert (null.bos, null.eos) == (-1, -1)
+    qwen = read_world(bare | {"model_type": "qwen3"})
+    assert (qwen.llama.head_width, qwen.vocabulary.bos, qwen.tied) == (128, -1, False)
+    assert read_world(bare | {"head_dim": None}).llama.head_width == 8
+    yarn = {"type": "yarn", "original_max_position_embeddings": 32}
+    assert read_world(bare | {"rope_scaling": yarn}).llama.rope_scaling.factor == 4
 
 
 def header(entries: Any, data: bytes = b"") -> bytes:

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from ringworld.data.corpora.encoding import wrap
+from ringworld.data.corpora.encoding import wrap_frames
 from ringworld.data.corpora.spec import Fields
 from ringworld.data.example import Example, join, text
 from ringworld.errors import InputError
@@ -43,28 +43,30 @@ def make_fields(
     row: Mapping[str, Any], line: int, rules: Fields, tokenizer: Tokenizer, vocabulary: Vocabulary
 ) -> Example:
     """The example of row `line`, from 1. Raises InputError when it does not fit the rules."""
-    parts = [text([tokenizer.bos], 0.0)] if rules.add_bos_token else []
+    parts = [text(tokenizer.bos_ids, 0.0)] if rules.add_bos_token else []
     for number, field in enumerate(choose(row, line, rules).split(",")):
         given = field.startswith("[") and field.endswith("]")
         weight = 0.0 if given else 1.0
         name = field[1:-1] if given else field
-        special = {"<|bos|>": tokenizer.bos, "<|eos|>": tokenizer.eos}
+        special = {"<|bos|>": tokenizer.bos_ids, "<|eos|>": [tokenizer.eos]}
         if name in special:
-            parts.append(text([special[name]], weight))
+            parts.append(text(special[name], weight))
             continue
         pieces = list(read_part(row, name, rules.subfield_separator))
         if number == 0 and isinstance(pieces[0], str):
             written = rules.prepend_text + pieces[0]
             if written.startswith(BOS):
                 written = written.removeprefix(BOS).removeprefix(" ")
-                parts = [text([tokenizer.bos], 0.0)]
+                parts = [text(tokenizer.bos_ids, 0.0)]
             pieces[0] = written
         for piece in pieces:
             if isinstance(piece, str):
                 parts.append(text(tokenizer.encode(piece), weight))
             else:
                 codes = make_frames(piece, name, rules.max_n_frames, vocabulary)
-                parts.append(wrap(codes, tokenizer, vocabulary, around=weight, inside=weight))
+                parts.append(
+                    wrap_frames(codes, tokenizer, vocabulary, around=weight, inside=weight)
+                )
     if rules.add_eos_token:
         parts.append(text([tokenizer.eos], 1.0))
     return join(parts)

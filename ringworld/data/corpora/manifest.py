@@ -1,20 +1,29 @@
-"""What a folder of shards says of itself: counts, hashes, and whose ids its tokens are."""
+"""The manifest of a folder of shards: counts, hashes, tokenizer and codec, films and pictures.
+
+Texts and tables are hashed before a build begins. Films and pictures are hashed as they are read,
+and noted beside the shard, in `NAME-00000.media.json`; a build that is run again compares them, so
+that no shard of a film that has changed is kept.
+"""
 
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ringworld.config import plainly, strictly
+from ringworld.config import from_dict
+from ringworld.data.corpora.reader import Input, Partition
 from ringworld.errors import InputError
-from ringworld.files import whole
+from ringworld.files import hash_file, whole
+from ringworld.text.load import load_tokenizer, read_tokenizer
 from ringworld.vocab import Vocabulary
 
 MANIFEST = "manifest.json"
 REPORT = "report.json"
 SCHEMA_VERSION = 1
+NO_TOKEN = -1  # what stands for the first token of a tokenizer that has none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +42,9 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerNote:
-    """Which tokenizer made the text ids."""
+    """Which tokenizer made the text ids: the sha256 of its tokenizer.json, its number of ids, and
+    the ids of the tokens before a text (-1 for none) and after it.
+    """
 
     sha256: str
     size: int
@@ -43,7 +54,7 @@ class TokenizerNote:
 
 @dataclass(frozen=True, kw_only=True)
 class CodecNote:
-    """Which codec made the codes."""
+    """Which codec made the codes: its hash, frame size in pixels, codebook, codes of a frame."""
 
     sha256: str
     size: int
@@ -95,6 +106,20 @@ class Manifest:
         return make_vocabulary(self.tokenizer, self.codec)
 
 
+def note_tokenizer(path: Path) -> TokenizerNote:
+    """What the manifest says of the tokenizer at `path`, a model folder or a file.
+
+    Raises InputError when it is missing or broken, or has no token that ends a text.
+    """
+    tokenizer, data = load_tokenizer(path), read_tokenizer(path) or b""
+    return TokenizerNote(
+        sha256=hashlib.sha256(data).hexdigest(),
+        size=tokenizer.size,
+        bos=tokenizer.bos_ids[0] if tokenizer.bos_ids else NO_TOKEN,
+        eos=tokenizer.eos,
+    )
+
+
 def make_vocabulary(tokenizer: TokenizerNote, codec: CodecNote | None) -> Vocabulary:
     """The vocabulary of a tokenizer and a codec, as small as it can be."""
     return Vocabulary(
@@ -107,7 +132,7 @@ def make_vocabulary(tokenizer: TokenizerNote, codec: CodecNote | None) -> Vocabu
     )
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_shard_manifest(folder: Path) -> Manifest:
     """The manifest of a folder of shards.
 
     Raises InputError when there is none, it is not whole, its counts contradict each other, or it
@@ -124,7 +149,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} has the schema {table.get('schema')} and this program reads "
             f"{SCHEMA_VERSION}: build the shards again"
         )
-    manifest = strictly(Manifest, table, str(path))
+    manifest = from_dict(Manifest, table, str(path))
     if any(Path(shard.file).name != shard.file for shard in manifest.shards):
         raise InputError(f"{path} names a file of another folder: build the shards again")
     total = sum((shard.counts for shard in manifest.shards), Counts())
@@ -152,16 +177,7 @@ def read_json(path: Path) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """A dataclass as JSON, whole or not at all; the same value gives the same bytes."""
     with whole(path) as draft:
-        draft.write_text(json.dumps(plainly(value), indent=1) + "\n", "utf-8")
-
-
-def hash_file(path: Path) -> str:
-    """The sha256 of a file. Raises InputError when it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: check the path") from error
+        draft.write_text(json.dumps(asdict(value), indent=1) + "\n", "utf-8")
 
 
 def hash_codec(folder: Path) -> str:
@@ -172,3 +188,57 @@ def hash_codec(folder: Path) -> str:
     weights = sorted(path.name for path in folder.glob("*.safetensors"))
     lines = [f"{name} {hash_file(folder / name)}\n" for name in ("config.json", *weights)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+# ---- films and pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaNote:
+    """The films and pictures that the rows of a partition show, bad rows included."""
+
+    media: tuple[Input, ...]
+
+
+def hash_media(path: Path, folder: Path) -> Input:
+    """What a file is now; its path is that from the spec's folder, where it lies in it."""
+    inside = path.is_relative_to(folder)
+    name = (path.relative_to(folder) if inside else path).as_posix()
+    return Input(file=name, sha256=hash_file(path))
+
+
+def write_media(out: Path, partition: Partition, media: Iterable[Input]) -> None:
+    """Note what was read for a partition, whole or not at all."""
+    note = MediaNote(media=tuple(sorted(media, key=lambda one: one.file)))
+    write_json(media_path(out, partition), note)
+
+
+def media_path(out: Path, partition: Partition) -> Path:
+    """Where the media of a partition are noted."""
+    return (out / partition.shard).with_suffix(".media.json")
+
+
+def check_media(out: Path, folder: Path, partitions: Sequence[Partition], workers: int) -> None:
+    """Compare the films and pictures of these partitions with what was read, `workers` at a time.
+
+    Raises InputError for the first that is another or is gone.
+    """
+    read: dict[str, str] = {}
+    for path in (media_path(out, partition) for partition in partitions):
+        if path.exists():
+            note = from_dict(MediaNote, read_json(path), str(path))
+            read |= {one.file: one.sha256 for one in note.media}
+    with ThreadPoolExecutor(workers) as pool:
+        for file, found in zip(
+            read, pool.map(lambda name: _hash(folder / name), read), strict=True
+        ):
+            if found != read[file]:
+                raise InputError(
+                    f"{file} is not what it was when {out} was built from it: put it back, or "
+                    "build in another folder"
+                )
+
+
+def _hash(path: Path) -> str:
+    """The sha256 of a file, or nothing when it is gone."""
+    return hash_file(path) if path.is_file() else ""

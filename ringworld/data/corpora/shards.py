@@ -34,20 +34,19 @@ from ringworld.data.corpora.manifest import (
     Manifest,
     ShardNote,
     hash_codec,
-    hash_file,
-    read_manifest,
+    note_tokenizer,
+    read_shard_manifest,
 )
 from ringworld.data.example import Example
 from ringworld.errors import InputError
-from ringworld.files import whole
-from ringworld.text.tokenizer import load_tokenizer
+from ringworld.files import hash_file, whole
 
 # Tokens that are collected before they are written: 4 MiB, whatever the length of the shard.
 BATCH_TOKENS = 1 << 20
 # Readers that are kept open; each is a mapping, a file and some kilobytes.
 OPEN_SHARDS = 64
-KIND = b"ringworld tokens 1"
-SCHEMA = pa.schema(
+RECORD_KIND = b"ringworld tokens 1"
+RECORD_SCHEMA = pa.schema(
     [
         ("tokens", pa.list_(pa.int32())),
         ("runs", pa.list_(pa.int32())),
@@ -56,7 +55,7 @@ SCHEMA = pa.schema(
         ("seconds", pa.list_(pa.float64())),
         ("origin", pa.utf8()),
     ],
-    metadata={b"kind": KIND},
+    metadata={b"kind": RECORD_KIND},
 )
 
 
@@ -98,7 +97,7 @@ def write_shard(path: Path, records: Iterable[Record]) -> Counts:
     The same records give the same bytes. Raises InputError when the disk is full or fails.
     """
     counts, held, tokens = Counts(), list[Record](), 0
-    with whole(path) as draft, pa.ipc.new_file(str(draft), SCHEMA) as file:
+    with whole(path) as draft, pa.ipc.new_file(str(draft), RECORD_SCHEMA) as file:
         for record in records:
             held.append(record)
             tokens += len(record.example)
@@ -148,7 +147,7 @@ def _batch(records: Sequence[Record]) -> tuple[pa.RecordBatch, Counts]:
         vision=int(vision.sum()),
         learned=int(np.count_nonzero(weights)),
     )
-    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA), counts
+    return pa.RecordBatch.from_arrays(columns, schema=RECORD_SCHEMA), counts
 
 
 def _lists(
@@ -181,7 +180,7 @@ class Shards(Sequence[Example]):
     def __init__(self, folder: Path) -> None:
         """Open a folder. Raises InputError when it is no data, or a file is missing or cut."""
         self.folder = Path(folder)
-        self.manifest: Manifest = read_manifest(self.folder)
+        self.manifest: Manifest = read_shard_manifest(self.folder)
         for shard in self.manifest.shards:
             _check_size(self.folder / shard.file, shard)
         counts = [shard.counts.examples for shard in self.manifest.shards]
@@ -260,8 +259,8 @@ class Shards(Sequence[Example]):
         """
         made = self.manifest
         self.check_tokenizer(tokenizer)
-        words = load_tokenizer(tokenizer)
-        if (words.bos, words.eos) != (made.tokenizer.bos, made.tokenizer.eos):
+        note = note_tokenizer(tokenizer)
+        if (note.bos, note.eos) != (made.tokenizer.bos, made.tokenizer.eos):
             raise InputError(
                 f"{self.folder} begins and ends texts otherwise than the names beside {tokenizer} "
                 "say: build it again with this one, or train a model that has its own"
@@ -276,7 +275,7 @@ class Shards(Sequence[Example]):
 
     def check_tokenizer(self, tokenizer: Path) -> None:
         """Raise InputError unless the shards were made with this tokenizer."""
-        if hash_file(tokenizer) != self.manifest.tokenizer.sha256:
+        if note_tokenizer(tokenizer).sha256 != self.manifest.tokenizer.sha256:
             raise InputError(
                 f"{self.folder} was made with another tokenizer than {tokenizer}: build it again "
                 "with this one, or train a model that has its own"
@@ -344,7 +343,7 @@ def _open_shard(path: Path, shard: ShardNote) -> list[Columns]:
         batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         for batch in batches:
             batch.validate(full=True)
-        if not reader.schema.equals(SCHEMA, check_metadata=True) or any(
+        if not reader.schema.equals(RECORD_SCHEMA, check_metadata=True) or any(
             column.null_count for batch in batches for column in batch.columns
         ):
             raise ValueError("another schema")
@@ -354,7 +353,7 @@ def _open_shard(path: Path, shard: ShardNote) -> list[Columns]:
 
 
 def _map(batch: pa.RecordBatch) -> Columns:
-    lists = {name: batch.column(name) for name in SCHEMA.names if name != "origin"}
+    lists = {name: batch.column(name) for name in RECORD_SCHEMA.names if name != "origin"}
     return Columns(
         values={name: own.values.to_numpy(zero_copy_only=True) for name, own in lists.items()},
         starts={name: own.offsets.to_numpy() for name, own in lists.items()},

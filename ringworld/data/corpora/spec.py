@@ -16,21 +16,21 @@
 Paths are those of the spec's folder. docs/data.md tells every key.
 """
 
-import math
 import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ringworld.config import strictly
+from ringworld.config import from_dict
 from ringworld.errors import InputError
+from ringworld.media.sampling import FrameSampling
 
 # Rows of the input that make one shard, and that a killed worker costs. A thousand captions of
 # thirty frames are 8 M tokens of LWM's, 35 MB.
 ROWS_PER_SHARD = 1000
 
-Order = Literal["text-vision", "vision-text", "vision"]
+CaptionOrder = Literal["text-vision", "vision-text", "vision"]
 ChatOrder = Literal["as-written", "text-vision", "vision-text"]
 
 
@@ -54,39 +54,6 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """Which frames of a film are taken, by the container's clock.
-
-    `fps` a second from `video_start` to `video_end`; where these would be more than `max_frames` or
-    fewer than `min_frames`, so many evenly spread. `num_frames` takes that many, evenly spread,
-    whatever the film's length and the other three.
-    """
-
-    fps: float = 1.0
-    num_frames: int | None = None
-    min_frames: int | None = None
-    max_frames: int | None = None
-    video_start: float = 0.0
-    video_end: float | None = None
-
-    def __post_init__(self) -> None:
-        counts = (self.num_frames, self.min_frames, self.max_frames)
-        if not 0 < self.fps < math.inf or any(n is not None and n < 1 for n in counts):
-            raise InputError("fps and numbers of frames must be above 0: raise the one that is not")
-        low, high = self.min_frames, self.max_frames
-        if low is not None and high is not None and low > high:
-            raise InputError(f"min_frames {low} is over max_frames {high}: swap them")
-        end = math.inf if self.video_end is None else self.video_end
-        if self.video_end == math.inf:
-            raise InputError("video_end is no number of seconds: leave it out for the film's end")
-        if not 0 <= self.video_start < end:
-            raise InputError(
-                f"a film from second {self.video_start:g} to {end:g} is none: give a start of at "
-                "least 0 and an end after it"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
 class Text(Source):
     """A folder of text files, each a document, every token learned."""
 
@@ -101,7 +68,7 @@ class Documents(Source):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chat(Source, Sampling):
+class Chat(Source, FrameSampling):
     """JSONL or Parquet of talks in any of the three common dialects; answers are learned.
 
     `orders` is what a question about a picture or a film puts first, one drawn for each row;
@@ -116,7 +83,7 @@ class Chat(Source, Sampling):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Captions(Source, Sampling):
+class Captions(Source, FrameSampling):
     """JSONL or Parquet of a picture or a film and its caption.
 
     `orders` are the forms, one drawn for each row: "text-vision" learns to draw the caption,
@@ -125,7 +92,7 @@ class Captions(Source, Sampling):
     """
 
     caption: str = "caption"
-    orders: tuple[Order, ...] = ("text-vision", "vision-text")
+    orders: tuple[CaptionOrder, ...] = ("text-vision", "vision-text")
     every_order: bool = False
 
     def __post_init__(self) -> None:
@@ -216,11 +183,11 @@ def read_spec(path: Path) -> Spec:
         raise InputError(f"{path}:{line}: this is not UTF-8: write the spec as UTF-8") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as TOML ({error}): correct it") from error
-    return strictly(Spec, table, str(path))
+    return from_dict(Spec, table, str(path))
 
 
 def _check_media(source: Chat | Captions, orders: tuple[str, ...]) -> None:
     Source.__post_init__(source)
-    Sampling.__post_init__(source)
+    FrameSampling.__post_init__(source)
     if not orders:
         raise InputError(f"{source.name} names no order: give one or more")

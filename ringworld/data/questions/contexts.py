@@ -38,13 +38,13 @@ class Context:
         return len(self.example) + TEMPLATE_ROOM * len(self.pairs)
 
 
-def put_together(verdicts: Iterable[Verdict], most: int, tokenizer: Tokenizer) -> Iterator[Context]:
+def group_chunks(verdicts: Iterable[Verdict], most: int, tokenizer: Tokenizer) -> Iterator[Context]:
     """The chunks of one document in as few contexts of at most `most` tokens as their order allows.
 
     Every chunk is in one context, asked about or not. A document is never joined with another: a
     short one is a short context, which packing puts beside others.
     """
-    opening = len(tokenizer.encode(f"{SYSTEM} USER: ")) + 1
+    opening = len(tokenizer.bos_ids) + len(tokenizer.encode(f"{SYSTEM} USER: "))
     held: list[Verdict] = []
     costs: list[int] = []
     for verdict in verdicts:

@@ -1,0 +1,24 @@
+"""What a long task reports on the way: lines of text, and a bar in a terminal."""
+
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.progress import Progress, ProgressColumn, TimeRemainingColumn
+
+Announce = Callable[[str], None]
+"""Takes one line of text for the person who started the task."""
+
+
+def make_progress(*columns: ProgressColumn, transient: bool = False) -> Progress:
+    """A progress bar on standard error with the time left in its last column.
+
+    It shows nothing where standard error is no terminal. A `transient` bar is erased at its end.
+    """
+    console = Console(stderr=True)
+    return Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=transient,
+        disable=not console.is_terminal,
+    )

@@ -1,0 +1,61 @@
+"""Settings that several commands share. Plain dataclasses: importing them does not import JAX."""
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from ringworld.errors import InputError
+
+WeightAxis = Literal["fsdp", "seq"]
+# How RoPE is changed for a context beyond the trained one: see `models.context_extension`.
+Extension = Literal["theta", "ntk", "yarn", "plain"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshShape:
+    """The number of devices along each mesh axis."""
+
+    data: int = 1
+    """devices that divide the batch"""
+    fsdp: int = 1
+    """devices that divide the batch and the weights"""
+    seq: int = 1
+    """devices that divide the sequence: the ring"""
+    tensor: int = 1
+    """devices that divide heads, MLP features and the vocabulary"""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) < 1:
+                raise InputError(f"mesh axis {field.name} must be at least 1: set it to 1 or more")
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """The four sizes in the order of `mesh.AXES`."""
+        return (self.data, self.fsdp, self.seq, self.tensor)
+
+    @property
+    def devices(self) -> int:
+        """The number of devices that the mesh needs."""
+        return self.data * self.fsdp * self.seq * self.tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen from the logits.
+
+    Raises InputError for a negative temperature or top_k, or a top_p outside (0, 1].
+    """
+
+    temperature: float = 0.0
+    """divides the logits before sampling; at 0 the likeliest token is taken (greedy decoding)"""
+    top_k: int = 0
+    """sample from this many of the likeliest tokens; 0 for all of them"""
+    top_p: float = 1.0
+    """sample from the fewest tokens whose probabilities add up to this; 1 for all of them"""
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise InputError(
+                f"temperature {self.temperature}, top_k {self.top_k} and top_p {self.top_p} cannot "
+                "be sampled with: use temperature and top_k from 0 up and top_p in (0, 1]"
+            )
