@@ -249,5 +249,5 @@ def test_every_command_of_the_data_page_runs(
     assert len(rows) == 2 and any("3 examples" in line for line in said)
     assert Path("tokens.html").exists() and "films.jsonl:2" in capsys.readouterr().out
     assert len(Path("runs/films/stage/metrics.jsonl").read_text().splitlines()) == 3
-    assert Path("runs/films/model/model.safetensors").exists()
+    assert Path("runs/films/stage/model/model.safetensors").exists()
     assert Path("runs/mixed/model/model.safetensors").exists()

@@ -124,10 +124,10 @@ def test_a_stage_of_mixed_sources_goes_on_as_if_never_stopped(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(checkpoint.Checkpoints, "save", stopped)
         train("stopped")
-    stopped_at = (tmp_path / "stopped" / "stage" / LEDGER).read_text()
+    stopped_at = (tmp_path / "stopped" / "stage" / LEDGER_FILE).read_text()
     assert 2 <= len(stopped_at.splitlines()) < 4
     again = train("stopped")
-    for name in (f"stage/{LEDGER}", "stage/model/model.safetensors"):
+    for name in (f"stage/{LEDGER_FILE}", "stage/model/model.safetensors"):
         assert (again / name).read_bytes() == (whole / name).read_bytes()
 
 
