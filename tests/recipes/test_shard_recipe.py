@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ringworld import cli
-from ringworld.data.corpora.build import build
+from ringworld.data.corpora.build import build_shards
 from ringworld.data.corpora.shards import Shards
 from ringworld.data.packing.rows import Apart
 from ringworld.errors import InputError
@@ -54,7 +54,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write("talk.jsonl", [{"conversations": turn}] * 20)
     write("pictures.jsonl", pictures)
     (root / "spec.toml").write_text(SPEC)
-    build(root / "spec.toml", root / "tokens", lambda said: None)
+    build_shards(root / "spec.toml", root / "tokens", lambda said: None)
     return root / "tokens"
 
 

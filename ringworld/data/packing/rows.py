@@ -24,7 +24,11 @@ from ringworld.data.packing.pack import Cut, PackingPlan, Pieces, pack_row, plan
 from ringworld.errors import InputError
 from ringworld.files import whole
 
-CUT_FUNCTIONS: dict[str, Cut] = {"split": pack.split, "truncate": pack.truncate, "drop": pack.drop}
+CUT_FUNCTIONS: dict[str, Cut] = {
+    "split": pack.split_long,
+    "truncate": pack.truncate_long,
+    "drop": pack.drop_long,
+}
 SEGMENTS: dict[str, Callable[[Where], Where]] = {"masked": lambda row: row, "naive": pack.run_on}
 WEIGHTS: dict[str, Callable[[Batch], Batch]] = {
     "examples": pack.weigh_examples,
