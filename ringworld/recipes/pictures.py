@@ -33,8 +33,31 @@ Frames = UInt8[np.ndarray, "Z Y X 3"]
 
 STILLS = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 FILMS = frozenset(
-    ".mp4 .m4v .mov .mkv .webm .avi .gif .mpg .mpeg .m1v .m2v .vob .ts .m2ts .mts .ogv .asf .wmv "
-    ".flv .3gp .3g2 .rm .rmvb".split()
+    {
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".gif",
+        ".mpg",
+        ".mpeg",
+        ".m1v",
+        ".m2v",
+        ".vob",
+        ".ts",
+        ".m2ts",
+        ".mts",
+        ".ogv",
+        ".asf",
+        ".wmv",
+        ".flv",
+        ".3gp",
+        ".3g2",
+        ".rm",
+        ".rmvb",
+    }
 )
 AHEAD = 32  # pictures decoded together: each has a process of its own, which takes long to start
 # One frame in so many is kept from training, to be drawn and measured.

@@ -48,14 +48,13 @@ def made(
     side: tuple[int, int] = (64, 64),
     format: str = "yuv420p",
     container: str | None = None,
-    rate: int = 2_000_000,
 ) -> Path:
     """A film of three seconds whose n-th second shows the number n + 1, stretched to `side`."""
     with av.open(str(path), "w", format=container) as out:
         stream = out.add_stream(codec, rate=25)
         stream.height, stream.width = side
         stream.pix_fmt = format
-        stream.bit_rate = rate
+        stream.bit_rate = 2_000_000
         for k in range(75):
             image = Image.fromarray(paint(1 + k // 25)).resize(side[::-1], Image.Resampling.NEAREST)
             frame = av.VideoFrame.from_image(image)
@@ -119,7 +118,7 @@ def test_empty_frames_at_the_end_of_an_avi_hold_the_last_frame(tmp_path, count):
     halves = read_clip(content, FrameSampling(num_frames=2), size=SIDE)
     assert numbers(halves.frames) == [0, min(9, (10 + count) // 2)]
     with pytest.raises(InputError, match="is cut short"):
-        read_clip(content[: len(content) // 2], FrameSampling(fps=10.0), size=SIDE)
+        read_clip(content[: content.index(b"movi") + 200], FrameSampling(fps=10.0), size=SIDE)
 
 
 def test_what_is_not_read_is_named_with_the_command_that_converts_it(tmp_path):
