@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 
 from ringworld.data.example import Example, text
 from ringworld.errors import InputError
+from ringworld.evals.config import Grid
 from ringworld.files import whole
 from ringworld.inference.generate import write_text
 from ringworld.models.context_extension import extend_context
@@ -35,18 +36,8 @@ from ringworld.tasks.needle import (
     prompt,
     room,
 )
-from ringworld.text.template import RULES, render
+from ringworld.text.template import ANSWER_RULES, render
 from ringworld.text.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """Context lengths in tokens, depths in [0, 1], and how often each pair is tried."""
-
-    lengths: tuple[int, ...]
-    depths: tuple[float, ...]
-    rounds: int
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,7 +63,7 @@ def make_form(template: str, tokenizer: Tokenizer) -> Form:
     Raises InputError when the template does not show them as they are.
     """
     first, last = tokenizer.bos_name or "", tokenizer.eos_name or ""
-    asked = [{"role": "user", "content": f"{BOOK} {QUESTION} {RULES}"}]
+    asked = [{"role": "user", "content": f"{BOOK} {QUESTION} {ANSWER_RULES}"}]
     before, *rest = render(template, asked, bos_token=first, eos_token=last).split(BOOK)
     if len(rest) != 1 or QUESTION not in rest[0]:
         raise InputError(

@@ -12,7 +12,7 @@ from jaxtyping import Int
 
 from ringworld.data.example import Example, join, text
 from ringworld.errors import InputError
-from ringworld.text.template import RULES, SYSTEM
+from ringworld.text.template import ANSWER_RULES, SYSTEM
 from ringworld.text.tokenizer import Tokenizer
 
 # Room for the answer: seven digits and the end of the text, with some to spare.
@@ -30,6 +30,8 @@ NAMES = """
     Rome Seattle Seoul Sofia Tallinn Tokyo Vienna Warsaw Zagreb
 """
 CITIES = tuple(NAMES.split())
+# The numbers have seven digits.
+LOWEST_NUMBER, NUMBER_COUNT = 1_000_000, 9_000_000
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,10 @@ class Form:
 def draw_needles(rng: np.random.Generator, count: int) -> list[Needle]:
     """Needles of different cities, numbers uniform over seven digits."""
     cities = rng.choice(len(CITIES), size=count, replace=False)
-    return [Needle(CITIES[i], int(rng.integers(1_000_000, 10_000_000))) for i in cities]
+    return [
+        Needle(CITIES[i], int(rng.integers(LOWEST_NUMBER, LOWEST_NUMBER + NUMBER_COUNT)))
+        for i in cities
+    ]
 
 
 def hide(
@@ -96,7 +101,7 @@ def _opening(tokenizer: Tokenizer, form: Form | None = None) -> list[int]:
 def _ask(needle: Needle, tokenizer: Tokenizer, form: Form | None = None) -> list[int]:
     if form is not None:
         return tokenizer.encode_spelled(form.behind.replace(QUESTION, needle.question))
-    return tokenizer.encode(f" {needle.question} {RULES} ASSISTANT: ")
+    return tokenizer.encode(f" {needle.question} {ANSWER_RULES} ASSISTANT: ")
 
 
 def _ask_again(needle: Needle, tokenizer: Tokenizer) -> list[int]:

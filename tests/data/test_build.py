@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,12 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from sentencepiece_files import model_folder
 
 from ringworld.data.corpora import build as builder
 from ringworld.data.corpora.build import BUILD, build
 from ringworld.data.corpora.manifest import MANIFEST, REPORT, Manifest
-from ringworld.data.corpora.partition import NOTES, Job, PortionNote, build_portion
-from ringworld.data.corpora.reader import Portion
+from ringworld.data.corpora.partition import NOTES_FOLDER, Job, PartitionNote, build_partition
+from ringworld.data.corpora.reader import Partition
 from ringworld.data.corpora.shards import Shards
 from ringworld.data.example import Example
 from ringworld.errors import InputError
@@ -462,7 +464,7 @@ rows_per_shard = 2
 
 @pytest.fixture
 def mixed(corpus: Path) -> Path:
-    """A corpus of five portions."""
+    """A corpus of five partitions."""
     write_lines(corpus / "words.jsonl", *({"text": f"Number {i}."} for i in range(5)))
     rows = [{"video": "film.mp4", "caption": f"noise {i}"} for i in range(3)]
     write_lines(corpus / "films.jsonl", *rows)
@@ -488,13 +490,13 @@ def test_a_build_that_was_stopped_goes_on_and_keeps_what_is_whole(
     done: list[str] = []
     patience = [3]
 
-    def counted(job: Job, portion: Portion) -> PortionNote:
+    def counted(job: Job, partition: Partition) -> PartitionNote:
         if len(done) == patience[0]:
             raise KeyboardInterrupt
-        done.append(portion.shard)
-        return build_portion(job, portion)
+        done.append(partition.shard)
+        return build_partition(job, partition)
 
-    monkeypatch.setattr(builder, "build_portion", counted)
+    monkeypatch.setattr(builder, "build_partition", counted)
     with pytest.raises(KeyboardInterrupt):
         make(mixed, MIXED)
     assert refusal(lambda: Shards(mixed / "out")).endswith("first")
@@ -552,13 +554,13 @@ def test_a_film_that_changed_is_not_left_in_the_shards_unseen(
         film.write_bytes(content)
         os.utime(film, ns=(times.st_atime_ns, times.st_mtime_ns))
 
-    def stop_after_films(job: Job, portion: Portion) -> PortionNote:
-        if portion.shard == "films-00001.arrow":
+    def stop_after_films(job: Job, partition: Partition) -> PartitionNote:
+        if partition.shard == "films-00001.arrow":
             raise KeyboardInterrupt
-        return build_portion(job, portion)
+        return build_partition(job, partition)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(builder, "build_portion", stop_after_films)
+        patch.setattr(builder, "build_partition", stop_after_films)
         make(mixed, MIXED)
     for _ in ("stopped", "built"):
         put(bytes(changed))
@@ -583,11 +585,11 @@ def test_a_shard_that_is_not_what_was_written_is_built_again(
         shard.write_bytes(content[:-8] if harm == "cut" else content)
     done: list[str] = []
 
-    def noted(job: Job, portion: Portion) -> PortionNote:
-        done.append(portion.shard)
-        return build_portion(job, portion)
+    def noted(job: Job, partition: Partition) -> PartitionNote:
+        done.append(partition.shard)
+        return build_partition(job, partition)
 
-    monkeypatch.setattr(builder, "build_portion", noted)
+    monkeypatch.setattr(builder, "build_partition", noted)
     make(mixed, MIXED)
     assert done == [shard.name] and read_all(mixed / "out") == before
 
@@ -650,7 +652,7 @@ def start_build(folder: Path, moment: str) -> "subprocess.Popen[str]":
     return process
 
 
-@pytest.mark.parametrize("moment", [BUILD, NOTES], ids=["workers start", "workers work"])
+@pytest.mark.parametrize("moment", [BUILD, NOTES_FOLDER], ids=["workers start", "workers work"])
 def test_ctrl_c_is_one_sentence_and_the_same_command_goes_on(tmp_path: Path, moment: str) -> None:
     process = start_build(tmp_path, moment)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
@@ -664,7 +666,7 @@ def test_ctrl_c_is_one_sentence_and_the_same_command_goes_on(tmp_path: Path, mom
 
 
 def test_the_workers_of_a_killed_build_end_with_it(tmp_path: Path) -> None:
-    process = start_build(tmp_path, NOTES)
+    process = start_build(tmp_path, NOTES_FOLDER)
     process.kill()
     process.communicate(timeout=60)  # the pipe ends once no worker holds it
     build(tmp_path / "spec.toml", tmp_path / "out", lambda said: None)
@@ -683,7 +685,7 @@ def test_lots_of_documents_are_the_documents_one_by_one(
 ) -> None:
     words = [f"Number {i} of the ring." * (1 + i % 3) for i in range(9)]
     write_lines(tmp_path / "d.jsonl", *({"text": word} for word in words))
-    monkeypatch.setattr("ringworld.data.corpora.partition.LOT", 50)
+    monkeypatch.setattr("ringworld.data.corpora.partition.BATCH_LETTERS", 50)
     for made, word in zip(examples(tmp_path, DOCUMENTS), words, strict=True):
         expect(made, ("<s>", 0), (word, 1), ("</s>", 1))
 
@@ -719,10 +721,14 @@ def test_a_bad_row_is_refused_with_file_and_line_or_skipped_and_listed(
     assert said in report["bad"][0]["why"]
 
 
-def turns(*said: tuple[str, Any]) -> dict[str, Any]:
-    """A row of OpenAI's dialect."""
-    return {"messages": [{"role": role, "content": content} for role, content in said]}
+def turns(*said: tuple[Any, ...]) -> dict[str, Any]:
+    """A row of OpenAI's format: role and content of each turn, then other keys and values."""
+    more = [dict(zip(extra[::2], extra[1::2], strict=True)) for _, _, *extra in said]
+    both = zip(said, more, strict=True)
+    return {"messages": [{"role": turn[0], "content": turn[1], **own} for turn, own in both]}
 
+
+CALM = (("user", "Who sees whom?"), ("assistant", "Nobody knew."))
 
 PART = {"type": "image_url", "image_url": {"url": "https://example.org/x.png"}}
 BAD_TALKS = {
@@ -750,6 +756,53 @@ BAD_TALKS = {
         turns(("user", "hello"), ("assistant", "y")) | {"images": ["still.png"]},
         "more images than",
     ),
+    "images twice": (
+        turns(("user", "<image>"), ("assistant", "y"))
+        | {"images": ["still.png"], "image": "still.png"},
+        "both images and image",
+    ),
+    "no picture for a part": (
+        turns(("user", [{"type": "image"}, {"type": "image"}]), ("assistant", "y"))
+        | {"images": ["still.png"]},
+        "more <image> than",
+    ),
+    "no address in a part": (
+        turns(("user", [{"type": "image_url", "image_url": None}]), ("assistant", "y")),
+        "has no image_url",
+    ),
+    "two system turns": (
+        turns(("system", "Be brief."), *CALM) | {"system": "Be long."},
+        "turn 1 is by the system",
+    ),
+    "tools": (turns(*CALM) | {"tools": [{"type": "function"}]}, "the row has tools"),
+    "functions": (turns(*CALM) | {"functions": [{"name": "f"}]}, "the row has functions"),
+    "sound": (turns(*CALM) | {"audios": ["a.wav"]}, "the row has audios"),
+    "tool calls beside text": (
+        turns(("user", "x"), ("assistant", "y", "tool_calls", [{"id": "1"}])),
+        "a turn of the assistant has tool_calls",
+    ),
+    "a function call": (
+        turns(("user", "x"), ("assistant", None, "function_call", {"name": "f"})),
+        "lacks content",
+    ),
+    "reasoning": (
+        turns(("user", "x"), ("assistant", "y", "reasoning_content", "z")),
+        "a turn of the assistant has reasoning_content",
+    ),
+    "a refusal": (turns(("user", "x"), ("assistant", "y", "refusal", "no")), "has refusal"),
+    "a name": (turns(("user", "x", "name", "Ann"), ("assistant", "y")), "the user has name"),
+    "half a weight": (
+        turns(("user", "x"), ("assistant", "y", "weight", 0.5)),
+        "has the weight 0.5",
+    ),
+    "a question to learn": (
+        turns(("user", "x", "train", True), ("assistant", "y")),
+        "only answers are",
+    ),
+    "nothing to learn": (
+        turns(("user", "x"), ("assistant", "y", "weight", 0)),
+        "has nothing to learn",
+    ),
     "no images": (turns(("user", "<image>Who?"), ("assistant", "y")), "lists no images"),
     "no picture": (
         turns(("user", "<image>"), ("assistant", "y")) | {"images": ["talk.jsonl"]},
@@ -772,6 +825,203 @@ def test_a_talk_that_is_not_one_is_refused(corpus: Path, row: dict[str, Any], sa
     write_lines(corpus / "talk.jsonl", OPENAI, row)
     refused = refusal(lambda: make(corpus, CHAT))
     assert refused.startswith("talk.jsonl:2: ") and said in refused
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"weight": 0}, {"train": False}, {"training": False}, {"loss": False}, {"weight": 0.0}],
+    ids=str,
+)
+def test_an_answer_that_is_not_to_be_learned_is_given(
+    tmp_path: Path, given: dict[str, Any]
+) -> None:
+    row = turns(*CALM, ("user", "And now?"), ("assistant", "Keys travel.", "weight", 1))
+    row["messages"][1] |= given
+    write_lines(tmp_path / "talk.jsonl", row)
+    (made,) = examples(tmp_path, CHAT)
+    expect(
+        made,
+        ("<s>", 0),
+        (f"{SYSTEM} USER: Who sees whom? ASSISTANT:", 0),
+        (" Nobody knew.", 0),
+        ("</s>", 0),
+        (" USER: And now? ASSISTANT:", 0),
+        (" Keys travel.", 1),
+        ("</s>", 1),
+    )
+
+
+NULLS = {
+    "conversations null": turns(*CALM) | {"conversations": None},
+    "conversations empty": turns(*CALM) | {"conversations": []},
+    "messages null": SHAREGPT | {"messages": None},
+    "lists null": turns(*CALM) | {"images": None, "videos": [], "tools": None, "system": ""},
+    "keys of a turn null": turns(
+        ("user", "Who sees whom?", "name", None, "weight", None),
+        ("assistant", "Nobody knew.", "tool_calls", None, "reasoning_content", ""),
+    ),
+    "both formats' keys": {
+        "messages": [
+            {"role": "user", "content": "Who sees whom?", "from": None, "value": None},
+            {"role": None, "content": None, "from": "gpt", "value": "Nobody knew."},
+        ]
+    },
+    "keys of a part null": turns(
+        ("user", [{"type": "text", "text": "Who sees whom?", "image_url": None}]), CALM[1]
+    ),
+    "parts of responses": turns(
+        ("user", [{"type": "input_text", "text": "Who sees whom?"}]),
+        ("assistant", [{"type": "output_text", "text": "Nobody knew."}]),
+    ),
+    "keys that no format defines": turns(("user", "Who sees whom?", "score", float("nan")), CALM[1])
+    | {"id": 7, "source": "web"},
+}
+
+
+@pytest.mark.parametrize("row", NULLS.values(), ids=NULLS)
+def test_a_key_that_is_null_or_empty_is_absent(tmp_path: Path, row: dict[str, Any]) -> None:
+    write_lines(tmp_path / "talk.jsonl", row)
+    (made,) = examples(tmp_path, CHAT)
+    start = [
+        ("<s>", 0),
+        (f"{SYSTEM} USER: Who sees whom? ASSISTANT:", 0),
+        (" Nobody knew.", 1),
+        ("</s>", 1),
+    ]
+    length = sum(len(TOKENIZER.encode(text)) for text, _ in start[1:3]) + 2
+    kept = Example(made.tokens[:length], made.vision[:length], made.weights[:length])
+    expect(kept, *start)
+
+
+PICTURES = {
+    "singular beside null": turns(("user", "<image>Who?"), CALM[1])
+    | {"images": None, "image": "still.png"},
+    "trl": turns(("user", [{"type": "image"}, {"type": "text", "text": "Who?"}]), CALM[1])
+    | {"images": ["still.png"]},
+    "trl with nulls": turns(
+        (
+            "user",
+            [{"type": "image", "text": None}, {"type": "text", "text": "Who?", "image": None}],
+        ),
+        CALM[1],
+    )
+    | {"images": [{"path": "still.png", "bytes": None}]},
+    "a path in the part": turns(
+        ("user", [{"type": "image", "path": "still.png"}, {"type": "text", "text": "Who?"}]),
+        CALM[1],
+    ),
+    "an address and its detail": turns(
+        (
+            "user",
+            [
+                {"type": "image_url", "image_url": {"url": "still.png", "detail": "low"}},
+                {"type": "text", "text": "Who?"},
+            ],
+        ),
+        CALM[1],
+    ),
+    "responses": turns(
+        (
+            "user",
+            [
+                {"type": "input_image", "image_url": "still.png"},
+                {"type": "input_text", "text": "Who?"},
+            ],
+        ),
+        CALM[1],
+    ),
+}
+
+
+@pytest.mark.parametrize("row", PICTURES.values(), ids=PICTURES)
+def test_a_picture_stands_where_any_format_puts_it(corpus: Path, row: dict[str, Any]) -> None:
+    write_lines(corpus / "talk.jsonl", row)
+    (made,) = examples(corpus, CHAT)
+    expect(
+        made,
+        ("<s>", 0),
+        (f"{SYSTEM} USER: ", 0),
+        ("<vision>", 0),
+        (1, 0),
+        ("</vision>", 0),
+        ("\nWho? ASSISTANT:", 0),
+        (" Nobody knew.", 1),
+        ("</s>", 1),
+    )
+
+
+def test_a_text_beside_parts_for_pictures_may_spell_a_placeholder(corpus: Path) -> None:
+    parts = [{"type": "image"}, {"type": "text", "text": "What is <image>?"}]
+    write_lines(corpus / "talk.jsonl", turns(("user", parts), CALM[1]) | {"images": ["still.png"]})
+    (made,) = examples(corpus, CHAT)
+    assert made.vision.sum() == 65
+    assert "What is <image>?" in TOKENIZER.decode(made.tokens[~made.vision].tolist())
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        turns(("developer", "Be brief."), *CALM),
+        turns(*CALM) | {"system": "Be brief."},
+    ],
+    ids=["developer", "the row's system"],
+)
+def test_what_a_developer_or_a_row_says_first_is_the_system_turn(
+    tmp_path: Path, row: dict[str, Any]
+) -> None:
+    write_lines(tmp_path / "talk.jsonl", row)
+    (made,) = examples(tmp_path, CHAT)
+    assert TOKENIZER.decode(made.tokens.tolist()).startswith("Be brief. USER: Who")
+
+
+def test_texts_of_a_tokenizer_without_a_first_token_begin_without_one(tmp_path: Path) -> None:
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "tokenizer.json").write_bytes((NANO / "tokenizer.json").read_bytes())
+    names = {"bos_token": None, "eos_token": "</s>"}
+    (tmp_path / "words" / "tokenizer_config.json").write_text(json.dumps(names))
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "a.txt").write_text("The ring.")
+    write_lines(tmp_path / "talk.jsonl", turns(*CALM))
+    spec = f'tokenizer = "words"\n[[text]]\nname = "books"\npath = "books"\n{CHAT}'
+    document, talk = examples(tmp_path, spec)
+    expect(document, *[("The", 0), (" ring.", 1), ("</s>", 1)])
+    expect(
+        talk,
+        (f"{SYSTEM} USER: Who sees whom? ASSISTANT:", 0),
+        (" Nobody knew.", 1),
+        ("</s>", 1),
+    )
+    Shards(tmp_path / "out").check_parts(tmp_path / "words", NANO / "codec")
+    assert "begins and ends texts otherwise" in refusal(
+        lambda: Shards(tmp_path / "out").check_parts(NANO, NANO / "codec")
+    )
+
+
+def test_a_folder_with_a_tokenizer_model_alone_makes_shards(tmp_path: Path) -> None:
+    model_folder(tmp_path / "words")
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "a.txt").write_text("ab abc")
+    spec = 'tokenizer = "words"\n[[text]]\nname = "books"\npath = "books"'
+    (document,) = examples(tmp_path, spec)
+    words = load_tokenizer(tmp_path / "words")
+    assert document.tokens.tolist() == [words.bos, *words.encode("ab abc"), words.id("<|im_end|>")]
+    kept = load_tokenizer(tmp_path / "out" / "tokenizer.json")
+    assert kept.encode_spelled("ab<|im_end|>") == words.encode_spelled("ab<|im_end|>")
+    Shards(tmp_path / "out").check_parts(tmp_path / "words", None)
+    make(tmp_path, spec)  # a finished build is known again
+
+
+def test_a_saved_truncation_or_dropout_changes_no_shard(tmp_path: Path) -> None:
+    table = json.loads((NANO / "tokenizer.json").read_text())
+    cut = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+    table |= {"truncation": cut, "model": table["model"] | {"dropout": 0.5}}
+    (tmp_path / "cut.json").write_text(json.dumps(table))
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "a.txt").write_text("The ring went round. " * 400)
+    spec = '[[text]]\nname = "books"\npath = "books"'
+    (wanted,) = examples(tmp_path, spec)
+    make(tmp_path, f'tokenizer = "cut.json"\n{spec}', "cut")
+    assert Shards(tmp_path / "cut")[0].tokens.tolist() == wanted.tokens.tolist()
 
 
 def test_a_part_of_text_may_spell_a_placeholder(tmp_path: Path) -> None:
@@ -801,7 +1051,7 @@ def test_more_bad_rows_than_the_cap_are_refused_and_can_be_gone_on_from(tmp_path
     assert [row["origin"] for row in report["bad"]] == ["d.jsonl:2", "d.jsonl:4", "d.jsonl:6"]
     assert not (tmp_path / "out" / MANIFEST).exists()
     assert make(tmp_path, capped.format(4)).skipped == 4
-    assert not (tmp_path / "out" / NOTES).exists() and (tmp_path / "out" / BUILD).exists()
+    assert not (tmp_path / "out" / NOTES_FOLDER).exists() and (tmp_path / "out" / BUILD).exists()
 
 
 def test_rows_that_were_skipped_are_refused_when_the_spec_refuses(tmp_path: Path) -> None:
@@ -850,13 +1100,13 @@ BAD_SPECS = {
     "negative": ('seed = -1\n[[text]]\nname = "x"\npath = "x"', "at least 0"),
     "twice": ('[[text]]\nname = "x"\npath = "x"\n' * 2, "two sources are called x"),
     "bad name": ('[[text]]\nname = "../x"\npath = "x"', "use small letters"),
-    "bad portion": (
+    "bad partition": (
         '[[text]]\nname = "x"\npath = "x"\nrows_per_shard = 0',
         "rows_per_shard must be at least 1",
     ),
     "nowhere": ('[[text]]\nname = "x"\npath = "gone"', "there is nothing at"),
     "no suffix": ('[[text]]\nname = "x"\npath = "."', "no file that ends in .txt"),
-    "bad rate": (CAPTIONS.replace("2", "0"), "num_frames must be at least 1"),
+    "bad rate": (CAPTIONS.replace("2", "0"), "fps must be a number above 0"),
     "bad bounds": (
         f"{CAPTIONS}min_frames = 3\nmax_frames = 2",
         "min_frames 3 is over max_frames 2",
@@ -886,6 +1136,72 @@ def test_a_file_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     assert said.endswith("?.txt is not UTF-8: rename it")
 
 
+BOOKS = '[[text]]\nname = "books"\npath = "books"\n'
+
+
+def test_files_that_count_are_read_and_all_others_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "books" / ".ipynb_checkpoints").mkdir(parents=True)
+    for name in ("a.txt", "B.TXT", "._a.txt", ".ipynb_checkpoints/a.txt", "c.text", "d.md"):
+        (tmp_path / "books" / name).write_text(f"The book {name}.")
+    said: list[str] = []
+    (tmp_path / "spec.toml").write_text(BOOKS)
+    build(tmp_path / "spec.toml", tmp_path / "out", said.append)
+    shards = Shards(tmp_path / "out")
+    assert {shards.record(i).origin for i in range(len(shards))} == {"books/a.txt", "books/B.TXT"}
+    left_out = json.loads((tmp_path / "out" / REPORT).read_text())["files"]
+    hidden, other = "hidden", "does not end in .txt"
+    assert {one["file"]: one["why"] for one in left_out} == {
+        "books/._a.txt": hidden,
+        "books/.ipynb_checkpoints/a.txt": hidden,
+        "books/c.text": other,
+        "books/d.md": other,
+    }
+    told = [line for line in said if line.startswith("books: ")]
+    assert sorted(told) == [
+        "books: 2 files are not read (hidden), first books/._a.txt",
+        "books: 2 files are not read (does not end in .txt), first books/c.text",
+    ]
+
+
+def test_tables_are_known_by_their_endings_in_capitals_too(tmp_path: Path) -> None:
+    (tmp_path / "tables").mkdir()
+    write_lines(tmp_path / "tables" / "A.JSONL", {"text": "The ring."})
+    pq.write_table(pa.table({"text": ["A book."]}), tmp_path / "tables" / "B.PARQUET")
+    made = examples(tmp_path, '[[documents]]\nname = "d"\npath = "tables"')
+    assert len(made) == 2
+    expect(made[0], ("<s>", 0), ("The ring.", 1), ("</s>", 1))
+
+
+@pytest.mark.parametrize(("listed", "there"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_name_is_found_in_either_normal_form(corpus: Path, listed: str, there: str) -> None:
+    name = "caf\u00e9.png"
+    (corpus / unicodedata.normalize(there, "b\u00fccher")).mkdir()
+    os.link(corpus / "still.png", corpus / unicodedata.normalize(there, f"b\u00fccher/{name}"))
+    row = turns(("user", "<image>Who?"), CALM[1])
+    row["images"] = [unicodedata.normalize(listed, f"b\u00fccher/{name}")]
+    write_lines(corpus / unicodedata.normalize(there, "t\u00e4lk.jsonl"), row)
+    asked = CHAT.replace("talk.jsonl", unicodedata.normalize(listed, "t\u00e4lk.jsonl"))
+    (made,) = examples(corpus, asked)
+    assert made.vision.sum() == 65
+
+
+def test_skipped_rows_are_told_by_their_reasons(tmp_path: Path) -> None:
+    gone = [turns(("user", "<image>"), ("assistant", "y")) for _ in range(12)]
+    for i, row in enumerate(gone):
+        row["images"] = [f"gone {i}.png"]
+    tools = turns(*CALM) | {"tools": [{"type": "function"}]}
+    write_lines(tmp_path / "talk.jsonl", *gone, turns(*CALM), *[tools] * 5)
+    said: list[str] = []
+    (tmp_path / "spec.toml").write_text(f'on_bad = "skip"\n{CHAT}')
+    build(tmp_path / "spec.toml", tmp_path / "out", said.append)
+    assert said[-1] == (
+        f"17 rows skipped, listed in {tmp_path / 'out' / REPORT}: 12 times the image ... is not "
+        "there; 5 times the row has tools, which a conversation of ours cannot carry"
+    )
+    report = json.loads((tmp_path / "out" / REPORT).read_text())
+    assert sum(report["reasons"].values()) == report["bad_rows"] == 17
+
+
 def test_a_spec_that_is_not_there_is_refused(tmp_path: Path) -> None:
     said = refusal(lambda: build(tmp_path / "spec.toml", tmp_path / "out", print))
     assert "there is no spec" in said
@@ -901,15 +1217,15 @@ def test_no_workers_are_refused(tmp_path: Path) -> None:
 # ---- Ray
 
 
-def killed_once(job: Job, portion: Portion) -> PortionNote:
-    """A portion whose first worker is killed: the third of them."""
+def killed_once(job: Job, partition: Partition) -> PartitionNote:
+    """A partition whose first worker is killed: the third of them."""
     note = job.out.parent / "killed"
-    if portion.shard == "words-00002.arrow" and not note.exists():
+    if partition.shard == "words-00002.arrow" and not note.exists():
         note.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    with (job.out.parent / f"done-{portion.shard}").open("a") as file:
+    with (job.out.parent / f"done-{partition.shard}").open("a") as file:
         file.write("x")
-    return build_portion(job, portion)
+    return build_partition(job, partition)
 
 
 @pytest.mark.slow
@@ -920,7 +1236,7 @@ def test_ray_writes_the_same_bytes_and_a_killed_worker_costs_its_block(
     here = Path(__file__).resolve().parent  # its workers import this file
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent)]))
     make(mixed, MIXED, "local")
-    monkeypatch.setattr(builder, "build_portion", killed_once)
+    monkeypatch.setattr(builder, "build_partition", killed_once)
     try:
         make(mixed, MIXED, "ray", workers=2, engine="ray")
         assert (mixed / "killed").exists()

@@ -32,8 +32,6 @@ If the chunk tells no fact, reply {"question": "", "answer": "", "evidence": ""}
 # Shorter questions ask nothing in particular; longer ones and longer answers retell the chunk.
 SHORTEST_QUESTION, LONGEST_QUESTION = 8, 400
 LONGEST_ANSWER = 600
-# Tokens of a turn, question and answer: what a chunk's share of a context must have room for.
-LONGEST_TURN = 384
 # Letters of a name that must stand in the chunk: its end may be bent ("Corfu", "Corfiotes").
 STEM = 4
 POINTING = re.compile(
@@ -151,7 +149,7 @@ def _numbers(written: str) -> set[str]:
     return set(re.findall(r"\d+", grouped))
 
 
-def take_turns(document: str, pairs: Sequence[Pair]) -> list[tuple[str, str]]:
+def chat_turns(document: str, pairs: Sequence[Pair]) -> list[tuple[str, str]]:
     """Who says what: the pairs as a chat about the document, which opens the first turn."""
     said = []
     for i, pair in enumerate(pairs):
@@ -160,14 +158,14 @@ def take_turns(document: str, pairs: Sequence[Pair]) -> list[tuple[str, str]]:
     return said
 
 
-def messages(document: str, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+def openai_messages(document: str, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     """The turns as OpenAI's `messages`; what spells a placeholder is said to be text."""
     return [
         {
             "role": role,
             "content": [{"type": "text", "text": words}] if PLACEHOLDER.search(words) else words,
         }
-        for role, words in take_turns(document, pairs)
+        for role, words in chat_turns(document, pairs)
     ]
 
 
@@ -187,7 +185,7 @@ def qa_example(document: str, pairs: Sequence[Pair], tokenizer: Tokenizer) -> Ex
     the tokens of an answer and its `</s>`, 0 for everything else.
     """
     parts = [text(tokenizer.bos_ids, 0.0)]
-    for i, (role, words) in enumerate(take_turns(document, pairs)):
+    for i, (role, words) in enumerate(chat_turns(document, pairs)):
         if role == "user":
             opening = f"{SYSTEM} USER: " if i == 0 else " USER: "
             parts.append(text(tokenizer.encode(f"{opening}{words} ASSISTANT:"), 0.0))

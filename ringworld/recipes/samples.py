@@ -1,0 +1,108 @@
+"""The data of the nano recipes: books, recall and echo of text, clips and film of vision."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ringworld.data.books import draw_passage, echo_example, passage_example
+from ringworld.data.example import Example
+from ringworld.data.packing.mix import DrawExample, draw_examples
+from ringworld.data.packing.rows import check_shares
+from ringworld.data.samples import SampleFilm, Shelf, read_sample_film, read_shelf
+from ringworld.fetch import fetch
+from ringworld.progress import Announce
+from ringworld.tasks.clips import CodedClip, clip_example, draw_clips, film_example
+from ringworld.tasks.needle import draw_needles, longest_needles, recall_example, room
+from ringworld.text.load import load_tokenizer
+from ringworld.text.tokenizer import Tokenizer
+from ringworld.train.stage import ModelData, ModelStage
+from ringworld.vocab import Vocabulary
+from ringworld.weights.codecs import load_codec
+from ringworld.weights.file_names import CODEC
+from ringworld.weights.open import open_model
+
+# Tokens that hold one needle, its question, the answer, and a sentence or two of a book.
+SHORTEST_RECALL = 160
+TEXT = ("books", "recall", "echo")
+VISION = ("clips", "film")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples(ModelData):
+    """The sample books and the sample film, needles hidden in the first, and moving shapes.
+
+    `clips` is how many clips of moving shapes there are, drawn from `seed`. Text and frames become
+    tokens by the tokenizer and the codec of the model that a stage starts from.
+    """
+
+    clips: int
+    """how many clips of moving shapes there are"""
+    seed: int
+    """draws the clips"""
+
+    def check(self, stage: ModelStage, source: Path | None) -> None:
+        """Raise InputError when a share names no source."""
+        check_shares(dict.fromkeys(TEXT + VISION), stage.shares)
+
+    def open(
+        self, stage: ModelStage, source: Path, cache: Path, announce: Announce
+    ) -> list[Example]:
+        """The examples of a stage; books, film and clips as ids are kept in `cache`."""
+        tokenizer = load_tokenizer(source)
+        sources = text_sources(read_shelf(tokenizer, cache, announce), tokenizer)
+        if not set(stage.shares) <= set(sources):
+            codec = load_codec(source / CODEC)
+            film = read_sample_film(fetch("film"), codec, cache, announce)
+            clips = draw_clips(film, codec, self.clips, self.seed, cache, announce)
+            vocabulary = open_model(source).config.vocabulary
+            sources |= vision_sources(film, clips, tokenizer, vocabulary)
+        return draw_examples(
+            sources, stage.shares, tokens=stage.tokens, longest=stage.context, seed=stage.seed
+        )
+
+
+def text_sources(shelf: Shelf, tokenizer: Tokenizer) -> dict[str, DrawExample]:
+    """Passages of books, needles hidden in them with a question for each, and shuffled echoes.
+
+    Lengths of recall are drawn evenly over their logarithm from a quarter of the longest, so that
+    each stage sees the lengths it is for. Half of the examples have one needle, the others as many
+    as fit, up to 16.
+    """
+
+    def books(rng: np.random.Generator, longest: int) -> Example:
+        length = int(rng.integers(longest // 4, longest))
+        return passage_example(draw_passage(rng, shelf.books, length), tokenizer)
+
+    def recall(rng: np.random.Generator, longest: int) -> Example:
+        least = max(longest / 4, SHORTEST_RECALL)
+        length = int(np.exp(rng.uniform(np.log(least), np.log(longest + 1))))
+        most = 1 if rng.random() < 0.5 else longest_needles(length)
+        needles = draw_needles(rng, int(rng.integers(1, 1 + most)))
+        passage = draw_passage(rng, shelf.books, room(length, needles, tokenizer))
+        return recall_example(rng, passage, needles, tokenizer)
+
+    def echo(rng: np.random.Generator, longest: int) -> Example:
+        length = int(rng.integers(8, longest // 2))
+        return echo_example(rng, draw_passage(rng, shelf.books, length), tokenizer)
+
+    return dict(zip(TEXT, (books, recall, echo), strict=True))
+
+
+def vision_sources(
+    film: SampleFilm, clips: list[CodedClip], tokenizer: Tokenizer, vocabulary: Vocabulary
+) -> dict[str, DrawExample]:
+    """Clips of moving shapes in every form of chat, and stretches of the film."""
+
+    def shapes(rng: np.random.Generator, longest: int) -> Example:
+        clip = clips[int(rng.integers(len(clips)))]
+        return clip_example(rng, clip, tokenizer, vocabulary)
+
+    def scenes(rng: np.random.Generator, longest: int) -> Example:
+        runs = film.learned_runs
+        run = runs[int(rng.integers(len(runs)))]
+        most = (longest - 4) // vocabulary.frame_length
+        start = int(rng.integers(max(len(run) - most, 0) + 1))
+        return film_example(run[start : start + most], tokenizer, vocabulary)
+
+    return dict(zip(VISION, (shapes, scenes), strict=True))
