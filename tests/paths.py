@@ -84,7 +84,7 @@ def key_round_the_ring() -> None:
 
 def question_to_answer() -> None:
     """A question of a conversation with a loaded model, and the first tokens of its answer."""
-    list(Session(MODEL, MODEL.config, Style(most=4)).ask("Who is it?"))
+    list(Session(MODEL, MODEL.config, Style(max_new_tokens=4)).ask("Who is it?"))
 
 
 PATHS = {
