@@ -67,7 +67,7 @@ def attend_few(
     layer: Int[Array, ""],
     keys: Where,
     is_causal: bool,
-    axis: str | None,
+    axis: str,
 ) -> Float[Array, "B T N H"]:
     """Attention of a few tokens, which every device of the ring holds, to a cache and each other.
 
@@ -89,12 +89,8 @@ def attend_few(
         here = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, j, 1, keepdims=False), stands)
         return merge(known, look(scaled, cut(cached[0]), cut(cached[1]), sees(seen, here)))
 
-    known = nothing_seen(q)
-    if axis is not None:
-        known = jax.tree.map(lambda x: lax.pcast(x, axis, to="varying"), known)
-    known = lax.fori_loop(first, past, step, known)
-    if axis is not None:
-        known = merge_ring(known, axis)
+    known = jax.tree.map(lambda x: lax.pcast(x, axis, to="varying"), nothing_seen(q))
+    known = merge_ring(lax.fori_loop(first, past, step, known), axis)
     out, _ = finish(merge(known, look(scaled, *new, sees(seen, queries))))
     return out.astype(q.dtype)
 

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -91,7 +91,7 @@ def chat(config: Chat, announce: Announce) -> None:
         raise InputError(f"an answer of {config.answer} tokens says nothing: use 1 or more")
     document = "" if config.doc is None else read_document(config.doc)
     shape = config.mesh
-    mesh = jax.set_mesh(make_mesh(**asdict(shape))) if shape.devices > 1 else nullcontext()
+    mesh = jax.set_mesh(make_mesh(**asdict(shape)))
     desk = make_desk(announce)
     announce(f"loading {config.model}")
     with mesh:

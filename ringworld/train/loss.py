@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from ringworld.batch import Batch
-from ringworld.mesh import has_mesh, spec
+from ringworld.mesh import spec
 from ringworld.models.world import Heads, World, WorldWeights, forward, gather_heads
 
 # Tokens whose logits exist at one time on a device: 1024 x 32000 float32 logits are 125 MiB.
@@ -88,8 +88,6 @@ def _sums(
 
 def nll_sums(x: Float[Array, "B T D"], heads: Heads, batch: Batch) -> Float[Array, "2"]:
     """The batch's weighted nll sums, text and vision; the heads are gathered."""
-    if not has_mesh():
-        return _sums(x, heads, batch, None)
     table = spec(None, "vocab")
     of_heads = Heads(spec(None), table, None if heads.vision is None else table)
 

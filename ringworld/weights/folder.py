@@ -19,13 +19,12 @@ from typing import Any, TypeVar
 from weakref import ref
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
 from ringworld.errors import InputError
 from ringworld.files import sync, writing_to
-from ringworld.mesh import has_mesh, named_sharding
+from ringworld.mesh import place
 from ringworld.params import Param, paths
 from ringworld.weights.tensors import (
     Pieces,
@@ -122,7 +121,7 @@ def fill(specs: T, tensors: Mapping[str, np.ndarray | Pieces], dtype: DTypeLike)
     leaves = []
     for name, param in paths(specs).items():
         whole = _read(name, param, tensors[name], dtype)
-        leaves.append(jax.block_until_ready(_place(whole, param)))
+        leaves.append(jax.block_until_ready(place(whole, *param.axes)))
         copied = ref(whole)
         del whole
         _wait_until_freed(copied)
@@ -171,10 +170,3 @@ def _read(name: str, param: Param, tensor: np.ndarray | Pieces, dtype: DTypeLike
         let_go(piece)
         filled, entry = filled + len(piece), next(pieces, None)
     return whole
-
-
-def _place(whole: np.ndarray, param: Param) -> jax.Array:
-    if not has_mesh():
-        return jnp.asarray(whole)
-    sharding = named_sharding(jax.sharding.get_mesh(), *param.axes)
-    return jax.make_array_from_callback(param.shape, sharding, lambda index: whole[index])
