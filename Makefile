@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-slow bench-attention bench-weights bench-data lock clean
+.PHONY: help setup demo check test test-slow docs bench-attention bench-weights bench-data lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -49,6 +49,11 @@ test-slow: check ## all of check, then every test
 	@echo "test: every test"
 	@$(BIN)/python -m pytest -m "slow or not slow"
 
+docs: setup ## the pages and the API reference as a site in build/docs
+	@rm -rf docs/api
+	@JAX_PLATFORMS=cpu $(BIN)/sphinx-build -W --keep-going --quiet --builder html docs build/docs
+	@echo "docs: build/docs/index.html"
+
 bench-attention: setup ## attention beside torch and ringattention; ARGS="--help" lists its options
 	@$(BIN)/python -m benchmarks.attention $(ARGS)
 
@@ -63,9 +68,9 @@ lock: ## resolve pyproject.toml again and write requirements.lock
 	@command -v uv >/dev/null || { echo "lock: uv was not found; install it (pip install uv) and try again"; exit 1; }
 	@uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 \
 	  --fork-strategy fewest --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
-	  --group dev --group build pyproject.toml --output-file requirements.lock
+	  --group dev --group docs --group build pyproject.toml --output-file requirements.lock
 	@echo "lock: wrote requirements.lock; run make test before you commit it"
 
 clean: ## remove what the commands above made, except runs/
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis dist build *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis dist build docs/api *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

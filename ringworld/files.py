@@ -3,15 +3,19 @@
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ringworld.errors import BadFileError, TooLargeError, UnavailableError
 
+# The index of a model of 100,000 tensors is 10 MB; parsed, it takes some 30 times as much memory.
+LARGEST_JSON = 16 << 20
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FAILED = {errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
 # A file stands where a folder is to be made, or a folder where a file is.
@@ -82,6 +86,32 @@ def alone_in(folder: Path) -> Generator[None, None, None]:
                 f"another run is at work in {folder}: wait for it, or use another folder"
             ) from None
         yield
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises BadFileError when the file is missing, longer than `LARGEST_JSON`, or holds none.
+    """
+    if not file.is_file():
+        raise BadFileError(f"there is no {file}: put the {file.name} of the model there")
+    if file.stat().st_size > LARGEST_JSON:
+        raise BadFileError(f"{file} has more than {LARGEST_JSON} bytes: give the {file.name} again")
+    try:
+        return parse_json_object(file.read_bytes())
+    except ValueError as error:
+        raise BadFileError(f"{file} is not whole JSON ({error}): copy or save it again") from error
+
+
+def parse_json_object(text: bytes) -> dict[str, Any]:
+    """The JSON object in UTF-8. Raises ValueError when it is something else."""
+    try:
+        parsed = json.loads(text.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    if not isinstance(parsed, dict):
+        raise ValueError("it is not an object")
+    return parsed
 
 
 def check_space(folder: Path, needed: int) -> None:

@@ -21,12 +21,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ringworld.errors import InputError
+from ringworld.files import read_json_object
 from ringworld.text.sentencepiece import load_sentencepiece
 from ringworld.weights.codecs import _diffusers_config
 from ringworld.weights.gguf_model import read_gguf
 from ringworld.weights.lwm import read_lwm
 from ringworld.weights.msgpack import read_tree
-from ringworld.weights.settings import read_settings
 from ringworld.weights.tensors import check_numbers, read_tensors
 from ringworld.weights.unpickle import read_pickle
 
@@ -66,7 +66,7 @@ def read_all_pickle(path: Path) -> None:
 
 def read_codec_config(path: Path) -> None:
     """The sizes of a codec of diffusers'."""
-    _diffusers_config(path, read_settings(path), None)
+    _diffusers_config(path, read_json_object(path), None)
 
 
 def read_all_safetensors(path: Path) -> None:

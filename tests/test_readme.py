@@ -12,11 +12,11 @@ from ringworld.cli import VERBS
 from ringworld.fetch import ASSETS
 from ringworld.recipes.codec import nano_codec
 from ringworld.recipes.nano import RECIPES, Recipe, demo, nano_base
+from tests.test_house import RANKS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
-READING = (ROOT / "docs" / "reading.md").read_text(encoding="utf-8")
 TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 
 
@@ -77,18 +77,12 @@ def test_every_command_is_in_the_readme() -> None:
         assert f"ringworld {verb} " in shown
 
 
-def test_the_tree_of_the_reading_page_is_the_package() -> None:
-    tree = next(block for block in blocks(READING, "") if block.startswith("ringworld/"))
-    named: set[str] = set()
-    folders: list[str] = []
-    for line in tree.splitlines():
-        if opened := re.match(r"( *)(\w+)/ ", line):
-            folders = [*folders[: len(opened[1]) // 2], opened[2]]
-        files_here = re.findall(r"(?:^|\s)(\w+): ", line)
-        named |= {"/".join([*folders[1:], f"{name}.py"]) for name in files_here}
-    package = ROOT / "ringworld"
-    files = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
-    assert named == {file for file in files if not file.endswith("__init__.py")}
+def test_the_rooms_of_the_readme_are_the_folders_of_the_package_from_the_ground_up() -> None:
+    table = README.split("## The rooms")[1].split("\n## ")[0]
+    rooms = re.findall(r"`(\w+)/`", table.replace("`ringworld/`", ""))
+    folders = {path.parent.name for path in (ROOT / "ringworld").glob("*/__init__.py")}
+    assert set(rooms) == folders
+    assert [RANKS[room] for room in rooms] == sorted(RANKS[room] for room in rooms)
 
 
 def test_the_links_of_the_pages_lead_somewhere() -> None:

@@ -49,7 +49,7 @@ def write_tiny(path: Path, dtype: Any = ml_dtypes.bfloat16, **more: Any) -> dict
     path.mkdir(parents=True)
     (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
-    train_tokenizer(iter(["one two three"] * 8), 280).bpe.save(str(path / "tokenizer.json"))
+    train_tokenizer(iter(["one two three"] * 8), 280).backend.save(str(path / "tokenizer.json"))
     (path / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
     (path / "generation_config.json").write_text('{"eos_token_id": [2, 3]}', encoding="utf-8")
     return tensors

@@ -24,8 +24,8 @@ from ringworld.inference.stream import (
 from ringworld.mesh import axis_size
 from ringworld.models.world import World
 from ringworld.settings import Sampling
-from ringworld.text.template import FORMS, SIGHT, Message, render
-from ringworld.text.tokenizer import Tokenizer, Typist
+from ringworld.text.template import FORMS, IMAGE_PLACEHOLDER, Message, render
+from ringworld.text.tokenizer import Detokenizer, Tokenizer
 from ringworld.weights.model import Model
 
 Codes = Int[np.ndarray, "Z Q"]
@@ -153,7 +153,7 @@ class Session:
 
     def _write(self, stopped: Callable[[], bool]) -> Iterator[str]:
         """The pieces of one answer; the state is kept after every one."""
-        typist, written, ended = Typist(self._words), 0, False
+        detokenizer, written, ended = Detokenizer(self._words), 0, False
         while not (ended or stopped()):
             most = min(self.most - written, self.left)
             if most <= 0:
@@ -172,16 +172,16 @@ class Session:
             ended = ids[-1] in self._stops
             if ended:
                 self._state = truncate(self._state, self.used - 1)
-            if piece := typist.type(ids[:-1] if ended else ids):
+            if piece := detokenizer.add(ids[:-1] if ended else ids):
                 yield piece
-        if piece := typist.finish():
+        if piece := detokenizer.finish():
             yield piece
 
     def _make_message(self, question: str, document: str, sights: int) -> Message:
-        asked = self._words.disarm(question).replace(SIGHT, "")
-        given = self._words.disarm(document).replace(SIGHT, "")
+        asked = self._words.escape_special(question).replace(IMAGE_PLACEHOLDER, "")
+        given = self._words.escape_special(document).replace(IMAGE_PLACEHOLDER, "")
         gap = " " if self._style.template == FORMS["needle"] else "\n\n"
-        shown = "\n" + SIGHT * sights if sights else ""
+        shown = "\n" + IMAGE_PLACEHOLDER * sights if sights else ""
         return {"role": "user", "content": (given + gap if given else "") + asked + shown}
 
     def _render(self, messages: Sequence[Message]) -> str:
@@ -225,11 +225,11 @@ def find_stops(words: Tokenizer, ends: Iterable[int], template: str) -> tuple[in
 
 
 def make_example(rest: str, sights: Sequence[Codes], words: Tokenizer, c: World) -> Example:
-    """The tokens of a rendered text, codes where it has `SIGHT`.
+    """The tokens of a rendered text, codes where it has `IMAGE_PLACEHOLDER`.
 
     Raises InputError when the text has room for fewer sights than there are.
     """
-    pieces = rest.split(SIGHT)
+    pieces = rest.split(IMAGE_PLACEHOLDER)
     if len(pieces) != len(sights) + 1:
         raise InputError(
             f"the chat template shows {len(pieces) - 1} of {len(sights)} pictures: use --template "

@@ -81,7 +81,7 @@ def draw_passage(
 
 def passage_example(passage: Int[np.ndarray, "n"], tokenizer: Tokenizer) -> Example:
     """A passage of a book, every token learned."""
-    return join([text([tokenizer.bos], 0.0), text(passage, 1.0)])
+    return join([text(tokenizer.bos_ids, 0.0), text(passage, 1.0)])
 
 
 def echo_example(
@@ -93,4 +93,4 @@ def echo_example(
     (Olsson et al., "In-context learning and induction heads", arXiv 2209.11895).
     """
     shuffled = rng.permutation(passage)
-    return join([text([tokenizer.bos, *shuffled], 0.0), text(shuffled, 1.0)])
+    return join([text([*tokenizer.bos_ids, *shuffled], 0.0), text(shuffled, 1.0)])

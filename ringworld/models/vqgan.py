@@ -31,7 +31,9 @@ class VQGAN:
     `size` is the side of a frame in pixels, `channels * multipliers[i]` the channels of level i,
     `blocks` the encoder's residual blocks a level (the decoder has one more), `groups` the groups
     of every group norm, `codebook` the number of codes U, `width` the length E of a code's vector,
-    `commitment` the weight of the loss that pulls latents to their codes.
+    `latent_channels` the channels between an encoder or decoder and the 1 x 1 convolution that maps
+    them to E or from it (None: E too), `commitment` the weight of the loss that pulls latents to
+    their codes.
     """
 
     size: int
@@ -41,26 +43,33 @@ class VQGAN:
     groups: int
     codebook: int
     width: int
+    latent_channels: int | None = None
     commitment: float = 0.25
 
     def __post_init__(self) -> None:
         numbers = (self.size, self.channels, *self.multipliers, self.blocks, self.groups)
-        if min(*numbers, self.codebook, self.width) < 1 or not self.multipliers:
+        if min(*numbers, self.codebook, self.width, self.latent_width) < 1 or not self.multipliers:
             raise InputError("every size of a VQGAN must be at least 1: raise the one that is not")
         if self.size % self.stride:
             raise InputError(
                 f"{len(self.multipliers)} levels need a size that {self.stride} divides, "
                 f"not {self.size}: change the size or the number of multipliers"
             )
-        if any(width % self.groups for width in self.widths):
+        normed = (self.channels, *self.widths)
+        if any(width % self.groups for width in normed):
             raise InputError(
-                f"{self.groups} groups do not divide the channels {self.widths}: change the groups"
+                f"{self.groups} groups do not divide the channels {normed}: change the groups"
             )
 
     @property
     def widths(self) -> tuple[int, ...]:
         """The channels of each level, from the largest picture to the smallest."""
         return tuple(self.channels * m for m in self.multipliers)
+
+    @property
+    def latent_width(self) -> int:
+        """The channels that the encoder gives and the decoder takes."""
+        return self.width if self.latent_channels is None else self.latent_channels
 
     @property
     def stride(self) -> int:
@@ -143,17 +152,17 @@ class Quantised(NamedTuple):
 
 def specs(config: VQGAN) -> Weights:
     """The spec table of a codec."""
-    widths, width = config.widths, config.width
+    widths, width, latent = config.widths, config.width, config.latent_width
     narrow, wide = widths[0], widths[-1]
     encoder = Tower(
-        conv_in=conv(3, COLOURS, narrow),
-        levels=_levels((narrow, *widths), config.blocks),
+        conv_in=conv(3, COLOURS, config.channels),
+        levels=_levels((config.channels, *widths), config.blocks),
         mid=(_residual(wide, wide), _residual(wide, wide)),
         norm_out=norm(wide),
-        conv_out=conv(3, wide, width),
+        conv_out=conv(3, wide, latent),
     )
     decoder = Tower(
-        conv_in=conv(3, width, wide),
+        conv_in=conv(3, latent, wide),
         levels=_levels((wide, *reversed(widths)), config.blocks + 1),
         mid=(_residual(wide, wide), _residual(wide, wide)),
         norm_out=norm(narrow),
@@ -161,9 +170,9 @@ def specs(config: VQGAN) -> Weights:
     )
     return Weights(
         encoder=encoder,
-        to_code=conv(1, width, width),
+        to_code=conv(1, latent, width),
         codebook=Param((config.codebook, width), (None, None), scale=1 / config.codebook),
-        from_code=conv(1, width, width),
+        from_code=conv(1, width, latent),
         decoder=decoder,
     )
 

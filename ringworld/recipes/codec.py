@@ -50,7 +50,8 @@ from ringworld.train.loop import Loop, fit
 from ringworld.train.record import record_run
 from ringworld.train.state import TrainState
 from ringworld.weights.codecs import load_codec
-from ringworld.weights.folder import CODEC, save_folder
+from ringworld.weights.file_names import CODEC
+from ringworld.weights.folder import save_folder
 from ringworld.weights.vgg import Features, load_features
 
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]

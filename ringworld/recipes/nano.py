@@ -29,14 +29,15 @@ from ringworld.recipes.tokenizer import TokenizerRecipe, nano_tokenizer
 from ringworld.rope import check_rope, rope_theta, stable_base
 from ringworld.settings import MeshShape
 from ringworld.tasks.clips import draw_clips
-from ringworld.text.tokenizer import Tokenizer, load_tokenizer
+from ringworld.text.load import TOKENIZER, load_tokenizer
+from ringworld.text.tokenizer import Tokenizer
 from ringworld.train.loop import Loop
 from ringworld.train.optimizer import AdamW
 from ringworld.train.record import record_run
 from ringworld.train.stage import Stage, train_stage
 from ringworld.vocab import Vocabulary
 from ringworld.weights.codecs import load_codec
-from ringworld.weights.folder import CODEC, TOKENIZER
+from ringworld.weights.file_names import CODEC
 from ringworld.weights.model import load_model, save_model
 from ringworld.weights.shipped import NANO
 

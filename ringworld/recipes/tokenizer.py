@@ -19,10 +19,10 @@ from ringworld.fetch import fetch
 from ringworld.files import whole
 from ringworld.progress import Announce
 from ringworld.tasks.needle import CITIES, Needle
+from ringworld.text.load import TOKENIZER
 from ringworld.text.template import RULES, SYSTEM
 from ringworld.text.tokenizer import train_tokenizer
 from ringworld.train.record import record_run
-from ringworld.weights.folder import TOKENIZER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,5 +68,5 @@ def run_tokenizer_recipe(recipe: TokenizerRecipe, folder: Path, announce: Announ
         announce(f"learning {recipe.size} tokens from the books")
         tokenizer = train_tokenizer(read_texts(recipe), recipe.size)
         with whole(made) as draft:
-            tokenizer.bpe.save(str(draft))
+            tokenizer.backend.save(str(draft))
     return made

@@ -44,12 +44,12 @@ class CodedClip:
 def request(wish: str, tokenizer: Tokenizer) -> Example:
     """The prompt that asks for a video, up to `<vision>`: codes come next."""
     ids = tokenizer.encode(f"{SYSTEM} USER: Generate a video of {wish} ASSISTANT: ")
-    return text([tokenizer.bos, *ids, tokenizer.vision_start], 0.0)
+    return text([*tokenizer.bos_ids, *ids, tokenizer.vision_start], 0.0)
 
 
 def bare(tokenizer: Tokenizer) -> Example:
     """The prompt without a wish, that guidance moves away from."""
-    return text([tokenizer.bos, tokenizer.vision_start], 0.0)
+    return text([*tokenizer.bos_ids, tokenizer.vision_start], 0.0)
 
 
 def _ending(tokenizer: Tokenizer) -> Example:
@@ -75,7 +75,7 @@ def question_prompt(
 ) -> Example:
     """A question and its video, up to the answer."""
     opening = [
-        tokenizer.bos,
+        *tokenizer.bos_ids,
         *tokenizer.encode(f"{SYSTEM} USER: {asked}\n"),
         tokenizer.vision_start,
     ]

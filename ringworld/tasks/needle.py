@@ -90,7 +90,7 @@ def hide(
 def _opening(tokenizer: Tokenizer, form: Form | None = None) -> list[int]:
     if form is not None:
         return tokenizer.encode_spelled(form.before)
-    return [tokenizer.bos, *tokenizer.encode(f"{SYSTEM} USER: ")]
+    return [*tokenizer.bos_ids, *tokenizer.encode(f"{SYSTEM} USER: ")]
 
 
 def _ask(needle: Needle, tokenizer: Tokenizer, form: Form | None = None) -> list[int]:

@@ -27,7 +27,7 @@ from tokenizers import (
     pre_tokenizers,
     processors,
 )
-from tokenizers import Tokenizer as Bpe
+from tokenizers import Tokenizer as Backend
 
 from ringworld.errors import InputError
 from ringworld.text.tokenizer import Tokenizer
@@ -51,7 +51,7 @@ class Malformed(Exception):
 
 
 @dataclass(frozen=True)
-class Piece:
+class VocabularyPiece:
     """One entry of the vocabulary: its text, its score, and of which kind it is."""
 
     text: str
@@ -60,10 +60,10 @@ class Piece:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pieces:
+class SentencePieceModel:
     """What a model file says, by the names of its fields; defaults are those of the format."""
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[VocabularyPiece, ...]
     kind: int = UNIGRAM
     charsmap: bytes = b""
     dummy_prefix: bool = True
@@ -87,27 +87,27 @@ def load_sentencepiece(path: Path) -> Tokenizer:
 def read_sentencepiece(data: bytes, name: str = "the tokenizer.model") -> Tokenizer:
     """The tokenizer of a model file's bytes, called `name` in errors.
 
-    `.bpe.to_str()` of it is a whole tokenizer.json. Raises InputError when the bytes are none, or
-    the model is neither BPE nor unigram.
+    `.backend.to_str()` of it is a whole tokenizer.json. Raises InputError when the bytes are none,
+    or the model is neither BPE nor unigram.
     """
     try:
         model = parse(data)
     except (Malformed, UnicodeDecodeError) as error:
         raise InputError(f"{name} is not a SentencePiece model ({error}): copy it again") from None
-    bpe = _make_bpe(model) if model.kind == BPE else _make_unigram(model)
+    backend = _make_bpe(model) if model.kind == BPE else _make_unigram(model)
     texts = [piece.text for piece in model.pieces]
     special = [p.text for p in model.pieces if p.kind in (CONTROL, UNKNOWN)]
-    bpe.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     given = [p.text for p in model.pieces if p.kind == USER]
-    bpe.add_tokens([AddedToken(t, special=False, normalized=False) for t in given])
+    backend.add_tokens([AddedToken(t, special=False, normalized=False) for t in given])
     ends = (model.names.get(key, -1) for key in ("bos", "eos"))
     bos, eos = (texts[i] if 0 <= i < len(texts) else None for i in ends)
     if bos is not None:
         # Models with such a token are trained with it before every text, as LLaMA is.
-        bpe.post_processor = processors.TemplateProcessing(
+        backend.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, texts.index(bos))]
         )
-    return Tokenizer(bpe, bos=bos, eos=eos)
+    return Tokenizer(backend, {"bos_token": bos, "eos_token": eos})
 
 
 # ---- the file
@@ -159,7 +159,7 @@ def _int(value: Value) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def _piece(data: bytes) -> Piece:
+def _piece(data: bytes) -> VocabularyPiece:
     text, score, kind = "", 0.0, NORMAL
     for number, value in _fields(data):
         if number == 1:
@@ -174,15 +174,15 @@ def _piece(data: bytes) -> Piece:
             kind = _int(value)
     if not NORMAL <= kind <= BYTE or score != score or abs(score) == float("inf"):
         raise Malformed("a piece has no valid kind or score")
-    return Piece(text, score, kind)
+    return VocabularyPiece(text, score, kind)
 
 
-def parse(data: bytes) -> Pieces:
+def parse(data: bytes) -> SentencePieceModel:
     """What a model file says. Raises Malformed, or UnicodeDecodeError for a piece that is no text.
 
     Fields that say how the model was trained are skipped, as the format asks of a reader.
     """
-    pieces: list[Piece] = []
+    pieces: list[VocabularyPiece] = []
     trainer = normalizer = b""
     for number, value in _fields(data):
         if number == 1:
@@ -211,7 +211,7 @@ def parse(data: bytes) -> Pieces:
     nodes = int.from_bytes(charsmap[:4], "little")
     if charsmap and (nodes % 4 or not 0 < nodes <= len(charsmap) - 4):
         raise Malformed("its table of characters is damaged")
-    return Pieces(
+    return SentencePieceModel(
         pieces=tuple(pieces),
         kind=kind,
         charsmap=charsmap,
@@ -225,15 +225,15 @@ def parse(data: bytes) -> Pieces:
 # ---- the tokenizer
 
 
-def _unknown(model: Pieces) -> int:
+def _unknown(model: SentencePieceModel) -> int:
     return next(i for i, piece in enumerate(model.pieces) if piece.kind == UNKNOWN)
 
 
-def _has_bytes(model: Pieces) -> bool:
+def _has_bytes(model: SentencePieceModel) -> bool:
     return sum(piece.kind == BYTE for piece in model.pieces) == 256
 
 
-def _make_bpe(model: Pieces) -> Bpe:
+def _make_bpe(model: SentencePieceModel) -> Backend:
     """Every way to put a piece together of two is a merge, the best scores first."""
     joined = {
         piece.text: -piece.score for piece in model.pieces if piece.kind in (NORMAL, USER, UNUSED)
@@ -252,33 +252,33 @@ def _make_bpe(model: Pieces) -> Bpe:
         fuse_unk=True,
         byte_fallback=_has_bytes(model),
     )
-    return _dress(Bpe(bpe), model)
+    return _dress(Backend(bpe), model)
 
 
-def _make_unigram(model: Pieces) -> Bpe:
+def _make_unigram(model: SentencePieceModel) -> Backend:
     """The pieces with their scores; reserved ones have the worst, and are kept out by a cut."""
     normal = [piece.score for piece in model.pieces if piece.kind == NORMAL]
     least = min(normal, default=0.0)
     best = max(normal, default=0.0)
 
-    def score(piece: Piece) -> float:
+    def score(piece: VocabularyPiece) -> float:
         if piece.kind == USER:
             return len(piece.text) * best - 0.1
         return piece.score if piece.kind == NORMAL else least
 
     vocabulary = [(piece.text, score(piece)) for piece in model.pieces]
-    bpe = Bpe(models.Unigram(vocabulary, _unknown(model), _has_bytes(model)))
+    backend = Backend(models.Unigram(vocabulary, _unknown(model), _has_bytes(model)))
     reserved = [p.text for p in model.pieces if p.kind in (CONTROL, UNKNOWN, BYTE, UNUSED)]
     inner = "|".join(re.escape(text[1:]) for text in reserved if len(text) > 1)
     first = "".join(sorted({re.escape(text[0]) for text in reserved if len(text) > 1}))
     if inner:
         # A text that spells a reserved piece is its letters: it is cut behind the first of them.
         cut = Regex(f"[{first}](?={inner})")
-        bpe.pre_tokenizer = pre_tokenizers.Split(cut, "merged_with_previous")
-    return _dress(bpe, model)
+        backend.pre_tokenizer = pre_tokenizers.Split(cut, "merged_with_previous")
+    return _dress(backend, model)
 
 
-def _dress(bpe: Bpe, model: Pieces) -> Bpe:
+def _dress(backend: Backend, model: SentencePieceModel) -> Backend:
     """Spaces, and the characters that the model replaces before it looks for pieces."""
     steps: list[normalizers.Normalizer] = []
     if model.charsmap:
@@ -291,10 +291,10 @@ def _dress(bpe: Bpe, model: Pieces) -> Bpe:
         steps.append(normalizers.Prepend(" "))
     mark = SPACE if model.escape_spaces else " "
     steps.append(normalizers.Replace(" ", mark))
-    bpe.normalizer = normalizers.Sequence(steps)
+    backend.normalizer = normalizers.Sequence(steps)
     undone: list[decoders.Decoder] = [decoders.Replace(mark, " "), decoders.ByteFallback()]
     undone.append(decoders.Fuse())
     if model.dummy_prefix:
         undone.append(decoders.Strip(" ", 1, 0))
-    bpe.decoder = decoders.Sequence(undone)
-    return bpe
+    backend.decoder = decoders.Sequence(undone)
+    return backend

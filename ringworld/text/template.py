@@ -6,7 +6,8 @@ one can end that process and nothing else. What comes back equals `apply_chat_te
 transformers on the same messages.
 
 Our own forms are templates too: LWM's chat, and the needle question that its models know from
-training. Where a film or a picture stands, the text has `SIGHT`, and codes take its place.
+training. Where a film or a picture stands, the text has
+`IMAGE_PLACEHOLDER`, and codes take its place.
 """
 
 import json
@@ -29,7 +30,7 @@ RULES = (
     "Keep your response short and direct."
 )
 # One noncharacter of Unicode: no text of a person has it.
-SIGHT = "\ufdd0"
+IMAGE_PLACEHOLDER = "\ufdd0"
 
 Message = Mapping[str, Any]  # "role", and "content" or what else the template reads
 

@@ -1,69 +1,88 @@
-"""Text to ids and back: any `tokenizer.json`, and the byte-level BPE that we train.
+"""Text to token ids and back, and the byte-level BPE that we train.
 
-What a tokenizer adds by itself is never added here: a text is its ids, and who makes a prompt says
-where it begins. A special token is known by its id only, unless a prompt is a chat template's,
-which spells them.
+`Tokenizer.encode` adds nothing to a text: whoever builds a prompt puts the first token in by its
+id. A special token is written by id only; `encode_spelled` alone reads its spelling, for rendered
+chat templates.
 """
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
+from itertools import takewhile
 from typing import Any
 
-from tokenizers import Tokenizer as Bpe
+from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from ringworld.errors import InputError
 
 SPECIAL = ("<unk>", "<s>", "</s>", "<vision>", "</vision>")
-# What the families call the token before a text and the one after it, where no file says so.
+# Usual spellings of the token before a text and of the one after it, where no file names them.
 FIRST_NAMES = ("<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>")
 LAST_NAMES = ("</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>")
-NAMES_FILE = "tokenizer_config.json"
 # What a decoder writes for bytes that are no character, or not yet one.
 NO_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 BREAK = "\N{ZERO WIDTH SPACE}"
 
 
 class Tokenizer:
-    """Text to ids and back, read from a `tokenizer.json`; digits are single tokens in ours.
+    """Text to ids and back, by a `tokenizers` object (`backend`) of any kind: BPE, unigram, ...
 
     Special tokens are put in by id only: a text that spells "</s>" is four letters and no end.
-    `bos` and `eos` name the tokens around a text; without them the usual names are looked for.
+    `names` are the entries of a tokenizer_config.json: `bos_token` and `eos_token` name the tokens
+    before and after a text (null for none), `add_bos_token` says whether texts open with the first.
+    Where they say nothing, a special token with one of the usual names is taken.
+
+    Settings of a training run that a tokenizer.json may hold are switched off in `backend`:
+    truncation, padding, and the random segmentation of BPE dropout and of unigram sampling.
     """
 
-    def __init__(self, bpe: Bpe, *, bos: str | None = None, eos: str | None = None) -> None:
-        bpe.encode_special_tokens = True
-        self.bpe = bpe
-        self.size = bpe.get_vocab_size()
-        self.bos_name = bos or self._first_of(FIRST_NAMES)
-        self.eos_name = eos or self._first_of(LAST_NAMES)
+    def __init__(self, backend: Backend, names: Mapping[str, Any] | None = None) -> None:
+        backend.encode_special_tokens = True
+        backend.no_truncation()
+        backend.no_padding()
+        model = backend.model
+        if isinstance(model, models.BPE):
+            model.dropout = None
+        if isinstance(model, models.Unigram):
+            model.alpha = model.nbest_size = None
+        self.backend = backend
+        self.size = backend.get_vocab_size()
+        self._names = dict(names or {})
+        self.bos_name = self._find_name("bos_token", FIRST_NAMES)
+        self.eos_name = self._find_name("eos_token", LAST_NAMES)
 
     @property
     def bos(self) -> int:
-        """The token before a text. Raises InputError when there is none."""
+        """The id of the token before a text. Raises InputError when there is none."""
         return self.id(self.bos_name or FIRST_NAMES[0])
 
     @property
+    def bos_ids(self) -> list[int]:
+        """The token before a text as a list, empty for a tokenizer without one.
+
+        Raises InputError when the named token is not in the vocabulary.
+        """
+        return [] if self.bos_name is None else [self.id(self.bos_name)]
+
+    @property
     def eos(self) -> int:
-        """The token after a text. Raises InputError when there is none."""
+        """The id of the token after a text. Raises InputError when there is none."""
         return self.id(self.eos_name or LAST_NAMES[0])
 
     @property
     def vision_start(self) -> int:
-        """The token before a film's codes. Raises InputError when there is none."""
+        """The id of the token before image codes. Raises InputError when there is none."""
         return self.id("<vision>")
 
     @property
     def vision_end(self) -> int:
-        """The token after a film's codes. Raises InputError when there is none."""
+        """The id of the token after image codes. Raises InputError when there is none."""
         return self.id("</vision>")
 
     @cached_property
     def vision_marks(self) -> tuple[list[int], list[int]]:
-        """What stands before and after codes: a token each, or as in LWM their spelling's ids."""
-        before, after = (self.bpe.token_to_id(name) for name in SPECIAL[3:])
+        """The ids before and after image codes: one token each, or as in LWM their spelling's."""
+        before, after = (self.backend.token_to_id(name) for name in SPECIAL[3:])
         return (
             self.encode("<vision>") if before is None else [before],
             self.encode("</vision>") if after is None else [after],
@@ -71,39 +90,52 @@ class Tokenizer:
 
     @cached_property
     def opening(self) -> list[int]:
-        """What the model expects before any text: our `<s>`, or what the file itself adds."""
-        if self.bpe.token_to_id("<vision>") is not None:
-            return [self.bos]
-        return self.bpe.encode("", add_special_tokens=True).ids
+        """The ids that the model expects before any text.
+
+        `<s>` for our models; else what `add_bos_token` says; else what the tokenizer.json adds.
+        """
+        adds = self._names.get("add_bos_token")
+        if isinstance(adds, bool) or self.backend.token_to_id("<vision>") is not None:
+            return [] if adds is False else self.bos_ids
+        whole = self.backend.encode("a", add_special_tokens=True)
+        added = takewhile(
+            lambda pair: pair[1], zip(whole.ids, whole.special_tokens_mask, strict=True)
+        )
+        return [i for i, _ in added]
 
     @cached_property
     def special(self) -> dict[str, int]:
-        """The special tokens, by their spelling."""
-        added = self.bpe.get_added_tokens_decoder()
+        """The special tokens: their ids by spelling."""
+        added = self.backend.get_added_tokens_decoder()
         return {token.content: i for i, token in added.items() if token.special}
 
     @cached_property
     def sentence_ends(self) -> list[int]:
-        """The tokens that end a sentence."""
+        """The ids of tokens that end with a full stop, a question mark or an exclamation mark."""
         return sorted(
             i
-            for word, i in self.bpe.get_vocab().items()
+            for word, i in self.backend.get_vocab().items()
             if word.rstrip("ĠĊ").endswith((".", "?", "!"))
         )
 
     @cached_property
-    def _spelled(self) -> Bpe:
-        """The same tokenizer, to which a special token's spelling is the token."""
-        spelled = Bpe.from_str(self.bpe.to_str())
+    def _spelled(self) -> Backend:
+        """The same tokenizer, which reads a special token's spelling as the token."""
+        spelled = Backend.from_str(self.backend.to_str())
         spelled.encode_special_tokens = False
         return spelled
 
-    def _first_of(self, names: Iterable[str]) -> str | None:
-        return next((name for name in names if self.bpe.token_to_id(name) is not None), None)
+    def _find_name(self, key: str, usual: Sequence[str]) -> str | None:
+        """A token's spelling as the files say, in older ones within an object; else a usual one."""
+        said = self._names.get(key, "")
+        said = said.get("content") if isinstance(said, dict) else said
+        if said is None or (isinstance(said, str) and said):
+            return said
+        return next((name for name in usual if name in self.special), None)
 
     def id(self, token: str) -> int:
         """The id of a whole token. Raises InputError when the vocabulary lacks it."""
-        found = self.bpe.token_to_id(token)
+        found = self.backend.token_to_id(token)
         if found is None:
             raise InputError(
                 f"the tokenizer has no token {token}: use one that was made for a world model"
@@ -112,7 +144,7 @@ class Tokenizer:
 
     def encode(self, written: str) -> list[int]:
         """Ids of the text alone, without `<s>` or `</s>`."""
-        return self.bpe.encode(written, add_special_tokens=False).ids
+        return self.backend.encode(written, add_special_tokens=False).ids
 
     def encode_answer(self, answer: str) -> list[int]:
         """Ids of what is said after `ASSISTANT:` and a space, as they stand in the whole text.
@@ -127,8 +159,8 @@ class Tokenizer:
         """Ids of a rendered chat template: where it spells a special token, the token stands."""
         return self._spelled.encode(written, add_special_tokens=False).ids
 
-    def disarm(self, said: str) -> str:
-        """The words of a stranger for a template: a special token in them is broken in two."""
+    def escape_special(self, said: str) -> str:
+        """A user's words for a chat template: special tokens spelled in them are broken in two."""
         for name in self.special:
             if name and name in said:
                 said = said.replace(name, name[0] + BREAK + name[1:])
@@ -136,10 +168,10 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids, special tokens left out."""
-        return self.bpe.decode(list(ids), skip_special_tokens=True)
+        return self.backend.decode(list(ids), skip_special_tokens=True)
 
 
-class Typist:
+class Detokenizer:
     """Text from ids as they come, in pieces that end with whole characters.
 
     The pieces together are what `decode` gives for all ids at once. A piece is decoded behind the
@@ -152,8 +184,8 @@ class Typist:
         self._before: list[int] = []
         self._held: list[int] = []
 
-    def type(self, ids: Sequence[int]) -> str:
-        """What these ids add; nothing while their last character is not whole."""
+    def add(self, ids: Sequence[int]) -> str:
+        """The text that these ids add; "" while their last character is not whole."""
         self._held += [i for i in ids if i not in self._unseen]
         if not self._held:
             return ""
@@ -164,7 +196,7 @@ class Typist:
         return text[len(known) :]
 
     def finish(self) -> str:
-        """What was held back: at the end of an answer a broken character is shown as broken."""
+        """The text that was held back; a character that was never completed is shown as U+FFFD."""
         text = self._tokenizer.decode(self._before + self._held)[len(self._known()) :]
         self._before, self._held = self._before + self._held, []
         return text
@@ -173,62 +205,21 @@ class Typist:
         return self._tokenizer.decode(self._before)
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a `tokenizer.json`, with the names that a `tokenizer_config.json` beside it
-    gives to its tokens.
-
-    Raises InputError when a file is missing or broken.
-    """
-    if not path.is_file():
-        raise InputError(
-            f"there is no tokenizer at {path}: give a model folder with a tokenizer.json"
-        )
-    try:
-        bpe = Bpe.from_file(str(path))
-    except Exception:
-        raise InputError(f"{path} is not a tokenizer.json: fetch or copy the model again") from None
-    names = read_names(path.with_name(NAMES_FILE))
-    return Tokenizer(bpe, bos=_named(names, "bos_token"), eos=_named(names, "eos_token"))
-
-
-def read_names(path: Path) -> dict[str, Any]:
-    """What a `tokenizer_config.json` says; nothing when there is none.
-
-    Raises InputError when it is broken.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        names = None
-    if not isinstance(names, dict):
-        raise InputError(f"{path} is not a JSON object: fetch or copy the model again")
-    return names
-
-
-def _named(names: dict[str, Any], key: str) -> str | None:
-    """A token's spelling, which older files wrap in an object."""
-    token = names.get(key)
-    token = token.get("content") if isinstance(token, dict) else token
-    return token if isinstance(token, str) else None
-
-
 def train_tokenizer(texts: Iterator[str], size: int) -> Tokenizer:
     """A byte-level BPE of `size` tokens; every digit is a token of its own."""
-    bpe = Bpe(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    bpe.decoder = decoders.ByteLevel()
+    backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         special_tokens=list(SPECIAL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(texts, trainer)
-    return Tokenizer(bpe)
+    backend.train_from_iterator(texts, trainer)
+    return Tokenizer(backend)

@@ -7,6 +7,7 @@ diffusers' `VQModel`, whose weights aMUSEd (arXiv 2401.01808) publishes.
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +16,28 @@ import numpy as np
 
 from ringworld.config import from_dict
 from ringworld.errors import InputError
+from ringworld.files import read_json_object
 from ringworld.media.codec import Codec, FloatCodec
 from ringworld.models.vqgan import VQGAN, specs
 from ringworld.params import paths
 from ringworld.weights.cursor import finite
-from ringworld.weights.folder import check_table, fill, load_folder, read_config
-from ringworld.weights.settings import CONFIG, read_settings, size_of
+from ringworld.weights.file_names import CONFIG, DIFFUSERS_TENSORS, LWM_CODEC, LWM_FILES
+from ringworld.weights.folder import check_table, fill, load_folder
+from ringworld.weights.settings import size_of
 from ringworld.weights.tensors import read_tensors
 from ringworld.weights.unpickle import read_pickle
 
-PICKLED = "vqgan"
 PICKLE = b"\x80"  # what a pickle begins with, and neither msgpack's maps nor GGUF
 VQGAN_KIND = "vqgan"  # what the config.json of our folders calls a codec
 DIFFUSERS = "VQModel"
-DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 # The field of the config that diffusers does not know: the side of a frame in pixels. (Its own
 # `sample_size` is 32 in every VQModel, whatever the model was made for.)
 OURS = "ringworld"
-# Both are made for pictures of 16 x 16 codes, and say so nowhere.
+# VQModels are made for pictures of 16 x 16 codes, and say so nowhere.
 CODES_A_SIDE = 16
+LWM_SIZE = 256  # the resolution of LWM's presets
 LWM_GROUPS = 32
+MODEL_ENDINGS = (".safetensors", ".gguf")  # beside LWM's codec they are a model's
 # Beyond these it is no codec: a spec table of more would take long to write down.
 MOST_LEVELS, MOST_BLOCKS = 16, 64
 MOST_CHANNELS = 1 << 16
@@ -70,9 +73,10 @@ def load_float_codec(path: Path | str) -> FloatCodec:
 def load_codec(path: Path, size: int | None = None) -> Codec:
     """The codec of our folder, of a diffusers `VQModel` folder, or of LWM's `vqgan`, on bytes.
 
-    `size` is the side of its frames in pixels; without it, the one that the folder notes, or that
-    of frames with 16 codes a side. Raises InputError when the file is damaged, or is another
-    model's.
+    `size` is the side of its frames in pixels. Without it, it is the one that our folder or a
+    VQModel that we wrote notes, the `resolution` of the config.json beside LWM's file or else 256,
+    and for other VQModels that of frames with 16 codes a side. Raises InputError when the file is
+    damaged, or is another model's.
     """
     config, table = open_codec(path, size)
     return Codec(config, fill(specs(config), table, jnp.float32))
@@ -80,24 +84,23 @@ def load_codec(path: Path, size: int | None = None) -> Codec:
 
 def open_codec(path: Path, size: int | None = None) -> tuple[VQGAN, Mapping[str, np.ndarray]]:
     """The same before it is made ready: the config, and the weights by our names as stored."""
-    size = _size_of(path) if size is None else size
     if not path.is_dir():
         return _open_lwm(path, size)
-    if not (path / CONFIG).is_file() and (path / PICKLED).is_file():
-        return _open_lwm(path / PICKLED, size)
-    fields = read_settings(path / CONFIG)
+    if not (path / CONFIG).is_file() and (path / LWM_CODEC).is_file():
+        return _open_lwm(path / LWM_CODEC, size)
+    fields = read_json_object(path / CONFIG)
     if "kind" in fields:
         return _open_ours(path)
-    if fields.get("_class_name") != DIFFUSERS:
-        if (path / PICKLED).is_file():
-            return _open_lwm(path / PICKLED, size)
-        raise InputError(f"{path} holds no codec: give ours, a VQModel's folder, or LWM's `vqgan`")
-    return _open_diffusers(path, size)
+    if fields.get("_class_name") == DIFFUSERS:
+        return _open_diffusers(path, fields, size)
+    if (path / LWM_CODEC).is_file():
+        return _open_lwm(path / LWM_CODEC, size)
+    raise InputError(f"{path} holds no codec: give ours, a VQModel's folder, or LWM's `vqgan`")
 
 
-def _size_of(path: Path) -> int | None:
+def _noted_size(fields: dict[str, Any]) -> int | None:
     """The side of a frame that a VQModel of ours notes in its config.json."""
-    said = read_config(path).get(OURS) if (path / CONFIG).is_file() else None
+    said = fields.get(OURS)
     size = said.get("size") if isinstance(said, dict) else None
     return size if type(size) is int else None
 
@@ -108,9 +111,17 @@ def is_codec(path: Path) -> bool:
         with path.open("rb") as file:
             return file.read(1) == PICKLE
     if (path / CONFIG).is_file():
-        fields = read_settings(path / CONFIG)
-        return fields.get("kind") == VQGAN_KIND or fields.get("_class_name") == DIFFUSERS
-    return path.is_dir() and [file.name for file in path.iterdir()] == [PICKLED]
+        fields = read_json_object(path / CONFIG)
+        if fields.get("kind") == VQGAN_KIND or fields.get("_class_name") == DIFFUSERS:
+            return True
+    return path.is_dir() and _is_lwm(path)
+
+
+def _is_lwm(folder: Path) -> bool:
+    """Whether a folder holds LWM's codec and no model beside it."""
+    model = any((folder / name).is_file() for name in LWM_FILES)
+    others = [file for ending in MODEL_ENDINGS for file in folder.glob(f"*{ending}")]
+    return (folder / LWM_CODEC).is_file() and not model and not others
 
 
 def _open_ours(path: Path) -> tuple[VQGAN, Mapping[str, np.ndarray]]:
@@ -139,10 +150,12 @@ def _open_lwm(path: Path, size: int | None) -> tuple[VQGAN, Mapping[str, np.ndar
     return config, found
 
 
-def _open_diffusers(path: Path, size: int | None) -> tuple[VQGAN, Mapping[str, np.ndarray]]:
-    """A folder with diffusers' config.json and safetensors."""
-    config = _diffusers_config(path / CONFIG, read_settings(path / CONFIG), size)
-    file = path / DIFFUSERS_WEIGHTS
+def _open_diffusers(
+    path: Path, fields: dict[str, Any], size: int | None
+) -> tuple[VQGAN, Mapping[str, np.ndarray]]:
+    """A folder with diffusers' config.json, whose fields are given, and safetensors."""
+    config = _diffusers_config(path / CONFIG, fields, size or _noted_size(fields))
+    file = path / DIFFUSERS_TENSORS
     names = their_names(config, diffusers_name)
     if not file.is_file():
         raise InputError(f"there is no {file}: save the VQModel as safetensors")
@@ -198,7 +211,10 @@ def _from_torch(array: np.ndarray) -> np.ndarray:
 
 
 def _lwm_config(path: Path, shapes: Mapping[str, tuple[int, ...]], size: int | None) -> VQGAN:
-    """The sizes of LWM's codec, from the shapes of its tensors."""
+    """The sizes of LWM's codec: widths from the shapes of its tensors, the frame from its config.
+
+    Raises InputError when the shapes are no codec's, or the config.json says others.
+    """
 
     def side(name: str, axes: int, axis: int) -> int:
         shape = shapes.get(name, ())
@@ -206,22 +222,41 @@ def _lwm_config(path: Path, shapes: Mapping[str, tuple[int, ...]], size: int | N
             raise InputError(f"{path} holds no {name} of {axes} axes: give LWM's `vqgan` file")
         return shape[axis]
 
+    if attention := [name for name in shapes if "Attn" in name]:
+        raise InputError(
+            f"{path} has attention ({attention[0]:.80}), and only codecs without it are read"
+        )
     pattern = re.compile(r"encoder/DownsamplingBlock_(\d{1,2})/ResnetBlock_(\d{1,2})/Conv_0/kernel")
     found = [pattern.fullmatch(name) for name in shapes]
     places = [(int(match[1]), int(match[2])) for match in found if match]
     levels = 1 + max((level for level, _ in places), default=0)
-    blocks = 1 + max((block for _, block in places), default=0)
     first = "encoder/DownsamplingBlock_{}/ResnetBlock_0/Conv_0/kernel"
-    widths = [side(first.format(level), 4, 3) for level in range(levels)]
-    return _make_config(
-        path,
-        widths,
-        blocks,
-        LWM_GROUPS,
-        side("quantize/embeddings", 2, 0),
-        side("quantize/embeddings", 2, 1),
-        size,
+    sizes = Sizes(
+        channels=side("encoder/Conv_0/kernel", 4, 3),
+        widths=[side(first.format(level), 4, 3) for level in range(levels)],
+        blocks=1 + max((block for _, block in places), default=0),
+        groups=LWM_GROUPS,
+        codebook=side("quantize/embeddings", 2, 0),
+        width=side("quantize/embeddings", 2, 1),
+        latents=side("encoder/Conv_1/kernel", 4, 3),
     )
+    given = path.with_name(CONFIG)
+    fields = read_json_object(given) if given.is_file() else {}
+    config = sizes.as_config(
+        path, size or size_of({"resolution": LWM_SIZE} | fields, "resolution", given)
+    )
+    read = {
+        "hidden_channels": config.channels,
+        "channel_mult": list(config.multipliers),
+        "num_res_blocks": config.blocks,
+        "z_channels": config.latent_width,
+        "num_embeddings": config.codebook,
+        "quantized_embed_dim": config.width,
+    }
+    for name, value in read.items():
+        if fields.get(name, value) != value:
+            raise InputError(f"{given} says {name} {fields[name]!r:.40} and {path} has {value}")
+    return config
 
 
 def _diffusers_config(file: Path, fields: dict[str, Any], size: int | None) -> VQGAN:
@@ -232,44 +267,52 @@ def _diffusers_config(file: Path, fields: dict[str, Any], size: int | None) -> V
     widths = fields.get("block_out_channels")
     if not isinstance(widths, list):
         raise InputError(f"{file} should give block_out_channels as a list of channels: correct it")
-    sizes = {str(i): width for i, width in enumerate(widths[: MOST_LEVELS + 1])}
-    wide = fields.get("vq_embed_dim") is None
-    width = size_of(fields, "latent_channels" if wide else "vq_embed_dim", file)
-    if width != size_of(fields, "latent_channels", file):
-        raise InputError(f"{file} has vq_embed_dim {width}, which is not its latent_channels")
-    return _make_config(
-        file,
-        [size_of(sizes, i, file) for i in sizes],
-        size_of(fields, "layers_per_block", file),
-        size_of({"norm_num_groups": 32} | fields, "norm_num_groups", file),
-        size_of(fields, "num_vq_embeddings", file),
-        width,
-        size,
+    levels = {str(i): width for i, width in enumerate(widths[: MOST_LEVELS + 1])}
+    known = [size_of(levels, i, file) for i in levels]
+    same = fields.get("vq_embed_dim") is None
+    sizes = Sizes(
+        channels=known[0] if known else 0,
+        widths=known,
+        blocks=size_of(fields, "layers_per_block", file),
+        groups=size_of({"norm_num_groups": 32} | fields, "norm_num_groups", file),
+        codebook=size_of(fields, "num_vq_embeddings", file),
+        width=size_of(fields, "latent_channels" if same else "vq_embed_dim", file),
+        latents=size_of(fields, "latent_channels", file),
     )
+    return sizes.as_config(file, size or CODES_A_SIDE << max(len(known) - 1, 0))
 
 
-def _make_config(
-    path: Path,
-    widths: list[int],
-    blocks: int,
-    groups: int,
-    codebook: int,
-    width: int,
-    size: int | None,
-) -> VQGAN:
-    """A codec's sizes, if they are within reason."""
-    if not 0 < len(widths) <= MOST_LEVELS or blocks > MOST_BLOCKS:
-        raise InputError(f"{path} has {len(widths)} levels of {blocks} blocks, which no codec has")
-    if any(each % widths[0] for each in widths) or max(widths) > MOST_CHANNELS:
-        raise InputError(
-            f"{path} has levels of {widths} channels: each must be a multiple of the first"
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """The sizes of a codec as a file gives them, not yet compared with one another."""
+
+    channels: int
+    widths: list[int]
+    blocks: int
+    groups: int
+    codebook: int
+    width: int
+    latents: int
+
+    def as_config(self, path: Path, size: int) -> VQGAN:
+        """The config for frames of `size` pixels. Raises InputError when no codec has the sizes."""
+        widths = self.widths
+        if not 0 < len(widths) <= MOST_LEVELS or self.blocks > MOST_BLOCKS:
+            raise InputError(
+                f"{path} has {len(widths)} levels of {self.blocks} blocks, which no codec has"
+            )
+        if any(each % self.channels for each in widths) or max(widths) > MOST_CHANNELS:
+            raise InputError(
+                f"{path} has levels of {widths} channels: each must be a multiple of the first "
+                f"convolution's {self.channels}"
+            )
+        return VQGAN(
+            size=size,
+            channels=self.channels,
+            multipliers=tuple(each // self.channels for each in widths),
+            blocks=self.blocks,
+            groups=self.groups,
+            codebook=self.codebook,
+            width=self.width,
+            latent_channels=None if self.latents == self.width else self.latents,
         )
-    return VQGAN(
-        size=size or CODES_A_SIDE * 2 ** (len(widths) - 1),
-        channels=widths[0],
-        multipliers=tuple(each // widths[0] for each in widths),
-        blocks=blocks,
-        groups=groups,
-        codebook=codebook,
-        width=width,
-    )

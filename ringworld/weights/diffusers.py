@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from ringworld.errors import InputError
 from ringworld.models.vqgan import COLOURS, VQGAN
 from ringworld.weights.codecs import (
-    DIFFUSERS_WEIGHTS,
     OURS,
     VQGAN_KIND,
     diffusers_name,
     their_names,
 )
-from ringworld.weights.folder import CONFIG, write_folder
+from ringworld.weights.file_names import CONFIG, DIFFUSERS_TENSORS
+from ringworld.weights.folder import write_folder
 from ringworld.weights.tensors import write_tensors
 
 
@@ -36,11 +37,20 @@ def write_diffusers(draft: Path, config: VQGAN, table: Mapping[str, np.ndarray])
     theirs = {
         names[ours]: w.transpose(3, 2, 0, 1) if w.ndim == 4 else w for ours, w in table.items()
     }
-    write_tensors(draft / DIFFUSERS_WEIGHTS, theirs)
+    write_tensors(draft / DIFFUSERS_TENSORS, theirs)
 
 
 def describe(c: VQGAN) -> dict[str, Any]:
-    """The config.json of diffusers' VQModel."""
+    """The config.json of diffusers' VQModel.
+
+    Raises InputError when its first level has other channels than its first convolution, which a
+    VQModel cannot have.
+    """
+    if c.multipliers[0] != 1:
+        raise InputError(
+            f"the codec's first level has {c.multipliers[0]} times the channels of its first "
+            "convolution, which diffusers' VQModel cannot have: keep it in our format"
+        )
     levels = len(c.multipliers)
     return {
         "_class_name": "VQModel",
@@ -48,7 +58,7 @@ def describe(c: VQGAN) -> dict[str, Any]:
         "block_out_channels": list(c.widths),
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "in_channels": COLOURS,
-        "latent_channels": c.width,
+        "latent_channels": c.latent_width,
         "layers_per_block": c.blocks,
         "lookup_from_codebook": True,
         "mid_block_add_attention": False,

@@ -23,25 +23,20 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ringworld.errors import InputError
-from ringworld.files import sync, writing_to
+from ringworld.files import read_json_object, sync, writing_to
 from ringworld.mesh import place
 from ringworld.params import Param, paths
+from ringworld.weights.file_names import CONFIG, TENSORS
 from ringworld.weights.tensors import (
     Pieces,
     check_numbers,
     each_piece,
     let_go,
-    read_json,
     read_tensors,
     write_tensors,
 )
 
 T = TypeVar("T")
-
-CONFIG = "config.json"
-TENSORS = "model.safetensors"
-TOKENIZER = "tokenizer.json"
-CODEC = "codec"
 
 
 @contextmanager
@@ -82,8 +77,12 @@ def save_folder(path: Path, kind: str, config: Any, weights: Any, dtype: DTypeLi
 def write_folder(
     draft: Path, kind: str, config: Any, table: Mapping[str, np.ndarray | Pieces]
 ) -> None:
-    """Write the two files of a model into the folder `draft`, weights as they are stored."""
-    text = json.dumps({"kind": kind, **asdict(config)}, indent=2)
+    """Write the two files of a model into the folder `draft`, weights as they are stored.
+
+    Fields of the config that are None are left out.
+    """
+    said = {name: value for name, value in asdict(config).items() if value is not None}
+    text = json.dumps({"kind": kind, **said}, indent=2)
     (draft / CONFIG).write_text(text + "\n", encoding="utf-8")
     write_tensors(draft / TENSORS, table)
 
@@ -108,7 +107,7 @@ def read_config(path: Path) -> dict[str, Any]:
     file = path / CONFIG
     if not file.is_file():
         raise InputError(f"there is no {file}: give the folder of a saved model")
-    return read_json(file)
+    return read_json_object(file)
 
 
 def fill(specs: T, tensors: Mapping[str, np.ndarray | Pieces], dtype: DTypeLike) -> T:

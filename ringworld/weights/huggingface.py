@@ -14,13 +14,16 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ringworld.errors import InputError
+from ringworld.files import read_json_object
 from ringworld.models.llama import Llama
 from ringworld.models.world import World
 from ringworld.rope_scaling import Llama3, Scaling, YaRN
+from ringworld.text.load import TOKENIZER_CONFIG, read_tokenizer
 from ringworld.vocab import Vocabulary
-from ringworld.weights.folder import CONFIG, TENSORS, read_config
-from ringworld.weights.imported import Checkpoint, read_ends, read_tokenizer
-from ringworld.weights.tensors import Read, read_json, read_tensors
+from ringworld.weights.file_names import CHAT_TEMPLATE, CONFIG, INDEX, TENSORS, VQGAN_FOLDER
+from ringworld.weights.folder import read_config
+from ringworld.weights.imported import Checkpoint, read_ends
+from ringworld.weights.tensors import Read, read_tensors
 
 N = TypeVar("N", int, float)
 
@@ -31,10 +34,6 @@ FAMILIES = {
     "qwen2": (True, False),
     "qwen3": (False, True),
 }
-INDEX = f"{TENSORS}.index.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
-CHAT_TEMPLATE = "chat_template.jinja"
-VQGAN_FOLDER = "vqgan"
 # A size that no model reaches: a config with more is broken, and is not worth a try.
 MOST = 2**31
 # What these fields must be where a config has them: this decoder does nothing else.
@@ -265,7 +264,7 @@ def _read_shards(path: Path) -> dict[str, Read]:
                 f"{path} holds .bin weights, which are programs: use the safetensors of the model"
             )
         return {n: partial(np.asarray, w) for n, w in read_tensors(path / TENSORS).items()}
-    places = read_json(path / INDEX).get("weight_map")
+    places = read_json_object(path / INDEX).get("weight_map")
     if not isinstance(places, dict) or not all(
         isinstance(file, str) and Path(file).name == file for file in places.values()
     ):
@@ -289,7 +288,7 @@ def _read_template(path: Path) -> str | None:
         return written.decode("utf-8", "replace")
     if not (path / TOKENIZER_CONFIG).is_file():
         return None
-    said = read_json(path / TOKENIZER_CONFIG).get("chat_template")
+    said = read_json_object(path / TOKENIZER_CONFIG).get("chat_template")
     if isinstance(said, list):  # several, by name
         named = [entry for entry in said if isinstance(entry, dict)]
         said = next((e.get("template") for e in named if e.get("name") == "default"), None)

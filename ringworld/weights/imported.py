@@ -10,13 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ringworld.errors import InputError
-from ringworld.text.sentencepiece import load_sentencepiece
-from ringworld.weights.folder import CONFIG, TOKENIZER
-from ringworld.weights.tensors import Read, read_json
-
-# LLaMA's and LWM's folders may have no other tokenizer.
-SENTENCEPIECE = "tokenizer.model"
-GENERATION = "generation_config.json"
+from ringworld.files import read_json_object
+from ringworld.weights.file_names import CONFIG, GENERATION
+from ringworld.weights.tensors import Read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +39,6 @@ class Checkpoint:
     ends: tuple[int, ...] = ()
 
 
-def read_tokenizer(folder: Path) -> bytes | None:
-    """A folder's tokenizer.json, or one made of its tokenizer.model; None when it has neither.
-
-    Raises InputError when the tokenizer.model is broken.
-    """
-    if (folder / TOKENIZER).is_file():
-        return (folder / TOKENIZER).read_bytes()
-    if (folder / SENTENCEPIECE).is_file():
-        return load_sentencepiece(folder / SENTENCEPIECE).bpe.to_str().encode()
-    return None
-
-
 def read_ends(folder: Path) -> tuple[int, ...]:
     """The tokens that end an answer, as a folder's config.json and generation_config.json say.
 
@@ -62,7 +46,7 @@ def read_ends(folder: Path) -> tuple[int, ...]:
     """
     found: list[int] = []
     for file in (folder / CONFIG, folder / GENERATION):
-        said = read_json(file).get("eos_token_id") if file.is_file() else None
+        said = read_json_object(file).get("eos_token_id") if file.is_file() else None
         ends = said if isinstance(said, list) else [] if said is None else [said]
         if not all(type(end) is int and end >= 0 for end in ends):
             raise InputError(

@@ -13,18 +13,20 @@ from typing import Any
 import numpy as np
 
 from ringworld.errors import InputError
+from ringworld.files import read_json_object
+from ringworld.text.load import read_tokenizer
 from ringworld.weights.cursor import Stored, finite, to_halves
-from ringworld.weights.imported import Checkpoint, Read, read_tokenizer
+from ringworld.weights.file_names import CONFIG, LWM_CODEC
+from ringworld.weights.imported import Checkpoint, Read
 from ringworld.weights.msgpack import read_tree
 from ringworld.weights.names import NAMES, SCAN
-from ringworld.weights.settings import CONFIG, number_of, read_settings, size_of
+from ringworld.weights.settings import number_of, size_of
 
 SCANNED = "transformer/h/scan_decoder/"
 MODEL = ("transformer/", "lm_head/", "vision_head/")
 TURNED = ("self_attn.q_proj", "self_attn.k_proj")
 TEXT_TABLE, VISION_TABLE = "transformer/wte/embedding", "transformer/vte/embedding"
 VISION_HEAD = "vision_head/kernel"
-CODEC = "vqgan"
 
 # LWM's tables of vision have 256 rows more than codes; a frame is 16 x 16 codes.
 SPARE_ROWS = 256
@@ -62,7 +64,7 @@ def read_lwm(path: Path) -> Checkpoint:
         raise InputError(f"{path} sees, but ties its text head: use an untied model")
     if VISION_TABLE in tree and VISION_HEAD not in tree:
         tensors["vision_head.weight"] = tensors["model.embed_vision.weight"]
-    codec = path.parent / CODEC
+    codec = path.parent / LWM_CODEC
     return Checkpoint(
         config=config,
         tensors=tensors,
@@ -115,7 +117,7 @@ def _count_layers(path: Path, tree: dict[str, Stored]) -> int:
 
 def _config(path: Path, given: Path, tree: dict[str, Stored], layers: int) -> dict[str, Any]:
     """Hugging Face's config.json for the sizes of the tensors and LWM's own config."""
-    fields = read_settings(given)
+    fields = read_json_object(given)
     table, gate = tree[TEXT_TABLE].shape, _first(tree, "feed_forward/w1/kernel")
     if len(table) != 2 or gate is None or len(gate.shape) < 2:
         raise InputError(f"{path} lacks a feed-forward or a table of words: copy it again")

@@ -1,7 +1,6 @@
 """A model as people hold it: one folder with the weights, the tokenizer and the codec."""
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Int
-from tokenizers import Tokenizer as Bpe
 
 from ringworld.attention.mask import Where
 from ringworld.errors import InputError
@@ -19,11 +17,12 @@ from ringworld.media.codec import Codec
 from ringworld.mesh import on_a_mesh, shard
 from ringworld.models.world import Logits, World, WorldWeights, forward, read_heads, specs
 from ringworld.params import shardings
-from ringworld.text.tokenizer import NAMES_FILE, Tokenizer, load_tokenizer, read_names
+from ringworld.text.load import SENTENCEPIECE, TOKENIZER, parse_tokenizer, read_names
+from ringworld.text.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary
 from ringworld.weights.codecs import load_codec
-from ringworld.weights.folder import CODEC, TOKENIZER, fill, save_folder
-from ringworld.weights.imported import SENTENCEPIECE
+from ringworld.weights.file_names import CODEC
+from ringworld.weights.folder import fill, save_folder
 from ringworld.weights.open import Opened, open_model
 
 
@@ -156,19 +155,14 @@ def load_model(path: Path | str, dtype: DTypeLike = jnp.float32) -> Model:
 
 
 def _read_words(opened: Opened, is_folder: bool) -> Tokenizer | None:
-    """The tokenizer; its ends are named by the file beside it, or else by the model's own ids."""
-    names: Mapping[str, object] = {}
-    if is_folder and (opened.home / TOKENIZER).is_file():
-        words = load_tokenizer(opened.home / TOKENIZER)
-        names = read_names(opened.home / NAMES_FILE)
-    elif opened.tokenizer is not None:
-        words = Tokenizer(Bpe.from_str(opened.tokenizer.decode("utf-8")))
-    else:
+    """The tokenizer; its ends are named by the files beside it, or else by the model's own ids."""
+    if opened.tokenizer is None:
         return None
+    backend = parse_tokenizer(opened.tokenizer, "the model's tokenizer.json")
     ids = {"bos_token": opened.config.vocabulary.bos, "eos_token": opened.config.vocabulary.eos}
-    own = {key: words.bpe.id_to_token(i) for key, i in ids.items() if i >= 0 and key not in names}
-    bos, eos = own.get("bos_token"), own.get("eos_token")
-    return Tokenizer(words.bpe, bos=bos or words.bos_name, eos=eos or words.eos_name)
+    own = {key: backend.id_to_token(i) for key, i in ids.items() if i >= 0}
+    names = {key: name for key, name in own.items() if name is not None}
+    return Tokenizer(backend, names | (read_names(opened.home) if is_folder else {}))
 
 
 def save_model(

@@ -17,24 +17,22 @@ from ringworld.errors import InputError
 from ringworld.fetch import MODELS, fetch
 from ringworld.models.world import World, specs
 from ringworld.params import Param, paths
+from ringworld.text.load import read_tokenizer
+from ringworld.weights.file_names import CHAT_TEMPLATE, CODEC, CONFIG, LWM_FILES
 from ringworld.weights.folder import (
-    CODEC,
-    CONFIG,
-    TOKENIZER,
     check_table,
     load_folder,
     read_config,
 )
 from ringworld.weights.gguf import is_gguf
 from ringworld.weights.gguf_model import read_gguf
-from ringworld.weights.huggingface import CHAT_TEMPLATE, read_hf, read_world
+from ringworld.weights.huggingface import read_hf, read_world
 from ringworld.weights.imported import Checkpoint, read_ends
 from ringworld.weights.joint import split_tables
 from ringworld.weights.lwm import read_lwm
 from ringworld.weights.names import BY_OURS, Name
 from ringworld.weights.tensors import Pieces, Read
 
-LWM_FILES = ("streaming_params", "streaming_train_state", "params")
 # What some files hold besides the weights, and nobody needs.
 PASSED_OVER = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
 
@@ -114,11 +112,11 @@ def _open_ours(path: Path) -> Opened:
         raise InputError(f"{path} holds a {kind}, not a world model: give the folder of a model")
     config = from_dict(World, values, str(path / CONFIG))
     check_table(specs(config), tensors)
-    tokenizer, template = path / TOKENIZER, path / CHAT_TEMPLATE
+    template = path / CHAT_TEMPLATE
     return Opened(
         config=config,
         table=tensors,
-        tokenizer=tokenizer.read_bytes() if tokenizer.is_file() else None,
+        tokenizer=read_tokenizer(path),
         chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
         codec=path / CODEC if (path / CODEC).exists() else None,
         home=path,

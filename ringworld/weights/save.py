@@ -19,26 +19,33 @@ from tokenizers import Tokenizer as Bpe
 from ringworld.errors import InputError
 from ringworld.models.world import World
 from ringworld.progress import Announce
+from ringworld.text.load import (
+    ADDED_TOKENS,
+    SENTENCEPIECE,
+    SPECIAL_TOKENS,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+)
 from ringworld.weights.codecs import is_codec, open_codec
 from ringworld.weights.diffusers import write_codec, write_diffusers
-from ringworld.weights.folder import CODEC, CONFIG, TENSORS, TOKENIZER, new_folder, write_folder
-from ringworld.weights.huggingface import (
+from ringworld.weights.file_names import (
     CHAT_TEMPLATE,
+    CODEC,
+    CONFIG,
+    GENERATION,
     INDEX,
-    TOKENIZER_CONFIG,
+    TENSORS,
     VQGAN_FOLDER,
-    write_config,
 )
-from ringworld.weights.imported import GENERATION, SENTENCEPIECE
+from ringworld.weights.folder import new_folder, write_folder
+from ringworld.weights.huggingface import write_config
 from ringworld.weights.joint import add_vision, join_tables
 from ringworld.weights.names import BY_OURS, Name
 from ringworld.weights.open import Opened, is_ours, open_model
 from ringworld.weights.tensors import Pieces, write_tensors
 
 # What others wrote about words and sampling, carried along unread.
-CARRIED = (TOKENIZER_CONFIG, "special_tokens_map.json", GENERATION, SENTENCEPIECE)
-# The tokens that a tokenizer.json has and the tokenizer.model beside it does not.
-ADDED = "added_tokens.json"
+CARRIED = (TOKENIZER_CONFIG, SPECIAL_TOKENS, GENERATION, SENTENCEPIECE)
 # As transformers cuts its own: a file that is too large for some disks helps nobody.
 SHARD_BYTES = 5_000_000_000
 
@@ -170,7 +177,7 @@ def _write_words(draft: Path, opened: Opened) -> None:
             _write_json(draft / TOKENIZER_CONFIG, ends)
         added = _name_added(opened.tokenizer)
         if added and (draft / SENTENCEPIECE).exists():
-            _write_json(draft / ADDED, added)
+            _write_json(draft / ADDED_TOKENS, added)
 
 
 def _write_ends(draft: Path, opened: Opened) -> None:

@@ -21,6 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from ringworld.errors import InputError
+from ringworld.files import parse_json_object
 
 # The header of a model of 100,000 tensors is 10 MB; parsed, it takes some 30 times as much memory.
 HEADER_BYTES = 16 << 20
@@ -180,34 +181,13 @@ def let_go(piece: np.ndarray) -> None:
         owner.madvise(mmap.MADV_DONTNEED)
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The object that a JSON file holds. Raises InputError when it is not one."""
-    if file.stat().st_size > HEADER_BYTES:
-        raise InputError(f"{file} is longer than {HEADER_BYTES} bytes: it is not a config")
-    try:
-        return _parse_json(file.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{file} is not whole JSON ({error}): copy or save it again") from error
-
-
-def _parse_json(text: bytes) -> dict[str, Any]:
-    """The object that this text says. Raises ValueError when it says none."""
-    try:
-        parsed = json.loads(text.decode("utf-8"))
-    except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
-    if not isinstance(parsed, dict):
-        raise ValueError("it is not an object")
-    return parsed
-
-
 def _damaged(file: Path, what: str) -> InputError:
     return InputError(f"{file} is damaged or cut short ({what}): copy it again")
 
 
 def _parse(file: Path, text: bytes) -> dict[str, Any]:
     try:
-        header = _parse_json(text)
+        header = parse_json_object(text)
     except ValueError as error:
         raise _damaged(file, f"its header is not whole JSON: {error}") from error
     header.pop(METADATA, None)

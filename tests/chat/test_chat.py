@@ -49,8 +49,8 @@ from ringworld.rope import critical_base
 from ringworld.rope_scaling import YaRN
 from ringworld.settings import Sampling
 from ringworld.tasks.needle import Needle
+from ringworld.text.load import load_tokenizer
 from ringworld.text.template import FORMS
-from ringworld.text.tokenizer import load_tokenizer
 from ringworld.vocab import Vocabulary
 from ringworld.weights.model import Model, load_model
 from ringworld.weights.shipped import NANO
@@ -301,7 +301,7 @@ def test_a_stopped_answer_stays_and_a_stopped_reading_does_not(
 
 def test_an_answer_ends_at_the_models_end_and_at_the_templates() -> None:
     chatty = load_tokenizer(NANO / "tokenizer.json")
-    chatty.bpe.add_special_tokens(["<|im_end|>"])
+    chatty.backend.add_special_tokens(["<|im_end|>"])
     ended = CHATML.replace("</s>", "<|im_end|>")
     assert find_stops(chatty, (2,), ended) == (2, 2048)
     assert find_stops(WORDS, (2, 7), FORMS["lwm"]) == (2, 7)

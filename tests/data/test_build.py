@@ -30,7 +30,7 @@ from ringworld.files import alone_in
 from ringworld.media.clip import read_clip, read_image, write_animation
 from ringworld.media.sampling import FrameSampling
 from ringworld.tasks.clips import draw_example, film_example, talk_example
-from ringworld.text.tokenizer import load_tokenizer
+from ringworld.text.load import load_tokenizer
 from ringworld.weights.codecs import load_codec
 from ringworld.weights.shipped import NANO
 

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from ringworld import cli
-from ringworld.data.corpora.build import TOKENIZER, build
+from ringworld.data.corpora.build import build
 from ringworld.data.corpora.inspection import (
     SHOWN_FRAMES,
     Inspection,
@@ -29,7 +29,7 @@ from ringworld.data.packing.pack import efficiency, plan_rows
 from ringworld.errors import InputError
 from ringworld.evals.shard_report import tell, write_page
 from ringworld.media.clip import write_animation
-from ringworld.text.tokenizer import load_tokenizer
+from ringworld.text.load import TOKENIZER, load_tokenizer
 from ringworld.weights.shipped import NANO
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "data.md"

@@ -46,7 +46,8 @@ from ringworld.errors import InputError
 from ringworld.files import alone_in
 from ringworld.recipes.shards import ShardRecipe, choose_examples
 from ringworld.recipes.shards import shards as recipe_of_shards
-from ringworld.text.tokenizer import Tokenizer, load_tokenizer
+from ringworld.text.load import load_tokenizer
+from ringworld.text.tokenizer import Tokenizer
 from ringworld.weights.shipped import NANO
 
 ROOT = Path(__file__).resolve().parents[2]

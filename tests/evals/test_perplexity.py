@@ -29,7 +29,7 @@ from ringworld.models.context_extension import extend_context
 from ringworld.models.llama import Llama
 from ringworld.models.world import World, WorldWeights, forward, specs
 from ringworld.params import init, shardings
-from ringworld.text.tokenizer import load_tokenizer
+from ringworld.text.load import load_tokenizer
 from ringworld.vocab import Vocabulary
 from ringworld.weights.shipped import NANO
 

@@ -16,7 +16,7 @@ from ringworld.data.corpora.shards import Shards
 from ringworld.data.packing.ledger import NAME as LEDGER
 from ringworld.errors import InputError
 from ringworld.recipes.shards import ShardRecipe, choose_examples, shards
-from ringworld.text.tokenizer import load_tokenizer
+from ringworld.text.load import load_tokenizer
 from ringworld.train import checkpoint
 from ringworld.train.stage import pack_examples
 

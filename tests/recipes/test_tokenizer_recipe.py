@@ -8,8 +8,8 @@ from ringworld.data.books import Book
 from ringworld.recipes import tokenizer as tokenizer_recipe
 from ringworld.recipes.tokenizer import nano_tokenizer, read_texts, run_tokenizer_recipe
 from ringworld.tasks.needle import CITIES, Needle
+from ringworld.text.load import load_tokenizer
 from ringworld.text.template import RULES
-from ringworld.text.tokenizer import load_tokenizer
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from ringworld.models.world import specs
 from ringworld.params import init
 from ringworld.recipes.nano import NANO_WORLD
 from ringworld.tasks.needle import CITIES, SENTENCE_ROOM, Form
+from ringworld.text.load import load_tokenizer
 from ringworld.text.template import RULES
-from ringworld.text.tokenizer import load_tokenizer
 from ringworld.weights.shipped import NANO
 
 # The model is replaced by a reader, which does not look at the weights.

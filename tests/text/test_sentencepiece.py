@@ -16,7 +16,7 @@ from ringworld.text.sentencepiece import (
     load_sentencepiece,
     read_sentencepiece,
 )
-from ringworld.text.tokenizer import Tokenizer, Typist
+from ringworld.text.tokenizer import Detokenizer, Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIED = [
@@ -38,7 +38,7 @@ VARIED = [
 
 
 def spell(tokenizer: Tokenizer, written: str) -> list[str | None]:
-    return [tokenizer.bpe.id_to_token(i) for i in tokenizer.encode(written)]
+    return [tokenizer.backend.id_to_token(i) for i in tokenizer.encode(written)]
 
 
 def test_the_best_pair_is_joined_first_and_what_is_unknown_becomes_bytes() -> None:
@@ -68,9 +68,9 @@ def test_it_names_its_ends_and_gives_back_what_was_written() -> None:
     assert tokenizer.encode_spelled("<s>ab")[0] == 1
     for written in (*VARIED[:9], " a", "  ", "é🙂"):
         assert tokenizer.decode(tokenizer.encode(written)) == written
-    typist, typed = Typist(tokenizer), ""
+    detokenizer, typed = Detokenizer(tokenizer), ""
     for i in tokenizer.encode("ab é🙂 abc"):
-        piece = typist.type([i])
+        piece = detokenizer.add([i])
         assert "\ufffd" not in piece
         typed += piece
     assert typed == "ab é🙂 abc"

@@ -12,14 +12,14 @@ import pytest
 from ringworld.errors import InputError
 from ringworld.tasks.clips import question_prompt, request
 from ringworld.tasks.needle import Needle, prompt
+from ringworld.text.load import load_tokenizer
 from ringworld.text.template import (
     FORMS,
-    SIGHT,
+    IMAGE_PLACEHOLDER,
     Message,
     TemplateLimits,
     render,
 )
-from ringworld.text.tokenizer import load_tokenizer
 from ringworld.vocab import Vocabulary
 from ringworld.weights.shipped import NANO
 
@@ -192,9 +192,9 @@ PAIRS = Vocabulary(text=2048, bos=1, eos=2, codes=4, codes_per_frame=2, vision_r
 def test_lwms_forms_are_to_the_letter() -> None:
     asked = [{"role": "user", "content": ASK}]
     assert render(FORMS["lwm"], asked, **NAMES) == f"<s>{SYSTEM} USER: How many? ASSISTANT:"
-    seen = [{"role": "user", "content": f"{ASK}\n{SIGHT}"}]
+    seen = [{"role": "user", "content": f"{ASK}\n{IMAGE_PLACEHOLDER}"}]
     assert render(FORMS["lwm"], seen, **NAMES) == (
-        f"<s>{SYSTEM} USER: How many?\n{SIGHT} ASSISTANT:"
+        f"<s>{SYSTEM} USER: How many?\n{IMAGE_PLACEHOLDER} ASSISTANT:"
     )
     wish = [{"role": "user", "content": "a cat"}]
     drawn = "<s>You are a helpful assistant. USER: Generate {} of a cat ASSISTANT: "
@@ -221,8 +221,8 @@ def test_the_forms_are_what_the_shipped_model_was_trained_on() -> None:
     drawn = words.encode_spelled(render(FORMS["video"], wish, **NAMES))
     assert [*drawn, words.vision_start] == request("a red circle", words).tokens.tolist()
     before, after = render(
-        FORMS["lwm"], [{"role": "user", "content": f"{ASK}\n{SIGHT}"}], **NAMES
-    ).split(SIGHT)
+        FORMS["lwm"], [{"role": "user", "content": f"{ASK}\n{IMAGE_PLACEHOLDER}"}], **NAMES
+    ).split(IMAGE_PLACEHOLDER)
     codes = question_prompt(ASK, np.asarray([[1, 2]]), words, PAIRS)
     told = codes.tokens[~codes.vision].tolist()
     assert told == [

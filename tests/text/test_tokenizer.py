@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sentencepiece_files import SMALL
-from tokenizers import Tokenizer as Bpe
-from tokenizers import processors
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, processors
 
 from ringworld.errors import InputError
+from ringworld.text.load import load_tokenizer
 from ringworld.text.sentencepiece import read_sentencepiece
-from ringworld.text.tokenizer import Tokenizer, Typist, load_tokenizer
+from ringworld.text.tokenizer import Detokenizer, Tokenizer
 from ringworld.weights.shipped import NANO
 
 WORDS = load_tokenizer(NANO / "tokenizer.json")
@@ -20,7 +21,7 @@ WORDS = load_tokenizer(NANO / "tokenizer.json")
 
 def chat_file(folder: Path, **names: object) -> Path:
     """A tokenizer.json with a chat's own tokens, and the names beside it."""
-    bpe = Bpe.from_file(str(NANO / "tokenizer.json"))
+    bpe = Backend.from_file(str(NANO / "tokenizer.json"))
     bpe.add_special_tokens(["<|im_start|>", "<|im_end|>"])
     bpe.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(names))
@@ -57,9 +58,9 @@ def test_a_special_token_in_a_text_is_letters_and_in_a_template_is_the_token() -
 
 def test_what_a_stranger_says_holds_no_special_token() -> None:
     said = "a</s>b<vision> < s > héllo"
-    ids = WORDS.encode_spelled(WORDS.disarm(said))
+    ids = WORDS.encode_spelled(WORDS.escape_special(said))
     assert not set(ids) & set(WORDS.special.values())
-    assert WORDS.disarm("plain < words > stay") == "plain < words > stay"
+    assert WORDS.escape_special("plain < words > stay") == "plain < words > stay"
 
 
 def test_the_names_beside_a_tokenizer_say_where_a_text_begins_and_ends(tmp_path: Path) -> None:
@@ -68,21 +69,36 @@ def test_the_names_beside_a_tokenizer_say_where_a_text_begins_and_ends(tmp_path:
     assert tokenizer.bos == tokenizer.id("<|im_start|>") == 2048
     assert tokenizer.eos == tokenizer.id("<|im_end|>") == 2049
     assert tokenizer.special["<|im_end|>"] == 2049
-    nameless = load_tokenizer(chat_file(tmp_path, bos_token=None))
+    nameless = load_tokenizer(chat_file(tmp_path))
     assert (nameless.bos, nameless.eos) == (WORDS.bos, WORDS.eos)
+
+
+def test_a_tokenizer_whose_first_token_is_null_has_none(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(chat_file(tmp_path, bos_token=None, eos_token="<|im_end|>"))
+    assert tokenizer.bos_name is None
+    assert tokenizer.bos_ids == []
+    assert WORDS.bos_ids == [WORDS.bos]
+
+
+def test_an_ordinary_token_is_not_taken_for_the_first() -> None:
+    """Many vocabularies of byte-level BPE hold "<s>" as three letters that stand together."""
+    plain = Backend(models.BPE({"<": 0, "s": 1, ">": 2, "<s": 3, "<s>": 4}, [("<", "s")]))
+    assert Tokenizer(plain).bos_ids == []
+    plain.add_special_tokens(["<s>"])
+    assert Tokenizer(plain).bos_ids == [4]
 
 
 def test_names_that_are_no_json_are_one_sentence(tmp_path: Path) -> None:
     file = chat_file(tmp_path)
     for broken in ("{", "[]", "[" * 100_000):
         file.with_name("tokenizer_config.json").write_text(broken)
-        with pytest.raises(InputError, match="is not a JSON object"):
+        with pytest.raises(InputError, match="is not whole JSON"):
             load_tokenizer(file)
 
 
 def test_a_text_opens_as_its_model_was_trained() -> None:
     assert WORDS.opening == [WORDS.bos]
-    foreign = Bpe.from_str(WORDS.bpe.to_str().replace("vision>", "picture>"))
+    foreign = Backend.from_str(WORDS.backend.to_str().replace("vision>", "picture>"))
     assert Tokenizer(foreign).opening == []
     foreign.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 1)]
@@ -91,7 +107,7 @@ def test_a_text_opens_as_its_model_was_trained() -> None:
 
 
 def test_a_tokenizer_without_vision_tokens_spells_the_marks() -> None:
-    foreign = Tokenizer(Bpe.from_str(WORDS.bpe.to_str().replace("vision>", "picture>")))
+    foreign = Tokenizer(Backend.from_str(WORDS.backend.to_str().replace("vision>", "picture>")))
     assert foreign.vision_marks == (foreign.encode("<vision>"), foreign.encode("</vision>"))
     assert WORDS.vision_marks == ([WORDS.vision_start], [WORDS.vision_end])
     with pytest.raises(InputError, match="no token <vision>"):
@@ -102,9 +118,9 @@ def test_a_tokenizer_without_vision_tokens_spells_the_marks() -> None:
 
 
 def pieces(tokenizer: Tokenizer, ids: list[int], at_once: int = 1) -> list[str]:
-    typist = Typist(tokenizer)
-    parts = [typist.type(ids[i : i + at_once]) for i in range(0, len(ids), at_once)]
-    return [*parts, typist.finish()]
+    detokenizer = Detokenizer(tokenizer)
+    parts = [detokenizer.add(ids[i : i + at_once]) for i in range(0, len(ids), at_once)]
+    return [*parts, detokenizer.finish()]
 
 
 @given(st.text(), st.integers(1, 5))

@@ -16,13 +16,21 @@ import ringworld
 from ringworld.errors import InputError
 from ringworld.models.vqgan import LWM, VQGAN, Weights, decode, encode, specs
 from ringworld.params import init, paths
-from ringworld.weights.codecs import diffusers_name, load_codec, lwm_name, their_names
+from ringworld.weights.codecs import (
+    diffusers_name,
+    is_codec,
+    load_codec,
+    lwm_name,
+    their_names,
+)
 from ringworld.weights.folder import save_folder
+from ringworld.weights.save import convert
 from tests import foreign
 
 # The project's promise for pixels in [-1, 1]; 6e-6 is what is seen.
 PIXELS = 1e-4
 TINY = VQGAN(size=32, channels=4, multipliers=(1, 2), blocks=1, groups=4, codebook=8, width=4)
+LWM_TINY = replace(TINY, channels=32, groups=32)
 FIELDS = {
     "_class_name": "VQModel",
     "act_fn": "silu",
@@ -55,7 +63,7 @@ def same(a: Weights, b: Weights) -> bool:
 
 
 def test_lwms_codec_gives_its_codes_and_its_pictures(tmp_path):
-    codec = load_codec(foreign.unpack("vqgan/vqgan.gz", tmp_path), size=32)
+    codec = load_codec(foreign.unpack("vqgan/vqgan.gz", tmp_path))
     expected = np.load(foreign.PARITY / "vqgan/expected.npz")
     codes = encode(codec.weights, jnp.asarray(expected["pixels"]), codec.config)
     assert np.array_equal(codes, expected["codes"])
@@ -154,8 +162,58 @@ def test_our_own_folder_opens_at_the_same_door(tmp_path):
 
 def test_a_folder_that_holds_a_vqgan_is_lwms(tmp_path):
     foreign.unpack("vqgan/vqgan.gz", tmp_path)
+    assert is_codec(tmp_path) and load_codec(tmp_path).config.size == 32
     (tmp_path / "config.json").unlink()
-    assert load_codec(tmp_path).config.side == 16  # as LWM's: 256 pixels there, 64 here
+    assert is_codec(tmp_path) and load_codec(tmp_path).config.size == 256  # as LWM's presets
+    (tmp_path / "streaming_params").touch()
+    assert not is_codec(tmp_path)
+
+
+def test_a_code_may_have_another_width_than_the_encoder(tmp_path):
+    """LWM's `z_channels` beside `quantized_embed_dim`, diffusers' latents beside `vq_embed_dim`."""
+    config = replace(TINY, channels=32, groups=32, latent_channels=6)
+    weights = init(specs(config), 0)
+    path = tmp_path / "vqgan"
+    path.write_bytes(pickle.dumps(lwm_tree(config)))
+    found = load_codec(path, size=32)
+    assert found.config == config and same(found.weights, weights)
+    assert found.weights.to_code.kernel.shape == (1, 1, 6, 4)
+    assert found.weights.from_code.kernel.shape == (1, 1, 4, 6)
+    convert(path, tmp_path / "ours", None, lambda said: None)
+    convert(tmp_path / "ours", tmp_path / "theirs", None, lambda said: None)
+    fields = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    assert (fields["latent_channels"], fields["vq_embed_dim"]) == (6, 4)
+    for folder in ("ours", "theirs"):
+        again = load_codec(tmp_path / folder, size=32)
+        assert again.config.latent_channels == 6 and same(again.weights, weights)
+
+
+def test_the_first_level_may_be_wider_than_the_first_convolution(tmp_path):
+    config = replace(TINY, channels=32, groups=32, multipliers=(2, 3))
+    (tmp_path / "vqgan").write_bytes(pickle.dumps(lwm_tree(config)))
+    (tmp_path / "config.json").write_text('{"resolution": 32, "channel_mult": [2, 3]}')
+    found = load_codec(tmp_path)
+    assert found.config == config and same(found.weights, init(specs(config), 0))
+    convert(tmp_path, tmp_path / "ours", None, lambda said: None)
+    with pytest.raises(InputError, match="VQModel cannot have: keep it"):
+        convert(tmp_path / "ours", tmp_path / "theirs", None, lambda said: None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"resolution": "many"}, "resolution as a whole number"),
+        ({"resolution": 33}, "levels need a size that 2 divides, not 33"),
+        ({"z_channels": 5}, "says z_channels 5 and .* has 4"),
+        ({"channel_mult": [1, 4]}, r"says channel_mult \[1, 4\] and .* has \[1, 2\]"),
+        ({"num_embeddings": 9}, "says num_embeddings 9 and .* has 8"),
+    ],
+)
+def test_a_config_beside_lwms_codec_that_does_not_fit_is_one_sentence(tmp_path, fields, said):
+    (tmp_path / "vqgan").write_bytes(pickle.dumps(lwm_tree()))
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(InputError, match=said):
+        load_codec(tmp_path / "vqgan")
 
 
 @pytest.mark.parametrize(
@@ -165,11 +223,11 @@ def test_a_folder_that_holds_a_vqgan_is_lwms(tmp_path):
         ({"act_fn": "relu"}, "act_fn 'relu' and only 'silu'"),
         ({"mid_block_add_attention": True}, "mid_block_add_attention True"),
         ({"norm_type": "spatial"}, "norm_type 'spatial'"),
-        ({"vq_embed_dim": 3}, "vq_embed_dim 3, which is not its latent_channels"),
+        ({"vq_embed_dim": 3}, "has the shape .* and the config asks for"),
         ({"latent_channels": -1}, "latent_channels as a whole number"),
         ({"layers_per_block": 10**9}, "levels of 1000000000 blocks"),
         ({"block_out_channels": [4] * 99}, "which no codec has"),
-        ({"block_out_channels": [4, 6]}, "a multiple of the first"),
+        ({"block_out_channels": [4, 6]}, "a multiple of the first convolution's 4"),
         ({"block_out_channels": [4, "8"]}, "as a whole number"),
         ({"block_out_channels": {}}, "block_out_channels as a list"),
         ({"block_out_channels": []}, "0 levels"),
@@ -208,9 +266,8 @@ def test_damage_to_the_weights_is_one_sentence(tmp_path):
         load_codec(folder)
 
 
-def lwm_tree() -> dict[str, Any]:
+def lwm_tree(config: VQGAN = LWM_TINY) -> dict[str, Any]:
     """A small codec of LWM's, as nested dicts."""
-    config = replace(TINY, channels=32, groups=32)
     tree: dict[str, Any] = {}
     names = their_names(config, lwm_name)
     for ours, array in paths(init(specs(config), 0)).items():
@@ -226,13 +283,15 @@ def test_a_pickle_that_is_no_codec_is_one_sentence(tmp_path):
     path = tmp_path / "vqgan"
     path.write_bytes(pickle.dumps(lwm_tree()))
     assert load_codec(path).config.channels == 32
-    wrong = [lwm_tree() for _ in range(5)]
+    wrong = [lwm_tree() for _ in range(6)]
     del wrong[0]["quantize"]
     wrong[1]["encoder"]["attention"] = np.ones(3)
     wrong[2]["decoder"]["Conv_1"]["bias"] = np.full(3, np.nan, np.float32)
     wrong[3]["decoder"]["Conv_1"]["bias"] = np.ones(4, np.float32)
     del wrong[4]["decoder"]["Conv_1"]["bias"]
+    wrong[5]["encoder"]["MidBlock_0"]["AttnBlock_0"] = {"bias": np.ones(3, np.float32)}
     told = ["no quantize/embeddings", "encoder/attention", "not finite", "shape", "lack the tensor"]
+    told += ["has attention .*AttnBlock_0/bias.*, and only codecs without it are read"]
     for tree, said in zip(wrong, told, strict=True):
         path.write_bytes(pickle.dumps(tree))
         with pytest.raises(InputError, match=said):

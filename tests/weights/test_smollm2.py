@@ -15,8 +15,8 @@ from tokenizers import pre_tokenizers
 
 from ringworld.evals.perplexity import cut_passages, measure_losses
 from ringworld.fetch import fetch
+from ringworld.text.load import load_tokenizer
 from ringworld.text.template import Message, TemplateLimits, render
-from ringworld.text.tokenizer import load_tokenizer
 from ringworld.weights.model import load_model
 from ringworld.weights.save import convert
 from tests.varied import draw_lines

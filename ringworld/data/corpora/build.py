@@ -27,6 +27,7 @@ from ringworld.data.corpora.manifest import (
     TokenizerNote,
     add_up,
     hash_codec,
+    note_tokenizer,
     read_json,
     read_manifest,
     write_json,
@@ -48,8 +49,8 @@ from ringworld.data.corpora.spec import Spec, count_forms, read_spec
 from ringworld.errors import InputError
 from ringworld.files import alone_in, hash_file, whole
 from ringworld.progress import Announce, make_progress
-from ringworld.text.tokenizer import load_tokenizer
-from ringworld.weights.folder import CODEC, TOKENIZER
+from ringworld.text.load import TOKENIZER, read_tokenizer
+from ringworld.weights.file_names import CODEC
 from ringworld.weights.shipped import NANO
 
 Engine = Literal["local", "ray"]
@@ -145,8 +146,7 @@ def make_job(spec: Spec, folder: Path, out: Path) -> Job:
     Raises InputError when one of them is missing or broken.
     """
     place = folder / spec.tokenizer if spec.tokenizer else NANO
-    tokenizer_path = place / TOKENIZER if place.is_dir() else place
-    tokenizer = load_tokenizer(tokenizer_path)
+    tokenizer_note = note_tokenizer(place)
     codec_path = (folder / spec.codec if spec.codec else NANO / CODEC) if spec.sees else None
     codec_note = None
     if codec_path is not None:
@@ -157,18 +157,12 @@ def make_job(spec: Spec, folder: Path, out: Path) -> Job:
             codes=config.codebook,
             codes_per_frame=config.side**2,
         )
-    note = TokenizerNote(
-        sha256=hash_file(tokenizer_path),
-        size=tokenizer.size,
-        bos=tokenizer.bos,
-        eos=tokenizer.eos,
-    )
     return Job(
         spec=spec,
         folder=folder,
-        tokenizer=tokenizer_path,
+        tokenizer=place,
         codec=codec_path,
-        tokenizer_note=note,
+        tokenizer_note=tokenizer_note,
         codec_note=codec_note,
         out=out,
     )
@@ -301,7 +295,7 @@ def conclude(job: Job, notes: Sequence[PortionNote]) -> Manifest:
     )
     write_report(job.out, bad)
     with whole(job.out / TOKENIZER) as draft:
-        draft.write_bytes(job.tokenizer.read_bytes())
+        draft.write_bytes(read_tokenizer(job.tokenizer) or b"")
     write_json(job.out / MANIFEST, manifest)
     shutil.rmtree(job.out / NOTES, ignore_errors=True)
     return manifest

@@ -54,7 +54,7 @@ def finish(draft: Draft, origin: str, tokenizer: Tokenizer, vocabulary: Vocabula
 
 def make_talk(turns: Sequence[Turn], see: See, tokenizer: Tokenizer) -> Draft:
     """The example of alternating turns, after a system turn or LWM's own system prompt."""
-    draft: list[Example | Shown] = [text([tokenizer.bos], 0.0)]
+    draft: list[Example | Shown] = [text(tokenizer.bos_ids, 0.0)]
     given = SYSTEM
     if turns[0].speaker == "system":
         given = "".join(part for part in turns[0].parts if isinstance(part, str))
@@ -120,8 +120,8 @@ def reorder(turns: Sequence[Turn], order: str) -> list[Turn]:
 def make_caption(media: Media, caption: str, order: str, see: See, tokenizer: Tokenizer) -> Draft:
     """A picture or film drawn from its caption, described by it, or alone."""
     if order == "vision":
-        bos, eos = (text([end], 0.0) for end in (tokenizer.bos, tokenizer.eos))
-        return [bos, Shown(see(media), 1.0), eos]
+        first, last = text(tokenizer.bos_ids, 0.0), text([tokenizer.eos], 0.0)
+        return [first, Shown(see(media), 1.0), last]
     kind = "an image" if media.still else "a video"
     if order == "text-vision":
         turns = [Turn("user", (f"Generate {kind} of {caption}",)), Turn("assistant", (media,))]
@@ -133,6 +133,6 @@ def make_caption(media: Media, caption: str, order: str, see: See, tokenizer: To
 
 def make_document(ids: Sequence[int], tokenizer: Tokenizer) -> Draft:
     """A whole document by the ids of its text, every token and its end learned."""
-    document = text([tokenizer.bos, *ids, tokenizer.eos], 1.0)
+    document = text([*tokenizer.bos_ids, *ids, tokenizer.eos], 1.0)
     document.weights[0] = 0.0
     return [document]

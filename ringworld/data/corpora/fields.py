@@ -43,21 +43,21 @@ def make_fields(
     row: Mapping[str, Any], line: int, rules: Fields, tokenizer: Tokenizer, vocabulary: Vocabulary
 ) -> Example:
     """The example of row `line`, from 1. Raises InputError when it does not fit the rules."""
-    parts = [text([tokenizer.bos], 0.0)] if rules.add_bos_token else []
+    parts = [text(tokenizer.bos_ids, 0.0)] if rules.add_bos_token else []
     for number, field in enumerate(choose(row, line, rules).split(",")):
         given = field.startswith("[") and field.endswith("]")
         weight = 0.0 if given else 1.0
         name = field[1:-1] if given else field
-        special = {"<|bos|>": tokenizer.bos, "<|eos|>": tokenizer.eos}
+        special = {"<|bos|>": tokenizer.bos_ids, "<|eos|>": [tokenizer.eos]}
         if name in special:
-            parts.append(text([special[name]], weight))
+            parts.append(text(special[name], weight))
             continue
         pieces = list(read_part(row, name, rules.subfield_separator))
         if number == 0 and isinstance(pieces[0], str):
             written = rules.prepend_text + pieces[0]
             if written.startswith(BOS):
                 written = written.removeprefix(BOS).removeprefix(" ")
-                parts = [text([tokenizer.bos], 0.0)]
+                parts = [text(tokenizer.bos_ids, 0.0)]
             pieces[0] = written
         for piece in pieces:
             if isinstance(piece, str):

@@ -8,15 +8,17 @@ import numpy as np
 from jaxtyping import Float64, Int, UInt8
 
 from ringworld.config import from_dict
-from ringworld.data.corpora.build import CODEC, TOKENIZER, Report
+from ringworld.data.corpora.build import Report
 from ringworld.data.corpora.manifest import REPORT, Counts, Manifest, hash_codec, read_json
 from ringworld.data.corpora.partition import Bad
 from ringworld.data.corpora.shards import Record, Shards
 from ringworld.data.packing.pack import efficiency, plan_rows
 from ringworld.errors import InputError
 from ringworld.media.codec import Codec
-from ringworld.text.tokenizer import NO_CHARACTER, Tokenizer, load_tokenizer
+from ringworld.text.load import TOKENIZER, load_tokenizer
+from ringworld.text.tokenizer import NO_CHARACTER, Tokenizer
 from ringworld.weights.codecs import load_codec
+from ringworld.weights.file_names import CODEC
 from ringworld.weights.shipped import NANO
 
 # What is shown of a list that may be long: tokens, and letters and frames of a sample.
@@ -255,7 +257,7 @@ def name_token(tokenizer: Tokenizer, id: int) -> str:
     text = tokenizer.decode([*before, id])[len(tokenizer.decode(before)) :]
     if text and NO_CHARACTER not in text:
         return repr(text)
-    return tokenizer.bpe.id_to_token(id) or str(id)
+    return tokenizer.backend.id_to_token(id) or str(id)
 
 
 def find_codec(manifest: Manifest, codec: Path | None) -> Codec | None:

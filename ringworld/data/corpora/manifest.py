@@ -10,11 +10,13 @@ from typing import Any
 from ringworld.config import from_dict
 from ringworld.errors import InputError
 from ringworld.files import hash_file, whole
+from ringworld.text.load import load_tokenizer, read_tokenizer
 from ringworld.vocab import Vocabulary
 
 MANIFEST = "manifest.json"
 REPORT = "report.json"
 SCHEMA_VERSION = 1
+NO_TOKEN = -1  # what stands for the first token of a tokenizer that has none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,8 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerNote:
-    """Which tokenizer made the text ids."""
+    """Which tokenizer made the text ids: the sha256 of its tokenizer.json, its number of ids, and
+    the ids of the tokens before a text (-1 for none) and after it."""
 
     sha256: str
     size: int
@@ -93,6 +96,20 @@ class Manifest:
     def vocabulary(self) -> Vocabulary:
         """The vocabulary that the examples were written in."""
         return make_vocabulary(self.tokenizer, self.codec)
+
+
+def note_tokenizer(path: Path) -> TokenizerNote:
+    """What the manifest says of the tokenizer at `path`, a model folder or a file.
+
+    Raises InputError when it is missing or broken, or has no token that ends a text.
+    """
+    tokenizer, data = load_tokenizer(path), read_tokenizer(path) or b""
+    return TokenizerNote(
+        sha256=hashlib.sha256(data).hexdigest(),
+        size=tokenizer.size,
+        bos=tokenizer.bos_ids[0] if tokenizer.bos_ids else NO_TOKEN,
+        eos=tokenizer.eos,
+    )
 
 
 def make_vocabulary(tokenizer: TokenizerNote, codec: CodecNote | None) -> Vocabulary:

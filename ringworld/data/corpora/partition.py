@@ -47,7 +47,8 @@ from ringworld.data.corpora.spec import (
 from ringworld.errors import InputError
 from ringworld.files import hash_file
 from ringworld.media.sampling import FrameSampling
-from ringworld.text.tokenizer import Tokenizer, load_tokenizer
+from ringworld.text.load import load_tokenizer
+from ringworld.text.tokenizer import Tokenizer
 from ringworld.weights.codecs import load_codec
 
 NOTES = "notes"
@@ -152,7 +153,7 @@ class Work:
 
     def documents(self) -> Iterator[Record]:
         """Documents, a lot of them becoming tokens while the lot before it is written."""
-        encode = self.tokenizer.bpe.encode_batch_fast
+        encode = self.tokenizer.backend.encode_batch_fast
         with ThreadPoolExecutor(1) as pool:
             before: list[tuple[list[Row], Future[list[Encoding]]]] = []
             for rows, texts in self.lots():

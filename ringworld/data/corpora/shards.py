@@ -34,12 +34,12 @@ from ringworld.data.corpora.manifest import (
     Manifest,
     ShardNote,
     hash_codec,
+    note_tokenizer,
     read_manifest,
 )
 from ringworld.data.example import Example
 from ringworld.errors import InputError
 from ringworld.files import hash_file, whole
-from ringworld.text.tokenizer import load_tokenizer
 
 # Tokens that are collected before they are written: 4 MiB, whatever the length of the shard.
 BATCH_TOKENS = 1 << 20
@@ -259,8 +259,8 @@ class Shards(Sequence[Example]):
         """
         made = self.manifest
         self.check_tokenizer(tokenizer)
-        words = load_tokenizer(tokenizer)
-        if (words.bos, words.eos) != (made.tokenizer.bos, made.tokenizer.eos):
+        note = note_tokenizer(tokenizer)
+        if (note.bos, note.eos) != (made.tokenizer.bos, made.tokenizer.eos):
             raise InputError(
                 f"{self.folder} begins and ends texts otherwise than the names beside {tokenizer} "
                 "say: build it again with this one, or train a model that has its own"
@@ -275,7 +275,7 @@ class Shards(Sequence[Example]):
 
     def check_tokenizer(self, tokenizer: Path) -> None:
         """Raise InputError unless the shards were made with this tokenizer."""
-        if hash_file(tokenizer) != self.manifest.tokenizer.sha256:
+        if note_tokenizer(tokenizer).sha256 != self.manifest.tokenizer.sha256:
             raise InputError(
                 f"{self.folder} was made with another tokenizer than {tokenizer}: build it again "
                 "with this one, or train a model that has its own"

@@ -82,7 +82,7 @@ def cut(document: Document, tokenizer: Tokenizer, length: int) -> list[Chunk]:
     Their texts, joined, are the document to the letter. A cut falls before a token, or before the
     character whose bytes it divides.
     """
-    spans = tokenizer.bpe.encode(document.written, add_special_tokens=False).offsets
+    spans = tokenizer.backend.encode(document.written, add_special_tokens=False).offsets
     places = range(0, len(spans), length)
     starts = [0, *(spans[place][0] for place in places[1:]), len(document.written)]
     return [

@@ -44,7 +44,7 @@ def put_together(verdicts: Iterable[Verdict], most: int, tokenizer: Tokenizer) -
     Every chunk is in one context, asked about or not. A document is never joined with another: a
     short one is a short context, which packing puts beside others.
     """
-    opening = len(tokenizer.encode(f"{SYSTEM} USER: ")) + 1
+    opening = len(tokenizer.bos_ids) + len(tokenizer.encode(f"{SYSTEM} USER: "))
     held: list[Verdict] = []
     costs: list[int] = []
     for verdict in verdicts:

@@ -186,7 +186,7 @@ def qa_example(document: str, pairs: Sequence[Pair], tokenizer: Tokenizer) -> Ex
     The prompt's words are LWM's (arXiv 2402.08268, generated questions of stage I). Weight 1 for
     the tokens of an answer and its `</s>`, 0 for everything else.
     """
-    parts = [text([tokenizer.bos], 0.0)]
+    parts = [text(tokenizer.bos_ids, 0.0)]
     for i, (role, words) in enumerate(take_turns(document, pairs)):
         if role == "user":
             opening = f"{SYSTEM} USER: " if i == 0 else " USER: "

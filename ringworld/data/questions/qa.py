@@ -45,7 +45,8 @@ from ringworld.data.questions.replies import PRIVATE, Replies
 from ringworld.errors import InputError
 from ringworld.files import alone_in, whole, writing_to
 from ringworld.progress import Announce, make_progress
-from ringworld.text.tokenizer import Tokenizer, load_tokenizer
+from ringworld.text.load import load_tokenizer
+from ringworld.text.tokenizer import Tokenizer
 
 ROWS, PAIRS, REPORT, CACHE = "questions.jsonl", "pairs.jsonl", "report.json", "cache"
 # Chunks that wait in line for each thread, so that one slow reply does not idle the others.
@@ -118,8 +119,7 @@ def run_qa(qa: QA, announce: Announce, client: Client | None = None) -> Path:
     Raises InputError for what a user can put right, and KeyboardInterrupt when it was stopped, once
     the answers under way have arrived. Every answer that arrived is kept in any case.
     """
-    path = qa.tokenizer / "tokenizer.json" if qa.tokenizer.is_dir() else qa.tokenizer
-    asker = Asker(qa, load_tokenizer(path), client or Client(qa.endpoint, qa.budget))
+    asker = Asker(qa, load_tokenizer(qa.tokenizer), client or Client(qa.endpoint, qa.budget))
     with writing_to(qa.folder):  # documents and replies may be private
         qa.folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
     with alone_in(qa.folder), _stopping(asker.client, announce), _progress(asker) as show:
