@@ -180,7 +180,7 @@ def deal(x: Shaped[np.ndarray, "T *rest"], order: Order) -> Shaped[np.ndarray, "
 
 
 def rotate_narrow(tree: Any, axis: str, stride: int = 1) -> Any:
-    """`rotate`, but what is float32 travels in bfloat16: what not to do."""
+    """`rotate`, except that float32 arrays travel in bfloat16: the wrong way, for comparison."""
 
     def turn(x: jax.Array) -> jax.Array:
         sent = x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x
@@ -298,30 +298,30 @@ def _draw_panel(axes: Axes, errors: Sequence[Errors], dtype: str) -> None:
 
 PAGE = """# How exact attention is
 
-The output and all gradients of `attend`, compared with the definition in float64. Each number is
-the greatest error in an array, as a share of the greatest number of that array, and the worst of
-{orders} orders x {heads} x {masks} masks. Rows have {length} tokens and padding, heads are {width}
-wide, tiles {tile} tokens long; a ring of one device takes rows that were dealt for four. In the
-picture every case is a dot, and the worst of them a line.
+The output and all gradients of `attend` are compared with the definition in float64. Each figure is
+the largest error in an array, divided by the largest number of that array. It is the worst case of
+{orders} token orders x {heads} x {masks} masks. Rows have {length} tokens and padding, heads are
+{width} wide, and tiles have {tile} tokens; the ring of one device uses rows that were ordered for
+four. In the picture every case is a dot, and the worst cases are the line.
 
 ![Error against float64 over the devices in the ring](images/exactness.png)
 
 {by_ring}
 
-The last column is what not to do: the gradients of keys and values travel in bfloat16. Here they
-are float32 all the way, whatever the dtype of the model, and the ring adds nothing.
+The last column shows what happens if the gradients of keys and values travel in bfloat16. In
+ringworld they are float32 all the way, whatever the dtype of the model, and the ring adds no error.
 
 {by_mask}
 
-Measured on virtual CPU devices, with every rounding that the program asks for, by
+Measured on virtual CPU devices, with every rounding of the program, by
 
 ```sh
 python -m benchmarks.exactness
 ```
 
-`test_errors_stay_below_the_bound_and_do_not_grow_with_the_ring` asserts it: float32 errors stay
-below {float32:.1e}, which is sqrt(T) 2^-23, and bfloat16 errors below {bfloat16:.1e}, which is
-eight units of rounding, on every ring.
+`test_errors_stay_below_the_bound_and_do_not_grow_with_the_ring` asserts that on every ring float32
+errors stay below {float32:.1e}, which is sqrt(T) 2^-23, and bfloat16 errors below {bfloat16:.1e},
+which is eight units of rounding.
 """
 
 

@@ -53,7 +53,8 @@ from ringworld.progress import Announce
 from ringworld.recipes.nano import Recipe, demo, run_recipe
 from ringworld.settings import Sampling
 from ringworld.tasks.clips import FRAMES_A_CLIP
-from ringworld.tasks.shape_language import caption, questions, score_clip
+from ringworld.tasks.shape_judge import score_clip
+from ringworld.tasks.shape_language import caption, questions
 from ringworld.tasks.shapes import draw, sample_scene
 from ringworld.train.metrics import NAME as METRICS
 from ringworld.weights.model import Model, load_model
@@ -301,7 +302,7 @@ def list_numbers(
         for length in GRID.lengths
     ]
     right = sum(answer.right for answer in answers)
-    found = [drawing.score.whole for drawing in drawings]
+    found = [drawing.score.exact for drawing in drawings]
     return [
         *numbers,
         Number(

@@ -365,7 +365,7 @@ def odd(folder: Path, good: dict[str, bytes]) -> Iterator[Suspect]:
             frame = av.VideoFrame.from_ndarray(paint(0), format="rgb24")
             container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
-        yield Suspect(name, path, words="in a code that is not read")
+        yield Suspect(name, path, words="in a codec that is not read")
 
 
 def places(folder: Path, good: dict[str, bytes]) -> Iterator[Suspect]:

@@ -68,7 +68,7 @@ def _key_figures(story: Story) -> Html:
         right = sum(answer.right for answer in story.answers)
         found.append((f"{right} of {len(story.answers)}", "questions about new clips answered"))
     if story.drawings:
-        right = sum(drawing.score.whole for drawing in story.drawings)
+        right = sum(drawing.score.exact for drawing in story.drawings)
         found.append((f"{right} of {len(story.drawings)}", "clips drawn just as asked"))
     cores = f"from film to page on {_count(story.machine.cores, 'core')}"
     found.append((duration(story.machine.total), cores))
@@ -240,8 +240,8 @@ def _verdict(drawing: Drawing) -> Html:
         _mark(f"{word} {round(share * asked)} of {asked}", share == 1)
         for word, share in shares.items()
     ]
-    if score.strangers:
-        marks.append(_mark(f"{_count(score.strangers, 'colour')} not asked for", False))
+    if score.extra:
+        marks.append(_mark(f"{_count(score.extra, 'colour')} not asked for", False))
     marks.append(element("small", f"guidance {drawing.guidance:g}"))
     return element("p", *marks, class_="marks")
 

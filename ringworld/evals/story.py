@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from ringworld.evals.needle import Trial
-from ringworld.tasks.shape_language import ClipScore
+from ringworld.tasks.shape_judge import ClipScore
 
 Frames = UInt8[np.ndarray, "Z Y X 3"]
 

@@ -31,14 +31,18 @@ DESCRIPTORS = 1024  # more than the fork server ever holds
 
 
 def load_decoder() -> ModuleType:
-    """The decoder beside this file, which is no package here."""
-    path = Path(__file__).with_name("decoder.py")
-    spec = importlib.util.spec_from_file_location("decoder", path)
-    assert spec is not None and spec.loader is not None, "the decoder is a file"
-    decoder = importlib.util.module_from_spec(spec)
-    sys.modules["decoder"] = decoder
-    spec.loader.exec_module(decoder)
-    return decoder
+    """The decoder and its parts, from the files beside this one.
+
+    They are entered under their full names: nothing else of the package is imported.
+    """
+    for name in ("headers", "pixels", "film", "decoder"):
+        path = Path(__file__).with_name(f"{name}.py")
+        spec = importlib.util.spec_from_file_location(f"ringworld.media.{name}", path)
+        assert spec is not None and spec.loader is not None, "the decoder is a file"
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+    return module
 
 
 def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:

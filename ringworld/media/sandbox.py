@@ -12,6 +12,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import select
 import signal
 import socket
@@ -132,14 +133,24 @@ def check_file(name: str, status: os.stat_result, limits: MediaLimits) -> None:
         )
 
 
-def fault_sentence(word: str, name: str, limits: MediaLimits, *, still: bool) -> str:
-    """The sentence for a fault word of the decoder."""
+def fault_sentence(
+    word: str, name: str, limits: MediaLimits, *, still: bool, detail: str = ""
+) -> str:
+    """The sentence for a fault word of the decoder; `detail` names the format that was found."""
+    detail = re.sub(r"[^A-Za-z0-9 _-]", "?", detail)
     if word == "not-media" and still:
         return f"{name} is not a picture that can be read: give a PNG, JPEG, WebP or GIF file."
     sentences = {
         "not-media": "is neither a film nor a picture that can be read: give an MP4, MOV, MKV, "
-        "WebM, AVI or GIF, or a PNG, JPEG or WebP",
-        "codec": "is a film in a code that is not read: convert it to H.264, VP9 or AV1",
+        "WebM, AVI, MPEG, OGV, WMV, FLV, 3GP, RM or GIF, or a PNG, JPEG or WebP",
+        "codec": f"is a film in a codec that is not read, {detail}: convert it with "
+        "`ffmpeg -i FILM NEW.mp4`",
+        "format": f"is a picture in a format that is not read, {detail}: convert it with "
+        "`ffmpeg -i PICTURE NEW.png`",
+        "colours": f"has a colour matrix that is not read, number {detail} of H.273: convert it "
+        "with `ffmpeg -i FILM -pix_fmt yuv420p -colorspace bt709 NEW.mp4`",
+        "angle": "is turned by an angle that is no multiple of 90 degrees: convert it with "
+        "`ffmpeg -i FILM NEW.mp4`",
         "no-pictures": "has no picture track: give a file that holds a film",
         "truncated": "is cut short: copy or download it again",
         "damaged": "is damaged and cannot be decoded: copy or download it again",
@@ -183,7 +194,9 @@ def decode(
             if word == "end":
                 return
             if word not in ("length", "frame"):
-                raise InputError(fault_sentence(word, name, limits, still=still))
+                length = int(value) if 0 <= value <= LONGEST_NAME else 0
+                detail = bytes(output.read(length)).decode("ascii", "replace")
+                raise InputError(fault_sentence(word, name, limits, still=still, detail=detail))
             held = shape if word == "frame" else (0, 0, 3)
             body = output.read(math.prod(held))
             if len(body) < math.prod(held):

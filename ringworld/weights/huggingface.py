@@ -7,9 +7,10 @@ error, never a guess.
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from ringworld.errors import InputError
 from ringworld.files import read_json_object
 from ringworld.models.llama import Llama
 from ringworld.models.world import World
-from ringworld.rope_scaling import Llama3, Scaling, YaRN
+from ringworld.rope_scaling import YARN_FAST_TURNS, YARN_SLOW_TURNS, Llama3, Scaling, YaRN
 from ringworld.text.load import TOKENIZER_CONFIG, read_tokenizer
 from ringworld.vocab import Vocabulary
 from ringworld.weights.file_names import CHAT_TEMPLATE, CONFIG, INDEX, TENSORS, VQGAN_FOLDER
@@ -27,23 +28,53 @@ from ringworld.weights.tensors import Read, read_tensors
 
 N = TypeVar("N", int, float)
 
-# model_type: whether queries, keys and values have biases, and whether queries and keys have norms.
+
+@dataclass(frozen=True)
+class Family:
+    """What transformers' model of one `model_type` has, and assumes where a config is silent.
+
+    `qkv_bias` and `qk_norm` are those of `Llama`; `window` says which layers may have a sliding
+    window; `defaults` are the values of absent fields (a null stands for itself).
+    """
+
+    name: str
+    window: Literal["none", "all layers", "by layer"]
+    defaults: Mapping[str, Any]
+    qkv_bias: bool = False
+    qk_norm: bool = False
+
+
+LLAMA_ENDS = {"bos_token_id": 1, "eos_token_id": 2}
+QWEN = {
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+MISTRAL = {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096}
 FAMILIES = {
-    "llama": (False, False),
-    "mistral": (False, False),
-    "qwen2": (True, False),
-    "qwen3": (False, True),
+    "llama": Family("Llama", "none", LLAMA_ENDS | {"max_position_embeddings": 2048}),
+    "mistral": Family("Mistral", "all layers", LLAMA_ENDS | MISTRAL),
+    "qwen2": Family("Qwen2", "by layer", QWEN, qkv_bias=True),
+    "qwen3": Family("Qwen3", "by layer", QWEN | {"head_dim": 128}, qk_norm=True),
 }
 # A size that no model reaches: a config with more is broken, and is not worth a try.
 MOST = 2**31
-# What these fields must be where a config has them: this decoder does nothing else.
+# What these fields must be where a config has them: this decoder does nothing else. A family's
+# model does not read those that are named for others.
 FIXED: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu",),
-    "mlp_bias": (False, None),
-    "attention_bias": (False, None),
+    "hidden_act": ("silu", "swish"),
     "partial_rotary_factor": (1.0, None),
     "quantization_config": (None,),
+    "is_causal": (True, None),
 }
+FIXED_OF = {
+    "llama": {"attention_bias": (False, None), "mlp_bias": (False, None)},
+    "mistral": {},
+    "qwen2": {},
+    "qwen3": {"attention_bias": (False, None)},
+}
+SLIDING = "sliding_attention"
 # Defaults of the readers that wrote configs without these fields.
 THETA, EPS = 10_000.0, 1e-6
 
@@ -53,24 +84,26 @@ def read_world(config: Mapping[str, Any]) -> World:
 
     Raises InputError when a field is missing or has no sense, or when the architecture is unknown.
     """
-    family = config.get("model_type")
-    if not isinstance(family, str) or family not in FAMILIES:
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise InputError(
-            f"{CONFIG} describes a model of type {str(family)[:40]}, which is not known here: use "
+            f"{CONFIG} describes a model of type {str(kind)[:40]}, which is not known here: use "
             f"one of {', '.join(FAMILIES)}"
         )
-    for field, allowed in FIXED.items():
+    for field, allowed in (FIXED | FIXED_OF[kind]).items():
         if field in config and config[field] not in allowed:
             raise InputError(
                 f"{CONFIG} sets {field} to {str(config[field])[:40]}, which this decoder does not "
                 f"do: use a model where it is {allowed[0]}"
             )
-    biases, norms = FAMILIES[family]
+    family = FAMILIES[kind]
+    config = {**family.defaults, **config}
     heads, model = _number(config, "num_attention_heads", int), _number(config, "hidden_size", int)
     context = _number(config, "max_position_embeddings", int)
     theta, scaling = _rope(config, context)
+    layers = _number(config, "num_hidden_layers", int)
     llama = Llama(
-        layers=_number(config, "num_hidden_layers", int),
+        layers=layers,
         model=model,
         mlp=_number(config, "intermediate_size", int),
         heads=heads,
@@ -80,9 +113,9 @@ def read_world(config: Mapping[str, Any]) -> World:
         rope_theta=theta,
         norm_eps=_number(config, "rms_norm_eps", float, EPS),
         rope_scaling=scaling,
-        window=_window(config, context),
-        qkv_bias=biases,
-        qk_norm=norms,
+        window=_window(config, family, layers, context),
+        qkv_bias=family.qkv_bias,
+        qk_norm=family.qk_norm,
     )
     vision = config.get("vision") or {}
     if not isinstance(vision, dict):
@@ -121,34 +154,65 @@ def _token(config: Mapping[str, Any], field: str) -> int:
     return first
 
 
-def _window(config: Mapping[str, Any], context: int) -> int | None:
-    """The window, where the config asks for one in all layers and it hides something."""
-    window = config.get("sliding_window")
-    if window is None or config.get("use_sliding_window") is False:
+def _window(config: Mapping[str, Any], family: Family, layers: int, context: int) -> int | None:
+    """The sliding window of all layers, or None where it hides nothing.
+
+    Raises InputError when layers differ, or `layer_types` asks for what the family does not have.
+    """
+    window = None if family.window == "none" else config.get("sliding_window")
+    if family.window == "by layer" and not config.get("use_sliding_window"):
+        window = None
+    sliding = 0 if window is None else layers
+    if window is not None and family.window == "by layer":
+        sliding = max(layers - _number(config, "max_window_layers", int, 0), 0)
+    if (kinds := config.get("layer_types")) is not None:
+        listed = kinds if isinstance(kinds, list) else []
+        slid = sum(kind == SLIDING for kind in listed)
+        known = all(kind in (SLIDING, "full_attention") for kind in listed)
+        fits = slid == sliding if family.window != "by layer" else window is not None or not slid
+        if not known or len(listed) != layers or not fits:
+            raise InputError(
+                f"{CONFIG} lists layer_types that a model of type {config['model_type']} with its "
+                "other fields does not have: use the config that the weights came with"
+            )
+        sliding = slid
+    if window is None or not sliding:
         return None
     window = _number(config, "sliding_window", int)
     if window >= context:
         return None
-    if config["model_type"] != "mistral" and config.get("max_window_layers") != 0:
+    if sliding < layers:
         raise InputError(
-            f"{CONFIG} gives some layers a window and others none, which this decoder does not do: "
-            "use a model with use_sliding_window set to false"
+            f"{CONFIG} gives {sliding} of {layers} layers a sliding window and the others none, "
+            "which this decoder does not do: use a model whose layers are alike"
         )
     return window
 
 
 def _rope(config: Mapping[str, Any], context: int) -> tuple[float, Scaling | None]:
-    """RoPE's base and scaling: from `rope_parameters`, or where older configs have them."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    """RoPE's base and scaling, from where configs have had them: transformers reads `rope_scaling`
+    before `rope_parameters`, and the fields of either before those of the config."""
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         raise InputError(f"the field rope_scaling of {CONFIG} is not an object: leave it out")
+    if nested := [name for name, value in rope.items() if isinstance(value, dict)]:
+        raise InputError(
+            f"{CONFIG} has RoPE parameters for {nested[0][:40]} layers alone, which this decoder "
+            "does not do: use a model whose layers are alike"
+        )
+    if rope.get("partial_rotary_factor") not in FIXED["partial_rotary_factor"]:
+        raise InputError(
+            f"{CONFIG} rotates a part of each head only, {str(rope['partial_rotary_factor'])[:40]} "
+            "of it, which this decoder does not do: use another model"
+        )
     theta = _number({"rope_theta": THETA} | dict(config) | rope, "rope_theta", float)
     if theta <= 1:
         raise InputError(f"the field rope_theta of {CONFIG} is {theta}: RoPE's base is above 1")
     kind = rope.get("rope_type", rope.get("type", "default"))
-    trained = _number(rope, "original_max_position_embeddings", int, context)
     if kind == "default":
         return theta, None
+    outside = "original_max_position_embeddings"
+    trained = _number(config if outside in config else rope, outside, int, context)
     if kind == "llama3":
         return theta, Llama3(
             factor=_number(rope, "factor", float),
@@ -156,17 +220,20 @@ def _rope(config: Mapping[str, Any], context: int) -> tuple[float, Scaling | Non
             high_turns=_number(rope, "high_freq_factor", float),
             trained_context=trained,
         )
-    more = {"attention_factor", "mscale", "mscale_all_dim"} & {n for n, v in rope.items() if v}
-    if kind == "yarn" and not more and rope.get("truncate", True):
+    given = {"attention_factor", "mscale", "mscale_all_dim"}
+    more = given & {name for name, value in rope.items() if value is not None}
+    more |= set() if rope.get("truncate", True) else {"truncate"}
+    if kind == "yarn" and not more:
         return theta, YaRN(
-            factor=_number(rope, "factor", float),
+            factor=_number(rope, "factor", float, context / trained),
             trained_context=trained,
-            fast_turns=_number(rope, "beta_fast", float, 32.0),
-            slow_turns=_number(rope, "beta_slow", float, 1.0),
+            fast_turns=_number(rope, "beta_fast", float, YARN_FAST_TURNS),
+            slow_turns=_number(rope, "beta_slow", float, YARN_SLOW_TURNS),
         )
+    with_more = f" with {min(more)}" if kind == "yarn" else ""
     raise InputError(
-        f"{CONFIG} scales RoPE by the rule {str(kind)[:40]}{' with ' + min(more) if more else ''}, "
-        "which is not known here: use default, llama3 or plain yarn"
+        f"{CONFIG} scales RoPE by the rule {str(kind)[:40]}{with_more}, which is not known here: "
+        "use a model with default, llama3 or plain yarn"
     )
 
 
@@ -179,10 +246,9 @@ def write_config(c: World, dtype: str) -> dict[str, Any]:
     sights = {"codes": words.codes, "codes_per_frame": words.codes_per_frame}
     sights |= {"text": words.text, "rows": words.vision_rows}
     family = _family(llama)
-    named = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[family]
     windows = {"sliding_window": llama.window, "use_sliding_window": llama.window is not None}
     return {
-        "architectures": [f"{named}ForCausalLM"],
+        "architectures": [f"{FAMILIES[family].name}ForCausalLM"],
         "model_type": family,
         "hidden_size": llama.model,
         "intermediate_size": llama.mlp,
@@ -204,20 +270,23 @@ def write_config(c: World, dtype: str) -> dict[str, Any]:
         **({"attention_bias": False} if family in ("llama", "qwen3") else {}),
         **({"mlp_bias": False} if family == "llama" else {}),
         **(windows if family != "llama" else {}),
-        **({"max_window_layers": 0} if family == "qwen2" else {}),
+        **({"max_window_layers": 0} if FAMILIES[family].window == "by layer" else {}),
         **({"ringworld": sights} if words.codes else {}),
     }
 
 
 def _family(llama: Llama) -> str:
-    has = (llama.qkv_bias, llama.qk_norm)
-    fitting = [family for family, needs in FAMILIES.items() if needs == has]
-    if not fitting or (llama.window and fitting == ["qwen3"]):
-        raise InputError(
-            "no family of Hugging Face has biases and norms of queries, or norms and a window: "
-            "convert a model that has one of them"
-        )
-    return fitting[-1] if llama.window else fitting[0]
+    match llama.qkv_bias, llama.qk_norm:
+        case False, False:
+            return "mistral" if llama.window else "llama"
+        case True, False:
+            return "qwen2"
+        case False, True:
+            return "qwen3"
+    raise InputError(
+        "no family of Hugging Face has biases and norms of queries: convert a model that has one "
+        "of them"
+    )
 
 
 def _write_scaling(llama: Llama) -> dict[str, Any] | None:
@@ -245,6 +314,8 @@ def _write_scaling(llama: Llama) -> dict[str, Any] | None:
 def read_hf(path: Path) -> Checkpoint:
     """The model of a Hugging Face folder: config.json and safetensors, in one file or in shards.
 
+    Where there are both, the whole file is read, as transformers does.
+
     Raises InputError when a file is missing or broken.
     """
     return Checkpoint(
@@ -258,7 +329,7 @@ def read_hf(path: Path) -> Checkpoint:
 
 
 def _read_shards(path: Path) -> dict[str, Read]:
-    if not (path / INDEX).is_file():
+    if (path / TENSORS).is_file() or not (path / INDEX).is_file():
         if not (path / TENSORS).is_file() and list(path.glob("*.bin")):
             raise InputError(
                 f"{path} holds .bin weights, which are programs: use the safetensors of the model"

@@ -25,7 +25,8 @@ from ringworld.evals.story import (
     StageRecord,
     Story,
 )
-from ringworld.tasks.shape_language import caption, questions, score_clip
+from ringworld.tasks.shape_judge import score_clip
+from ringworld.tasks.shape_language import caption, questions
 from ringworld.tasks.shapes import Scene, draw, sample_scene
 
 LENGTHS = (1024, 2048, 4096, 8192, 16384)

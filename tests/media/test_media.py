@@ -301,10 +301,10 @@ def test_a_size_without_meaning_is_refused(tmp_path):
 def test_a_confined_process_cannot_open_write_or_connect():
     tries = """
 import importlib.util, os, socket, sys
-spec = importlib.util.spec_from_file_location("decoder", sys.argv[1])
-decoder = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(decoder)
-decoder.confine(memory=512 << 20, cpu_seconds=5)
+spec = importlib.util.spec_from_file_location("forkserver", sys.argv[1])
+forkserver = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(forkserver)
+forkserver.load_decoder().confine(memory=512 << 20, cpu_seconds=5)
 deeds = [
     lambda: open("/etc/hostname"),
     lambda: os.open(".", os.O_RDONLY),
@@ -318,7 +318,7 @@ for deed in deeds:
     except (OSError, MemoryError) as error:
         print(type(error).__name__)
 """
-    program = sys.modules["ringworld.media.decoder"].__file__
+    program = sandbox.PROGRAM
     done = subprocess.run(
         [sys.executable, "-I", "-c", tries, str(program)],
         capture_output=True,

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from foreign import PARITY, gguf_tensors, unpack, write_gguf
+from safetensors.numpy import save_file
 from sentencepiece_files import SMALL
 from tiny_hf import write_tiny
 
@@ -78,6 +79,19 @@ def test_in_and_out_again_is_equal_to_the_byte(tmp_path: Path, family: str, dtyp
     assert {field: said.get(field) for field in asked} == asked | (
         {"sliding_window": None} if family == "qwen2" else {}
     )
+
+
+def test_a_whole_file_is_read_and_not_the_shards_of_an_old_index(tmp_path: Path):
+    """As transformers does; here the index names shards that are there, or that are gone."""
+    write_tiny(tmp_path / "src")
+    whole = load_model(tmp_path / "src").weights
+    old = {name: np.zeros_like(w) for name, w in tensors_of(tmp_path / "src").items()}
+    save_file(old, tmp_path / "src" / "old.safetensors")
+    for shard in ("old.safetensors", "absent.safetensors"):
+        index = {"weight_map": dict.fromkeys(old, shard)}
+        (tmp_path / "src" / "model.safetensors.index.json").write_text(json.dumps(index))
+        found = load_model(tmp_path / "src").weights
+        assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), found, whole))
 
 
 def test_what_lies_beside_the_weights_goes_along(tmp_path: Path):

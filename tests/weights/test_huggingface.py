@@ -51,8 +51,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama3": ("Llama", {"rope_parameters": LLAMA3, "head_dim": 16}),
     "yarn": ("Llama", {"rope_parameters": YARN}),
     "mistral": ("Mistral", {"sliding_window": 16}),
-    "qwen2": ("Qwen2", {}),
+    "qwen2": ("Qwen2", {"sliding_window": 16}),  # which is not used
     "qwen3": ("Qwen3", {"head_dim": 16}),
+    "qwen3, window": (
+        "Qwen3",
+        {"head_dim": 16, "sliding_window": 16, "use_sliding_window": True, "max_window_layers": 0},
+    ),
     "smollm2": ("Llama", {"tie_word_embeddings": True}),
 }
 # Float32 sums of some dozens of terms in another order; logits are of the order of 10.

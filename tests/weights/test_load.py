@@ -255,9 +255,32 @@ REFUSED_CONFIGS = [
     ({"vision": 3}, "vision"),
     ({"ringworld": {"text": 0}}, "how many rows"),
     (
-        {"model_type": "qwen2", "sliding_window": 5, "use_sliding_window": True},
-        "some layers a window",
+        {
+            "model_type": "qwen2",
+            "sliding_window": 5,
+            "use_sliding_window": True,
+            "max_window_layers": 1,
+        },
+        "gives 1 of 2 layers a sliding window and the others none",
     ),
+    ({"layer_types": ["sliding_attention"] * 2}, "layer_types that a model of type llama"),
+    ({"layer_types": ["full_attention"]}, "layer_types that a model of type llama"),
+    (
+        {"model_type": "mistral", "sliding_window": 5, "layer_types": ["full_attention"] * 2},
+        "layer_types that a model of type mistral",
+    ),
+    (
+        {"model_type": "qwen3", "head_dim": 8, "layer_types": ["sliding_attention"] * 2},
+        "layer_types that a model of type qwen3",
+    ),
+    ({"is_causal": False}, "is_causal to False"),
+    ({"rope_scaling": {"partial_rotary_factor": 0.5}}, "a part of each head only, 0.5 of it"),
+    ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "full_attention layers alone"),
+    (
+        {"rope_scaling": {"type": "yarn", "factor": 2.0, "attention_factor": 1.2}},
+        "the rule yarn with attention_factor",
+    ),
+    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "the rule linear, which"),
 ]
 
 
@@ -315,6 +338,63 @@ def test_a_config_of_ours_that_does_not_fit_is_refused_on_its_way_in_and_out(
     with pytest.raises(InputError, match=said):
         convert(tmp_path / "ours", tmp_path / "out", None, lambda told: None)
     assert not (tmp_path / "out").exists()
+
+
+NO_WINDOW = [
+    {"model_type": "mistral", "sliding_window": None},
+    {"model_type": "mistral", "sliding_window": 128},
+    {"sliding_window": 64},
+    {"sliding_window": 64, "use_sliding_window": True},
+    {"sliding_window": 64, "max_window_layers": 0},
+    *(
+        {"model_type": kind, "head_dim": 8, **more}
+        for kind in ("qwen2", "qwen3")
+        for more in (
+            {"sliding_window": 64, "max_window_layers": 0},
+            {"sliding_window": 64},
+            {},
+            {"sliding_window": 64, "use_sliding_window": True},  # from layer 28 on
+            {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 2},
+            {
+                "sliding_window": 64,
+                "use_sliding_window": True,
+                "max_window_layers": 0,
+                "layer_types": ["full_attention"] * 2,
+            },
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("fields", NO_WINDOW, ids=str)
+def test_a_window_that_transformers_does_not_use_is_none(fields: dict[str, Any]):
+    assert read_world(CONFIG | fields).llama.window is None
+
+
+def test_a_window_is_read_where_transformers_has_one():
+    qwen = {"model_type": "qwen3", "head_dim": 8, "sliding_window": 64, "use_sliding_window": True}
+    for fields in (
+        {"model_type": "mistral", "sliding_window": 64, "use_sliding_window": False},
+        qwen | {"max_window_layers": 0},
+        qwen | {"layer_types": ["sliding_attention"] * 2},
+    ):
+        assert read_world(CONFIG | fields).llama.window == 64
+    assert read_world(CONFIG | {"model_type": "mistral"}).llama.window is None  # 4096 of 128
+    long = read_world(CONFIG | {"model_type": "mistral", "max_position_embeddings": 8192})
+    assert long.llama.window == 4096
+
+
+def test_an_absent_field_is_what_transformers_takes():
+    bare = {name: value for name, value in CONFIG.items() if not name.endswith("_token_id")}
+    words = read_world(bare).vocabulary
+    assert (words.bos, words.eos) == (1, 2)
+    null = read_world(bare | {"bos_token_id": None, "eos_token_id": None}).vocabulary
+    assert (null.bos, null.eos) == (-1, -1)
+    qwen = read_world(bare | {"model_type": "qwen3"})
+    assert (qwen.llama.head_width, qwen.vocabulary.bos, qwen.tied) == (128, -1, False)
+    assert read_world(bare | {"head_dim": None}).llama.head_width == 8
+    yarn = {"type": "yarn", "original_max_position_embeddings": 32}
+    assert read_world(bare | {"rope_scaling": yarn}).llama.rope_scaling.factor == 4
 
 
 def header(entries: Any, data: bytes = b"") -> bytes:
