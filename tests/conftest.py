@@ -68,9 +68,9 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session", autouse=True)
 def one_device() -> Iterator[None]:
-    """A mesh of one device, for tests that divide nothing."""
+    """A mesh of one device for every test; those that divide arrays set their own within it."""
     from ringworld.mesh import make_mesh
 
     with jax.set_mesh(make_mesh()):
