@@ -37,9 +37,9 @@ from ringworld.data.packing.rows import PackedRows, Packing, keep_plan
 from ringworld.models.llama import Llama
 from ringworld.models.world import World, WorldWeights, forward, specs
 from ringworld.params import init
+from ringworld.train.build import make_step, start
+from ringworld.train.loss import loss
 from ringworld.train.optimizer import AdamW, make_optimizer
-from ringworld.train.state import start
-from ringworld.train.step import make_step
 from ringworld.vocab import Vocabulary
 
 # ---- plans
@@ -242,7 +242,7 @@ def ablation(steps: int = STEPS, seeds: int = SEEDS) -> None:
         steps,
         specs(MODEL),
     )
-    step = make_step(MODEL, optimizer, 0.5)
+    step = make_step(partial(loss, c=MODEL, vision_share=0.5), optimizer)
     asked = draw_kinds(np.random.default_rng(10**6), ASKED)
     moments = [round(moment * steps) for moment in MOMENTS]
     found: dict[Packing, list[tuple[float, ...]]] = {way: [] for way in WAYS}

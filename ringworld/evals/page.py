@@ -21,6 +21,7 @@ from ringworld.media.clip import write_animation
 
 TEMPLATE = Path(__file__).with_name("page.html")
 VOID = {"img", "source"}
+WIDE = 6  # columns, above which a table needs most of the page
 
 
 class Html(str):
@@ -78,7 +79,7 @@ def animation(frames: UInt8[np.ndarray, "Z Y X 3"], fps: float, alt: str) -> Htm
 def filmstrip(rows: Mapping[str, UInt8[np.ndarray, "Z Y X 3"]], labels: Sequence[str]) -> Html:
     """Frames side by side, those of further rows below them, a label under each column.
 
-    The names of the rows are told to those who do not see the frames.
+    The names of the rows are in the alternative texts of the frames.
     """
     columns = []
     for i, label in enumerate(labels):
@@ -93,14 +94,23 @@ def figure(body: str, caption: str, class_: str = "") -> Html:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Html:
-    """A table whose first column names its rows; wide ones scroll."""
+    """A table whose first column names its rows.
+
+    Where its columns do not fit, each row becomes a list of its cells with the heads beside them.
+    """
     top = element("tr", *(element("th", cell, scope="col") for cell in head))
     lines = []
     for first, *others in rows:
         name = element("th", first, scope="row")
-        lines.append(element("tr", name, *(element("td", cell) for cell in others)))
+        cells = [
+            element("td", cell, data_head=label)
+            for label, cell in zip(head[1:], others, strict=True)
+        ]
+        lines.append(element("tr", name, *cells))
     whole = element("table", element("thead", top), element("tbody", *lines))
-    return element("div", whole, class_="scroll", tabindex="0")
+    return element(
+        "div", whole, class_="scroll wide" if len(head) > WIDE else "scroll", tabindex="0"
+    )
 
 
 def bar(share: float, class_: str = "") -> Html:
@@ -110,9 +120,9 @@ def bar(share: float, class_: str = "") -> Html:
 
 
 def section(name: str, lede: str, *parts: str) -> Html:
-    """A chapter with its heading and its first sentence; `#name` in lower case leads to it."""
+    """A chapter with its heading and first sentence; "Needle test" has the id `needle-test`."""
     head = (element("h2", name), element("p", lede, class_="lede"))
-    return element("section", *head, *parts, id=name.lower())
+    return element("section", *head, *parts, id=name.lower().replace(" ", "-"))
 
 
 def page(title: str, header: Html, main: Html) -> str:

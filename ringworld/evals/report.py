@@ -1,6 +1,7 @@
-"""The story of a run as one self-contained page: see, read, train, prove, use, and the numbers.
+"""The report of a run as one self-contained page, from the video to the numbers.
 
-Every figure says how it was measured, and what a run has no value for is left out.
+Every figure says how it was measured. Shares stand beside their 95 % interval and the chance of a
+guess. What a run has no value for is left out.
 """
 
 from collections.abc import Sequence
@@ -8,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ringworld.evals.heatmap import draw_heatmaps, name_length
+from ringworld.evals.heatmap import name_length
 from ringworld.evals.loss_curve import LOSSES, draw_losses, span
-from ringworld.evals.needle import Trial
+from ringworld.evals.needle import Trial, accuracy
 from ringworld.evals.page import (
     Html,
     animation,
@@ -20,19 +21,27 @@ from ringworld.evals.page import (
     filmstrip,
     join,
     page,
-    picture,
     section,
     table,
 )
-from ringworld.evals.story import Answer, Continuation, Drawing, Machine, StageRecord, Story
+from ringworld.evals.proportion import Proportion, percent
+from ringworld.evals.story import (
+    Continuation,
+    Drawing,
+    Machine,
+    StageRecord,
+    Story,
+    count_found,
+)
 from ringworld.files import whole
+from ringworld.tasks.needle import NUMBER_COUNT
 
 FPS = 4.0  # of the animations, whatever the rate of the frames
 
 
 def write_report(path: Path, story: Story) -> None:
     """Write the page of `story`, whole or not at all. Raises InputError when the disk is full."""
-    chapters = [part for part in (tell(story) for tell in CHAPTERS) if part]
+    chapters = [part for part in (write(story) for write in CHAPTERS) if part]
     header = [element("h1", story.title), element("p", story.summary, class_="summary")]
     content = page(story.title, join([*header, _key_figures(story)]), join(chapters))
     with whole(path) as draft:
@@ -58,33 +67,37 @@ def _key_figures(story: Story) -> Html:
         found.append((reach, f"tokens of context, in {_count(len(stages), 'stage')}"))
     if story.after:
         longest = max(trial.length for trial in story.after)
-        shares = [_found(trials, longest) for trials in (story.before, story.after)]
-        percent = " → ".join(f"{right / tried:.0%}" for right, tried in shares if tried)
-        when = "before and after" if "→" in percent else "after the stages"
-        found.append((percent, f"of needles found at {name_length(longest)}, {when}"))
+        counts = [count_found(trials, longest) for trials in (story.before, story.after)]
+        shares = " → ".join(f"{count.share:.0%}" for count in counts if count.tried)
+        when = "before and after" if "→" in shares else "after the stages"
+        found.append(
+            (shares, f"of needles found at {name_length(longest)}, {when} ({counts[-1].bounds})")
+        )
     if film := story.reconstruction:
         found.append((f"{film.psnr:.1f} dB", f"PSNR of held-out frames from {film.codes} codes"))
     if story.answers:
-        right = sum(answer.right for answer in story.answers)
-        found.append((f"{right} of {len(story.answers)}", "questions about new clips answered"))
+        found.append(_counted(story.answered, "questions about new clips answered"))
     if story.drawings:
-        right = sum(drawing.score.exact for drawing in story.drawings)
-        found.append((f"{right} of {len(story.drawings)}", "clips drawn just as asked"))
+        found.append(_counted(story.drawn, "clips drawn exactly as asked"))
     cores = f"from film to page on {_count(story.machine.cores, 'core')}"
     found.append((duration(story.machine.total), cores))
     pairs = [element("div", element("dt", label), element("dd", value)) for value, label in found]
     return element("dl", *pairs, class_="key")
 
 
-def _see(story: Story) -> str:
+def _counted(count: Proportion, what: str) -> tuple[str, str]:
+    return f"{count.right} of {count.tried}", f"{what} ({count.bounds})"
+
+
+def _video(story: Story) -> str:
     if (film := story.reconstruction) is None:
         return ""
     rows = {"film": film.original, "from its codes": film.rebuilt}
     strip = filmstrip(rows, [clock(moment) for moment in film.seconds])
     return section(
-        "See",
-        f"Each frame of the film becomes {film.codes} codes, whole numbers from a codebook. Above, "
-        "the film; below, what the codes give back.",
+        "Video",
+        f"Each frame of the film becomes {film.codes} codes of a codebook. The film is above, the "
+        "frames decoded from the codes are below.",
         figure(
             strip,
             f"{film.film}. Times are the container's own timestamps. Over {film.held_out}, which "
@@ -94,13 +107,13 @@ def _see(story: Story) -> str:
     )
 
 
-def _read(story: Story) -> str:
+def _text(story: Story) -> str:
     if not story.books:
         return ""
     rows = [(book.title, f"{book.tokens:,}", book.use) for book in story.books]
     return section(
-        "Read",
-        f"Books become tokens of the same model: {sum(book.tokens for book in story.books):,}.",
+        "Text",
+        f"The books are {sum(book.tokens for book in story.books):,} tokens of the same model.",
         figure(
             table(("Book", "Tokens", "Used for"), rows),
             "Counted in the model's own tokens.",
@@ -109,20 +122,20 @@ def _read(story: Story) -> str:
     )
 
 
-def _train(story: Story) -> str:
+def _training(story: Story) -> str:
     if not story.stages:
         return ""
     legend = [element("span", word, class_=f"key-{word}") for word in LOSSES.values()]
     tokens = sum(stage.tokens for stage in story.stages)
     return section(
-        "Train",
-        "The same program goes on with longer rows, stage after stage; the base of the rotary "
-        "positions is what their law gives for the longest, and the ring divides each row.",
+        "Training",
+        "Each stage trains the model of the one before on longer rows, which the ring divides. The "
+        "RoPE base is that of the longest stage.",
         figure(
             join([element("p", *legend, class_="legend"), draw_losses(story.stages)]),
             f"Loss a token against tokens trained, {tokens:,} in all (M: millions). "
-            "Thin: every step. Bold: the mean over a tenth of the stage's steps. A longer context "
-            "brings other rows, so lines may jump between stages.",
+            "Thin: every step. Bold: the mean over a tenth of the stage's steps. A gap: steps "
+            "without targets. A longer context brings other rows: lines may jump between stages.",
         ),
         figure(
             table(
@@ -143,11 +156,11 @@ def _stage_row(stage: StageRecord) -> tuple[str, ...]:
     return (stage.name, *(f"{n:,.0f}" for n in counts), duration(stage.seconds), speed, *losses)
 
 
-def _prove(story: Story) -> str:
+def _needles(story: Story) -> str:
     if not story.after:
         return ""
     maps = [
-        element("div", picture(draw_heatmaps({title: trials}), _map_in_words(trials, title), "map"))
+        _heat_map(trials, title)
         for trials, title in ((story.before, "Before"), (story.after, "After"))
         if trials
     ]
@@ -157,7 +170,7 @@ def _prove(story: Story) -> str:
     ]
     example = next(trial for trial in story.after if trial.length == lengths[-1])
     return section(
-        "Prove",
+        "Needle test",
         "A random number is hidden in a book, and the model is asked for it: over context lengths, "
         "and over depths from the first page to the last.",
         figure(
@@ -168,31 +181,52 @@ def _prove(story: Story) -> str:
         ),
         figure(
             table(("Context", "Before", "After"), rows),
-            f"All depths together. For example, {_trial_in_words(example)}",
+            "All depths together, each with its 95 % interval (Wilson). A guess finds "
+            f"{percent(1 / NUMBER_COUNT)}: the numbers have seven digits. For example, "
+            f"{_trial_in_words(example)}",
             "words",
         ),
     )
 
 
-def _found(trials: Sequence[Trial], length: int) -> tuple[int, int]:
-    """How many needles of this length were found, and how many were tried."""
-    tried = [trial.found for trial in trials if trial.length == length]
-    return sum(tried), len(tried)
+def _heat_map(trials: Sequence[Trial], title: str) -> Html:
+    """The share found at each length and depth, as cells of the page's own colours."""
+    lengths, depths, share = accuracy(trials)
+    cells = [element("span", ""), *(element("span", name_length(n)) for n in lengths)]
+    for depth, row in zip(depths, share, strict=True):
+        cells.append(element("span", f"{depth:.0%}"))
+        cells += [
+            element("span", "–")
+            if np.isnan(found)
+            else element("b", f"{found:.2f}", style=f"--share:{100 * found:.0f}%")
+            for found in row
+        ]
+    grid = element(
+        "div",
+        *cells,
+        class_="map",
+        style=f"--columns:{len(lengths)}",
+        role="img",
+        aria_label=_map_in_words(trials, title),
+    )
+    return element("div", element("h4", f"{title}: depth of the needle by context"), grid)
 
 
 def _share(trials: Sequence[Trial], length: int, class_: str = "") -> str:
-    right, tried = _found(trials, length)
-    if not tried:
+    count = count_found(trials, length)
+    if not count.tried:
         return "–"
-    words = element("span", f"{right / tried:.0%} ", element("small", f"{right} of {tried}"))
-    return join([bar(right / tried, class_), words])
+    low, high = count.interval
+    bounds = f"{count.right} of {count.tried}, {100 * low:.0f} to {100 * high:.0f} %"
+    words = element("span", f"{count.share:.0%} ", element("small", bounds))
+    return join([bar(count.share, class_), words])
 
 
 def _map_in_words(trials: Sequence[Trial], title: str) -> str:
     told = []
     for length in sorted({trial.length for trial in trials}):
-        right, tried = _found(trials, length)
-        told.append(f"{right} of {tried} at {name_length(length)}")
+        count = count_found(trials, length)
+        told.append(f"{count.right} of {count.tried} at {name_length(length)}")
     return f"Heat map, {title.lower()} the stages. Needles found: {', '.join(told)}."
 
 
@@ -204,21 +238,21 @@ def _trial_in_words(trial: Trial) -> str:
     )
 
 
-def _use(story: Story) -> str:
+def _examples(story: Story) -> str:
     parts: list[Html] = []
     if story.drawings:
-        parts += (element("h3", "Draw a clip from a caption"), _drawings(story.drawings))
+        parts += (element("h3", "Draw a clip from a caption"), _drawings(story))
     if story.answers:
-        parts += (element("h3", "Answer a question about a clip"), _answers(story.answers))
+        parts += (element("h3", "Answer a question about a clip"), _answers(story))
     if story.continuation:
         parts += (element("h3", "Continue a scene of the film"), _continue(story.continuation))
-    lede = "One model, one sequence: words and frames are read and written by the same weights."
-    return section("Use", lede, *parts) if parts else ""
+    lede = "The same weights read and write words and frames, in one sequence."
+    return section("Examples", lede, *parts) if parts else ""
 
 
-def _drawings(drawings: Sequence[Drawing]) -> Html:
+def _drawings(story: Story) -> Html:
     shown = []
-    for drawing in drawings:
+    for drawing in story.drawings:
         clip = animation(drawing.frames, FPS, f"Drawn clip: {drawing.caption}")
         strip = filmstrip(
             {"drawn": drawing.frames}, [f"{i + 1}" for i in range(len(drawing.frames))]
@@ -227,8 +261,9 @@ def _drawings(drawings: Sequence[Drawing]) -> Html:
         shown.append(element("div", clip, words, class_="beside"))
     return figure(
         join(shown),
-        f"Played at {FPS:g} frames a second. The judge is a rule that finds each colour in the "
-        "pixels, compares its outline with the three shapes and follows its centre.",
+        f"Exactly as asked: {story.drawn}. A guess is a clip of random things. The judge is a "
+        "rule: it finds each colour in the pixels, fits the three shapes to it and follows its "
+        f"centre. Played at {FPS:g} frames a second.",
     )
 
 
@@ -246,9 +281,9 @@ def _verdict(drawing: Drawing) -> Html:
     return element("p", *marks, class_="marks")
 
 
-def _answers(answers: Sequence[Answer]) -> Html:
+def _answers(story: Story) -> Html:
     cards = []
-    for answer in answers:
+    for answer in story.answers:
         clip = animation(answer.frames, FPS, f"The clip asked about: {answer.question}")
         told = element(
             "div",
@@ -259,8 +294,8 @@ def _answers(answers: Sequence[Answer]) -> Html:
         cards.append(element("div", clip, told, class_="card"))
     return figure(
         element("div", *cards, class_="cards"),
-        "None of these clips was trained on, and their truths are known exactly. Answers are "
-        "shown as the model wrote them.",
+        f"Right: {story.answered}. A guess is a random answer of the kind that is asked for. None "
+        "of these clips was trained on. Answers are shown as the model wrote them.",
     )
 
 
@@ -301,7 +336,7 @@ def _numbers(story: Story) -> str:
     if story.notes:
         notes = [element("li", note) for note in story.notes]
         parts += [element("h3", "What to keep in mind"), element("ul", *notes, class_="notes")]
-    return section("Numbers", "Every value, and where it comes from.", *parts)
+    return section("Numbers", "Every value, and how it was measured.", *parts)
 
 
 def _times(machine: Machine) -> Html:
@@ -329,4 +364,4 @@ def _count(n: int, thing: str) -> str:
     return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
 
 
-CHAPTERS = (_see, _read, _train, _prove, _use, _numbers)
+CHAPTERS = (_video, _text, _training, _needles, _examples, _numbers)

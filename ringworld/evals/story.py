@@ -1,4 +1,4 @@
-"""What a whole run found, from film to answers, as plain values that a report can be made of."""
+"""The results of a whole run, from the film to the answers, as plain values for a report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +7,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from ringworld.evals.needle import Trial
+from ringworld.evals.proportion import Proportion
+from ringworld.tasks.needle import NUMBER_COUNT
 from ringworld.tasks.shape_judge import ClipScore
 
 Frames = UInt8[np.ndarray, "Z Y X 3"]
@@ -53,28 +55,36 @@ class Reconstruction:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A clip drawn from a caption, the guidance it was drawn with, and how it was judged."""
+    """A clip drawn from a caption, the guidance it was drawn with, and how it was judged.
+
+    `chance` is the probability that a random clip would be exactly right.
+    """
 
     caption: str
     frames: Frames
     guidance: float
     score: ClipScore
+    chance: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A question about a clip that was not trained on, the truth, and what the model wrote."""
+    """A question about a clip that was not trained on, the truth, and what the model wrote.
+
+    `chance` is the probability that a random answer of the same kind would be right.
+    """
 
     question: str
     truth: str
     written: str
     right: bool
+    chance: float
     frames: Frames
 
 
 @dataclass(frozen=True, kw_only=True)
 class Continuation:
-    """The film from second `start`: frames given, frames the model went on with, the film's own."""
+    """The film from second `start`: the given frames, the drawn ones, and the film's own."""
 
     start: float
     given: UInt8[np.ndarray, "before Y X 3"]
@@ -109,7 +119,7 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Story:
-    """Everything a report tells; what is empty or None is left out of it."""
+    """Everything that a report shows; what is empty or None is left out of it."""
 
     title: str
     summary: str
@@ -124,3 +134,25 @@ class Story:
     continuation: Continuation | None = None
     numbers: Sequence[Number] = ()
     notes: Sequence[str] = ()
+
+    @property
+    def answered(self) -> Proportion:
+        """How many of the questions were answered rightly."""
+        return count_right([(answer.right, answer.chance) for answer in self.answers])
+
+    @property
+    def drawn(self) -> Proportion:
+        """How many of the clips were drawn exactly as asked."""
+        return count_right([(clip.score.exact, clip.chance) for clip in self.drawings])
+
+
+def count_right(results: Sequence[tuple[bool, float]]) -> Proportion:
+    """The proportion of results that are right, each with its own chance of a guess."""
+    chance = sum(chance for _, chance in results) / max(len(results), 1)
+    return Proportion(sum(right for right, _ in results), len(results), chance)
+
+
+def count_found(trials: Sequence[Trial], length: int) -> Proportion:
+    """How many needles were found at one length in tokens."""
+    found = [trial.found for trial in trials if trial.length == length]
+    return Proportion(sum(found), len(found), 1 / NUMBER_COUNT)

@@ -1,6 +1,6 @@
 """The PatchGAN: a discriminator that judges every patch of a picture by itself.
 
-    pixels -> halve, widen -> ... -> one number a patch: above 0 it looks real, below 0 drawn
+    pixels -> halve, widen -> ... -> one number a patch: above 0 it looks real, below 0 generated
 
 Architecture: Isola et al., "Image-to-Image Translation" (arXiv 1611.07004), as Esser et al. train a
 VQGAN with it (arXiv 2012.09841), but with group norms in place of batch norms: the judgement of a
@@ -80,10 +80,10 @@ def specs(config: PatchGAN) -> Weights:
     )
 
 
-def opinion(
+def discriminate(
     weights: Weights, pixels: Float[Array, "Z Y X C"], config: PatchGAN
 ) -> Float[Array, "Z y x"]:
-    """How real each patch of pictures in [-1, 1] looks: any number, the more the realer."""
+    """The logit of each patch of pictures in [-1, 1]: above 0 it looks real, below 0 generated."""
     first, *inner, last = weights.convs
     x = jax.nn.leaky_relu(convolve(pixels, first, stride=2, padding=PAD), SLOPE)
     for i, (w, gain) in enumerate(zip(inner, weights.norms, strict=True), 1):

@@ -30,6 +30,8 @@ NAMES = """
     Rome Seattle Seoul Sofia Tallinn Tokyo Vienna Warsaw Zagreb
 """
 CITIES = tuple(NAMES.split())
+# The numbers have seven digits.
+LOWEST_NUMBER, NUMBER_COUNT = 1_000_000, 9_000_000
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,10 @@ class Form:
 def draw_needles(rng: np.random.Generator, count: int) -> list[Needle]:
     """Needles of different cities, numbers uniform over seven digits."""
     cities = rng.choice(len(CITIES), size=count, replace=False)
-    return [Needle(CITIES[i], int(rng.integers(1_000_000, 10_000_000))) for i in cities]
+    return [
+        Needle(CITIES[i], int(rng.integers(LOWEST_NUMBER, LOWEST_NUMBER + NUMBER_COUNT)))
+        for i in cities
+    ]
 
 
 def hide(

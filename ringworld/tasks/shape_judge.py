@@ -7,6 +7,7 @@ best, the motion by the path of its centre.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import comb
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -85,6 +86,13 @@ class ClipScore:
         """Whether every asked thing is right in all three and no other colour is found."""
         right = all(thing.colour and thing.shape and thing.motion for thing in self.things)
         return right and self.extra == 0
+
+
+def chance_of_exact(scene: Scene, *, max_things: int) -> float:
+    """The probability that a random scene of 1 to `max_things` things has the words of a scene."""
+    count = len(scene.things)
+    words = comb(len(COLOURS), count) * (len(SHAPES) * len(MOTIONS)) ** count
+    return 1 / (max_things * words)
 
 
 def score_clip(frames: UInt8[np.ndarray, "Z Y X 3"], scene: Scene) -> ClipScore:

@@ -6,7 +6,7 @@ Words come from the scene, never from pixels, so captions and answers are exact.
 
 import re
 
-from ringworld.tasks.shapes import COLOURS, SHAPES, Scene, Thing
+from ringworld.tasks.shapes import COLOURS, MOTIONS, SHAPES, Scene, Thing
 
 Fact = tuple[str, str, str]
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
@@ -52,6 +52,19 @@ def questions(scene: Scene, *, motion: bool = True) -> list[tuple[str, str]]:
         if motion and kinds.count(shape) == 1:
             pairs.append((f"how does the {shape} move?", thing.motion))
     return pairs
+
+
+def possible_answers(question: str, *, max_things: int = 3) -> tuple[str, ...]:
+    """The answers that a question of `questions` can have in scenes of 1 to `max_things` things."""
+    if question.startswith("how many shapes"):
+        return NUMBERS[1 : max_things + 1]
+    if question.startswith("how many"):
+        return NUMBERS[: max_things + 1]
+    if question.startswith("is there"):
+        return ("yes", "no")
+    if question.startswith("what shape"):
+        return SHAPES
+    return tuple(COLOURS if question.startswith("what colour") else MOTIONS)
 
 
 def facts(scene: Scene) -> frozenset[Fact]:

@@ -33,12 +33,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from ringworld.config import flatten
 from ringworld.errors import InputError
 from ringworld.files import check_space, sync, writing_to
 from ringworld.params import paths
 from ringworld.progress import Announce
+from ringworld.train.build import TrainState
 from ringworld.train.manifest import Damaged, read_manifest, verify, write_manifest
-from ringworld.train.state import TrainState
 
 FOLDER = "checkpoints"
 PARTS = ("weights", "optimizer")
@@ -71,8 +72,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The committed steps, oldest first, whether or not their files are still whole."""
-        matches = [STEP.fullmatch(path.name) for path in self.folder.glob("step_*")]
-        return sorted(int(match[1]) for match in matches if match)
+        return find_steps(self.folder)
 
     def prepare(self) -> None:
         """Make the folder and remove what killed saves left.
@@ -166,6 +166,12 @@ class Checkpoints:
                 shutil.rmtree(going)
 
 
+def find_steps(folder: Path) -> list[int]:
+    """The steps whose checkpoints a folder has, oldest first; none where there is no folder."""
+    matches = [STEP.fullmatch(path.name) for path in folder.glob("step_*")]
+    return sorted(int(match[1]) for match in matches if match)
+
+
 def load_weights(folder: Path, abstract: Any) -> Any:
     """The weights alone of the newest step of the run in `folder`, laid out as `abstract` says.
 
@@ -234,7 +240,7 @@ def _check_same(
 
 
 def _refuse_other(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    there, here = _flat(stored), _flat(json.loads(json.dumps(wanted)))
+    there, here = flatten(stored), flatten(json.loads(json.dumps(wanted)))
     names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
     if names:
         shown = [f"{n} is {there.get(n)} there and {here.get(n)} here" for n in names[:3]]
@@ -243,16 +249,6 @@ def _refuse_other(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) 
             f"{folder} is a checkpoint of another run ({'; '.join(shown)}{more}): "
             "use another folder, or the configuration that it was made with"
         )
-
-
-def _flat(tree: Any, name: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {name: tree}
-    return {
-        key: leaf
-        for k, child in tree.items()
-        for key, leaf in _flat(child, f"{name}.{k}" if name else k).items()
-    }
 
 
 def _bytes(state: Any) -> int:

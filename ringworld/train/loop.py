@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.typing import DTypeLike
 
 from ringworld.errors import InputError
 from ringworld.files import alone_in
 from ringworld.progress import Announce
+from ringworld.train.build import Step, TrainState, is_finite
 from ringworld.train.checkpoint import FOLDER, Checkpoints
 from ringworld.train.metrics import MetricsLog
-from ringworld.train.state import TrainState, is_finite, outline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,22 +43,25 @@ class Loop:
 
 def fit(
     *,
-    state: TrainState,
-    step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
+    abstract: TrainState,
+    begin: Callable[[], TrainState],
+    step: Step,
     batches: Callable[[int], Any],
     loop: Loop,
     folder: Path,
     identity: dict[str, Any],
-    flops_per_step: float,
     tokens_per_step: int,
+    dtype: DTypeLike,
     announce: Announce,
 ) -> TrainState:
     """Train until `loop.steps` updates are made, from the newest whole checkpoint in `folder`.
 
-    `step` maps a state and a batch to the next state and its metrics (scalars, among them "loss"
-    and "grad_norm"); it is jitted and may donate the state. `batches(n)` makes the batch of step n
-    and of nothing else, in another thread: it must not run collectives. `identity` is JSON that
-    says which model and recipe this is.
+    A checkpoint is restored onto the shapes and shardings of `abstract`; without one, `begin` makes
+    the first state. `step` maps a state and a batch to the next state and its metrics (scalars,
+    among them "loss" and "grad_norm", and "flops" where they are known); it is jitted and may
+    donate the state. `batches(n)` makes the batch of step n and of nothing else, in another thread:
+    it must not run collectives. `identity` is JSON that says which model this is. Utilisation is
+    the share of what matrix products of `dtype` reach.
 
     Raises InputError when the checkpoint is of another model, the disk is full, another process
     trains in `folder`, or a number is not finite (nothing of that step is kept). On SIGINT or
@@ -68,7 +72,7 @@ def fit(
     )
     with alone_in(folder) if jax.process_index() == 0 else nullcontext():
         checkpoints.prepare()
-        state = checkpoints.restore(outline(state), identity) or state
+        state = checkpoints.restore(abstract, identity) or begin()
         start = int(state.step)
         if start >= loop.steps:
             announce(f"{folder}: trained to step {start} already")
@@ -81,8 +85,8 @@ def fit(
             start=start,
             steps=loop.steps,
             log_every=loop.log_every,
-            flops_per_step=flops_per_step,
             tokens_per_step=tokens_per_step,
+            dtype=dtype,
             announce=announce,
         )
         stream = closing(_prefetch(batches, start, loop.steps))

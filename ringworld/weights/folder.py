@@ -14,6 +14,7 @@ import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import ref
@@ -24,7 +25,7 @@ from jax.typing import DTypeLike
 
 from ringworld.errors import InputError
 from ringworld.files import read_json_object, sync, writing_to
-from ringworld.mesh import place
+from ringworld.mesh import RULES, Rules, place
 from ringworld.params import Param, paths
 from ringworld.weights.file_names import CONFIG, TENSORS
 from ringworld.weights.tensors import (
@@ -70,8 +71,15 @@ def save_folder(path: Path, kind: str, config: Any, weights: Any, dtype: DTypeLi
     InputError when `path` exists.
     """
     with new_folder(path) as draft:
-        table = {name: np.asarray(w, dtype) for name, w in paths(weights).items()}
-        write_folder(draft, kind, config, table)
+        write_folder(draft, kind, config, table_of(weights, dtype))
+
+
+def table_of(weights: Any, dtype: DTypeLike) -> dict[str, Pieces]:
+    """The weights of a pytree by name, each brought to the host and cast when it is written."""
+    return {
+        name: Pieces(weight.shape, (partial(np.asarray, weight, dtype),))
+        for name, weight in paths(weights).items()
+    }
 
 
 def write_folder(
@@ -110,17 +118,23 @@ def read_config(path: Path) -> dict[str, Any]:
     return read_json_object(file)
 
 
-def fill(specs: T, tensors: Mapping[str, np.ndarray | Pieces], dtype: DTypeLike) -> T:
+def fill(
+    specs: T,
+    tensors: Mapping[str, np.ndarray | Pieces],
+    dtype: DTypeLike,
+    rules: Rules = RULES,
+) -> T:
     """The spec table with each Param replaced by the tensor of its name, cast to `dtype`.
 
-    Weights are read one at a time, and put on the mesh that is set. Raises InputError when a tensor
-    is missing, is not in the table, has another shape or holds what is not a number.
+    Weights are read one at a time, and divided over the mesh that is set by `rules`. Raises
+    InputError when a tensor is missing, is not in the table, has another shape or holds what is not
+    a number.
     """
     check_table(specs, tensors)
     leaves = []
     for name, param in paths(specs).items():
         whole = _read(name, param, tensors[name], dtype)
-        leaves.append(jax.block_until_ready(place(whole, *param.axes)))
+        leaves.append(jax.block_until_ready(place(whole, *param.axes, rules=rules)))
         copied = ref(whole)
         del whole
         _wait_until_freed(copied)

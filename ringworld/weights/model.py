@@ -1,7 +1,7 @@
 """A model as people hold it: one folder with the weights, the tokenizer and the codec."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,13 +17,34 @@ from ringworld.media.codec import Codec
 from ringworld.mesh import on_a_mesh, shard
 from ringworld.models.world import Logits, World, WorldWeights, forward, read_heads, specs
 from ringworld.params import shardings
-from ringworld.text.load import SENTENCEPIECE, TOKENIZER, parse_tokenizer, read_names
+from ringworld.settings import Sampling
+from ringworld.text.load import (
+    ADDED_TOKENS,
+    SENTENCEPIECE,
+    SPECIAL_TOKENS,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    parse_tokenizer,
+    read_names,
+)
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary
 from ringworld.weights.codecs import load_codec
-from ringworld.weights.file_names import CODEC
-from ringworld.weights.folder import fill, save_folder
+from ringworld.weights.file_names import CHAT_TEMPLATE, CODEC, GENERATION
+from ringworld.weights.folder import fill, new_folder, table_of, write_folder
+from ringworld.weights.imported import read_about, read_sampling
 from ringworld.weights.open import Opened, open_model
+
+# What a trained model takes from the model that it started from, where that has it.
+BESIDE = (
+    TOKENIZER,
+    SENTENCEPIECE,
+    TOKENIZER_CONFIG,
+    SPECIAL_TOKENS,
+    ADDED_TOKENS,
+    CHAT_TEMPLATE,
+    GENERATION,
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +53,8 @@ class Model:
 
     `tokenizer_or_none` is None in a folder of weights alone, `codec_or_none` in a model of text;
     `tokenizer` and `codec` are never None. `ends` are the ids that end an answer besides the
-    vocabulary's own.
+    vocabulary's own; `sampling` is how its authors want tokens chosen, None where they do not say;
+    `about` is a line that says what it was trained for, or "".
     """
 
     config: World
@@ -41,6 +63,8 @@ class Model:
     codec_or_none: Codec | None
     chat_template: str | None = None
     ends: tuple[int, ...] = ()
+    sampling: Sampling | None = None
+    about: str = ""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -151,7 +175,10 @@ def load_model(path: Path | str, dtype: DTypeLike = jnp.float32) -> Model:
         )
     weights = fill(specs(opened.config), opened.table, dtype)
     codec = None if opened.codec is None else load_codec(opened.codec)
-    return Model(opened.config, weights, words, codec, opened.chat_template, opened.ends)
+    model = Model(opened.config, weights, words, codec, opened.chat_template, opened.ends)
+    if not Path(path).is_dir():  # beside a single file may lie anything
+        return model
+    return replace(model, sampling=read_sampling(opened.home), about=read_about(opened.home))
 
 
 def _read_words(opened: Opened, is_folder: bool) -> Tokenizer | None:
@@ -168,13 +195,15 @@ def _read_words(opened: Opened, is_folder: bool) -> Tokenizer | None:
 def save_model(
     path: Path, config: World, weights: WorldWeights, parts: Path, dtype: DTypeLike
 ) -> None:
-    """Write a model folder, its tokenizer and codec copied from the model folder `parts`.
+    """Write a model folder; tokenizer, chat template and codec are those of the folder `parts`.
 
-    Raises InputError when `path` exists.
+    All of it or nothing; one weight at a time is brought to the host. Raises InputError when `path`
+    exists.
     """
-    save_folder(path, "world", config, weights, dtype)
-    shutil.copy2(parts / TOKENIZER, path / TOKENIZER)
-    if (parts / SENTENCEPIECE).exists():
-        shutil.copy2(parts / SENTENCEPIECE, path / SENTENCEPIECE)
-    if (parts / CODEC).exists():
-        shutil.copytree(parts / CODEC, path / CODEC)
+    with new_folder(path) as draft:
+        write_folder(draft, "world", config, table_of(weights, dtype))
+        for name in BESIDE:
+            if (parts / name).exists():
+                shutil.copy2(parts / name, draft / name)
+        if (parts / CODEC).exists():
+            shutil.copytree(parts / CODEC, draft / CODEC)

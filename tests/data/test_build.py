@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from sentencepiece_files import model_folder
 
 from ringworld.data.corpora import build as builder
 from ringworld.data.corpora.build import BUILD, build
@@ -719,10 +720,14 @@ def test_a_bad_row_is_refused_with_file_and_line_or_skipped_and_listed(
     assert said in report["bad"][0]["why"]
 
 
-def turns(*said: tuple[str, Any]) -> dict[str, Any]:
-    """A row of OpenAI's dialect."""
-    return {"messages": [{"role": role, "content": content} for role, content in said]}
+def turns(*said: tuple[Any, ...]) -> dict[str, Any]:
+    """A row of OpenAI's format: role and content of each turn, then other keys and values."""
+    more = [dict(zip(extra[::2], extra[1::2], strict=True)) for _, _, *extra in said]
+    both = zip(said, more, strict=True)
+    return {"messages": [{"role": turn[0], "content": turn[1], **own} for turn, own in both]}
 
+
+CALM = (("user", "Who sees whom?"), ("assistant", "Nobody knew."))
 
 PART = {"type": "image_url", "image_url": {"url": "https://example.org/x.png"}}
 BAD_TALKS = {
@@ -750,6 +755,53 @@ BAD_TALKS = {
         turns(("user", "hello"), ("assistant", "y")) | {"images": ["still.png"]},
         "more images than",
     ),
+    "images twice": (
+        turns(("user", "<image>"), ("assistant", "y"))
+        | {"images": ["still.png"], "image": "still.png"},
+        "both images and image",
+    ),
+    "no picture for a part": (
+        turns(("user", [{"type": "image"}, {"type": "image"}]), ("assistant", "y"))
+        | {"images": ["still.png"]},
+        "more <image> than",
+    ),
+    "no address in a part": (
+        turns(("user", [{"type": "image_url", "image_url": None}]), ("assistant", "y")),
+        "has no image_url",
+    ),
+    "two system turns": (
+        turns(("system", "Be brief."), *CALM) | {"system": "Be long."},
+        "turn 1 is by the system",
+    ),
+    "tools": (turns(*CALM) | {"tools": [{"type": "function"}]}, "the row has tools"),
+    "functions": (turns(*CALM) | {"functions": [{"name": "f"}]}, "the row has functions"),
+    "sound": (turns(*CALM) | {"audios": ["a.wav"]}, "the row has audios"),
+    "tool calls beside text": (
+        turns(("user", "x"), ("assistant", "y", "tool_calls", [{"id": "1"}])),
+        "a turn of the assistant has tool_calls",
+    ),
+    "a function call": (
+        turns(("user", "x"), ("assistant", None, "function_call", {"name": "f"})),
+        "lacks content",
+    ),
+    "reasoning": (
+        turns(("user", "x"), ("assistant", "y", "reasoning_content", "z")),
+        "a turn of the assistant has reasoning_content",
+    ),
+    "a refusal": (turns(("user", "x"), ("assistant", "y", "refusal", "no")), "has refusal"),
+    "a name": (turns(("user", "x", "name", "Ann"), ("assistant", "y")), "the user has name"),
+    "half a weight": (
+        turns(("user", "x"), ("assistant", "y", "weight", 0.5)),
+        "has the weight 0.5",
+    ),
+    "a question to learn": (
+        turns(("user", "x", "train", True), ("assistant", "y")),
+        "only answers are",
+    ),
+    "nothing to learn": (
+        turns(("user", "x"), ("assistant", "y", "weight", 0)),
+        "has nothing to learn",
+    ),
     "no images": (turns(("user", "<image>Who?"), ("assistant", "y")), "lists no images"),
     "no picture": (
         turns(("user", "<image>"), ("assistant", "y")) | {"images": ["talk.jsonl"]},
@@ -772,6 +824,203 @@ def test_a_talk_that_is_not_one_is_refused(corpus: Path, row: dict[str, Any], sa
     write_lines(corpus / "talk.jsonl", OPENAI, row)
     refused = refusal(lambda: make(corpus, CHAT))
     assert refused.startswith("talk.jsonl:2: ") and said in refused
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"weight": 0}, {"train": False}, {"training": False}, {"loss": False}, {"weight": 0.0}],
+    ids=str,
+)
+def test_an_answer_that_is_not_to_be_learned_is_given(
+    tmp_path: Path, given: dict[str, Any]
+) -> None:
+    row = turns(*CALM, ("user", "And now?"), ("assistant", "Keys travel.", "weight", 1))
+    row["messages"][1] |= given
+    write_lines(tmp_path / "talk.jsonl", row)
+    (made,) = examples(tmp_path, CHAT)
+    expect(
+        made,
+        ("<s>", 0),
+        (f"{SYSTEM} USER: Who sees whom? ASSISTANT:", 0),
+        (" Nobody knew.", 0),
+        ("</s>", 0),
+        (" USER: And now? ASSISTANT:", 0),
+        (" Keys travel.", 1),
+        ("</s>", 1),
+    )
+
+
+NULLS = {
+    "conversations null": turns(*CALM) | {"conversations": None},
+    "conversations empty": turns(*CALM) | {"conversations": []},
+    "messages null": SHAREGPT | {"messages": None},
+    "lists null": turns(*CALM) | {"images": None, "videos": [], "tools": None, "system": ""},
+    "keys of a turn null": turns(
+        ("user", "Who sees whom?", "name", None, "weight", None),
+        ("assistant", "Nobody knew.", "tool_calls", None, "reasoning_content", ""),
+    ),
+    "both formats' keys": {
+        "messages": [
+            {"role": "user", "content": "Who sees whom?", "from": None, "value": None},
+            {"role": None, "content": None, "from": "gpt", "value": "Nobody knew."},
+        ]
+    },
+    "keys of a part null": turns(
+        ("user", [{"type": "text", "text": "Who sees whom?", "image_url": None}]), CALM[1]
+    ),
+    "parts of responses": turns(
+        ("user", [{"type": "input_text", "text": "Who sees whom?"}]),
+        ("assistant", [{"type": "output_text", "text": "Nobody knew."}]),
+    ),
+    "keys that no format defines": turns(("user", "Who sees whom?", "score", float("nan")), CALM[1])
+    | {"id": 7, "source": "web"},
+}
+
+
+@pytest.mark.parametrize("row", NULLS.values(), ids=NULLS)
+def test_a_key_that_is_null_or_empty_is_absent(tmp_path: Path, row: dict[str, Any]) -> None:
+    write_lines(tmp_path / "talk.jsonl", row)
+    (made,) = examples(tmp_path, CHAT)
+    start = [
+        ("<s>", 0),
+        (f"{SYSTEM} USER: Who sees whom? ASSISTANT:", 0),
+        (" Nobody knew.", 1),
+        ("</s>", 1),
+    ]
+    length = sum(len(TOKENIZER.encode(text)) for text, _ in start[1:3]) + 2
+    kept = Example(made.tokens[:length], made.vision[:length], made.weights[:length])
+    expect(kept, *start)
+
+
+PICTURES = {
+    "singular beside null": turns(("user", "<image>Who?"), CALM[1])
+    | {"images": None, "image": "still.png"},
+    "trl": turns(("user", [{"type": "image"}, {"type": "text", "text": "Who?"}]), CALM[1])
+    | {"images": ["still.png"]},
+    "trl with nulls": turns(
+        (
+            "user",
+            [{"type": "image", "text": None}, {"type": "text", "text": "Who?", "image": None}],
+        ),
+        CALM[1],
+    )
+    | {"images": [{"path": "still.png", "bytes": None}]},
+    "a path in the part": turns(
+        ("user", [{"type": "image", "path": "still.png"}, {"type": "text", "text": "Who?"}]),
+        CALM[1],
+    ),
+    "an address and its detail": turns(
+        (
+            "user",
+            [
+                {"type": "image_url", "image_url": {"url": "still.png", "detail": "low"}},
+                {"type": "text", "text": "Who?"},
+            ],
+        ),
+        CALM[1],
+    ),
+    "responses": turns(
+        (
+            "user",
+            [
+                {"type": "input_image", "image_url": "still.png"},
+                {"type": "input_text", "text": "Who?"},
+            ],
+        ),
+        CALM[1],
+    ),
+}
+
+
+@pytest.mark.parametrize("row", PICTURES.values(), ids=PICTURES)
+def test_a_picture_stands_where_any_format_puts_it(corpus: Path, row: dict[str, Any]) -> None:
+    write_lines(corpus / "talk.jsonl", row)
+    (made,) = examples(corpus, CHAT)
+    expect(
+        made,
+        ("<s>", 0),
+        (f"{SYSTEM} USER: ", 0),
+        ("<vision>", 0),
+        (1, 0),
+        ("</vision>", 0),
+        ("\nWho? ASSISTANT:", 0),
+        (" Nobody knew.", 1),
+        ("</s>", 1),
+    )
+
+
+def test_a_text_beside_parts_for_pictures_may_spell_a_placeholder(corpus: Path) -> None:
+    parts = [{"type": "image"}, {"type": "text", "text": "What is <image>?"}]
+    write_lines(corpus / "talk.jsonl", turns(("user", parts), CALM[1]) | {"images": ["still.png"]})
+    (made,) = examples(corpus, CHAT)
+    assert made.vision.sum() == 65
+    assert "What is <image>?" in TOKENIZER.decode(made.tokens[~made.vision].tolist())
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        turns(("developer", "Be brief."), *CALM),
+        turns(*CALM) | {"system": "Be brief."},
+    ],
+    ids=["developer", "the row's system"],
+)
+def test_what_a_developer_or_a_row_says_first_is_the_system_turn(
+    tmp_path: Path, row: dict[str, Any]
+) -> None:
+    write_lines(tmp_path / "talk.jsonl", row)
+    (made,) = examples(tmp_path, CHAT)
+    assert TOKENIZER.decode(made.tokens.tolist()).startswith("Be brief. USER: Who")
+
+
+def test_texts_of_a_tokenizer_without_a_first_token_begin_without_one(tmp_path: Path) -> None:
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "tokenizer.json").write_bytes((NANO / "tokenizer.json").read_bytes())
+    names = {"bos_token": None, "eos_token": "</s>"}
+    (tmp_path / "words" / "tokenizer_config.json").write_text(json.dumps(names))
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "a.txt").write_text("The ring.")
+    write_lines(tmp_path / "talk.jsonl", turns(*CALM))
+    spec = f'tokenizer = "words"\n[[text]]\nname = "books"\npath = "books"\n{CHAT}'
+    document, talk = examples(tmp_path, spec)
+    expect(document, *[("The", 0), (" ring.", 1), ("</s>", 1)])
+    expect(
+        talk,
+        (f"{SYSTEM} USER: Who sees whom? ASSISTANT:", 0),
+        (" Nobody knew.", 1),
+        ("</s>", 1),
+    )
+    Shards(tmp_path / "out").check_parts(tmp_path / "words", NANO / "codec")
+    assert "begins and ends texts otherwise" in refusal(
+        lambda: Shards(tmp_path / "out").check_parts(NANO, NANO / "codec")
+    )
+
+
+def test_a_folder_with_a_tokenizer_model_alone_makes_shards(tmp_path: Path) -> None:
+    model_folder(tmp_path / "words")
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "a.txt").write_text("ab abc")
+    spec = 'tokenizer = "words"\n[[text]]\nname = "books"\npath = "books"'
+    (document,) = examples(tmp_path, spec)
+    words = load_tokenizer(tmp_path / "words")
+    assert document.tokens.tolist() == [words.bos, *words.encode("ab abc"), words.id("<|im_end|>")]
+    kept = load_tokenizer(tmp_path / "out" / "tokenizer.json")
+    assert kept.encode_spelled("ab<|im_end|>") == words.encode_spelled("ab<|im_end|>")
+    Shards(tmp_path / "out").check_parts(tmp_path / "words", None)
+    make(tmp_path, spec)  # a finished build is known again
+
+
+def test_a_saved_truncation_or_dropout_changes_no_shard(tmp_path: Path) -> None:
+    table = json.loads((NANO / "tokenizer.json").read_text())
+    cut = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+    table |= {"truncation": cut, "model": table["model"] | {"dropout": 0.5}}
+    (tmp_path / "cut.json").write_text(json.dumps(table))
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "a.txt").write_text("The ring went round. " * 400)
+    spec = '[[text]]\nname = "books"\npath = "books"'
+    (wanted,) = examples(tmp_path, spec)
+    make(tmp_path, f'tokenizer = "cut.json"\n{spec}', "cut")
+    assert Shards(tmp_path / "cut")[0].tokens.tolist() == wanted.tokens.tolist()
 
 
 def test_a_part_of_text_may_spell_a_placeholder(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -21,7 +22,7 @@ from ringworld.models.world import World
 from ringworld.settings import MeshShape
 from ringworld.train.loop import Loop
 from ringworld.train.optimizer import AdamW
-from ringworld.train.stage import Stage, train_stage
+from ringworld.train.stage import ModelStage, fresh_weights, train_stage
 from ringworld.vocab import Vocabulary
 
 
@@ -121,7 +122,7 @@ TINY = World(
 
 def train(folder: Path, steps: int, last: int) -> None:
     """Chat and questions packed apart, half and half; the last token of all chats is `last`."""
-    stage = Stage(
+    stage = ModelStage(
         name="tiny",
         context=CONTEXT,
         rope_theta=100.0,
@@ -138,8 +139,9 @@ def train(folder: Path, steps: int, last: int) -> None:
         ids = [rng.integers(3, 32, n).tolist() for n in rng.integers(3, 15, 20)]
         return [example.text([*own, last], 1.0) for own in ids]
 
-    apart = Apart({"chat": draw(0, last), "questions": draw(1, 9)})
-    train_stage(stage, TINY, None, apart, folder, lambda said: None)
+    apart = Apart({"chat": draw(0, last), "questions": draw(1, 9)}, stage.shares)
+    load = partial(fresh_weights, TINY, 0, stage.rules)
+    train_stage(stage, TINY, load, apart, folder, lambda said: None)
 
 
 def test_a_run_whose_data_changed_does_not_go_on(tmp_path: Path) -> None:

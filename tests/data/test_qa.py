@@ -35,16 +35,19 @@ from misbehaving import (
 
 from ringworld import cli
 from ringworld.data.corpora.shards import Shards
+from ringworld.data.packing.rows import Apart
 from ringworld.data.questions.chunks import Chunk, Document, cut, read_documents
 from ringworld.data.questions.completion import Reply
+from ringworld.data.questions.config import QA
 from ringworld.data.questions.contexts import TEMPLATE_ROOM, Verdict, put_together
 from ringworld.data.questions.endpoint import Budget, Client, Endpoint
 from ringworld.data.questions.pairs import Pair, Rejected, messages, qa_example, read_pair
-from ringworld.data.questions.qa import QA, run_qa
+from ringworld.data.questions.qa import run_qa
 from ringworld.data.questions.replies import Replies
 from ringworld.errors import InputError
 from ringworld.files import alone_in
-from ringworld.recipes.shards import ShardRecipe, choose_examples
+from ringworld.recipes.recipe import Recipe
+from ringworld.recipes.shards import TokenShards, choose_examples
 from ringworld.recipes.shards import shards as recipe_of_shards
 from ringworld.text.load import load_tokenizer
 from ringworld.text.tokenizer import Tokenizer
@@ -541,7 +544,8 @@ def test_replies_are_found_by_the_whole_request(tmp_path: Path) -> None:
 
 PROGRAM = """
 import sys, tyro
-from ringworld.data.questions.qa import QA, run_qa
+from ringworld.data.questions.config import QA
+from ringworld.data.questions.qa import run_qa
 try:
     run_qa(tyro.cli(QA, args=sys.argv[1:]), lambda said: print(said, flush=True))
 except KeyboardInterrupt as stop:
@@ -670,9 +674,11 @@ def test_rows_become_shards_of_which_only_the_answers_are_learned(
         np.testing.assert_array_equal(example.weights, expected.weights)
         assert len(example) <= qa.context
     assert any("<video>" in plain(row["messages"][0]["content"]) for row in rows)
-    recipe = tyro.cli(ShardRecipe, default=recipe_of_shards(), args=shlex.split(train)[2:])
-    _, shares = choose_examples(shards, recipe)
-    assert shares == {"chat": 0.7, "questions": 0.3} and set(recipe.apart) == set(shares)
+    recipe = tyro.cli(Recipe, default=recipe_of_shards(), args=shlex.split(train)[2:])
+    assert isinstance(recipe.data, TokenShards)
+    apart = choose_examples(shards, recipe.stages[0], recipe.data.apart)
+    assert isinstance(apart, Apart) and apart.shares == {"chat": 0.7, "questions": 0.3}
+    assert set(recipe.data.apart) == set(apart.shares)
 
 
 # --- the page --------------------------------------------------------------------------------

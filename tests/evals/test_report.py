@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ringworld.errors import InputError
-from ringworld.evals.loss_curve import draw_losses, smooth, span
+from ringworld.evals.loss_curve import draw_losses, shorten, smooth, span
 from ringworld.evals.needle import Trial
 from ringworld.evals.page import VOID, element, join
 from ringworld.evals.report import clock, duration, write_report
@@ -32,6 +32,7 @@ from ringworld.tasks.shapes import Scene, draw, sample_scene
 LENGTHS = (1024, 2048, 4096, 8192, 16384)
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LARGEST = 3_000_000
+CHAPTERS = ["Video", "Text", "Training", "Needle test", "Examples", "Numbers"]
 # What makes a browser ask another place for something, or run a program.
 FOREIGN = re.compile(
     r"https?:|//[a-z]|url\(|@import|<script|<link|<iframe|\bon[a-z]+=", re.IGNORECASE
@@ -96,7 +97,11 @@ def drawing(rng: np.random.Generator, asked: Scene, drawn: Scene) -> Drawing:
     clip = draw(drawn, frames=8)
     noisy = np.clip(clip + rng.normal(0, 6, clip.shape), 0, 255).astype(np.uint8)
     return Drawing(
-        caption=caption(asked), frames=noisy, guidance=4.0, score=score_clip(noisy, asked)
+        caption=caption(asked),
+        frames=noisy,
+        guidance=4.0,
+        score=score_clip(noisy, asked),
+        chance=0.001,
     )
 
 
@@ -105,7 +110,10 @@ def answer(scene: Scene, written: str | None = None) -> Answer:
     question, truth = questions(scene)[-1]
     said = truth if written is None else written
     clip = draw(scene, frames=8)
-    return Answer(question=question, truth=truth, written=said, right=said == truth, frames=clip)
+    right = said == truth
+    return Answer(
+        question=question, truth=truth, written=said, right=right, chance=0.2, frames=clip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +179,8 @@ class Reader(HTMLParser):
         self.addresses: list[str] = []
         self.headings: list[str] = []
         self.pictures: list[dict[str, str | None]] = []
+        self.labels: list[str] = []
+        self.heads: list[str] = []
         self.words: list[str] = []
         self.feed(html)
         self.close()
@@ -182,6 +192,10 @@ class Reader(HTMLParser):
         self.addresses += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "action")]
         if tag == "img":
             self.pictures.append(attributes)
+        if attributes.get("role") == "img":
+            self.labels.append(attributes["aria-label"] or "")
+        if tag == "td":
+            self.heads.append(attributes["data-head"] or "")
         if tag not in VOID | {"meta"}:
             self.open.append(tag)
 
@@ -201,7 +215,7 @@ class Reader(HTMLParser):
 
 
 def test_the_page_is_well_formed_and_tells_the_story_in_order(html: str) -> None:
-    assert Reader(html).headings == ["See", "Read", "Train", "Prove", "Use", "Numbers"]
+    assert Reader(html).headings == CHAPTERS
 
 
 def test_everything_in_the_story_is_on_the_page(html: str, story: Story) -> None:
@@ -210,12 +224,12 @@ def test_everything_in_the_story_is_on_the_page(html: str, story: Story) -> None
         *(story.title, story.summary, "24.1 dB", "minutes 8 and 9", "A Meadow, by Nobody"),
         *("08:00", "08:12", "09:48"),  # when the frames were on the screen
         *("King Lear", "51,234", "haystacks only"),
-        *("1K → 16K", "θ 10,000", "θ 640,000", "4,423,680 in all"),
-        *("13 of 20", "20 of 20", "Lisbon"),
+        *("1K → 16K", "θ 10K", "θ 640K", "10,000", "640,000", "4,423,680 in all"),
+        *("13 of 20, 43 to 82 %", "20 of 20, 84 to 100 %", "Lisbon", "a guess: < 1 %"),
         *(d.caption for d in story.drawings),
         *("guidance 4", "not asked for"),
         *(a.question for a in story.answers),
-        *("a cow", "2 of 3", "08:32", "4 frames given"),
+        *("a cow", "2 of 3 (95 %: 21 to 94 %, a guess: 20 %)", "08:32", "4 frames given"),
         *(part for n in story.numbers for part in (n.what, n.value, n.how)),
         *("11 min 04 s", "8 virtual CPU devices in a ring", "0.10.2", "3.14 GB"),
         *story.notes,
@@ -235,7 +249,9 @@ def test_every_picture_has_an_alternative_text(html: str) -> None:
     pictures = Reader(html).pictures
     assert all(picture.get("alt") is not None for picture in pictures)
     told = [picture["alt"] for picture in pictures if picture["class"] != "frame"]
-    assert all(told) and any(alt and "Needles found:" in alt for alt in told)
+    assert all(told)
+    labels = Reader(html).labels
+    assert all(labels) and sum("Needles found:" in label for label in labels) == 2
     moving = [p for p in pictures if (p["src"] or "").startswith("data:image/gif")]
     assert len(moving) == 2 + 3 + 2
 
@@ -264,7 +280,7 @@ def test_what_a_run_has_not_is_left_out(story: Story, tmp_path: Path) -> None:
     part = replace(story, drawings=(), continuation=None, before=(), reconstruction=None)
     write_report(tmp_path / "part.html", part)
     reader = Reader((tmp_path / "part.html").read_text())
-    assert reader.headings == ["Read", "Train", "Prove", "Use", "Numbers"]
+    assert reader.headings == CHAPTERS[1:]
     assert "Answer a question" in reader.text and "Draw a clip" not in reader.text
 
 
@@ -295,8 +311,22 @@ def test_the_same_story_gives_the_same_page(story: Story, html: str, tmp_path: P
 
 def test_the_bold_line_is_the_mean_of_the_steps_that_were_measured() -> None:
     line = np.array([1.0, np.nan, 3.0, *[5.0] * 17])
-    np.testing.assert_allclose(smooth(line)[:4], [1.0, 2.0, 4.0, 13 / 3])
-    assert np.isnan(smooth(np.full(4, np.nan))).all()
+    np.testing.assert_allclose(smooth(line, np.ones(20))[:4], [1.0, 2.0, 4.0, 13 / 3])
+    assert np.isnan(smooth(np.full(4, np.nan), np.ones(4))).all()
+
+
+def test_a_step_counts_in_the_bold_line_by_its_targets() -> None:
+    line, counts = np.array([1.0, 3.0, *[5.0] * 18]), np.array([1.0, 3.0, *[2.0] * 18])
+    np.testing.assert_allclose(smooth(line, counts)[:2], [(1 + 9) / 4, (1 + 9 + 10) / 6])
+
+
+def test_steps_without_a_loss_are_a_gap_in_its_curve() -> None:
+    rows = [{"step": n, "text_loss": None if n in (3, 4) else 1.0 + n} for n in range(9)]
+    record = StageRecord(
+        name="s", context=64, rope_theta=1e4, steps=9, tokens=9 * 64, seconds=1.0, rows=rows
+    )
+    lines = re.findall(r'<polyline points="([^"]*)" class="text thin"', draw_losses([record]))
+    assert [len(points.split()) for points in lines] == [3, 4]
 
 
 def test_a_stage_that_saw_no_words_has_no_text_loss(story: Story) -> None:
@@ -305,6 +335,27 @@ def test_a_stage_that_saw_no_words_has_no_text_loss(story: Story) -> None:
     assert span(silent, "text_loss") == "–"
     drawn = draw_losses([silent])
     assert "NaN" not in drawn and "nan" not in drawn
+
+
+def test_the_needle_map_has_a_cell_for_every_length_and_depth(html: str, story: Story) -> None:
+    shares = re.findall(r'<b style="--share:(\d+)%">([\d.]+)</b>', html)
+    assert len(shares) == 2 * len(LENGTHS) * len(DEPTHS)
+    assert all(float(share) == pytest.approx(100 * float(words)) for share, words in shares)
+    assert "data:image/png" in html and 'class="map"' in html
+
+
+def test_every_cell_of_a_table_knows_its_head(html: str) -> None:
+    heads = Reader(html).heads
+    assert {"Context", "RoPE base", "Text loss", "Before", "How it was measured"} <= set(heads)
+    assert "content: attr(data-head)" in html  # shown beside the cell where columns do not fit
+
+
+@pytest.mark.parametrize(
+    ("number", "short"),
+    [(1e4, "10K"), (6.4e5, "640K"), (6_238_000.0, "6.24M"), (2.5e9, "2.5B"), (500.0, "500")],
+)
+def test_a_rope_base_is_three_digits_beside_the_curve(number: float, short: str) -> None:
+    assert shorten(number) == short
 
 
 def test_times_are_told_as_people_do() -> None:

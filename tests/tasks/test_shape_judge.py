@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from ringworld.tasks.shape_judge import detect_things, score_caption, score_clip
+from ringworld.tasks.shape_judge import (
+    chance_of_exact,
+    detect_things,
+    score_caption,
+    score_clip,
+)
+from ringworld.tasks.shape_language import facts
 from ringworld.tasks.shapes import COLOURS, GROUNDS, SHAPES, Scene, Thing, draw, sample_scene
 from ringworld.weights.codecs import load_codec
 from ringworld.weights.shipped import NANO
@@ -185,3 +191,13 @@ def test_pixels_without_any_shape_are_judged_too() -> None:
     for frames in (noise, np.zeros_like(red)):
         assert detect_things(frames) == {}
     assert shape_read(np.full_like(red, 245), "white") == ""
+
+
+def test_the_chance_of_a_guess_is_how_often_a_random_scene_is_as_asked() -> None:
+    scene = Scene(things=(RED_LEFT,), ground=0)
+    rng = np.random.default_rng(3)
+    drawn = [facts(sample_scene(rng, max_things=2)) == facts(scene) for _ in range(6000)]
+    chance = chance_of_exact(scene, max_things=2)
+    assert chance == 1 / (2 * 6 * 15)
+    assert np.mean(drawn) == pytest.approx(chance, abs=4 * np.sqrt(chance / len(drawn)))
+    assert chance_of_exact(SCENE, max_things=2) == 1 / (2 * 15 * 15**2)

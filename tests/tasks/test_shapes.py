@@ -11,6 +11,7 @@ from ringworld.tasks.shape_language import (
     caption,
     facts,
     parse_caption,
+    possible_answers,
     questions,
 )
 from ringworld.tasks.shapes import (
@@ -61,6 +62,16 @@ def test_answers_are_true():
     assert answers["is there a red circle?"] == "yes"
     assert answers["is there a red square?"] == "no"
     assert not any("move" in question for question, _ in questions(SCENE, motion=False))
+
+
+def test_every_answer_is_one_of_the_possible_ones():
+    seen: dict[str, set[str]] = {}
+    for scene in scenes(200):
+        for question, answer in questions(scene):
+            assert answer in possible_answers(question)
+            seen.setdefault(question, set()).add(answer)
+    for question in ("how many shapes are there?", "how does the red circle move?"):
+        assert seen[question] == set(possible_answers(question))
 
 
 def test_no_question_has_two_answers():

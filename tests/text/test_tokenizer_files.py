@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from sentencepiece_files import SMALL
+from sentencepiece_files import SMALL, model_folder
 from tokenizers import Tokenizer as Backend
 from tokenizers import models
 
@@ -20,16 +20,6 @@ BOOK = "The ring went round, and the boats came in. " * 50
 
 def write_json(folder: Path, name: str, value: object) -> None:
     (folder / name).write_text(json.dumps(value))
-
-
-def model_folder(folder: Path) -> Path:
-    """A folder with a tokenizer.model and two tokens that were added to it."""
-    folder.mkdir()
-    (folder / "tokenizer.model").write_bytes(SMALL)
-    size = read_sentencepiece(SMALL).size
-    write_json(folder, "added_tokens.json", {"<|im_end|>": size + 1, "<|im_start|>": size})
-    write_json(folder, "special_tokens_map.json", {"bos_token": "<s>", "eos_token": "<|im_end|>"})
-    return folder
 
 
 # ---- settings that were saved after training

@@ -7,14 +7,14 @@ learned in its codes alone, as in `ringworld.tasks.clips`, whose forms these are
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ringworld.data.corpora.chat_formats import Part, Turn
 from ringworld.data.corpora.encoding import Footage, Media, wrap
 from ringworld.data.corpora.shards import Record
-from ringworld.data.example import Example, join, text
+from ringworld.data.example import Example, document, join, text
 from ringworld.text.template import DESCRIBE, SYSTEM
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary
@@ -71,6 +71,7 @@ def make_talk(turns: Sequence[Turn], see: See, tokenizer: Tokenizer) -> Draft:
                     given = ""
             given += " ASSISTANT:"
             continue
+        weight = 1.0 if turn.learned else 0.0
         spoken = any(isinstance(part, str) for part in parts)
         opening = isinstance(parts[0], str)
         draft.append(text(tokenizer.encode(given if opening else f"{given} "), 0.0))
@@ -78,10 +79,10 @@ def make_talk(turns: Sequence[Turn], see: See, tokenizer: Tokenizer) -> Draft:
         for i, part in enumerate(parts):
             if isinstance(part, str):
                 ids = tokenizer.encode(part) if i else tokenizer.encode_answer(part)
-                draft.append(text(ids, 1.0))
+                draft.append(text(ids, weight))
             else:
-                draft.append(Shown(see(part), 1.0))
-        draft.append(text([tokenizer.eos], 1.0 if spoken else 0.0))
+                draft.append(Shown(see(part), weight))
+        draft.append(text([tokenizer.eos], weight if spoken else 0.0))
     return draft
 
 
@@ -112,7 +113,7 @@ def reorder(turns: Sequence[Turn], order: str) -> list[Turn]:
         words = "".join(part for part in turn.parts if isinstance(part, str)).strip()
         if turn.speaker == "user" and media and words:
             parts = (words, *media) if order == "text-vision" else (*media, words)
-            turn = Turn(turn.speaker, parts)
+            turn = replace(turn, parts=parts)
         ordered.append(turn)
     return ordered
 
@@ -133,6 +134,4 @@ def make_caption(media: Media, caption: str, order: str, see: See, tokenizer: To
 
 def make_document(ids: Sequence[int], tokenizer: Tokenizer) -> Draft:
     """A whole document by the ids of its text, every token and its end learned."""
-    document = text([*tokenizer.bos_ids, *ids, tokenizer.eos], 1.0)
-    document.weights[0] = 0.0
-    return [document]
+    return [document(ids, tokenizer)]

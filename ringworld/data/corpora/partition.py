@@ -12,7 +12,7 @@ from zlib import crc32
 import numpy as np
 from tokenizers import Encoding
 
-from ringworld.data.corpora.chat_formats import SAMPLING, read_media, read_talk
+from ringworld.data.corpora.chat_formats import SAMPLING, read_conversation, read_media
 from ringworld.data.corpora.conversation import (
     Draft,
     See,
@@ -210,7 +210,7 @@ class Work:
                 self.caption(source, row, content, order, rules, see)
                 for order in self.orders(source, row)
             ]
-        turns = read_talk(content, row.folder, rules)
+        turns = read_conversation(content, row.folder, rules)
         return [
             make_talk(reorder(turns, order), see, self.tokenizer)
             for order in self.orders(source, row)
@@ -233,9 +233,11 @@ class Work:
         see: See,
     ) -> Draft:
         """The example of a picture or a film and its caption."""
-        kind = next((kind for kind in ("video", "image") if content.get(kind)), None)
-        if kind is None:
-            raise InputError("the row has neither a video nor an image: add the path of one")
+        kinds = [kind for kind in ("video", "image") if content.get(kind)]
+        if len(kinds) != 1:
+            held = "both a video and an image" if kinds else "neither a video nor an image"
+            raise InputError(f"the row has {held}: give it the path of one")
+        kind = kinds[0]
         words = ""
         if order != "vision":
             words = check_text(content.get(source.caption), f"the key {source.caption}")

@@ -112,13 +112,12 @@ def mix_sources(
     *,
     tokens: int,
     seed: int,
-) -> tuple[Examples | Apart, dict[str, float]]:
-    """What a stage of `tokens` tokens is trained on, and its shares of the rows of every batch.
+) -> Examples | Apart:
+    """What a stage of `tokens` tokens is trained on.
 
     A source that is named in `apart` has rows of its own, of which it gets its share in every
-    batch; the others share rows, in which each has its share of the tokens. Without the first the
-    shares returned say nothing. Raises InputError when a name is no source, one apart has no share,
-    or the shares do not add up to 1.
+    batch; the others share rows, in which each has its share of the tokens. Raises InputError when
+    a name is no source, one apart has no share, or the shares do not add up to 1.
     """
     used = check_shares(sources, shares)
     if not math.isclose(sum(used.values()), 1, abs_tol=1e-6):
@@ -131,13 +130,13 @@ def mix_sources(
     rows = {name: share for name, share in used.items() if name in apart}
     part = sum(sharing.values())
     if not rows:
-        return MixedExamples(sources, sharing, tokens=tokens, seed=seed), {}
+        return MixedExamples(sources, sharing, tokens=tokens, seed=seed)
     groups = {name: sources[name] for name in rows}
     if sharing:
         wanted = math.ceil(tokens * part)
         groups[TOGETHER] = MixedExamples(sources, sharing, tokens=wanted, seed=seed)
         rows[TOGETHER] = part
-    return Apart(groups), rows
+    return Apart(groups, rows)
 
 
 class Chosen:

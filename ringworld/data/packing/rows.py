@@ -71,9 +71,13 @@ class Measured(Protocol):
 
 @dataclass(frozen=True)
 class Apart:
-    """Sources that do not share rows, such as chat that is dense in targets and long documents."""
+    """Sources that do not share rows, such as chat that is dense in targets and long documents.
+
+    Each has its share of the rows of every batch.
+    """
 
     sources: Mapping[str, Examples]
+    shares: Mapping[str, float]
 
 
 def measure(examples: Examples) -> Int[np.ndarray, "N"]:
