@@ -36,7 +36,7 @@ from ringworld.tasks.needle import (
     prompt,
     room,
 )
-from ringworld.text.template import RULES, render
+from ringworld.text.template import ANSWER_RULES, render
 from ringworld.text.tokenizer import Tokenizer
 
 
@@ -63,7 +63,7 @@ def make_form(template: str, tokenizer: Tokenizer) -> Form:
     Raises InputError when the template does not show them as they are.
     """
     first, last = tokenizer.bos_name or "", tokenizer.eos_name or ""
-    asked = [{"role": "user", "content": f"{BOOK} {QUESTION} {RULES}"}]
+    asked = [{"role": "user", "content": f"{BOOK} {QUESTION} {ANSWER_RULES}"}]
     before, *rest = render(template, asked, bos_token=first, eos_token=last).split(BOOK)
     if len(rest) != 1 or QUESTION not in rest[0]:
         raise InputError(

@@ -62,21 +62,37 @@ class Llama:
     """
 
     layers: int
+    """decoder layers"""
     model: int
+    """the width of the residual stream"""
     mlp: int
+    """features of the MLP"""
     heads: int
+    """query heads"""
     kv_heads: int
+    """key heads; they divide the query heads"""
     head_width: int
+    """the width of a head"""
     context: int
+    """the length that it was last trained at"""
     rope_theta: float
+    """the RoPE base"""
     norm_eps: float = 1e-5
+    """added to the mean square in every norm"""
     rope_context: int | None = None
+    """the length that the RoPE base was chosen for, where that is not the context"""
     rope_scaling: Scaling | None = None
+    """how the RoPE frequencies are scaled"""
     window: int | None = None
+    """how many positions a token sees, its own among them"""
     qkv_bias: bool = False
+    """biases of queries, keys and values"""
     qk_norm: bool = False
+    """norms of queries and keys"""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """what it computes in; weights are float32"""
     activations: Activations = "attention"
+    """what is kept of a layer until its backward pass"""
 
     def __post_init__(self) -> None:
         for name in SIZES:

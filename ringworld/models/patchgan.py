@@ -33,8 +33,11 @@ class PatchGAN:
     """
 
     channels: int = 64
+    """of the first layer, doubled by each further one up to eightfold"""
     halvings: int = 3
+    """how often the picture is halved"""
     groups: int = 8
+    """of every group norm"""
 
     def __post_init__(self) -> None:
         if min(self.channels, self.halvings, self.groups) < 1:

@@ -30,8 +30,11 @@ class World:
     """A decoder and its vocabularies; `tied` when the text table is the text head too."""
 
     llama: Llama
+    """the decoder"""
     vocabulary: Vocabulary
+    """the ids of text and vision"""
     tied: bool = False
+    """use the text table as the text head too"""
 
     def at(self, context: int, rope_theta: float, rope_context: int | None = None) -> "World":
         """The same model for another context length and RoPE base, chosen for `rope_context`."""

@@ -69,11 +69,17 @@ class CodecStage(Stage[PictureData]):
     """
 
     model: VQGAN
+    """the sizes of the codec"""
     training: CodecTraining
+    """how long and how fast it learns"""
     losses: VQGANLosses = PIXELS_ALONE
+    """the losses beside that of the pixels"""
     features: Path | None = None
+    """a VGG for the perceptual loss: a folder, or the file of `ringworld fetch vgg16`"""
     sheet_every: int | None = None
+    """steps between two sheets of held-out frames"""
     save_every: int = 100
+    """steps between two checkpoints"""
 
     def __post_init__(self) -> None:
         if self.sheet_every is not None and self.sheet_every < 1:

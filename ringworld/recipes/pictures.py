@@ -49,11 +49,17 @@ class Windows:
     """
 
     rows: int
+    """the height of a decoded frame in pixels"""
     columns: int
+    """the width of a decoded frame in pixels"""
     batch: int
+    """pictures a step"""
     seed: int = 0
+    """draws the windows"""
     sampling: FrameSampling = field(default_factory=FrameSampling)
+    """which frames of a film are taken"""
     may_skip: int = 0
+    """how many files that cannot be read are left out before one ends the run"""
 
     def __post_init__(self) -> None:
         if min(self.rows, self.columns, self.batch) < 1:
@@ -76,7 +82,9 @@ class FolderPictures(PictureData):
     """All films and pictures below `folder`, cut into `windows`."""
 
     windows: Windows
+    """how frames are decoded, and what a batch takes of them"""
     folder: Path = Path("pictures")
+    """the folder of films and pictures"""
 
     def hashes(self) -> dict[str, str | None]:
         """The sha256 of the names and sizes of the files; None where there is no folder."""

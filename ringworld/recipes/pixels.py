@@ -52,17 +52,18 @@ class PictureData(Data, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class PixelMix:
-    """What a batch is made of.
-
-    `batch` pictures of `size` x `size` pixels, of which the share `shapes` shows moving shapes, and
-    of these the share `on_film` over a film frame, the others over grey.
-    """
+    """What a batch of square pictures is made of: moving shapes, and windows of film frames."""
 
     size: int
+    """the side of a picture in pixels"""
     batch: int
+    """pictures a step"""
     seed: int = 0
+    """draws the pictures"""
     shapes: float = 0.4
+    """the share of pictures that show moving shapes"""
     on_film: float = 0.5
+    """the share of these whose background is a film frame; the others are grey"""
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.batch < 1:
@@ -80,10 +81,15 @@ class FilmPictures(PictureData):
     """
 
     mix: PixelMix
+    """what a batch is made of"""
     fps: float
+    """frames a second that are read of the film"""
     rows: int
+    """the height of a frame in pixels"""
     columns: int
+    """the width of a frame in pixels"""
     end: float
+    """the second of the film where reading ends"""
 
     def check(self, size: int, cache: Path) -> None:
         """Raise InputError when the pictures are not of the codec's size."""

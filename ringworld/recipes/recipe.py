@@ -40,9 +40,13 @@ class Recipe:
     """
 
     name: str
+    """the name of the recipe"""
     stages: tuple[Stage[Any], ...]
+    """what is done, one after another"""
     data: Data
+    """what the stages are trained on"""
     start: Path | None = None
+    """the model folder that the first stage starts from"""
 
     def run(self, folder: Path, announce: Announce) -> Path:
         """Do in `folder` what is left of the stages; returns the path of what the last one made.

@@ -7,9 +7,9 @@ import numpy as np
 
 from ringworld.data.books import draw_passage, echo_example, passage_example
 from ringworld.data.example import Example
-from ringworld.data.packing.mix import Source, draw_examples
+from ringworld.data.packing.mix import DrawExample, draw_examples
 from ringworld.data.packing.rows import check_shares
-from ringworld.data.samples import Film, Shelf, read_film, read_shelf
+from ringworld.data.samples import SampleFilm, Shelf, read_sample_film, read_shelf
 from ringworld.fetch import fetch
 from ringworld.progress import Announce
 from ringworld.tasks.clips import CodedClip, clip_example, draw_clips, film_example
@@ -37,7 +37,9 @@ class Samples(ModelData):
     """
 
     clips: int
+    """how many clips of moving shapes there are"""
     seed: int
+    """draws the clips"""
 
     def check(self, stage: ModelStage, source: Path | None) -> None:
         """Raise InputError when a share names no source."""
@@ -51,7 +53,7 @@ class Samples(ModelData):
         sources = text_sources(read_shelf(tokenizer, cache, announce), tokenizer)
         if not set(stage.shares) <= set(sources):
             codec = load_codec(source / CODEC)
-            film = read_film(fetch("film"), codec, cache, announce)
+            film = read_sample_film(fetch("film"), codec, cache, announce)
             clips = draw_clips(film, codec, self.clips, self.seed, cache, announce)
             vocabulary = open_model(source).config.vocabulary
             sources |= vision_sources(film, clips, tokenizer, vocabulary)
@@ -60,7 +62,7 @@ class Samples(ModelData):
         )
 
 
-def text_sources(shelf: Shelf, tokenizer: Tokenizer) -> dict[str, Source]:
+def text_sources(shelf: Shelf, tokenizer: Tokenizer) -> dict[str, DrawExample]:
     """Passages of books, needles hidden in them with a question for each, and shuffled echoes.
 
     Lengths of recall are drawn evenly over their logarithm from a quarter of the longest, so that
@@ -88,8 +90,8 @@ def text_sources(shelf: Shelf, tokenizer: Tokenizer) -> dict[str, Source]:
 
 
 def vision_sources(
-    film: Film, clips: list[CodedClip], tokenizer: Tokenizer, vocabulary: Vocabulary
-) -> dict[str, Source]:
+    film: SampleFilm, clips: list[CodedClip], tokenizer: Tokenizer, vocabulary: Vocabulary
+) -> dict[str, DrawExample]:
     """Clips of moving shapes in every form of chat, and stretches of the film."""
 
     def shapes(rng: np.random.Generator, longest: int) -> Example:

@@ -42,8 +42,11 @@ class TokenShards(ModelData):
     """
 
     folder: Path = Path("tokens")
+    """the folder of the shards, made by `ringworld data build`"""
     apart: tuple[str, ...] = ()
+    """sources that do not share rows with others, and have their share of every batch"""
     verify: bool = True
+    """compare the hash of every shard before training"""
 
     def hashes(self) -> dict[str, str | None]:
         """The sha256 of the manifest, which has those of all shards."""

@@ -21,7 +21,7 @@ from ringworld.progress import Announce
 from ringworld.recipes.recipe import Recipe
 from ringworld.tasks.needle import CITIES, Needle
 from ringworld.text.load import TOKENIZER
-from ringworld.text.template import RULES, SYSTEM
+from ringworld.text.template import ANSWER_RULES, SYSTEM
 from ringworld.text.tokenizer import train_tokenizer
 from ringworld.train.stage import Data, Stage
 
@@ -31,7 +31,9 @@ class SampleTexts(Data):
     """The books to train on, a needle for every city, and `talk` read `times` times over."""
 
     talk: str
+    """a line of the chat about shapes"""
     times: int
+    """how often the line is read"""
 
     def read(self) -> Iterator[str]:
         """The books that are not held out, a needle and its question for every city, the talk."""
@@ -41,7 +43,7 @@ class SampleTexts(Data):
         for city in CITIES:
             needle = Needle(city, 1234567)
             yield needle.sentence
-            yield f"{needle.question} {RULES}"
+            yield f"{needle.question} {ANSWER_RULES}"
         for _ in range(self.times):
             yield self.talk
 
@@ -51,6 +53,7 @@ class TokenizerStage(Stage[SampleTexts]):
     """A tokenizer of `size` ids."""
 
     size: int
+    """the number of ids"""
 
     def check(self, data: SampleTexts, source: Path | None, folder: Path) -> None:
         """Nothing is known to be wrong before the texts are read."""

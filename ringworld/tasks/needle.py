@@ -12,7 +12,7 @@ from jaxtyping import Int
 
 from ringworld.data.example import Example, join, text
 from ringworld.errors import InputError
-from ringworld.text.template import RULES, SYSTEM
+from ringworld.text.template import ANSWER_RULES, SYSTEM
 from ringworld.text.tokenizer import Tokenizer
 
 # Room for the answer: seven digits and the end of the text, with some to spare.
@@ -101,7 +101,7 @@ def _opening(tokenizer: Tokenizer, form: Form | None = None) -> list[int]:
 def _ask(needle: Needle, tokenizer: Tokenizer, form: Form | None = None) -> list[int]:
     if form is not None:
         return tokenizer.encode_spelled(form.behind.replace(QUESTION, needle.question))
-    return tokenizer.encode(f" {needle.question} {RULES} ASSISTANT: ")
+    return tokenizer.encode(f" {needle.question} {ANSWER_RULES} ASSISTANT: ")
 
 
 def _ask_again(needle: Needle, tokenizer: Tokenizer) -> list[int]:

@@ -35,19 +35,24 @@ EPSILON = 1e-4  # added to the norm of the adversarial gradient before dividing 
 class VQGANLosses:
     """The weights of the perceptual and the adversarial loss; 0 leaves one out.
 
-    The perceptual loss needs features. The adversarial loss counts from step `adversarial_start`
-    on; before it, the discriminator is not trained either, as there is nothing good to judge yet.
-    With `adaptive` its weight is multiplied by the ratio of the two gradients' norms at the
-    decoder's last kernel (equation 7 of the paper), so that 1 counts as much as all other losses
-    together. The discriminator learns at `learning_rate`.
+    Before `adversarial_start` the discriminator is not trained either, because the pictures are not
+    good enough yet. The adaptive weight is multiplied by the ratio of the two gradients' norms at
+    the decoder's last kernel (equation 7 of the paper), so that 1 counts as much as all other
+    losses together.
     """
 
     perceptual: float = 0.0
+    """the weight of the perceptual loss; it needs features"""
     adversarial: float = 0.0
+    """the weight of the adversarial loss"""
     adversarial_start: int = 0
+    """the step from which the discriminator is trained and counts"""
     adaptive: bool = True
+    """scale the adversarial weight by the norms of the two gradients"""
     learning_rate: float = 2e-4
+    """of the discriminator"""
     discriminator: PatchGAN = field(default_factory=PatchGAN)
+    """the sizes of the discriminator"""
 
     def __post_init__(self) -> None:
         if min(self.perceptual, self.adversarial, self.adversarial_start) < 0:

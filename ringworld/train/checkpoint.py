@@ -1,15 +1,16 @@
 """Checkpoints that are whole or absent.
 
-Orbax writes the arrays, so that any mesh can restore what any other mesh saved. Around it stands
-what it lacks: a manifest with a hash per file, written last and verified before anything is
-believed. A step lives in `step_00000020/`:
+Orbax writes the arrays, so that any mesh can restore what any other mesh saved. This module adds a
+manifest with a hash per file, which is written last and verified before a checkpoint is used. A
+step is the folder `step_00000020/`:
 
     weights/         the weights alone: all that a next stage, an evaluation or a chat needs
     optimizer/       the optimiser's state
     manifest.json    the step, the identity of the run, every array, every file and its hash
 
-While it is written its folder is called `.tmp-0`; renaming it is the commit. One that fails its
-hashes is set aside as `.bad` and the step before it is used. No random key and no pickle is stored.
+While it is written, its folder is called `.tmp-0`; the rename is the commit. A checkpoint whose
+hashes differ is renamed to `.bad`, and the step before it is used. No random key and no pickle is
+stored.
 """
 
 import itertools
@@ -56,7 +57,7 @@ class Checkpoints:
     """The checkpoints of one run.
 
     The newest `keep` steps and all `milestones` stay; an older step is deleted only after a newer
-    one is committed and has been read back. `announce` is told what is set aside, in one line.
+    one is committed and has been read back. `announce` gets one line for each damaged checkpoint.
     """
 
     folder: Path
@@ -258,7 +259,7 @@ def _bytes(state: Any) -> int:
 
 @contextmanager
 def _orbax() -> Generator[ocp.Checkpointer, None, None]:
-    """Orbax, at rest when this ends: after an error in one of its threads the others go on."""
+    """Orbax; its threads have ended when this ends, also after an error in one of them."""
     try:
         with ocp.PyTreeCheckpointer() as orbax:
             yield orbax
@@ -270,7 +271,7 @@ def _orbax() -> Generator[ocp.Checkpointer, None, None]:
 
 @contextmanager
 def _quiet() -> Generator[None, None, None]:
-    """Keep the tracebacks of the threads of a failed save off the terminal: its error is raised."""
+    """Suppress the tracebacks of Orbax's threads; the error of a failed save is raised anyway."""
     logger, hook = logging.getLogger("absl"), sys.unraisablehook
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -37,25 +37,28 @@ Metrics = dict[str, Float[Array, ""]]
 
 @dataclass(frozen=True, kw_only=True)
 class CodecTraining:
-    """How long and how fast a codec learns.
-
-    `squared` is the share of the squared error in the reconstruction loss (the rest is the absolute
-    error), `colour` how much more an error of colour counts than one of brightness, `decay` what a
-    code keeps of its running mean at each step, and a code is dead when its running count falls
-    under the share `dead` of an even one. Latents go a share of the way to their codes that rises
-    from 0 to 1 over the first `soften` steps; gradients longer than `clip` are shortened to it.
-    """
+    """How long and how fast a codec learns, and how its losses and its codebook are set."""
 
     steps: int
+    """updates in all"""
     warmup: int
+    """steps over which the learning rate rises from 0"""
     learning_rate: float
+    """the learning rate after the warm-up; it falls along a cosine to a hundredth"""
     seed: int = 0
+    """draws the initial weights and the restarts of dead codes"""
     squared: float = 0.5
+    """the share of the squared error in the reconstruction loss; the rest is the absolute error"""
     colour: float = 2.0
+    """how much more an error of colour counts than one of brightness"""
     decay: float = 0.98
+    """what a code keeps of its running mean at each step"""
     dead: float = 0.1
+    """a code is dead when its count falls below this share of an even one"""
     soften: int = 300
+    """steps over which latents are rounded to their codes more and more"""
     clip: float = 1.0
+    """the largest norm of all gradients together"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup < self.steps:

@@ -1,7 +1,7 @@
-"""The loop: restore, step, report, save, and go on from any death.
+"""The training loop: restore, step, report, save, and resume after any kind of stop.
 
 A batch is a pure function of its step, and the state is all that a step changes. So a run that was
-killed and started again takes the same steps, to the last bit, as one that was not.
+killed and started again takes the same steps, bit for bit, as one that was not.
 """
 
 import signal
@@ -27,13 +27,18 @@ from ringworld.train.metrics import MetricsLog
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """How long a run is, and how often it saves and speaks; all counted in steps."""
+    """How long a run is, and how often it saves and reports; all counted in steps."""
 
     steps: int
+    """updates in all"""
     save_every: int = 100
-    keep: int = 2  # how many of the newest checkpoints stay
-    milestones: tuple[int, ...] = ()  # steps whose checkpoint always stays
-    log_every: int = 10  # on a terminal every step is shown
+    """updates between two checkpoints"""
+    keep: int = 2
+    """how many of the newest checkpoints stay, 2 or more"""
+    milestones: tuple[int, ...] = ()
+    """steps whose checkpoint always stays"""
+    log_every: int = 10
+    """steps between two lines of the log; on a terminal every step is shown"""
 
     def __post_init__(self) -> None:
         for name in ("steps", "save_every", "log_every"):
@@ -110,7 +115,10 @@ def fit(
 def _prefetch(
     batches: Callable[[int], Any], start: int, end: int
 ) -> Generator[tuple[int, Any, float], None, None]:
-    """Each step's number, its batch, and the seconds it was waited for; one batch is made ahead."""
+    """Each step's number, its batch, and the seconds spent waiting for it.
+
+    The next batch is made in a thread while the step runs.
+    """
     mesh = jax.sharding.get_mesh()  # a mesh is set per thread
 
     def make(n: int) -> Any:
@@ -131,8 +139,8 @@ def _prefetch(
 def _check_finite(state: TrainState, n: int) -> None:
     if not is_finite(state):
         raise InputError(
-            f"the weights are not finite after step {n}: lower the learning rate, "
-            "then run again to go on from the last checkpoint"
+            f"the weights are not finite after step {n}: lower the learning rate and train in "
+            "another folder; the last checkpoint of this one is as it was"
         )
 
 
@@ -144,13 +152,13 @@ def _stop_signal() -> Generator[threading.Event, None, None]:
         yield stop
         return
 
-    def give_back() -> None:
+    def restore_handlers() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
     def handle(number: int, frame: Any) -> None:
         stop.set()
-        give_back()
+        restore_handlers()
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
@@ -158,4 +166,4 @@ def _stop_signal() -> Generator[threading.Event, None, None]:
     try:
         yield stop
     finally:
-        give_back()
+        restore_handlers()

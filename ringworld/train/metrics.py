@@ -149,8 +149,8 @@ class MetricsLog:
         for name in MUST_BE_FINITE:
             if not math.isfinite(values.get(name, 0.0)):
                 raise InputError(
-                    f"{name} is {values[name]} at step {step}: lower the learning rate or look at "
-                    "that batch, then run again to go on from the last checkpoint"
+                    f"{name} is {values[name]} at step {step}: lower the learning rate and train "
+                    "in another folder; the last checkpoint of this one is as it was"
                 )
         row = {
             "step": step,

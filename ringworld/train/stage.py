@@ -16,10 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from ringworld.batch import Batch
-from ringworld.data.packing.ledger import NAME as LEDGER
-from ringworld.data.packing.ledger import Ledger
+from ringworld.data.packing.ledger import LEDGER_FILE, Ledger
 from ringworld.data.packing.loader import Rows, check_rows, make_batches
-from ringworld.data.packing.pack import WINDOW
+from ringworld.data.packing.pack import PLAN_WINDOW
 from ringworld.data.packing.rows import MASKED, Apart, Examples, MixedRows, PackedRows, Packing
 from ringworld.errors import InputError
 from ringworld.mesh import Rules, make_mesh
@@ -62,6 +61,7 @@ class Stage(ABC, Generic[D]):
 
     reads_data: ClassVar[bool] = True
     name: str
+    """the name of the stage, and of its folder"""
 
     @abstractmethod
     def check(self, data: D, source: Path | None, folder: Path) -> None:
@@ -110,29 +110,40 @@ class ModelData(Data, ABC):
 class ModelStage(Stage[ModelData]):
     """One length of the progressive extension: `batch` rows of `context` tokens a step.
 
-    `shares` is the mix of sources by tokens, `packing` how examples become rows; `vision_share`
-    balances the two losses. Without `rope_theta` the RoPE base is that of the model as far as it
-    reaches, and beyond that the base that `ringworld.rope.rope_theta` gives for the context, or for
-    `rope_context` where a later stage will be longer. `activations` is what is kept of a layer
-    until its backward: "attention" recomputes least, "nothing" keeps least, "offload" keeps as much
-    as the first in the memory of the host. Between layers the weights and AdamW's moments are
-    divided over the mesh axes of `weights_over`: with "seq" among them one long row spreads them
-    over its whole ring.
+    Without `rope_theta` the RoPE base is that of the model as far as it reaches, and beyond that
+    the base that `ringworld.rope.rope_theta` gives for the context, or for `rope_context` where
+    that is longer. Of the `activations`, "attention" recomputes least, "nothing" keeps least, and
+    "offload" keeps as much as the first in the memory of the host. Between layers the weights and
+    AdamW's moments are divided over the mesh axes of `weights_over`: with "seq" among them, the
+    weights are spread over the whole ring.
     """
 
     context: int
+    """tokens a row"""
     batch: int
+    """rows a step"""
     loop: Loop
+    """how long it trains, and how often it saves"""
     optimizer: AdamW
+    """AdamW and its schedule"""
     mesh: MeshShape
+    """devices along each axis"""
     shares: Mapping[str, float]
+    """the share of the tokens that each source has"""
     rope_theta: float | None = None
+    """the RoPE base; without it the model's own, or by the law where that does not reach"""
     rope_context: int | None = None
+    """the context that the base is chosen for, where later stages will be longer"""
     packing: Packing = MASKED
+    """how examples become rows"""
     vision_share: float = 0.5
+    """the weight of the vision loss; that of the text loss is the rest"""
     activations: Activations = "attention"
+    """what is kept of a layer until its backward pass"""
     weights_over: tuple[WeightAxis, ...] = ("fsdp",)
+    """the mesh axes that divide the weights between layers"""
     seed: int = 0
+    """draws the examples and the order of the rows"""
 
     def __post_init__(self) -> None:
         check_rows(self.context, self.batch, self.mesh)
@@ -187,7 +198,7 @@ class ModelStage(Stage[ModelData]):
     def extend(self, folder: Path, steps: int) -> str:
         """Set aside the model and the ledger of the first `steps` steps."""
         own = folder / self.name
-        for name in (MODEL, LEDGER):
+        for name in (MODEL, LEDGER_FILE):
             if (own / name).exists():
                 (own / name).rename(own / f"{steps}-steps-{name}")
         rates = [
@@ -243,7 +254,7 @@ def train_stage(
     check_devices(stage)
     check_width(config.llama.model, stage)
     if not find_steps(folder / CHECKPOINTS):
-        (folder / LEDGER).unlink(missing_ok=True)  # of steps that nothing is left of
+        (folder / LEDGER_FILE).unlink(missing_ok=True)  # of steps that nothing is left of
     mesh = make_mesh(**asdict(stage.mesh))
     kept = replace(config, llama=replace(config.llama, activations=stage.activations))
     optimizer = make_optimizer(stage.optimizer, stage.loop.steps, specs(config))
@@ -285,7 +296,7 @@ def stage_batches(
         batch=stage.batch,
         seed=stage.seed,
         ring=stage.mesh.seq,
-        ledger=Ledger(folder / LEDGER) if jax.process_index() == 0 else None,
+        ledger=Ledger(folder / LEDGER_FILE) if jax.process_index() == 0 else None,
     )
 
 
@@ -293,7 +304,7 @@ def pack_examples(stage: ModelStage, examples: Examples | Apart, folder: Path) -
     """The rows of a stage. A plan for more examples than one window is kept in `folder`."""
 
     def pack(examples: Examples) -> PackedRows:
-        plans = folder / "plans" if len(examples) > WINDOW else None
+        plans = folder / "plans" if len(examples) > PLAN_WINDOW else None
         return PackedRows(examples, stage.context, stage.packing, plans)
 
     if isinstance(examples, Apart):
@@ -337,8 +348,11 @@ class FreshModel(Stage[Data]):
 
     reads_data: ClassVar[bool] = False
     model: World
+    """the sizes of the model"""
     parts: Path
+    """the model folder whose tokenizer and codec it gets"""
     seed: int
+    """draws the initial weights"""
 
     def check(self, data: Data, source: Path | None, folder: Path) -> None:
         """Raise InputError when `parts` holds no model."""

@@ -29,6 +29,7 @@ from ringworld.mesh import RULES, Rules, place
 from ringworld.params import Param, paths
 from ringworld.weights.file_names import CONFIG, TENSORS
 from ringworld.weights.tensors import (
+    LazyTensor,
     Pieces,
     check_numbers,
     each_piece,
@@ -76,8 +77,9 @@ def save_folder(path: Path, kind: str, config: Any, weights: Any, dtype: DTypeLi
 
 def table_of(weights: Any, dtype: DTypeLike) -> dict[str, Pieces]:
     """The weights of a pytree by name, each brought to the host and cast when it is written."""
+    stored = np.dtype(dtype)
     return {
-        name: Pieces(weight.shape, (partial(np.asarray, weight, dtype),))
+        name: Pieces(weight.shape, (LazyTensor(partial(np.asarray, weight, stored), stored),))
         for name, weight in paths(weights).items()
     }
 
