@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from ringworld.mesh import spec
+from ringworld.mesh import shard, spec
 
 # Tokens whose MLP features exist at one time on a device. Each chunk adds to the float32 gradients
 # of the weights: at 2048 tokens that is 512 FLOPs for each byte of them that moves, and an H100
@@ -70,6 +70,7 @@ def over_tokens(
         )
         return lax.psum(_in_chunks(lambda tokens: f(tokens, *parts), x), "tensor")
 
+    weights = tuple(shard(w, *logical) for w, logical in zip(weights, axes, strict=True))
     return jax.shard_map(local, in_specs=places, out_specs=rows)(x, *weights)
 
 
