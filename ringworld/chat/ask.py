@@ -13,7 +13,7 @@ from ringworld.inference.generate import draw_frames, write_text
 from ringworld.media.clip import write_animation
 from ringworld.mesh import make_mesh
 from ringworld.settings import MeshShape, Sampling
-from ringworld.tasks.clips import bare, question_prompt, request
+from ringworld.tasks.clips import question_prompt, unconditional_prompt, video_prompt
 from ringworld.weights.model import Model, load_model
 
 # The longest answer to a question about a clip: a description of three shapes.
@@ -52,8 +52,8 @@ def draw_wishes(
     """A clip for each wish, guided away from what the model draws without one."""
     codes = draw_frames(
         model.sharded_weights(),
-        [request(wish, model.tokenizer) for wish in wishes],
-        [bare(model.tokenizer)] * len(wishes),
+        [video_prompt(wish, model.tokenizer) for wish in wishes],
+        [unconditional_prompt(model.tokenizer)] * len(wishes),
         model.config,
         frames=frames,
         guidance=guidance,
@@ -75,7 +75,7 @@ def continue_scene(
     seen = open_frames(given, model.config.vocabulary, 0.0)
     codes = draw_frames(
         model.sharded_weights(),
-        [join([bare(model.tokenizer), seen])],
+        [join([unconditional_prompt(model.tokenizer), seen])],
         [],
         model.config,
         frames=frames_more,
