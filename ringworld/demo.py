@@ -24,7 +24,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ringworld.chat.ask import answer_questions, continue_scene, draw_wishes
+from ringworld.chat.ask import answer_questions, continue_scene, draw_captions
 from ringworld.data.samples import (
     HELD_MINUTES,
     Film,
@@ -32,8 +32,9 @@ from ringworld.data.samples import (
     read_film,
     read_shelf,
 )
+from ringworld.evals.config import Grid
 from ringworld.evals.heatmap import draw_heatmaps
-from ringworld.evals.needle import Grid, Trial, accuracy, run_needle
+from ringworld.evals.needle import Trial, accuracy, run_needle
 from ringworld.evals.report import write_report
 from ringworld.evals.story import (
     Answer,
@@ -219,7 +220,7 @@ def draw_unseen(model: Model) -> list[Drawing]:
     rngs = [np.random.default_rng((UNSEEN + 1, i)) for i in range(DRAWN_CLIPS)]
     scenes = [sample_scene(rng, max_things=1 + i % 2) for i, rng in enumerate(rngs)]
     wishes = [caption(scene) for scene in scenes]
-    clips = draw_wishes(
+    clips = draw_captions(
         model, wishes, frames=FRAMES_A_CLIP, guidance=GUIDANCE, sampling=DRAWING, seed=0
     )
     return [

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -67,6 +68,14 @@ def whole(path: Path) -> Generator[Path, None, None]:
     finally:
         with suppress(OSError):  # what went wrong first is what is told
             draft.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raise BadFileError or TooLargeError when `path` cannot be written. Makes its folder."""
+    with writing_to(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
 
 
 @contextmanager

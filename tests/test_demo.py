@@ -11,7 +11,7 @@ import pytest
 from ringworld import demo
 from ringworld.data import samples as corpus
 from ringworld.errors import InputError
-from ringworld.evals.needle import Grid
+from ringworld.evals.config import Grid
 from ringworld.media.clip import write_animation
 from ringworld.recipes import nano as recipes
 from ringworld.recipes.nano import Recipe, run_recipe

@@ -52,14 +52,15 @@ RANKS = {
             ["evals"],
             ["recipes"],
             ["demo"],
+            [PACKAGE],  # the public names
             ["cli"],
-            [PACKAGE, "__main__"],  # the public names, and `python -m ringworld`
+            ["__main__"],  # `python -m ringworld`
         ]
     )
     for name in names
 }
 # The exceptions among names of one rank: the left may import the right.
-SIDEWAYS = {("__main__", PACKAGE)}
+SIDEWAYS: set[tuple[str, str]] = set()
 # The rooms of `ringworld/data`, in the order of the data's way: a room may import those before it.
 ROOMS = ("example", "books", "samples", "packing", "corpora", "questions")
 DRAWERS = {"util", "utils", "common", "helper", "helpers", "misc", "base"}

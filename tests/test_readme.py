@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ringworld.cli import VERBS
+from ringworld.cli.verbs import VERBS
 from ringworld.fetch import ASSETS
 from ringworld.recipes.codec import nano_codec
 from ringworld.recipes.nano import RECIPES, Recipe, demo, nano_base

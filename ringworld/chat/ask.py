@@ -8,11 +8,15 @@ import jax
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from ringworld.chat.config import VideoRequest
 from ringworld.data.example import join, open_frames
+from ringworld.errors import BadFileError, InputError
+from ringworld.files import check_writable
 from ringworld.inference.generate import draw_frames, write_text
-from ringworld.media.clip import write_animation
+from ringworld.media.clip import ANIMATIONS, write_animation
 from ringworld.mesh import make_mesh
-from ringworld.settings import MeshShape, Sampling
+from ringworld.progress import Announce
+from ringworld.settings import Sampling
 from ringworld.tasks.clips import question_prompt, unconditional_prompt, video_prompt
 from ringworld.weights.model import Model, load_model
 
@@ -40,20 +44,20 @@ def answer_questions(
     return [model.tokenizer.decode(ids).strip() for ids in written]
 
 
-def draw_wishes(
+def draw_captions(
     model: Model,
-    wishes: Sequence[str],
+    captions: Sequence[str],
     *,
     frames: int,
     guidance: float,
     sampling: Sampling,
     seed: int,
 ) -> list[UInt8[np.ndarray, "_ Y X 3"]]:
-    """A clip for each wish, guided away from what the model draws without one."""
+    """A clip for each caption, with classifier-free guidance against the prompt without one."""
     codes = draw_frames(
         model.sharded_weights(),
-        [video_prompt(wish, model.tokenizer) for wish in wishes],
-        [unconditional_prompt(model.tokenizer)] * len(wishes),
+        [video_prompt(caption, model.tokenizer) for caption in captions],
+        [unconditional_prompt(model.tokenizer)] * len(captions),
         model.config,
         frames=frames,
         guidance=guidance,
@@ -86,22 +90,39 @@ def continue_scene(
     return model.codec.decode(codes[0])
 
 
-def draw_video(
-    folder: Path,
-    wish: str,
-    output: Path,
-    *,
-    frames: int,
-    fps: float,
-    guidance: float,
-    sampling: Sampling,
-    seed: int,
-    mesh: MeshShape,
-) -> None:
-    """Draw one clip with the model of a folder and write it as .gif or .mp4."""
-    model = load_model(folder)
-    with jax.set_mesh(make_mesh(**asdict(mesh))):
-        clips = draw_wishes(
-            model, [wish], frames=frames, guidance=guidance, sampling=sampling, seed=seed
+def draw_video(wanted: VideoRequest, announce: Announce) -> None:
+    """Draw one clip and write it as .gif or .mp4.
+
+    Raises InputError, before the model is loaded, when the file exists and may not be replaced or
+    cannot be written.
+    """
+    check_output(wanted.output, wanted.overwrite)
+    model = load_model(wanted.model)
+    if model.about:
+        announce(model.about)
+    with jax.set_mesh(make_mesh(**asdict(wanted.mesh))):
+        clip = draw_captions(
+            model,
+            [wanted.caption],
+            frames=wanted.frames,
+            guidance=wanted.guidance,
+            sampling=wanted.sampling,
+            seed=wanted.seed,
+        )[0]
+    larger = clip.repeat(wanted.scale, axis=1).repeat(wanted.scale, axis=2)
+    write_animation(wanted.output, larger, wanted.fps)
+    announce(f"wrote {wanted.output}")
+
+
+def check_output(path: Path, overwrite: bool) -> None:
+    """Raise InputError when a film cannot be written to `path`, before any work is done for it."""
+    if path.suffix.lower() not in ANIMATIONS:
+        raise InputError(f"{path.name} must end in .gif or .mp4 to say which kind to write")
+    if path.is_dir():
+        raise BadFileError(f"{path} is a folder: name a file")
+    if path.exists() and not overwrite:
+        raise BadFileError(
+            f"{path} exists already: name another file, or allow it to be replaced",
+            setting="overwrite",
         )
-    write_animation(output, clips[0], fps)
+    check_writable(path)

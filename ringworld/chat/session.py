@@ -1,9 +1,9 @@
-"""A conversation: what was said, what the cache holds of it, and the next answer.
+"""A conversation: its messages, the cache that holds their beginning, and the next answer.
 
-The template renders the whole conversation; of that text the cache holds a beginning, and only the
-rest is tokenized and read. So a turn costs its own tokens, and what was written stays as it was
-written, however its text would be tokenized again. A template that rewrites what was said before
-makes everything be read again.
+The template renders the whole conversation. The cache holds a beginning of that text, and only the
+rest is tokenized and prefilled. So a turn costs its own tokens, and an answer keeps the tokens it
+was decoded with, however its text would be tokenized again. When a template changes what it
+rendered of earlier messages, the whole conversation is prefilled again.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ringworld.data.example import Example, frames, join, text
-from ringworld.errors import InputError
+from ringworld.errors import InputError, TooLargeError
 from ringworld.inference.stream import (
     Tick,
     decode_tokens,
@@ -35,21 +35,21 @@ PROBE = "ringworld"
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """How a session asks and answers; `most` is the longest answer in tokens."""
+    """How a session renders messages and samples answers of at most `max_new_tokens`."""
 
     template: str = FORMS["lwm"]
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
-    most: int = 512
+    max_new_tokens: int
 
 
 @dataclass(frozen=True)
-class Said:
-    """The messages so far, the codes in them, and their text that the cache holds."""
+class History:
+    """The messages so far, the codes of their images, and the text that the cache holds."""
 
     messages: tuple[Message, ...] = ()
-    sights: tuple[Codes, ...] = ()
-    read: str = ""
+    images: tuple[Codes, ...] = ()
+    cached: str = ""
 
 
 class Session:
@@ -71,7 +71,8 @@ class Session:
 
     def reset(self) -> None:
         """Forget everything."""
-        self._said, self._state, self._cut = Said(), empty_state(self._c), False
+        self._history, self._state = History(), empty_state(self._c)
+        self._cut, self._answered = False, 0
 
     @property
     def used(self) -> int:
@@ -80,26 +81,31 @@ class Session:
 
     @property
     def left(self) -> int:
-        """The tokens that can still be read or written."""
+        """The tokens that the context has room for."""
         return self._c.llama.context - self.used
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """What was said, an answer without the spaces around it."""
-        return self._said.messages
+        """The messages so far; answers are without the spaces around them."""
+        return self._history.messages
 
     @property
-    def most(self) -> int:
+    def max_new_tokens(self) -> int:
         """The longest answer in tokens."""
-        return self._style.most
+        return self._style.max_new_tokens
+
+    @property
+    def answered(self) -> int:
+        """The tokens of the last answer."""
+        return self._answered
 
     @property
     def cut(self) -> bool:
-        """Whether the last answer was as long as it may be and had more to say."""
+        """Whether the last answer was cut at `max_new_tokens`."""
         return self._cut
 
     def measure(self, document: str) -> int:
-        """The tokens of a document. Raises InputError when it does not fit the context any more."""
+        """The tokens of a document. Raises TooLargeError when it does not fit the context."""
         tokens = len(self._words.encode(document))
         self._check_room(self.used + tokens + 1)
         return tokens
@@ -109,31 +115,33 @@ class Session:
         question: str,
         *,
         document: str = "",
-        sights: Sequence[Codes] = (),
+        images: Sequence[Codes] = (),
         on_read: Callable[[int], Tick] = lambda total: lambda done: None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Iterator[str]:
-        """The pieces of the answer, as they are written.
+        """Yield the answer to a question in pieces of text, as they are decoded.
 
-        A document stands before the question, films and pictures (their codes) behind it. `on_read`
-        is told how many tokens there are to read, and gives what hears how many have been read.
-        Once `stopped()` the turn ends: nothing of it stays if it was still being read, and else the
-        answer so far. Raises InputError before anything is read when the question does not fit the
-        context, and after the last piece when the answer has filled it.
+        A document stands before the question, images (codes of pictures and films) behind it.
+        `on_read` is called with the number of tokens to prefill; what it returns is called with the
+        tokens read so far. When `stopped()` returns true the turn ends: the conversation keeps the
+        answer so far, or nothing of the turn when the question was still being read.
+
+        Raises TooLargeError before anything is read when the question does not fit the context,
+        and after the last piece when the answer has filled it.
         """
-        messages = (*self._said.messages, self._make_message(question, document, len(sights)))
-        every_sight = (*self._said.sights, *sights)
+        messages = (*self._history.messages, self._make_message(question, document, len(images)))
+        all_images = (*self._history.images, *images)
         rendered = self._render(messages)
         state, rest = self._state, self._find_rest(rendered)
         if rest is None:
-            state, rest, sights = empty_state(self._c), rendered, every_sight
-        new = make_example(rest, sights, self._words, self._c)
+            state, rest, images = empty_state(self._c), rendered, all_images
+        new = make_example(rest, images, self._words, self._c)
         self._check_room(state.length + len(new) + 1)
-        before, tick, self._cut = state.length, on_read(len(new)), False
+        before, tick, self._cut, self._answered = state.length, on_read(len(new)), False, 0
         state = prefill(self._weights, state, new, self._c, on_chunk=tick, stopped=stopped)
         if state.length < before + len(new):
             self._state = truncate(state, before)
-            self._said = self._said if before else Said()
+            self._history = self._history if before else History()
             return
         self._state = state
         answer: list[str] = []
@@ -144,31 +152,32 @@ class Session:
         finally:
             said = "".join(answer)
             reply = {"role": "assistant", "content": said.strip()}
-            self._said = Said((*messages, reply), every_sight, rendered + said)
+            self._history = History((*messages, reply), all_images, rendered + said)
         if not self.left:
-            raise InputError(
+            raise TooLargeError(
                 f"the answer stopped at {self.used:,} tokens, because the context is "
-                f"{self._c.llama.context:,}: reset the conversation, or ask for a longer --context"
+                f"{self._c.llama.context:,}: reset the conversation, or use a longer context",
+                setting="context",
             )
 
     def _write(self, stopped: Callable[[], bool]) -> Iterator[str]:
-        """The pieces of one answer; the state is kept after every one."""
-        detokenizer, written, ended = Detokenizer(self._words), 0, False
+        """The pieces of one answer; the session's state is up to date at every one."""
+        detokenizer, ended = Detokenizer(self._words), False
         while not (ended or stopped()):
-            most = min(self.most - written, self.left)
-            if most <= 0:
+            room = min(self.max_new_tokens - self._answered, self.left)
+            if room <= 0:
                 self._cut = self.left > 0
                 break
             ids, self._state = decode_tokens(
                 self._weights,
                 self._state,
                 self._c,
-                max_tokens=most,
+                max_tokens=room,
                 seed=self._style.seed,
                 sampling=self._style.sampling,
                 stops=self._stops,
             )
-            written += len(ids)
+            self._answered += len(ids)
             ended = ids[-1] in self._stops
             if ended:
                 self._state = truncate(self._state, self.used - 1)
@@ -177,11 +186,17 @@ class Session:
         if piece := detokenizer.finish():
             yield piece
 
-    def _make_message(self, question: str, document: str, sights: int) -> Message:
+    def check_images(self, images: Sequence[Codes]) -> int:
+        """The tokens of the last of some images. Raises TooLargeError when they do not all fit."""
+        tokens = [len(frames(codes, self._c.vocabulary, 0.0)) for codes in images]
+        self._check_room(self.used + sum(tokens) + 1)
+        return tokens[-1]
+
+    def _make_message(self, question: str, document: str, images: int) -> Message:
         asked = self._words.escape_special(question).replace(IMAGE_PLACEHOLDER, "")
         given = self._words.escape_special(document).replace(IMAGE_PLACEHOLDER, "")
         gap = " " if self._style.template == FORMS["needle"] else "\n\n"
-        shown = "\n" + IMAGE_PLACEHOLDER * sights if sights else ""
+        shown = "\n" + IMAGE_PLACEHOLDER * images if images else ""
         return {"role": "user", "content": (given + gap if given else "") + asked + shown}
 
     def _render(self, messages: Sequence[Message]) -> str:
@@ -190,10 +205,10 @@ class Session:
 
     def _find_rest(self, rendered: str) -> str | None:
         """What of the text is new; None when it does not begin as what was read."""
-        if not self._said.messages:
+        if not self._history.messages:
             return rendered
-        answer = self._said.messages[-1]["content"]
-        prompt = self._said.read.rstrip()[: -len(answer) or None].rstrip()
+        answer = self._history.messages[-1]["content"]
+        prompt = self._history.cached.rstrip()[: -len(answer) or None].rstrip()
         if not rendered.startswith(prompt):
             return None
         rest = rendered[len(prompt) :].lstrip()
@@ -201,10 +216,10 @@ class Session:
 
     def _check_room(self, needed: int) -> None:
         if needed > self._c.llama.context:
-            raise InputError(
+            raise TooLargeError(
                 f"the conversation would take {needed:,} tokens and the context is "
-                f"{self._c.llama.context:,}: reset it, give less to read, or ask for a longer "
-                "--context"
+                f"{self._c.llama.context:,}: reset it, give less to read, or use a longer context",
+                setting="context",
             )
 
 
@@ -224,19 +239,20 @@ def find_stops(words: Tokenizer, ends: Iterable[int], template: str) -> tuple[in
     return tuple(sorted(own | {*behind} & {*words.special.values()}))
 
 
-def make_example(rest: str, sights: Sequence[Codes], words: Tokenizer, c: World) -> Example:
+def make_example(rest: str, images: Sequence[Codes], words: Tokenizer, c: World) -> Example:
     """The tokens of a rendered text, codes where it has `IMAGE_PLACEHOLDER`.
 
-    Raises InputError when the text has room for fewer sights than there are.
+    Raises InputError when the text has room for fewer images than there are.
     """
     pieces = rest.split(IMAGE_PLACEHOLDER)
-    if len(pieces) != len(sights) + 1:
+    if len(pieces) != len(images) + 1:
         raise InputError(
-            f"the chat template shows {len(pieces) - 1} of {len(sights)} pictures: use --template "
-            "lwm"
+            f"the chat template shows {len(pieces) - 1} of {len(images)} pictures: use the "
+            "template lwm",
+            setting="template",
         )
     parts = [text(words.encode_spelled(pieces[0]), 0.0)]
-    for codes, piece in zip(sights, pieces[1:], strict=True):
+    for codes, piece in zip(images, pieces[1:], strict=True):
         before, after = words.vision_marks
         parts += [text(before, 0.0), frames(codes, c.vocabulary, 0.0), text(after, 0.0)]
         parts.append(text(words.encode_spelled(piece), 0.0))

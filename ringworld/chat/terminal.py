@@ -1,123 +1,128 @@
 """`ringworld chat`: a conversation on a terminal, or one question and its answer.
 
-The answer goes to standard output as it is written, everything else to standard error. Ctrl-C stops
+The answer goes to standard output as it is decoded, everything else to standard error. Ctrl-C stops
 what the model is doing and not the program; twice at the prompt, it leaves.
 """
 
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
 from pathlib import Path
 
 import jax
-import numpy as np
-from jaxtyping import Int
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-from tyro.conf import Positional
 
-from ringworld.chat.session import Session, Style
-from ringworld.errors import InputError
-from ringworld.inference.stream import Tick
+from ringworld.chat.config import Chat
+from ringworld.chat.keyboard import ask_person, is_interactive
+from ringworld.chat.session import Codes, Session, Style
+from ringworld.errors import BadFileError, InputError
+from ringworld.inference.stream import STEPS, Tick
 from ringworld.media.clip import read_clip, read_image
 from ringworld.media.sampling import FrameSampling
 from ringworld.mesh import make_mesh
 from ringworld.models.context_extension import extend_context
 from ringworld.progress import Announce, make_progress
-from ringworld.settings import Extension, MeshShape, Sampling
+from ringworld.settings import Sampling
 from ringworld.text.template import FORMS
 from ringworld.weights.model import Model, load_model
 
 HELP = """/doc FILE   read a text file with the next question; without FILE none
+/image FILE look at a picture with the next question; without FILE at none
+/video FILE look at a film with the next question; without FILE at none
 /reset      forget the conversation
 /help       this list
 /quit       leave (so do Ctrl-D, and Ctrl-C twice)
+\"""         begins a message of several lines, and ends it
 Ctrl-C stops an answer, or the reading of a document."""
 # Reading that takes about this many tokens is done before anyone wonders, even on two cores.
 SOON = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chat:
-    """Talk with a model, about a document, pictures or a film."""
+class Terminal:
+    """The person's side of a chat: asks for a message, shows pieces of an answer, announces.
 
-    model: Positional[Path]
-    question: Positional[str | None] = None
-    """one question; without it you are asked for as many as you like"""
-    doc: Path | None = None
-    """a text file that stands before the first question"""
-    image: Path | None = None
-    video: Path | None = None
-    fps: float = 1.0
-    """frames of the video a second"""
-    context: int | None = None
-    """tokens of the conversation; more than the model was trained for stretches its RoPE"""
-    rope: Extension = "yarn"
-    """how RoPE is stretched"""
-    template: str | None = None
-    """lwm, needle or a file of Jinja; without it the model's own"""
-    answer: int = 512
-    """the longest answer in tokens"""
-    sampling: Sampling = field(default_factory=Sampling)
-    seed: int = 0
-    mesh: MeshShape = field(default_factory=MeshShape)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Desk:
-    """Where a person sits: what asks for a line, shows a piece of an answer, tells something.
-
-    `reading()` gives for a while what makes of a number of tokens something that shows progress.
+    `reading()` gives, for as long as it is entered, a function from the tokens to prefill to what
+    shows progress. With `counters` tokens and times are shown; a pipe wants none.
     """
 
     ask: Callable[[str], str]
     show: Callable[[str], None]
     announce: Announce
     reading: Callable[[], AbstractContextManager[Callable[[int], Tick]]]
+    counters: bool
 
 
-def chat(config: Chat, announce: Announce) -> None:
+@dataclass
+class Attachments:
+    """What goes with the next question: a document, and the codes of pictures and films."""
+
+    document: str = ""
+    images: list[Codes] = field(default_factory=list)
+
+    def clear(self) -> None:
+        """Take everything off."""
+        self.document, self.images = "", []
+
+
+def chat(config: Chat, announce: Announce, terminal: Terminal | None = None) -> None:
     """Answer one question, or talk until the person leaves.
 
     Raises InputError when a file or an option cannot be used, or the context is too small for the
-    document or, for one question, for both.
+    document or, for one question, for both; KeyboardInterrupt when the person stops it.
     """
-    if config.question is not None and not config.question.strip():
-        raise InputError("the question is empty: ask something, or leave it out to talk")
-    if config.answer < 1:
-        raise InputError(f"an answer of {config.answer} tokens says nothing: use 1 or more")
-    document = "" if config.doc is None else read_document(config.doc)
+    if config.question is None and sys.stdin is None:
+        raise InputError("there is no question, and standard input is closed: give a question")
+    attached = Attachments("" if config.doc is None else read_document(config.doc))
     shape = config.mesh
     mesh = jax.set_mesh(make_mesh(**asdict(shape))) if shape.devices > 1 else nullcontext()
-    desk = make_desk(announce)
+    terminal = terminal or make_terminal(announce)
     announce(f"loading {config.model}")
     with mesh:
         model = load_model(config.model)
+        if model.about:
+            announce(model.about)
         session = open_session(model, config)
-        sights = _look(model, config)
+        announce(describe_sampling(config.choose_sampling(model.sampling)))
+        for kind, path in (("image", config.image), ("video", config.video)):
+            if path is not None:
+                attached.images.append(view(model, kind, path, config.fps))
         if config.question is None:
-            talk(session, desk, document, sights)
+            talk(
+                session, terminal, attached, lambda kind, path: view(model, kind, path, config.fps)
+            )
             return
-        if answer(session, desk, config.question, document, sights):
-            raise KeyboardInterrupt("stopped before the question was read")
-        announce(count_tokens(session))
+        if not answer(session, terminal, config.question, attached):
+            raise KeyboardInterrupt
+        if terminal.counters:
+            announce(count_tokens(session))
 
 
 def open_session(model: Model, config: Chat) -> Session:
-    """A session in the model's own template, or as the config says."""
+    """A session in the model's own template and sampling, or as the config says."""
     c = model.config
     if config.context is not None:
         c = extend_context(c, config.context, config.rope)
     style = Style(
         template=choose_template(model.chat_template, config.template, config.doc is not None),
-        sampling=config.sampling,
+        sampling=config.choose_sampling(model.sampling),
         seed=config.seed,
-        most=config.answer,
+        max_new_tokens=config.max_new_tokens,
     )
     return Session(model, c, style)
+
+
+def describe_sampling(sampling: Sampling) -> str:
+    """How tokens are chosen, in one line."""
+    if sampling.temperature == 0:
+        return "greedy decoding: at temperature 0 the same question has the same answer"
+    kept = f", top_k {sampling.top_k}" if sampling.top_k else ""
+    kept += f", top_p {sampling.top_p:g}" if sampling.top_p < 1 else ""
+    return f"sampling at temperature {sampling.temperature:g}{kept}"
 
 
 def choose_template(own: str | None, asked: str | None, has_document: bool) -> str:
@@ -130,64 +135,84 @@ def choose_template(own: str | None, asked: str | None, has_document: bool) -> s
     if asked in FORMS:
         return FORMS[asked]
     if not Path(asked).is_file():
-        raise InputError(f"there is no template {asked}: use {', '.join(FORMS)} or a Jinja file")
+        raise InputError(
+            f"there is no template {asked}: use {', '.join(FORMS)} or a Jinja file",
+            setting="template",
+        )
     return read_document(Path(asked))
 
 
 def read_document(path: Path) -> str:
-    """The text of a file. Raises InputError when it is missing or no text."""
+    """The text of a file. Raises BadFileError when it is missing, empty or not UTF-8."""
     try:
         written = path.read_text(encoding="utf-8-sig")  # books often begin with the mark of Windows
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise InputError(f"there is no file at {path}: check the path") from None
+        raise BadFileError(f"there is no file at {path}: check the path") from None
     except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8 text: convert it first") from None
-    except OSError:
-        raise InputError(f"{path} cannot be opened: check its permissions") from None
+        raise BadFileError(f"{path} is not UTF-8 text: convert it first") from None
+    except (OSError, ValueError):
+        raise BadFileError(f"{path} cannot be opened: check its name and permissions") from None
     if not written.strip():
-        raise InputError(f"{path} is empty: give a file with text in it")
+        raise BadFileError(f"{path} is empty: give a file with text in it")
     return written
 
 
-def _look(model: Model, config: Chat) -> list[Int[np.ndarray, "Z Q"]]:
-    """The codes of the picture and of the film that the config names."""
-    sights = []
-    if config.image is not None:
-        size = model.codec.config.size
-        sights.append(model.codec.encode(read_image(config.image, size=size)[None]))
-    if config.video is not None:
-        clip = read_clip(config.video, FrameSampling(fps=config.fps), size=model.codec.config.size)
-        sights.append(model.codec.encode(clip.frames))
-    return sights
+def view(model: Model, kind: str, path: Path, fps: float) -> Codes:
+    """The codes `[Z, Q]` of a picture, or of a film's frames at `fps` a second.
+
+    Raises InputError when the model has no codec, or the file cannot be read.
+    """
+    codec = model.codec
+    if kind == "image":
+        return codec.encode(read_image(path, size=codec.config.size)[None])
+    return codec.encode(read_clip(path, FrameSampling(fps=fps), size=codec.config.size).frames)
 
 
-def answer(
-    session: Session,
-    desk: Desk,
-    question: str,
-    document: str = "",
-    sights: list[Int[np.ndarray, "Z Q"]] | None = None,
-) -> bool:
-    """Show one answer; whether it was stopped before the question was read."""
-    before, shown = len(session.messages), False
-    with interruptible() as stopped, desk.reading() as on_read:
+def answer(session: Session, terminal: Terminal, question: str, attached: Attachments) -> bool:
+    """Show one answer, and how fast it came; whether it ended before the person stopped it.
+
+    Of a stopped turn the session keeps the answer so far, or nothing when the question was still
+    being read.
+    """
+    first = asked = time.perf_counter()
+    shown = False
+    with interruptible() as stopped, terminal.reading() as on_read:
         pieces = session.ask(
             question,
-            document=document,
-            sights=sights or [],
+            document=attached.document,
+            images=attached.images,
             on_read=on_read,
             stopped=stopped,
         )
         try:
             for piece in pieces:
+                first = first if shown else time.perf_counter()
                 shown = True
-                desk.show(piece)
+                terminal.show(piece)
         finally:
             if shown:
-                desk.show("\n")
+                terminal.show("\n")
+        if stopped():
+            return False
     if session.cut:
-        desk.announce(f"the answer ends at {session.most:,} tokens: --answer N allows more")
-    return len(session.messages) == before
+        terminal.announce(
+            f"the answer was cut at {session.max_new_tokens:,} tokens: max_new_tokens allows more"
+        )
+    if terminal.counters and shown:
+        terminal.announce(describe_speed(session.answered, first - asked, first))
+    return True
+
+
+def describe_speed(tokens: int, wait: float, first: float) -> str:
+    """Seconds to the first piece, and tokens per second from then on where there are enough.
+
+    `first` is when the first piece came, in seconds of `time.perf_counter`.
+    """
+    said = f"first token after {wait:.1f} s"
+    seconds = time.perf_counter() - first
+    if tokens > 2 * STEPS and seconds > 0:
+        said += f", then {(tokens - STEPS) / seconds:.1f} tokens/s"
+    return said
 
 
 def count_tokens(session: Session) -> str:
@@ -197,61 +222,104 @@ def count_tokens(session: Session) -> str:
 
 def talk(
     session: Session,
-    desk: Desk,
-    document: str = "",
-    sights: list[Int[np.ndarray, "Z Q"]] | None = None,
+    terminal: Terminal,
+    attached: Attachments,
+    view: Callable[[str, Path], Codes],
 ) -> None:
-    """Ask for lines and answer them, until the person leaves.
+    """Ask for messages and answer them, until the person leaves.
 
-    Raises InputError when the document does not fit the context.
+    `view` gives the codes of an "image" or a "video" file. Raises TooLargeError when what is
+    attached does not fit the context, and KeyboardInterrupt when the person leaves by Ctrl-C.
     """
-    if document:
-        desk.announce(f"{session.measure(document):,} tokens will be read with the first question")
-    desk.announce("/help lists what else you can say")
-    seen, warned = sights or [], False
+    if attached.document:
+        tokens = session.measure(attached.document)
+        terminal.announce(f"{tokens:,} tokens will be read with the first question")
+    if terminal.counters:
+        terminal.announce("/help lists what else you can say")
+    warned = False
     while True:
         try:
-            line = desk.ask(f"[{count_tokens(session)}] > ").strip()
+            message = terminal.ask(f"[{count_tokens(session)}] > ").strip()
         except EOFError:
-            desk.announce("")
+            if terminal.counters:
+                terminal.announce("")
             return
         except KeyboardInterrupt:
-            desk.announce("")
+            terminal.announce("")
             if warned:
-                return
+                raise
             warned = True
-            desk.announce("Ctrl-C again to leave")
+            terminal.announce("Ctrl-C again to leave")
             continue
         warned = False
-        word, _, rest = line.partition(" ")
+        if message == "/quit":
+            return
         try:
-            if word == "/quit":
-                return
-            if word == "/doc":
-                document = _take(session, desk, rest.strip())
-            elif word == "/reset":
-                session.reset()
-                document, seen = "", []
-                desk.announce("the conversation is forgotten")
-            elif word.startswith("/"):
-                desk.announce(HELP if word == "/help" else f"there is no {word}:\n{HELP}")
-            elif line and answer(session, desk, line, document, seen):
-                desk.announce("stopped before it was read: nothing of the question stays")
-            elif line:
-                document, seen = "", []
+            if message.startswith("/") and "\n" not in message:
+                _obey(message, session, terminal, attached, view)
+            elif message:
+                _answer_message(session, terminal, message, attached)
         except InputError as error:
-            desk.announce(str(error))
+            terminal.announce(str(error))
 
 
-def _take(session: Session, desk: Desk, name: str) -> str:
-    """The document of that name, to be read with the next question; "" without a name."""
-    if not name:
-        desk.announce("no document will be read: /doc FILE names one")
-        return ""
-    document = read_document(Path(name).expanduser())
-    tokens = session.measure(document)
-    desk.announce(f"{name}, {tokens:,} tokens, will be read with the next question")
-    return document
+def _answer_message(
+    session: Session, terminal: Terminal, message: str, attached: Attachments
+) -> None:
+    """One turn. What is attached stays for the next question when this one was not read."""
+    before = len(session.messages)
+    try:
+        answer(session, terminal, message, attached)
+    finally:
+        if len(session.messages) > before:
+            attached.clear()
+    if len(session.messages) == before:
+        terminal.announce("stopped before it was read: nothing of the question stays")
+
+
+def _obey(
+    command: str,
+    session: Session,
+    terminal: Terminal,
+    attached: Attachments,
+    view: Callable[[str, Path], Codes],
+) -> None:
+    """Do what a line that begins with a slash says. Raises InputError when it cannot be done."""
+    word, _, name = command.partition(" ")
+    name = name.strip()
+    if word == "/reset":
+        session.reset()
+        attached.clear()
+        terminal.announce("the conversation is forgotten")
+    elif word == "/doc" and not name:
+        attached.document = ""
+        terminal.announce("no document will be read: /doc FILE names one")
+    elif word == "/doc":
+        document = read_document(find_file(name))
+        tokens = session.measure(document)
+        attached.document = document
+        terminal.announce(f"{name}, {tokens:,} tokens, will be read with the next question")
+    elif word in ("/image", "/video") and not name:
+        attached.images = []
+        terminal.announce(f"nothing will be looked at: {word} FILE names something")
+    elif word in ("/image", "/video"):
+        codes = view(word[1:], find_file(name))
+        tokens = session.check_images([*attached.images, codes])
+        attached.images.append(codes)
+        frames = f"{len(codes):,} frames, " if word == "/video" else ""
+        terminal.announce(f"{name}, {frames}{tokens:,} tokens, goes with the next question")
+    else:
+        terminal.announce(HELP if word == "/help" else f"there is no {word}:\n{HELP}")
+
+
+def find_file(name: str) -> Path:
+    """The path of a file named in a chat, `~` being the home folder, quotes around it left out."""
+    if len(name) > 1 and name[0] == name[-1] and name[0] in "'\"":
+        name = name[1:-1]
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise BadFileError(f"there is no home folder for {name}: give the whole path") from None
 
 
 @contextmanager
@@ -274,24 +342,15 @@ def interruptible() -> Generator[Callable[[], bool], None, None]:
         signal.signal(signal.SIGINT, usual)
 
 
-def make_desk(announce: Announce) -> Desk:
-    """The desk of a real terminal."""
-    with suppress(ImportError):  # with it `input` edits its line and remembers the lines before
-        import_module("readline")
-    return Desk(
-        ask=_ask,
+def make_terminal(announce: Announce) -> Terminal:
+    """The terminal that this process runs in; without counters where it is a pipe."""
+    return Terminal(
+        ask=ask_person,
         show=lambda piece: print(piece, end="", flush=True),
         announce=announce,
         reading=lambda: _reading(announce),
+        counters=is_interactive(),
     )
-
-
-def _ask(prompt: str) -> str:
-    """A line of input. Where answers go into a file, the prompt does not."""
-    if sys.stdin.isatty() and sys.stdout.isatty():
-        return input(prompt)
-    print(prompt, end="", file=sys.stderr, flush=True)
-    return input()
 
 
 @contextmanager

@@ -7,8 +7,9 @@ from pathlib import Path
 import jax
 
 from ringworld.data.samples import read_shelf
+from ringworld.evals.config import Grid
 from ringworld.evals.heatmap import draw_heatmaps
-from ringworld.evals.needle import Grid, Trial, run_needle
+from ringworld.evals.needle import Trial, run_needle
 from ringworld.files import whole
 from ringworld.mesh import make_mesh
 from ringworld.progress import Announce

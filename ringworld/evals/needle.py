@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 
 from ringworld.data.example import Example, text
 from ringworld.errors import InputError
+from ringworld.evals.config import Grid
 from ringworld.files import whole
 from ringworld.inference.generate import write_text
 from ringworld.models.context_extension import extend_context
@@ -34,16 +35,6 @@ from ringworld.tasks.needle import (
     prompt,
 )
 from ringworld.text.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """Context lengths in tokens, depths in [0, 1], and how often each pair is tried."""
-
-    lengths: tuple[int, ...]
-    depths: tuple[float, ...]
-    rounds: int
-    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ logits of all tokens never exist.
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from io import BytesIO
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,18 +21,17 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from tyro.conf import Positional
 
 from ringworld.attention.layout import deal, invert, striped_order
 from ringworld.attention.mask import Where
-from ringworld.errors import InputError
+from ringworld.errors import InputError, TooLargeError
+from ringworld.evals.config import Perplexity
 from ringworld.evals.heatmap import name_length
 from ringworld.files import whole
 from ringworld.mesh import axis_size, has_mesh, make_mesh, shard, spec
 from ringworld.models.context_extension import extend_context
 from ringworld.models.world import World, WorldWeights, forward, gather_heads
 from ringworld.progress import Announce
-from ringworld.settings import Extension, MeshShape
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.weights.model import load_model
 
@@ -42,22 +40,6 @@ LOGITS = 256
 # The first bucket: positions are told apart by ratio, so the buckets grow with them. From QUARTERED
 # on there are four to a doubling, to see where beyond its context a model breaks.
 FIRST_BUCKET, QUARTERED = 128, 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class Perplexity:
-    """Loss of a text by position, at one context under several rules of stretching."""
-
-    model: Positional[Path]
-    text: Path
-    """a UTF-8 text file; a long one the model has not seen"""
-    context: int = 2048
-    rules: tuple[Extension, ...] = ("plain",)
-    """how RoPE is stretched where the context exceeds the model's: plain theta ntk yarn"""
-    passages: int = 8
-    """the most passages that are read, spread evenly over the text"""
-    folder: Path = Path("runs/perplexity")
-    mesh: MeshShape = field(default_factory=MeshShape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +64,10 @@ def cut_passages(
     length = context - len(opening)
     count = min(len(ids) // max(length, 1), most)
     if length < 2 or count < 1:
-        raise InputError(
+        raise TooLargeError(
             f"the text has {len(ids):,} tokens and a passage needs {max(length, 2):,}: give a "
-            "longer text or a shorter --context"
+            "longer text or a shorter context",
+            setting="context",
         )
     starts = np.linspace(0, len(ids) - length, count).astype(np.int64)
     rows = [np.concatenate([opening, ids[start : start + length]]) for start in starts]

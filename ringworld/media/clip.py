@@ -105,13 +105,12 @@ def frame_shape(size: int, columns: int | None) -> dict[str, int]:
 def write_animation(path: str | Path, frames: UInt8[np.ndarray, "Z Y X 3"], fps: float) -> None:
     """Write frames as a looping GIF or an MP4, by the path's suffix, whole or not at all."""
     path = Path(path)
-    writers = {".gif": write_gif, ".mp4": write_mp4}
-    if path.suffix.lower() not in writers:
+    if path.suffix.lower() not in ANIMATIONS:
         raise InputError(f"{path.name} must end in .gif or .mp4 to say which kind to write.")
     if len(frames) == 0 or not 0 < fps < math.inf:
         raise InputError("An animation needs at least one frame and a frame rate above 0.")
     with whole(path) as draft:
-        writers[path.suffix.lower()](str(draft), frames, fps)
+        ANIMATIONS[path.suffix.lower()](str(draft), frames, fps)
 
 
 def write_gif(name: str, frames: UInt8[np.ndarray, "Z Y X 3"], fps: float) -> None:
@@ -138,3 +137,7 @@ def write_mp4(name: str, frames: UInt8[np.ndarray, "Z Y X 3"], fps: float) -> No
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
+
+
+# The writers of films, by the ending of the file.
+ANIMATIONS = {".gif": write_gif, ".mp4": write_mp4}

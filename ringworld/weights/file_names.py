@@ -8,6 +8,7 @@ TENSORS = "model.safetensors"
 INDEX = f"{TENSORS}.index.json"  # which shard holds which tensor
 CHAT_TEMPLATE = "chat_template.jinja"
 GENERATION = "generation_config.json"
+ABOUT = "about.txt"  # its first line says what a model was trained for
 
 CODEC = "codec"  # the codec's folder in a model folder of ours
 VQGAN_FOLDER = "vqgan"  # that of diffusers' VQModel in a folder for transformers

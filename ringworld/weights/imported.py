@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ringworld.errors import InputError
+from ringworld.errors import BadFileError, InputError
 from ringworld.files import read_json_object
-from ringworld.weights.file_names import CONFIG, GENERATION
+from ringworld.settings import Sampling
+from ringworld.weights.file_names import ABOUT, CONFIG, GENERATION
 from ringworld.weights.tensors import Read
+
+# How many tokens transformers samples from when a generation_config.json does not say.
+THEIR_TOP_K = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,3 +58,41 @@ def read_ends(folder: Path) -> tuple[int, ...]:
             )
         found += ends
     return tuple(dict.fromkeys(found))
+
+
+def read_sampling(folder: Path) -> Sampling | None:
+    """How a folder's generation_config.json wants tokens chosen, as transformers reads it.
+
+    Without `do_sample` decoding is greedy, whatever else is said. None when there is no such file.
+    Raises BadFileError when a value cannot be sampled with.
+    """
+    file = folder / GENERATION
+    if not file.is_file():
+        return None
+    said = read_json_object(file)
+    if said.get("do_sample") is not True:
+        return Sampling()
+    given = {name: said.get(name) for name in ("temperature", "top_k", "top_p")}
+    for name, value in given.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise BadFileError(f"the field {name} of {file} is {str(value)[:40]}: make it a number")
+    temperature, top_k, top_p = given.values()
+    try:
+        return Sampling(
+            temperature=1.0 if temperature is None else float(temperature),
+            top_k=THEIR_TOP_K if top_k is None else int(top_k),
+            top_p=1.0 if top_p is None else float(top_p),
+        )
+    except InputError as error:
+        raise BadFileError(f"{file}: {error}") from None
+
+
+def read_about(folder: Path) -> str:
+    """The line of a folder's `about.txt` that says what the model was trained for, or ""."""
+    file = folder / ABOUT
+    if not file.is_file():
+        return ""
+    try:
+        return file.read_text(encoding="utf-8").strip().partition("\n")[0]
+    except (OSError, UnicodeDecodeError):
+        raise BadFileError(f"{file} is not UTF-8 text: correct or remove it") from None

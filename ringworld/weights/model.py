@@ -1,7 +1,7 @@
 """A model as people hold it: one folder with the weights, the tokenizer and the codec."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,12 +17,14 @@ from ringworld.media.codec import Codec
 from ringworld.mesh import has_mesh, shard
 from ringworld.models.world import Logits, World, WorldWeights, forward, read_heads, specs
 from ringworld.params import shardings
+from ringworld.settings import Sampling
 from ringworld.text.load import SENTENCEPIECE, TOKENIZER, parse_tokenizer, read_names
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary
 from ringworld.weights.codecs import load_codec
 from ringworld.weights.file_names import CODEC
 from ringworld.weights.folder import fill, save_folder
+from ringworld.weights.imported import read_about, read_sampling
 from ringworld.weights.open import Opened, open_model
 
 
@@ -32,7 +34,8 @@ class Model:
 
     `tokenizer_or_none` is None in a folder of weights alone, `codec_or_none` in a model of text;
     `tokenizer` and `codec` are never None. `ends` are the ids that end an answer besides the
-    vocabulary's own.
+    vocabulary's own; `sampling` is how its authors want tokens chosen, None where they do not say;
+    `about` is a line that says what it was trained for, or "".
     """
 
     config: World
@@ -41,6 +44,8 @@ class Model:
     codec_or_none: Codec | None
     chat_template: str | None = None
     ends: tuple[int, ...] = ()
+    sampling: Sampling | None = None
+    about: str = ""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -152,7 +157,10 @@ def load_model(path: Path | str, dtype: DTypeLike = jnp.float32) -> Model:
         )
     weights = fill(specs(opened.config), opened.table, dtype)
     codec = None if opened.codec is None else load_codec(opened.codec)
-    return Model(opened.config, weights, words, codec, opened.chat_template, opened.ends)
+    model = Model(opened.config, weights, words, codec, opened.chat_template, opened.ends)
+    if not Path(path).is_dir():  # beside a single file may lie anything
+        return model
+    return replace(model, sampling=read_sampling(opened.home), about=read_about(opened.home))
 
 
 def _read_words(opened: Opened, is_folder: bool) -> Tokenizer | None:

@@ -29,6 +29,7 @@ from ringworld.text.load import (
 from ringworld.weights.codecs import is_codec, open_codec
 from ringworld.weights.diffusers import write_codec, write_diffusers
 from ringworld.weights.file_names import (
+    ABOUT,
     CHAT_TEMPLATE,
     CODEC,
     CONFIG,
@@ -45,7 +46,7 @@ from ringworld.weights.open import Opened, is_ours, open_model
 from ringworld.weights.tensors import Pieces, write_tensors
 
 # What others wrote about words and sampling, carried along unread.
-CARRIED = (TOKENIZER_CONFIG, SPECIAL_TOKENS, GENERATION, SENTENCEPIECE)
+CARRIED = (TOKENIZER_CONFIG, SPECIAL_TOKENS, GENERATION, SENTENCEPIECE, ABOUT)
 # As transformers cuts its own: a file that is too large for some disks helps nobody.
 SHARD_BYTES = 5_000_000_000
 

@@ -1,6 +1,7 @@
 """Conversations: turns through the cache are one whole forward, and a terminal loses nothing."""
 
 import os
+import re
 import signal
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,14 +15,16 @@ import numpy as np
 import pytest
 
 from ringworld.attention.mask import Where
+from ringworld.chat.config import Chat
 from ringworld.chat.session import Session, Style, find_stops
 from ringworld.chat.terminal import (
     HELP,
-    Chat,
-    Desk,
+    Attachments,
+    Terminal,
     chat,
     choose_template,
     interruptible,
+    make_terminal,
     open_session,
     read_document,
     talk,
@@ -51,6 +54,7 @@ from ringworld.settings import Sampling
 from ringworld.tasks.needle import Needle
 from ringworld.text.load import load_tokenizer
 from ringworld.text.template import FORMS
+from ringworld.text.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary
 from ringworld.weights.model import Model, load_model
 from ringworld.weights.shipped import NANO
@@ -214,7 +218,7 @@ def ask(session: Session, question: str, **rest: object) -> str:
 
 
 def test_a_turn_costs_its_new_tokens_only(model: Model) -> None:
-    session = Session(model, TINY, Style(template=CHATML, most=5))
+    session = Session(model, TINY, Style(template=CHATML, max_new_tokens=5))
     first = ask(session, "Who goes there?")
     used, told = session.used, []
 
@@ -233,7 +237,7 @@ def test_a_turn_costs_its_new_tokens_only(model: Model) -> None:
 
 
 def test_a_session_writes_what_whole_forwards_do(model: Model, weights: WorldWeights) -> None:
-    session = Session(model, TINY, Style(template=CHATML, most=6))
+    session = Session(model, TINY, Style(template=CHATML, max_new_tokens=6))
     asked = "<s>user\nWho goes there?</s>\n<s>assistant\n"
     given = text(WORDS.encode_spelled(asked), 0.0)
     ids = write_slowly(weights, given, 6)
@@ -247,17 +251,17 @@ def test_a_session_writes_what_whole_forwards_do(model: Model, weights: WorldWei
 
 def test_a_template_that_rewrites_the_past_makes_it_be_read_again(model: Model) -> None:
     forgetful = "<s>{{ messages | length }} {{ messages[-1].content }} ASSISTANT:"
-    session = Session(model, TINY, Style(template=forgetful, most=4))
+    session = Session(model, TINY, Style(template=forgetful, max_new_tokens=4))
     ask(session, "One")
     again = ask(session, "Two")
     counted = forgetful.replace("{{ messages | length }}", "3")
-    fresh = Session(model, TINY, Style(template=counted, most=4))
+    fresh = Session(model, TINY, Style(template=counted, max_new_tokens=4))
     assert ask(fresh, "Two") == again
     assert len(session.messages) == 4
 
 
 def test_what_does_not_fit_is_refused_with_both_numbers_and_changes_nothing(model: Model) -> None:
-    session = Session(model, TINY, Style(template=CHATML, most=4))
+    session = Session(model, TINY, Style(template=CHATML, max_new_tokens=4))
     ask(session, "Hello")
     used, messages = session.used, session.messages
     with pytest.raises(InputError, match=r"would take [\d,]{3,} tokens and the context is 256:"):
@@ -267,7 +271,9 @@ def test_what_does_not_fit_is_refused_with_both_numbers_and_changes_nothing(mode
 
 
 def test_an_answer_that_fills_the_context_says_so_after_its_last_word(model: Model) -> None:
-    style = Style(template=CHATML, most=1000, sampling=Sampling(temperature=1.0, top_k=40))
+    style = Style(
+        template=CHATML, max_new_tokens=1000, sampling=Sampling(temperature=1.0, top_k=40)
+    )
     session, pieces = Session(model, TINY, style), []
     session._stops = ()
     with pytest.raises(InputError, match=r"stopped at 256 tokens, because the context is 256:"):
@@ -282,7 +288,7 @@ def test_an_answer_that_fills_the_context_says_so_after_its_last_word(model: Mod
 def test_a_stopped_answer_stays_and_a_stopped_reading_does_not(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session, pieces = Session(model, TINY, Style(template=CHATML, most=64)), []
+    session, pieces = Session(model, TINY, Style(template=CHATML, max_new_tokens=64)), []
     for piece in session.ask("Hello", stopped=lambda: bool(pieces)):
         pieces.append(piece)
     assert session.messages[-1]["content"] == "".join(pieces).strip()
@@ -300,8 +306,9 @@ def test_a_stopped_answer_stays_and_a_stopped_reading_does_not(
 
 
 def test_an_answer_ends_at_the_models_end_and_at_the_templates() -> None:
-    chatty = load_tokenizer(NANO / "tokenizer.json")
-    chatty.backend.add_special_tokens(["<|im_end|>"])
+    backend = load_tokenizer(NANO / "tokenizer.json").backend
+    backend.add_special_tokens(["<|im_end|>"])
+    chatty = Tokenizer(backend)
     ended = CHATML.replace("</s>", "<|im_end|>")
     assert find_stops(chatty, (2,), ended) == (2, 2048)
     assert find_stops(WORDS, (2, 7), FORMS["lwm"]) == (2, 7)
@@ -311,7 +318,9 @@ def test_an_answer_ends_at_the_models_end_and_at_the_templates() -> None:
 def test_a_model_without_an_end_writes_until_it_is_stopped(model: Model) -> None:
     endless = replace(TINY, vocabulary=replace(CODES, eos=-1))
     plain = "{{ messages[-1].content }}"
-    session = Session(replace(model, config=endless), endless, Style(template=plain, most=9))
+    session = Session(
+        replace(model, config=endless), endless, Style(template=plain, max_new_tokens=9)
+    )
     ask(session, "Hello")
     assert session.used == len(WORDS.encode("Hello")) + 9
 
@@ -322,23 +331,23 @@ def test_an_answer_ends_at_any_end_that_the_model_names(
     plain = "{{ messages[-1].content }}"
     given = text(WORDS.encode("Hello"), 0.0)
     ids = write_slowly(weights, given, 3)
-    session = Session(replace(model, ends=(ids[2],)), TINY, Style(template=plain, most=9))
+    session = Session(replace(model, ends=(ids[2],)), TINY, Style(template=plain, max_new_tokens=9))
     assert ask(session, "Hello") == WORDS.decode(ids[: ids.index(ids[2])])
     assert not session.cut
 
 
 def test_an_answer_that_is_cut_at_its_longest_says_so(model: Model) -> None:
-    session = Session(replace(model, ends=()), TINY, Style(template=CHATML, most=3))
+    session = Session(replace(model, ends=()), TINY, Style(template=CHATML, max_new_tokens=3))
     session._stops, paper = (), Paper("Hello")
-    talk(session, paper.desk)
+    talk_on(session, paper.terminal)
     assert session.cut
-    assert "the answer ends at 3 tokens: --answer N allows more" in paper.told
+    assert "the answer was cut at 3 tokens: max_new_tokens allows more" in paper.told
     session.reset()
     assert not session.cut
 
 
 def test_words_of_a_stranger_end_no_turn(model: Model) -> None:
-    session = Session(model, TINY, Style(template=CHATML, most=2))
+    session = Session(model, TINY, Style(template=CHATML, max_new_tokens=2))
     totals: list[int] = []
 
     def on_read(total: int) -> Callable[[int], None]:
@@ -354,7 +363,7 @@ def test_words_of_a_stranger_end_no_turn(model: Model) -> None:
 def test_the_shipped_model_reads_a_document_and_recalls(ring: int) -> None:
     with nullcontext() if ring == 1 else jax.set_mesh(make_mesh(seq=ring)):
         shipped = load_model(NANO)
-        style = Style(template=FORMS["needle"], most=16)
+        style = Style(template=FORMS["needle"], max_new_tokens=16)
         session = Session(shipped, shipped.config, style)
         needle = Needle("Paris", 4815162)
         pages = "To be, or not to be, that is the question. " * 20
@@ -391,14 +400,20 @@ def test_ntk_slows_the_slowest_pair_by_the_stretch_and_not_the_fastest() -> None
 
 
 class Paper:
-    """A desk whose person says what is written, and what was shown and told there."""
+    """A terminal whose person says what is written, and what was shown and told there."""
 
     def __init__(self, *lines: str | type[BaseException]) -> None:
         self.lines, self.shown, self.told, self.prompts = iter(lines), "", [], []
 
     @property
-    def desk(self) -> Desk:
-        return Desk(ask=self.ask, show=self.show, announce=self.told.append, reading=self.reading)
+    def terminal(self) -> Terminal:
+        return Terminal(
+            ask=self.ask,
+            show=self.show,
+            announce=self.told.append,
+            reading=self.reading,
+            counters=True,
+        )
 
     def ask(self, prompt: str) -> str:
         self.prompts.append(prompt)
@@ -415,14 +430,25 @@ class Paper:
         yield lambda total: lambda done: None
 
 
+def talk_on(session: Session, terminal: Terminal, document: str = "") -> None:
+    """`talk` with a model that sees in every picture the codes of one frame, in a film of two."""
+
+    def view(kind: str, path: Path) -> np.ndarray:
+        if not path.is_file():
+            raise InputError(f"there is no file at {path}")
+        return np.arange(4 if kind == "image" else 8).reshape(-1, 4)
+
+    talk(session, terminal, Attachments(document), view)
+
+
 @pytest.fixture
 def session(model: Model) -> Iterator[Session]:
-    yield Session(model, TINY, Style(template=CHATML, most=3))
+    yield Session(model, TINY, Style(template=CHATML, max_new_tokens=3))
 
 
 def test_tokens_used_and_left_are_always_to_be_seen(session: Session) -> None:
     paper = Paper("Hello", "/reset")
-    talk(session, paper.desk)
+    talk_on(session, paper.terminal)
     assert paper.prompts[0].startswith("[0 tokens used, 256 left]")
     used = [int(prompt[1:].split()[0]) for prompt in paper.prompts]
     assert used[0] == used[2] == 0 < used[1]
@@ -435,7 +461,7 @@ def test_a_document_is_read_with_the_next_question_only(session: Session, tmp_pa
     paper = Paper(
         f"/doc {book}", "Hello", "Again", f"/doc {tmp_path / 'none'}", "/wat", "/quit", "x"
     )
-    talk(session, paper.desk)
+    talk_on(session, paper.terminal)
     asked = [m["content"] for m in session.messages if m["role"] == "user"]
     assert asked == ["It was a dark and stormy night.\n\nHello", "Again"]
     assert any("there is no file at" in told for told in paper.told)
@@ -449,14 +475,14 @@ def test_a_document_says_its_tokens_and_one_that_does_not_fit_is_refused_at_once
     book.write_text("It was a dark and stormy night.", encoding="utf-8-sig")
     shelf.write_text("word " * 400)
     paper = Paper(f"/doc {shelf}", f"/doc {book}", "/doc", "Hello")
-    talk(session, paper.desk)
+    talk_on(session, paper.terminal)
     tokens = len(WORDS.encode("It was a dark and stormy night."))
     assert "the context is 256" in paper.told[1]
     assert f"{book}, {tokens} tokens, will be read with the next question" in paper.told
     assert "no document will be read: /doc FILE names one" in paper.told
     assert session.messages[0]["content"] == "Hello"
     with pytest.raises(InputError, match="the context is 256"):
-        talk(session, Paper("never").desk, shelf.read_text())
+        talk_on(session, Paper("never").terminal, shelf.read_text())
 
 
 def test_a_reading_that_is_stopped_says_so_and_its_document_waits(
@@ -464,14 +490,14 @@ def test_a_reading_that_is_stopped_says_so_and_its_document_waits(
 ) -> None:
     monkeypatch.setattr(stream, "CHUNK", 16)
     paper = Paper("Hello", "Again")
-    desk = paper.desk
+    terminal = paper.terminal
 
     @contextmanager
     def interrupted() -> Generator[Callable[[int], Callable[[int], None]], None, None]:
         first = len(paper.prompts) == 1
         yield lambda total: lambda done: os.kill(os.getpid(), signal.SIGINT) if first else None
 
-    talk(session, replace(desk, reading=interrupted), "word " * 20)
+    talk_on(session, replace(terminal, reading=interrupted), "word " * 20)
     assert "stopped before it was read: nothing of the question stays" in paper.told
     assert [m["content"] for m in session.messages[:1]] == ["word " * 20 + "\n\nAgain"]
 
@@ -479,25 +505,27 @@ def test_a_reading_that_is_stopped_says_so_and_its_document_waits(
 def test_what_cannot_be_asked_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
     nowhere, told = tmp_path / "model", []
     for config, said in (
-        (Chat(model=nowhere, question=" "), "the question is empty"),
-        (Chat(model=nowhere, question="Hello", answer=0), "an answer of 0 tokens"),
-        (Chat(model=nowhere, question="Hello", doc=tmp_path / "none"), "no file at"),
+        ({"question": " "}, "the question is empty"),
+        ({"question": "caf\udce9"}, "is not UTF-8"),
+        ({"question": "Hello", "max_new_tokens": 0}, "an answer of 0 tokens"),
+        ({"question": "Hello", "doc": tmp_path / "none"}, "no file at"),
     ):
         with pytest.raises(InputError, match=said):
-            chat(config, told.append)
+            chat(Chat(model=nowhere, **config), told.append)
     assert not told
 
 
 def test_an_error_ends_no_conversation(session: Session) -> None:
     paper = Paper("word " * 400, "Hello")
-    talk(session, paper.desk)
+    talk_on(session, paper.terminal)
     assert any("the context is 256" in told for told in paper.told)
     assert len(session.messages) == 2
 
 
 def test_ctrl_c_twice_at_the_prompt_leaves(session: Session) -> None:
     paper = Paper(KeyboardInterrupt, "Hello", KeyboardInterrupt, KeyboardInterrupt, "never")
-    talk(session, paper.desk)
+    with pytest.raises(KeyboardInterrupt):
+        talk_on(session, paper.terminal)
     assert len(session.messages) == 2
     assert paper.told.count("Ctrl-C again to leave") == 2
 
@@ -519,9 +547,18 @@ def test_one_question_goes_to_the_output_and_its_cost_to_the_side(
     book.write_text("It was late. The special magic Rome number is: 7654321\nShe slept. " * 3)
     told: list[str] = []
     asked = "What is the special magic Rome number?"
-    chat(Chat(model=NANO, question=asked, doc=book, answer=12), told.append)
+    config = Chat(model=NANO, question=asked, doc=book, max_new_tokens=12)
+    terminal = make_terminal(told.append)
+    chat(config, told.append, terminal)
     assert "7654321" in capsys.readouterr().out
-    assert told[-1].endswith(" left") and "tokens used" in told[-1]
+    assert told == [
+        f"loading {NANO}",
+        load_model(NANO).about,
+        "greedy decoding: at temperature 0 the same question has the same answer",
+    ]
+    chat(config, told.append, replace(terminal, counters=True))
+    assert re.fullmatch(r"first token after \d+\.\d s(, then \d+\.\d tokens/s)?", told[-2])
+    assert re.fullmatch(r"\d+ tokens used, \d+ left", told[-1])
 
 
 def test_templates_are_the_models_own_unless_another_is_asked_for(tmp_path: Path) -> None:
@@ -547,11 +584,11 @@ def test_documents_that_are_no_text_are_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_config_opens_a_session_of_its_context(model: Model) -> None:
-    config = Chat(model=NANO, context=1024, rope="ntk", answer=7)
+    config = Chat(model=NANO, context=1024, rope="ntk", max_new_tokens=7)
     session = open_session(model, config)
     assert (session.used, session.left) == (0, 1024)
 
 
 def test_a_mesh_that_divides_the_batch_is_refused(model: Model) -> None:
     with jax.set_mesh(make_mesh(fsdp=2)), pytest.raises(InputError, match="a conversation is one"):
-        Session(model, TINY, Style())
+        Session(model, TINY, Style(max_new_tokens=1))

@@ -37,10 +37,11 @@ from ringworld import cli
 from ringworld.data.corpora.shards import Shards
 from ringworld.data.questions.chunks import Chunk, Document, cut, read_documents
 from ringworld.data.questions.completion import Reply
+from ringworld.data.questions.config import QA
 from ringworld.data.questions.contexts import TEMPLATE_ROOM, Verdict, put_together
 from ringworld.data.questions.endpoint import Budget, Client, Endpoint
 from ringworld.data.questions.pairs import Pair, Rejected, messages, qa_example, read_pair
-from ringworld.data.questions.qa import QA, run_qa
+from ringworld.data.questions.qa import run_qa
 from ringworld.data.questions.replies import Replies
 from ringworld.errors import InputError
 from ringworld.files import alone_in
@@ -541,7 +542,8 @@ def test_replies_are_found_by_the_whole_request(tmp_path: Path) -> None:
 
 PROGRAM = """
 import sys, tyro
-from ringworld.data.questions.qa import QA, run_qa
+from ringworld.data.questions.config import QA
+from ringworld.data.questions.qa import run_qa
 try:
     run_qa(tyro.cli(QA, args=sys.argv[1:]), lambda said: print(said, flush=True))
 except KeyboardInterrupt as stop:

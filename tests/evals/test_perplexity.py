@@ -14,8 +14,8 @@ import pytest
 from ringworld.attention.mask import Where
 from ringworld.errors import InputError
 from ringworld.evals import perplexity
+from ringworld.evals.config import Perplexity
 from ringworld.evals.perplexity import (
-    Perplexity,
     cut_passages,
     draw_curves,
     make_buckets,

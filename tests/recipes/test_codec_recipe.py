@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from ringworld import cli
+from ringworld.cli import recipes
 from ringworld.errors import InputError
 from ringworld.media.clip import write_animation
 from ringworld.models.vqgan import NANO_VQGAN, VQGAN
@@ -102,7 +103,7 @@ def test_held_out_minutes_and_credits_are_not_learned_from(tmp_path: Path) -> No
 
 def test_the_command_line_trains_the_codec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(cli, "run_codec_recipe", lambda recipe, folder, say: seen.append(recipe))
+    monkeypatch.setattr(recipes, "_run", lambda recipe, folder, say: seen.append(recipe))
     words = ["train", "nano-codec", "--folder", str(tmp_path), "--training.steps", "400"]
     cli.run(words, lambda said: None)
     assert seen == [replace(nano_codec(), training=replace(nano_codec().training, steps=400))]

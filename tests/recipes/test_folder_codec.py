@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from ringworld import cli
+from ringworld.cli import recipes
 from ringworld.errors import InputError
 from ringworld.media.clip import write_animation
 from ringworld.models import vgg
@@ -169,7 +170,7 @@ def test_the_command_line_trains_a_codec_of_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    monkeypatch.setattr(cli, "run_folder_recipe", lambda recipe, folder, say: seen.append(recipe))
+    monkeypatch.setattr(recipes, "_run", lambda recipe, folder, say: seen.append(recipe))
     words = ["train", "folder-codec", "--folder", str(tmp_path), "--pictures", "mine"]
     words += ["--windows.sampling.fps", "2", "--judges.adversarial", "0", "--features", "vgg16.h5"]
     cli.run(words, lambda said: None)

@@ -9,9 +9,10 @@ import pytest
 
 from ringworld.errors import InputError
 from ringworld.evals import needle
+from ringworld.evals.config import Grid
 from ringworld.evals.heatmap import draw_heatmaps, name_length
 from ringworld.evals.measure import select_rule
-from ringworld.evals.needle import Grid, accuracy, read_trials, run_needle
+from ringworld.evals.needle import accuracy, read_trials, run_needle
 from ringworld.models.world import specs
 from ringworld.params import init
 from ringworld.recipes.nano import NANO_WORLD

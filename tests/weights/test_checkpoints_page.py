@@ -17,6 +17,7 @@ from tiny_hf import write_tiny
 
 import ringworld
 from ringworld import cli
+from ringworld import fetch as fetch_module
 from ringworld.models.vqgan import NANO_VQGAN
 from ringworld.weights import open as open_module
 from ringworld.weights.codecs import diffusers_name, lwm_name, their_names
@@ -136,7 +137,7 @@ def test_the_journeys_of_the_page_go_where_it_says(
     (lwm / "config.json").write_bytes((packed / "config.json").read_bytes())
     (lwm / "tokenizer.model").write_bytes(SMALL)
     small = write_small_smollm(tmp_path / "smollm2-135m.gguf")
-    for module in (cli, open_module):
+    for module in (fetch_module, open_module):
         monkeypatch.setattr(module, "fetch", lambda name: small)
     known, answers = journeys(), []
     for block in known:

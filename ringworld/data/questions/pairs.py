@@ -32,8 +32,6 @@ If the chunk tells no fact, reply {"question": "", "answer": "", "evidence": ""}
 # Shorter questions ask nothing in particular; longer ones and longer answers retell the chunk.
 SHORTEST_QUESTION, LONGEST_QUESTION = 8, 400
 LONGEST_ANSWER = 600
-# Tokens of a turn, question and answer: what a chunk's share of a context must have room for.
-LONGEST_TURN = 384
 # Letters of a name that must stand in the chunk: its end may be bent ("Corfu", "Corfiotes").
 STEM = 4
 POINTING = re.compile(

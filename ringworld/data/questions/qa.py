@@ -20,19 +20,18 @@ from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import tyro
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 
 from ringworld.data.questions.chunks import Chunk, cut, measure_documents, read_documents
 from ringworld.data.questions.completion import Reply
+from ringworld.data.questions.config import LEAST_ROOM, LONGEST_TURN, QA
 from ringworld.data.questions.contexts import TEMPLATE_ROOM, Verdict, put_together
-from ringworld.data.questions.endpoint import Budget, Client, Endpoint, Spent, Stopped, Unanswered
+from ringworld.data.questions.endpoint import Client, Spent, Stopped, Unanswered
 from ringworld.data.questions.pairs import (
     INSTRUCTION,
-    LONGEST_TURN,
     Pair,
     Rejected,
     fold,
@@ -51,40 +50,6 @@ from ringworld.text.tokenizer import Tokenizer
 ROWS, PAIRS, REPORT, CACHE = "questions.jsonl", "pairs.jsonl", "report.json", "cache"
 # Chunks that wait in line for each thread, so that one slow reply does not idle the others.
 AHEAD = 8
-# Beside a chunk and its turn a context holds the opening and some room at the seams.
-LEAST_ROOM = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class QA:
-    """Ask a model for a question and an answer about every chunk of the documents."""
-
-    documents: Annotated[Path, tyro.conf.Positional]
-    """a folder of .txt files, one file, or a .jsonl"""
-    tokenizer: Path
-    """a tokenizer.json, or the model folder that holds one"""
-    endpoint: Endpoint
-    budget: Budget = field(default_factory=Budget)
-    folder: Path = Path("runs/qa")
-    """for the rows, the pairs, the report and the cache"""
-    text_field: str = "text"
-    """which field of a line of the .jsonl holds the text"""
-    context: int = 32_768
-    """the most tokens of a row"""
-    chunk: int = 1_000
-    """tokens of a chunk, as in LWM"""
-    shortest: int = 100
-    """a last chunk with fewer tokens is not asked about"""
-
-    def __post_init__(self) -> None:
-        least = self.chunk + LONGEST_TURN + LEAST_ROOM
-        if not 1 <= self.shortest <= self.chunk:
-            raise InputError("shortest lies between 1 and chunk: correct one of them")
-        if self.context < least:
-            raise InputError(
-                f"a context of {self.context:,} tokens holds no chunk of {self.chunk:,} with its "
-                f"question: use at least {least:,}"
-            )
 
 
 @dataclass

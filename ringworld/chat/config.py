@@ -1,0 +1,115 @@
+"""What can be asked of `ringworld chat` and `ringworld generate video`. Imports no JAX."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from ringworld.errors import InputError
+from ringworld.settings import Extension, MeshShape, Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat:
+    """Talk with a model, about a document, pictures or a film."""
+
+    model: Positional[Path]
+    """a model folder, a weights file, or the name of a fetched model"""
+    question: Positional[str | None] = None
+    """one question; without it you are asked for as many as you like"""
+    doc: Path | None = None
+    """a text file to read before the first question"""
+    image: Path | None = None
+    """a picture for the first question"""
+    video: Path | None = None
+    """a film for the first question"""
+    fps: float = 1.0
+    """frames taken from a film, per second"""
+    context: int | None = None
+    """tokens of the conversation; more than the model was trained for extends its RoPE"""
+    rope: Extension = "yarn"
+    """how RoPE is extended to a longer context"""
+    template: str | None = None
+    """lwm, needle or a file of Jinja; without it the model's own"""
+    max_new_tokens: int = 512
+    """the longest answer in tokens"""
+    temperature: float | None = None
+    """divides the logits before sampling, 0 is greedy decoding; without it the model's own, or 0"""
+    top_k: int | None = None
+    """sample from this many of the likeliest tokens, 0 is all; without it the model's own, or 0"""
+    top_p: float | None = None
+    """sample from the fewest tokens that add up to this; without it the model's own, or 1"""
+    seed: int = 0
+    """of the random draws"""
+    mesh: MeshShape = field(default_factory=MeshShape)
+
+    def __post_init__(self) -> None:
+        if self.question is not None:
+            check_text(self.question, "question")
+            if not self.question.strip():
+                raise InputError("the question is empty: ask something, or leave it out to talk")
+        if self.max_new_tokens < 1:
+            raise InputError(
+                f"an answer of {self.max_new_tokens} tokens says nothing: use 1 or more",
+                setting="max_new_tokens",
+            )
+
+    def choose_sampling(self, own: Sampling | None) -> Sampling:
+        """The model's own sampling with what was asked for in its place; greedy without either."""
+        own = own or Sampling()
+        return Sampling(
+            temperature=own.temperature if self.temperature is None else self.temperature,
+            top_k=own.top_k if self.top_k is None else self.top_k,
+            top_p=own.top_p if self.top_p is None else self.top_p,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoRequest:
+    """A clip to draw from a caption, with classifier-free guidance."""
+
+    model: Positional[Path]
+    """the folder of a world model"""
+    caption: Positional[str]
+    """what the clip shows, in words"""
+    output: Annotated[Path, arg(aliases=["-o"])]
+    """the file to write: a .gif or .mp4"""
+    overwrite: bool = False
+    """replace the file if there is one"""
+    frames: int = 6
+    """frames to draw"""
+    fps: float = 4.0
+    """frames per second of the file"""
+    scale: int = 1
+    """the side of a drawn pixel in the file: 8 makes a clip of 64 pixels 512 wide"""
+    guidance: float = 3.0
+    """how far the caption outweighs what the model draws without one; 1 is no guidance"""
+    sampling: Annotated[Sampling, arg(name="")] = field(
+        default_factory=lambda: Sampling(temperature=1.0, top_k=64)
+    )
+    seed: int = 0
+    """of the random draws"""
+    mesh: MeshShape = field(default_factory=MeshShape)
+
+    def __post_init__(self) -> None:
+        check_text(self.caption, "caption")
+        for name in ("frames", "scale"):
+            if getattr(self, name) < 1:
+                raise InputError(
+                    f"{name} is {getattr(self, name)} and nothing could be drawn: use 1 or more",
+                    setting=name,
+                )
+        if not 0 < self.fps < math.inf:
+            raise InputError(
+                f"a film of {self.fps} frames per second cannot be: use more than 0", setting="fps"
+            )
+
+
+def check_text(given: str, name: str) -> None:
+    """Raise InputError when the words of a command line are not UTF-8."""
+    try:
+        given.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError(f"the {name} is not UTF-8 text: check the terminal's encoding") from None

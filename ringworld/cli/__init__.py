@@ -1,0 +1,124 @@
+"""The command line: `main` runs a verb and turns whatever ends it into an exit code.
+
+Nothing heavy is imported here, so that Ctrl-C is quiet from the first moment on.
+"""
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+DONE, FAILED, BAD_INPUT = 0, 1, 2
+# What a shell reports of a program that a signal ended.
+INTERRUPTED, BROKEN_PIPE, TERMINATED = (
+    128 + number for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGTERM)
+)
+
+
+def main() -> None:
+    """Run the command line and exit.
+
+    The code is 0 (done), 2 (bad usage or input), 130 (stopped by Ctrl-C), 143 (by SIGTERM), 141
+    (nobody reads the output any more) or 1 (anything else).
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, _leave_at_once) for number in numbers}
+    try:
+        code = _run(sys.argv[1:])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    sys.exit(code)
+
+
+def run(words: list[str], announce: Callable[[str], None]) -> None:
+    """Do what the words ask for, in this process. Raises InputError as `Command.prepare` does."""
+    from ringworld.cli.command import Command
+
+    Command(words).prepare(announce)()
+
+
+def announce(said: str) -> None:
+    """Print a line for the person on standard error; without one nobody is told."""
+    if sys.stderr is not None:
+        print(said, file=sys.stderr, flush=True)
+
+
+def _run(words: list[str]) -> int:
+    """The exit code of the command line. An unforeseen error is raised as it is."""
+    from ringworld.cli.command import Command
+    from ringworld.errors import InputError
+
+    _guard_streams()
+    command = Command(words)
+    try:
+        work = command.prepare(announce)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, _unwind)
+        work()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except InputError as error:
+        return _tell(f"ringworld: {command.explain(error)}", BAD_INPUT)
+    except KeyboardInterrupt as stop:
+        return _tell(str(stop), INTERRUPTED)
+    except BrokenPipeError:
+        return _drop_output(BROKEN_PIPE)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO) or error.filename:
+            raise
+        _drop_output(BAD_INPUT)
+        said = f"ringworld: the output could not be written: {error.strerror}"
+        return _tell(said, BAD_INPUT)
+    return DONE
+
+
+def _tell(said: str, code: int) -> int:
+    """Announce what there is to say, as well as can be, and give back the code."""
+    try:
+        if said:
+            announce(said)
+    except OSError:
+        return _drop_output(code)
+    return code
+
+
+def _leave_at_once(number: int, frame: FrameType | None) -> None:
+    """End the process while it still imports: nothing has begun, and there is nothing to say."""
+    os._exit(128 + number)
+
+
+def _unwind(number: int, frame: FrameType | None) -> None:
+    """End the process at SIGTERM, so that nothing half-written stays."""
+    sys.exit(TERMINATED)
+
+
+def _guard_streams() -> None:
+    """Make the standard streams safe to use, whatever they are.
+
+    A closed one becomes the null device, so that no file is opened in its place. What an output's
+    encoding has no letter for is written as "?".
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if stream is not None and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def _drop_output(code: int) -> int:
+    """Send what is still buffered nowhere, so that the end of the process is quiet."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            os.dup2(null, stream.fileno())
+    os.close(null)
+    return code

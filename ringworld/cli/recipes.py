@@ -1,0 +1,70 @@
+"""`ringworld train RECIPE`: a recipe's own fields are its options."""
+
+from collections.abc import Callable
+from dataclasses import make_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import arg
+
+from ringworld.cli.options import parse
+from ringworld.cli.verbs import prepare_jax
+from ringworld.errors import InputError, did_you_mean
+
+# What `train --help` says of each recipe, without importing any.
+SUMMARIES = {
+    "nano-tokenizer": "the tokenizer of the shipped model, from its books and captions",
+    "nano-codec": "the codec of the shipped model, from a film and moving shapes",
+    "folder-codec": "a codec of your own films and pictures",
+    "nano-base": "the shipped model from fresh weights, at 1K tokens",
+    "demo": "the shipped model grown from 1K to 4K to 16K tokens on a ring of eight",
+    "shards": "a model trained further on your own token shards",
+}
+
+
+def prepare_recipe(
+    name: str, words: list[str], announce: Callable[[str], None]
+) -> tuple[Any, Callable[[], None]]:
+    """The options of a recipe with their defaults, and the function that trains it as `words` say.
+
+    Raises InputError when there is no recipe or option of that name.
+    """
+    if name not in SUMMARIES:
+        near = did_you_mean(name, SUMMARIES)
+        raise InputError(
+            f"there is no recipe {name}{near or ':'} use one of {', '.join(SUMMARIES)}"
+        )
+    prepare_jax()
+    from ringworld.recipes.nano import find_recipe
+
+    recipe = find_recipe(name)
+    folder = Annotated[Path, arg(help="the folder of the run, to begin it or to go on")]
+    flat: Any = Annotated  # of a type that is not known before
+    fields = [("folder", folder), ("recipe", flat[type(recipe), arg(name="")])]
+    options = make_dataclass(f"Train {name}", fields, frozen=True, kw_only=True)
+    defaults = options(folder=Path("runs") / name, recipe=recipe)
+    asked = parse(options, words, f"ringworld train {name}", defaults)
+    return defaults, lambda: announce(f"done: {_run(asked.recipe, asked.folder, announce)}")
+
+
+def _run(recipe: Any, folder: Path, announce: Callable[[str], None]) -> Path:
+    """Train a recipe of any kind; returns the path of what it made."""
+    from ringworld.recipes.codec import (
+        CodecRecipe,
+        FolderCodecRecipe,
+        run_codec_recipe,
+        run_folder_recipe,
+    )
+    from ringworld.recipes.nano import run_recipe
+    from ringworld.recipes.shards import ShardRecipe, run_shard_recipe
+    from ringworld.recipes.tokenizer import TokenizerRecipe, run_tokenizer_recipe
+
+    if isinstance(recipe, CodecRecipe):
+        return run_codec_recipe(recipe, folder, announce)
+    if isinstance(recipe, FolderCodecRecipe):
+        return run_folder_recipe(recipe, folder, announce)
+    if isinstance(recipe, TokenizerRecipe):
+        return run_tokenizer_recipe(recipe, folder, announce)
+    if isinstance(recipe, ShardRecipe):
+        return run_shard_recipe(recipe, folder, announce)
+    return run_recipe(recipe, folder, announce)

@@ -1,0 +1,260 @@
+"""The verbs: dataclasses whose fields are their options, and what each does.
+
+`load` imports what does the work and returns it, so that this module needs neither JAX nor a codec,
+and help is quick.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from json import dumps
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+from tyro.conf import Positional
+
+from ringworld.chat.config import Chat, VideoRequest
+from ringworld.data.questions.config import QA
+from ringworld.evals.config import Grid, Perplexity
+from ringworld.settings import Extension, MeshShape
+
+Work = Callable[[Callable[[str], None]], None]
+# The model that ships with the package, as `weights.shipped` has it.
+SHIPPED = Path(__file__).parents[1] / "assets" / "nano"
+
+
+@runtime_checkable
+class Verb(Protocol):
+    """A verb with its options filled in."""
+
+    def load(self) -> Work:
+        """Import what does the work; return a function that does it and announces how it goes."""
+
+
+def prepare_jax() -> None:
+    """Set up what a process must ask of JAX before it is first used."""
+    from ringworld.cpu import use_virtual_devices, widen_vectors
+
+    use_virtual_devices()
+    widen_vectors()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """The whole story on a laptop: fetch, encode, train in stages, evaluate, chat, report."""
+
+    folder: Path = Path("runs/demo")
+    """where everything is kept, to go on from"""
+
+    def load(self) -> Work:
+        """The demo."""
+        prepare_jax()
+        from ringworld.demo import run_demo
+
+        return lambda announce: announce(f"done: open {run_demo(self.folder, announce)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetch:
+    """Bring pinned sample data or a model into the cache; its sha256 is checked."""
+
+    name: Positional[str]
+    """what to bring; an unknown name lists them all"""
+
+    def load(self) -> Work:
+        """Fetch, and say where."""
+        from ringworld.fetch import fetch
+
+        return lambda announce: announce(str(fetch(self.name)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """Make token shards of text, tables, chat, films and pictures; docs/data.md says how."""
+
+    spec: Positional[Path]
+    """a TOML file that names the sources"""
+    out: Path
+    """the folder of the shards: a new one, or that of a build to go on with"""
+    workers: int = 1
+    """processes that read and encode"""
+    engine: Literal["local", "ray"] = "local"
+    """where they run: on this machine, or on a Ray cluster"""
+
+    def load(self) -> Work:
+        """Build, and say what was made."""
+        prepare_jax()
+        from ringworld.data.corpora.build import build
+
+        def work(announce: Callable[[str], None]) -> None:
+            made = build(self.spec, self.out, announce, workers=self.workers, engine=self.engine)
+            announce(
+                f"done: {made.counts.examples} examples of {made.counts.tokens} tokens in "
+                f"{self.out}, {made.skipped} rows skipped"
+            )
+
+        return work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect:
+    """Say what a folder of shards holds; every hash is compared."""
+
+    folder: Positional[Path]
+    """the folder of the shards"""
+    context: int = 4096
+    """the length of the rows that the examples would be packed into"""
+    json: bool = False
+    """print JSON for machines, and nothing else"""
+    html: Path | None = None
+    """write it as a page to this file"""
+    codec: Path | None = None
+    """the codec that made the codes, to show frames; the shipped one is known"""
+    samples: int = 6
+    """how many examples are shown"""
+
+    def load(self) -> Work:
+        """Inspect, and print, and write the page if one is asked for."""
+        prepare_jax()
+        from rich.console import Console
+
+        from ringworld.data.corpora.inspection import draw_samples, find_codec, inspect_shards
+        from ringworld.data.corpora.shards import Shards
+        from ringworld.evals.shard_report import tell, write_page
+
+        def work(announce: Callable[[str], None]) -> None:
+            found = inspect_shards(self.folder, context=self.context, samples=self.samples)
+            if self.json:
+                print(dumps(asdict(found), indent=1))
+            codec = find_codec(Shards(self.folder).manifest, self.codec)
+            frames = draw_samples(self.folder, found.samples, codec) if codec else {}
+            if self.html is not None:
+                write_page(self.html, found, frames)
+            if not self.json:
+                tell(found, frames, Console())
+
+        return work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needle:
+    """Hide random numbers in books and ask for them, over lengths and depths."""
+
+    model: Positional[Path] = SHIPPED
+    """a model folder, a weights file, or the name of a fetched model"""
+    folder: Path = Path("runs/needle")
+    """where needle.json and needle.png are written, and results kept to go on from"""
+    grid: Grid = field(
+        default_factory=lambda: Grid(
+            lengths=(256, 512, 1024), depths=(0.0, 0.25, 0.5, 0.75, 1.0), rounds=4
+        )
+    )
+    rules: tuple[Extension, ...] = ("yarn",)
+    """how RoPE is extended at lengths beyond the model's context: plain theta ntk yarn"""
+    mesh: MeshShape = field(default_factory=MeshShape)
+
+    def load(self) -> Work:
+        """Measure."""
+        prepare_jax()
+        from ringworld.evals.measure import measure_needles
+
+        return lambda announce: measure_needles(
+            self.model, self.grid, self.mesh, self.folder, announce, self.rules
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossByPosition(Perplexity):
+    """What a context costs or gains: the loss of a text by position, plain and extended."""
+
+    def load(self) -> Work:
+        """Measure."""
+        prepare_jax()
+        from ringworld.evals.perplexity import measure_perplexity
+
+        def work(announce: Callable[[str], None]) -> None:
+            measure_perplexity(self, announce)
+
+        return work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Talk(Chat):
+    """Talk with a model about documents, pictures and films."""
+
+    def load(self) -> Work:
+        """Talk."""
+        prepare_jax()
+        from ringworld.chat.terminal import chat
+
+        return lambda announce: chat(self, announce)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video(VideoRequest):
+    """Draw a clip from a caption, with classifier-free guidance."""
+
+    def load(self) -> Work:
+        """Draw."""
+        prepare_jax()
+        from ringworld.chat.ask import draw_video
+
+        return lambda announce: draw_video(self, announce)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions(QA):
+    """Ask an endpoint for questions about long documents, chunk by chunk."""
+
+    def load(self) -> Work:
+        """Ask, judge and put together."""
+        from ringworld.data.questions.qa import run_qa
+
+        return lambda announce: announce(f"done: {run_qa(self, announce)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convert:
+    """A model or a codec from elsewhere into a folder of ours; ours into one that others load."""
+
+    source: Positional[Path]
+    """a folder of ours or of Hugging Face's, a .gguf file, LWM's beside its config.json, a codec"""
+    target: Positional[Path]
+    """the new folder"""
+    add_vision: Path | None = None
+    """a codec with which a language model becomes a world model"""
+
+    def load(self) -> Work:
+        """Convert."""
+        prepare_jax()
+        from ringworld.weights.save import convert
+
+        return lambda announce: convert(self.source, self.target, self.add_vision, announce)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A verb in the list of verbs: its options, what it is called with, and what it does."""
+
+    options: type
+    usage: str
+    summary: str
+
+
+VERBS = {
+    "demo": Entry(Demo, "", "the whole story on a laptop"),
+    "fetch": Entry(Fetch, "NAME", "sample data and models, by name"),
+    "data build": Entry(Build, "SPEC --out F", "token shards of films, chat, books"),
+    "data inspect": Entry(Inspect, "FOLDER", "what shards hold, hashes compared"),
+    "data qa": Entry(
+        Questions,
+        "DOCUMENTS --tokenizer M ...",
+        "questions about documents, from an endpoint",
+    ),
+    "eval needle": Entry(Needle, "[MODEL]", "needle accuracy over lengths and depths"),
+    "eval perplexity": Entry(
+        LossByPosition, "MODEL --text F", "loss by position, plain and extended"
+    ),
+    "chat": Entry(Talk, 'MODEL ["QUESTION"]', "talk, about a document, pictures or a film"),
+    "generate video": Entry(Video, 'MODEL "CAPTION" -o F', "a clip from a caption"),
+    "convert": Entry(Convert, "SOURCE TARGET", "weights in and out; --add-vision CODEC"),
+}

@@ -1,0 +1,41 @@
+"""What can be asked of `ringworld eval`. Imports no JAX."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from ringworld.settings import Extension, MeshShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The lengths and depths at which needles are hidden, and how often each pair is tried."""
+
+    lengths: tuple[int, ...]
+    """lengths of the whole prompt with its answer, in tokens"""
+    depths: tuple[float, ...]
+    """depths of the needle in the haystack, from 0 to 1"""
+    rounds: int
+    """prompts for each length and depth"""
+    seed: int = 0
+    """of the cities, the numbers and the haystacks"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perplexity:
+    """Loss of a text by position, at one context under several rules of context extension."""
+
+    model: Positional[Path]
+    """a model folder, a weights file, or the name of a fetched model"""
+    text: Path
+    """a UTF-8 text file; a long one the model has not seen"""
+    context: int = 2048
+    """tokens of a passage"""
+    rules: tuple[Extension, ...] = ("plain",)
+    """how RoPE is extended where the context exceeds the model's: plain theta ntk yarn"""
+    passages: int = 8
+    """the most passages that are read, spread evenly over the text"""
+    folder: Path = Path("runs/perplexity")
+    """where perplexity.json and perplexity.png are written"""
+    mesh: MeshShape = field(default_factory=MeshShape)
