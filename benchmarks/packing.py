@@ -6,7 +6,7 @@
 The ablation trains one small model by each way of packing, on the same examples for as many steps,
 and asks it about examples that stand alone, as a user does, on its way and at the end. Questions
 about two frames have answers of two tokens and share their rows with drawings and with passages
-that are dense in targets. Source of both: LWM (arXiv 2402.08268), its data and its Table 10.
+that are dense in targets. DrawExample of both: LWM (arXiv 2402.08268), its data and its Table 10.
 """
 
 import tempfile
@@ -37,9 +37,9 @@ from ringworld.data.packing.rows import PackedRows, Packing, keep_plan
 from ringworld.models.llama import Llama
 from ringworld.models.world import World, WorldWeights, forward, specs
 from ringworld.params import init
+from ringworld.train.build import make_step, start
+from ringworld.train.loss import loss
 from ringworld.train.optimizer import AdamW, make_optimizer
-from ringworld.train.state import start
-from ringworld.train.step import make_step
 from ringworld.vocab import Vocabulary
 
 # ---- plans
@@ -102,7 +102,7 @@ def plan_corpus(name: str, examples: int) -> tuple[str, ...]:
 
 
 def plan(examples: int = 10_000_000) -> None:
-    """Plan `examples` examples of each corpus, each in a process of its own."""
+    """PackingPlan `examples` examples of each corpus, each in a process of its own."""
     rows = []
     for name in CORPORA:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -242,7 +242,7 @@ def ablation(steps: int = STEPS, seeds: int = SEEDS) -> None:
         steps,
         specs(MODEL),
     )
-    step = make_step(MODEL, optimizer, 0.5)
+    step = make_step(partial(loss, c=MODEL, vision_share=0.5), optimizer)
     asked = draw_kinds(np.random.default_rng(10**6), ASKED)
     moments = [round(moment * steps) for moment in MOMENTS]
     found: dict[Packing, list[tuple[float, ...]]] = {way: [] for way in WAYS}

@@ -96,3 +96,16 @@ def _choose(hint: Any, value: Any) -> Any:
 
 def _show(value: Any) -> str:
     return f"{value!r:.{SHOWN}}"
+
+
+def flatten(tree: Any, name: str = "") -> dict[str, Any]:
+    """The values of nested tables and lists by dotted name, such as "stages.0.loop.steps"."""
+    if isinstance(tree, list | tuple):
+        tree = dict(enumerate(tree))
+    if not isinstance(tree, Mapping):
+        return {name: tree}
+    return {
+        key: leaf
+        for k, child in tree.items()
+        for key, leaf in flatten(child, f"{name}.{k}" if name else str(k)).items()
+    }

@@ -27,9 +27,9 @@ import numpy as np
 from ringworld.chat.ask import answer_questions, continue_scene, draw_captions
 from ringworld.data.samples import (
     HELD_MINUTES,
-    Film,
+    SampleFilm,
     Shelf,
-    read_film,
+    read_sample_film,
     read_shelf,
 )
 from ringworld.evals.config import Grid
@@ -51,14 +51,18 @@ from ringworld.fetch import fetch
 from ringworld.files import whole, writing_to
 from ringworld.mesh import make_mesh
 from ringworld.progress import Announce
-from ringworld.recipes.nano import Recipe, demo, run_recipe
+from ringworld.recipes.nano import demo
+from ringworld.recipes.recipe import Recipe
 from ringworld.settings import Sampling
 from ringworld.tasks.clips import FRAMES_A_CLIP
 from ringworld.tasks.shape_judge import chance_of_exact, score_clip
 from ringworld.tasks.shape_language import caption, possible_answers, questions
 from ringworld.tasks.shapes import draw, sample_scene
 from ringworld.train.metrics import NAME as METRICS
+from ringworld.train.stage import MODEL, ModelStage
 from ringworld.weights.model import Model, load_model
+from ringworld.weights.open import open_model
+from ringworld.weights.shipped import NANO
 
 RING = 8
 GRID = Grid(lengths=(1024, 4096, 8192, 16384), depths=(0.0, 0.25, 0.5, 0.75, 1.0), rounds=2)
@@ -108,10 +112,9 @@ def run_demo(folder: Path, announce: Announce) -> Path:
         film_file = fetch("film")
         fetch("shakespeare")
         fetch("kjv")
-    base = load_model(recipe.start) if recipe.start else None
-    assert base is not None, "the demo starts from the shipped model"
+    base = load_model(NANO)
     with clock.timed("see"):
-        film = read_film(film_file, base.codec, folder / "data", announce)
+        film = read_sample_film(film_file, base.codec, folder / "data", announce)
         seen = reconstruct(film, base)
     with clock.timed("read"):
         shelf = read_shelf(base.tokenizer, folder / "data", announce)
@@ -119,7 +122,7 @@ def run_demo(folder: Path, announce: Announce) -> Path:
         untrained = replace(base, config=base.config.at(GRID.lengths[-1], base_theta(base)))
         before = prove(untrained, shelf, folder / "needle-before.json", announce)
     with clock.timed("train"):
-        final = run_recipe(recipe, folder, announce)
+        final = recipe.run(folder, announce)
     model = load_model(final)
     with clock.timed("prove, after"):
         after = prove(model, shelf, folder / "needle-after.json", announce)
@@ -128,7 +131,7 @@ def run_demo(folder: Path, announce: Announce) -> Path:
         answers, drawings, continuation = ask(model), draw_unseen(model), go_on(model, film)
     story = Story(
         title="A film and a shelf of books become a world model",
-        summary=summarise(after, recipe),
+        summary=summarise(after, base, recipe),
         machine=describe_machine(clock),
         reconstruction=seen,
         books=[
@@ -162,7 +165,7 @@ def total(books: list[np.ndarray]) -> int:
     return sum(len(book) for book in books)
 
 
-def reconstruct(film: Film, model: Model) -> Reconstruction:
+def reconstruct(film: SampleFilm, model: Model) -> Reconstruction:
     """Ten held-out frames of the film beside their reconstructions, and the PSNR of all of them."""
     held = film.held_out
     original, rebuilt = film.frames[held], model.codec.decode(film.codes[held])
@@ -235,7 +238,7 @@ def draw_unseen(model: Model) -> list[Drawing]:
     ]
 
 
-def go_on(model: Model, film: Film) -> Continuation:
+def go_on(model: Model, film: SampleFilm) -> Continuation:
     """A held-out scene of the film: some seconds given, the next ones drawn."""
     start = int(np.searchsorted(film.seconds, SCENE_START))
     given = slice(start, start + SCENE_GIVEN)
@@ -255,13 +258,15 @@ def read_stages(recipe: Recipe, folder: Path) -> list[StageRecord]:
     """What each stage's `metrics.jsonl` recorded."""
     records = []
     for stage in recipe.stages:
-        lines = (folder / stage.name / METRICS).read_text().splitlines()
+        assert isinstance(stage, ModelStage)
+        own = folder / stage.name
+        lines = (own / METRICS).read_text().splitlines()
         rows = [json.loads(line) for line in lines]
         records.append(
             StageRecord(
                 name=stage.name,
                 context=stage.context,
-                rope_theta=stage.rope_theta,
+                rope_theta=open_model(own / MODEL).config.llama.rope_theta,
                 steps=stage.loop.steps,
                 tokens=stage.tokens,
                 seconds=sum(row["seconds"] for row in rows),
@@ -287,12 +292,12 @@ def share_found(trials: list[Trial], length: int) -> float:
     return float(np.mean([trial.found for trial in trials if trial.length == length]))
 
 
-def summarise(after: list[Trial], recipe: Recipe) -> str:
+def summarise(after: list[Trial], base: Model, recipe: Recipe) -> str:
     """The story in one sentence, with its number."""
     longest = accuracy(after)[0][-1]
     return (
         f"In {len(recipe.stages)} stages a model of text and image codes grew from "
-        f"{recipe.model.llama.context} to {longest} tokens of context on a ring of {RING} devices, "
+        f"{base.config.llama.context} to {longest} tokens of context on a ring of {RING} devices, "
         f"and finds {share_found(after, longest):.0%} of the needles there."
     )
 

@@ -18,11 +18,17 @@ class Vocabulary:
     """
 
     text: int
+    """rows of the text table"""
     bos: int
+    """the id of the token before a text"""
     eos: int
+    """the id of the token after a text"""
     codes: int = 0
+    """codes of the codebook; 0 without vision"""
     codes_per_frame: int = 0
+    """codes of a frame"""
     vision_rows: int = 0
+    """rows of the vision table: codes, two markers and spares"""
 
     def __post_init__(self) -> None:
         if self.codes and self.vision_rows < self.codes + 2:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from ringworld import cli
-from ringworld.cli import recipes
 from ringworld.cli.recipes import prepare_recipe
 from ringworld.cli.verbs import VERBS
 from ringworld.recipes.nano import demo
+from ringworld.recipes.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE_SENTENCE = 400
@@ -100,7 +100,7 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 def test_recipe_options_reach_every_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
     seen = []
-    monkeypatch.setattr(recipes, "_run", lambda recipe, folder, say: seen.append((recipe, folder)))
+    monkeypatch.setattr(Recipe, "run", lambda recipe, folder, say: seen.append((recipe, folder)))
     words = [f"--folder={tmp_path}", "--stages.1.loop.steps", "7"]
     prepare_recipe("demo", words, lambda said: None)[1]()
     ((recipe, folder),) = seen

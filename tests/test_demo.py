@@ -14,7 +14,8 @@ from ringworld.errors import InputError
 from ringworld.evals.config import Grid
 from ringworld.media.clip import write_animation
 from ringworld.recipes import nano as recipes
-from ringworld.recipes.nano import Recipe, run_recipe
+from ringworld.recipes import samples as sampled
+from ringworld.recipes.recipe import Recipe
 from ringworld.train.loop import Loop
 
 PAGE = "It was a bright cold day in April. The clocks were striking thirteen, and nobody slept. "
@@ -44,7 +45,7 @@ def tiny() -> Recipe:
         for stage, context in zip(whole.stages, (512, 1024), strict=False)
     ]
     slow = [replace(s, optimizer=replace(s.optimizer, warmup_steps=1)) for s in short]
-    return replace(whole, stages=tuple(slow), clips=8)
+    return replace(whole, stages=tuple(slow), data=replace(whole.data, clips=8))
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def story(
 ) -> Callable[[], tuple[Path, list[str]]]:
     """Run the small demo; gives the report's path and what was announced."""
     files = {"film": "film.mp4", "shakespeare": "plays", "kjv": "kjv.jsonl"}
-    for module in (demo, recipes, corpus):
+    for module in (demo, sampled, corpus):
         monkeypatch.setattr(module, "fetch", lambda name: samples / files[name])
     monkeypatch.setattr(demo, "demo", tiny)
     monkeypatch.setattr(demo, "GRID", Grid(lengths=(256,), depths=(0.0, 1.0), rounds=1))
@@ -89,7 +90,7 @@ def test_the_demo_tells_its_whole_story_and_a_second_run_repeats_nothing(
 def test_a_folder_of_another_run_is_refused(
     story: Callable[[], tuple[Path, list[str]]], tmp_path: Path
 ) -> None:
-    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "1k" / "model").mkdir(parents=True)
     (tmp_path / "demo" / "run.json").write_text("{}")
     with pytest.raises(InputError, match="another recipe"):
-        run_recipe(tiny(), tmp_path / "demo", lambda said: None)
+        tiny().run(tmp_path / "demo", lambda said: None)

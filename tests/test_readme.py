@@ -11,7 +11,10 @@ import pytest
 from ringworld.cli.verbs import VERBS
 from ringworld.fetch import ASSETS
 from ringworld.recipes.codec import nano_codec
-from ringworld.recipes.nano import RECIPES, Recipe, demo, nano_base
+from ringworld.recipes.nano import demo, nano_base, reach_theta
+from ringworld.recipes.recipe import Recipe
+from ringworld.recipes.registry import RECIPES
+from ringworld.train.stage import ModelStage
 from tests.test_house import RANKS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -94,18 +97,18 @@ def test_the_links_of_the_pages_lead_somewhere() -> None:
 
 
 def test_the_codec_recipe_is_that_of_the_training_page() -> None:
-    recipe = nano_codec()
+    recipe, (stage,) = nano_codec().data, nano_codec().stages
     cells = [
         f"{recipe.fps:g} a second",
         f"{recipe.rows} x {recipe.columns}",
         f"{recipe.end:g}",
-        str(recipe.pictures.batch),
-        f"{recipe.pictures.shapes:g}",
-        str(recipe.training.steps),
-        f"{recipe.training.learning_rate:g}",
-        str(recipe.training.warmup),
-        f"{recipe.training.colour:g}",
-        str(recipe.training.seed),
+        str(recipe.mix.batch),
+        f"{recipe.mix.shapes:g}",
+        str(stage.training.steps),
+        f"{stage.training.learning_rate:g}",
+        str(stage.training.warmup),
+        f"{stage.training.colour:g}",
+        str(stage.training.seed),
     ]
     assert f"| {' | '.join(cells)} |" in TRAINING
 
@@ -113,11 +116,13 @@ def test_the_codec_recipe_is_that_of_the_training_page() -> None:
 @pytest.mark.parametrize("recipe", [nano_base(), demo()], ids=lambda recipe: recipe.name)
 def test_the_stages_of_a_recipe_are_those_of_the_training_page(recipe: Recipe) -> None:
     for stage in recipe.stages:
+        if not isinstance(stage, ModelStage):
+            continue
         shares = ", ".join(f"{source} {share:g}" for source, share in stage.shares.items())
         cells = [
             stage.name,
             f"{stage.context:,}",
-            f"{stage.rope_theta:,.0f}",
+            f"{stage.rope_theta or reach_theta():,.0f}",
             str(stage.batch),
             str(stage.loop.steps),
             f"{stage.tokens:,}",

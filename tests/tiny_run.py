@@ -25,9 +25,9 @@ from ringworld.errors import InputError
 from ringworld.mesh import make_mesh, shard, spec
 from ringworld.params import constant, dense, init, pytree_dataclass
 from ringworld.train import checkpoint
+from ringworld.train.build import TrainState, outline, start
 from ringworld.train.loop import Loop, fit
 from ringworld.train.optimizer import AdamW, make_optimizer
-from ringworld.train.state import TrainState, start
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH, ROWS = 8, 16
@@ -105,12 +105,13 @@ def train(folder: Path, steps: int, save_every: int, **changes: Any) -> TrainSta
         "loop": Loop(steps=steps, save_every=save_every, log_every=steps),
         "folder": folder,
         "identity": IDENTITY,
-        "flops_per_step": 12.0 * ROWS * WIDTH**2,
         "tokens_per_step": ROWS,
+        "dtype": jnp.float32,
         "announce": print,
     }
     with jax.set_mesh(make_mesh(fsdp=2, seq=2, tensor=2)):
-        return fit(state=tiny_state(), **{**arguments, **changes})
+        abstract = outline(tiny_state())
+        return fit(abstract=abstract, begin=tiny_state, **{**arguments, **changes})
 
 
 def launch(*arguments: str | Path | int) -> subprocess.Popen[str]:

@@ -17,9 +17,9 @@ from ringworld.mesh import named_sharding
 from ringworld.models.world import specs
 from ringworld.params import count, init
 from ringworld.rope import stable_base
+from ringworld.train.build import make_step, start
+from ringworld.train.loss import loss
 from ringworld.train.optimizer import AdamW, make_optimizer
-from ringworld.train.state import start
-from ringworld.train.step import make_step
 
 # A step holds some 150 x width bytes a token: a width of 64 lets 2^20 tokens fit in 12 GB.
 MODEL = World(
@@ -69,7 +69,11 @@ def prepare(request: dict[str, Any]) -> Prepared:
     with jax.set_mesh(mesh):
         state = start(jax.jit(lambda: init(table, 0))(), optimizer)
         batch = make_batch(tokens, ring, mesh)
-        step = make_step(MODEL, optimizer, 0.0).lower(state, batch).compile()
+        step = (
+            make_step(partial(loss, c=MODEL, vision_share=0.0), optimizer)
+            .lower(state, batch)
+            .compile()
+        )
     needs = ring * step.memory_analysis().temp_size_in_bytes  # said for one device
     if needs > MEMORY_BYTES:
         raise Refused(f"would need {needs / 1e9:.1f} GB")

@@ -35,7 +35,7 @@ def prepare_recipe(
             f"there is no recipe {name}{near or ':'} use one of {', '.join(SUMMARIES)}"
         )
     prepare_jax()
-    from ringworld.recipes.nano import find_recipe
+    from ringworld.recipes.registry import find_recipe
 
     recipe = find_recipe(name)
     folder = Annotated[Path, arg(help="the folder of the run, to begin it or to go on")]
@@ -44,27 +44,4 @@ def prepare_recipe(
     options = make_dataclass(f"Train {name}", fields, frozen=True, kw_only=True)
     defaults = options(folder=Path("runs") / name, recipe=recipe)
     asked = parse(options, words, f"ringworld train {name}", defaults)
-    return defaults, lambda: announce(f"done: {_run(asked.recipe, asked.folder, announce)}")
-
-
-def _run(recipe: Any, folder: Path, announce: Callable[[str], None]) -> Path:
-    """Train a recipe of any kind; returns the path of what it made."""
-    from ringworld.recipes.codec import (
-        CodecRecipe,
-        FolderCodecRecipe,
-        run_codec_recipe,
-        run_folder_recipe,
-    )
-    from ringworld.recipes.nano import run_recipe
-    from ringworld.recipes.shards import ShardRecipe, run_shard_recipe
-    from ringworld.recipes.tokenizer import TokenizerRecipe, run_tokenizer_recipe
-
-    if isinstance(recipe, CodecRecipe):
-        return run_codec_recipe(recipe, folder, announce)
-    if isinstance(recipe, FolderCodecRecipe):
-        return run_folder_recipe(recipe, folder, announce)
-    if isinstance(recipe, TokenizerRecipe):
-        return run_tokenizer_recipe(recipe, folder, announce)
-    if isinstance(recipe, ShardRecipe):
-        return run_shard_recipe(recipe, folder, announce)
-    return run_recipe(recipe, folder, announce)
+    return defaults, lambda: announce(f"done: {asked.recipe.run(asked.folder, announce)}")

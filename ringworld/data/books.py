@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from ringworld.data.example import Example, join, text
+from ringworld.data.example import Example, document, join, text
 from ringworld.errors import InputError
 from ringworld.text.tokenizer import Tokenizer
 
@@ -80,8 +80,8 @@ def draw_passage(
 
 
 def passage_example(passage: Int[np.ndarray, "n"], tokenizer: Tokenizer) -> Example:
-    """A passage of a book, every token learned."""
-    return join([text(tokenizer.bos_ids, 0.0), text(passage, 1.0)])
+    """A passage of a book, as a document of its own."""
+    return document(passage, tokenizer)
 
 
 def echo_example(

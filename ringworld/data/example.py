@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from ringworld.text.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary
 
 
@@ -30,6 +31,14 @@ def text(ids: Sequence[int] | Int[np.ndarray, "n"], weight: float) -> Example:
     return Example(
         tokens, np.zeros(len(tokens), np.bool_), np.full(len(tokens), weight, np.float32)
     )
+
+
+def document(ids: Sequence[int] | Int[np.ndarray, "n"], tokenizer: Tokenizer) -> Example:
+    """A whole text, `<s> ids </s>`: every token and its end are learned.
+
+    It begins at once with a tokenizer that has no first token.
+    """
+    return join([text(tokenizer.bos_ids, 0.0), text([*ids, tokenizer.eos], 1.0)])
 
 
 def open_frames(codes: Int[np.ndarray, "Z Q"], vocabulary: Vocabulary, weight: float) -> Example:

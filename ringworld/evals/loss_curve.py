@@ -11,6 +11,8 @@ from ringworld.evals.page import Html, element
 from ringworld.evals.story import StageRecord
 
 LOSSES = {"text_loss": "text", "vision_loss": "vision"}
+# By how many targets a step's loss is the mean, where the record has it.
+TARGETS = {"text_loss": "text_targets", "vision_loss": "vision_targets"}
 SIDE = 1000  # of the drawing in its own units, stretched to the width of the page
 WINDOW = 0.1  # of a stage's steps, over which the bold line is a mean
 
@@ -21,14 +23,26 @@ def values(stage: StageRecord, name: str) -> Float[np.ndarray, " steps"]:
     return np.array([np.nan if value is None else value for value in found], np.float64)
 
 
-def smooth(line: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " steps"]:
-    """The mean of the neighbours of each step, WINDOW of all; NaN where none was measured."""
+def targets(stage: StageRecord, name: str) -> Float[np.ndarray, " steps"]:
+    """Of how many targets each step's metric is the mean; 1 where the record does not say."""
+    found = values(stage, TARGETS[name])
+    return np.where(np.isfinite(found), found, 1.0)
+
+
+def smooth(
+    line: Float[np.ndarray, " steps"], counts: Float[np.ndarray, " steps"]
+) -> Float[np.ndarray, " steps"]:
+    """The mean of the neighbours of each step, WINDOW of all; NaN where none was measured.
+
+    A step counts by its `counts`, so that one with few targets weighs less than one with many.
+    """
+    counts = np.where(np.isfinite(line), counts, 0.0)
     reach = int(len(line) * WINDOW / 2)
     means = []
     for i in range(len(line)):
-        near = line[max(0, i - reach) : i + reach + 1]
-        near = near[np.isfinite(near)]
-        means.append(near.mean() if len(near) else np.nan)
+        near = slice(max(0, i - reach), i + reach + 1)
+        total = counts[near].sum()
+        means.append(np.nansum(line[near] * counts[near]) / total if total else np.nan)
     return np.array(means, np.float64)
 
 
@@ -43,8 +57,8 @@ def draw_losses(stages: Sequence[StageRecord]) -> Html:
         x = SIDE * (left + wide * (np.arange(len(stage.rows)) + 1) / len(stage.rows))
         for name, word in LOSSES.items():
             y = values(stage, name)
-            for line, kind in ((y, "thin"), (smooth(y), "bold")):
-                lines.append(_line(x, SIDE * (high - line) / (high - low), f"{word} {kind}"))
+            for line, kind in ((y, "thin"), (smooth(y, targets(stage, name)), "bold")):
+                lines += _lines(x, SIDE * (high - line) / (high - low), f"{word} {kind}")
     svg = element(
         "svg", *lines, viewBox=f"0 0 {SIDE} {SIDE}", preserveAspectRatio="none", aria_hidden="true"
     )
@@ -67,7 +81,7 @@ def say(stages: Sequence[StageRecord]) -> str:
 
 def span(stage: StageRecord, name: str) -> str:
     """A smoothed metric at the stage's start and end, such as "3.20 → 2.75"."""
-    line = smooth(values(stage, name))
+    line = smooth(values(stage, name), targets(stage, name))
     line = line[np.isfinite(line)]
     return f"{line[0]:.2f} → {line[-1]:.2f}" if len(line) else "–"
 
@@ -81,10 +95,19 @@ def _scale(lines: Sequence[Float[np.ndarray, "_"]]) -> tuple[float, float, list[
     return float(ticks[0]), float(ticks[-1]), [float(tick) for tick in ticks[:-1]]
 
 
-def _line(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], class_: str) -> Html:
-    kept = np.isfinite(y)
-    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x[kept], y[kept], strict=True))
-    return element("polyline", points=points, class_=class_)
+def _lines(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], class_: str) -> list[Html]:
+    """A line for each run of steps that were measured, with gaps between them; a step is a dot."""
+    known = np.flatnonzero(np.isfinite(y))
+    runs = np.split(known, np.flatnonzero(np.diff(known) > 1) + 1) if len(known) else []
+    runs = [run if len(run) > 1 else run.repeat(2) for run in runs]
+    return [
+        element(
+            "polyline",
+            points=" ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x[run], y[run], strict=True)),
+            class_=class_,
+        )
+        for run in runs
+    ]
 
 
 def _ground(stage: StageRecord, left: float, wide: float) -> Html:

@@ -30,7 +30,7 @@ from ringworld.evals.heatmap import name_length
 from ringworld.files import whole
 from ringworld.mesh import axis_size, has_mesh, make_mesh, shard, spec
 from ringworld.models.context_extension import extend_context
-from ringworld.models.world import World, WorldWeights, forward, gather_heads
+from ringworld.models.world import World, WorldWeights, forward, gather_heads, token_nll
 from ringworld.progress import Announce
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.weights.model import load_model
@@ -117,9 +117,7 @@ def _read_losses(
 
     def some(chunk: tuple[Array, Array]) -> Array:
         x, targets = chunk
-        logits = x.astype(jnp.float32) @ head.astype(jnp.float32)
-        told = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-        return jax.nn.logsumexp(logits, axis=-1) - told
+        return token_nll(x.astype(jnp.float32), head, targets, None)
 
     losses = lax.map(some, (flat, wanted)).reshape(-1)
     return losses[: targets.size].reshape(targets.shape)

@@ -35,7 +35,9 @@ def extend_context(c: World, context: int, rule: Extension) -> World:
         return longer
     factor = context / trained
     if rule == "theta":
-        return c.at(context, rope_theta(context, width, base, trained))
+        reach = c.llama.rope_reach
+        theta = base if context <= reach else rope_theta(context, width, base, reach)
+        return c.at(context, theta, max(context, reach))
     if rule == "ntk":
         return c.at(context, base * factor ** (width / (width - 2)))
     if c.llama.rope_scaling is not None:

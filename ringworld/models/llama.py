@@ -50,26 +50,44 @@ KEPT: dict[Activations, Callable[..., Any]] = {
 class Llama:
     """The sizes of a decoder. `context` is the length it was last trained at, with `rope_theta`.
 
+    `rope_context` is the length that `rope_theta` was chosen for; None where that is `context`.
     With a `window` a token sees no more than so many positions, its own among them. `qkv_bias` and
     `qk_norm` say whether the weights of that name exist. `activations` says what is kept of each
     layer until its backward: a choice among `KEPT`.
     """
 
     layers: int
+    """decoder layers"""
     model: int
+    """the width of the residual stream"""
     mlp: int
+    """features of the MLP"""
     heads: int
+    """query heads"""
     kv_heads: int
+    """key heads; they divide the query heads"""
     head_width: int
+    """the width of a head"""
     context: int
+    """the length that it was last trained at"""
     rope_theta: float
+    """the RoPE base"""
     norm_eps: float = 1e-5
+    """added to the mean square in every norm"""
+    rope_context: int | None = None
+    """the length that the RoPE base was chosen for, where that is not the context"""
     rope_scaling: Scaling | None = None
+    """how the RoPE frequencies are scaled"""
     window: int | None = None
+    """how many positions a token sees, its own among them"""
     qkv_bias: bool = False
+    """biases of queries, keys and values"""
     qk_norm: bool = False
+    """norms of queries and keys"""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """what it computes in; weights are float32"""
     activations: Activations = "attention"
+    """what is kept of a layer until its backward pass"""
 
     def __post_init__(self) -> None:
         for name in SIZES:
@@ -86,6 +104,11 @@ class Llama:
             raise InputError(f"head_width {self.head_width} is odd: RoPE turns pairs, make it even")
         if self.window is not None and self.window < 1:
             raise InputError(f"a window of {self.window} shows a token nothing: make it 1 or more")
+
+    @property
+    def rope_reach(self) -> int:
+        """The tokens of context up to which `rope_theta` needs no change."""
+        return max(self.context, self.rope_context or 0)
 
     @property
     def rope(self) -> Rope:
@@ -192,14 +215,3 @@ def run_layers(
 
     body = jax.checkpoint(body, policy=KEPT[c.activations], prevent_cse=False)
     return lax.scan(body, x, blocks)[0]
-
-
-def flops_per_token(c: Llama, context: int, head_rows: int) -> float:
-    """Training FLOPs a token in rows of one causal document: 6 a weight, 3.5 x attention's forward.
-
-    `head_rows` is the number of vocabulary rows that the loss reads.
-    """
-    D, F, N, K, H = c.model, c.mlp, c.heads, c.kv_heads, c.head_width
-    weights = c.layers * (2 * D * N * H + 2 * D * K * H + 3 * D * F) + D * head_rows
-    attention = c.layers * 2 * context * N * H
-    return 6.0 * weights + 3.5 * attention

@@ -1,6 +1,6 @@
 """The PatchGAN: a discriminator that judges every patch of a picture by itself.
 
-    pixels -> halve, widen -> ... -> one number a patch: above 0 it looks real, below 0 drawn
+    pixels -> halve, widen -> ... -> one number a patch: above 0 it looks real, below 0 generated
 
 Architecture: Isola et al., "Image-to-Image Translation" (arXiv 1611.07004), as Esser et al. train a
 VQGAN with it (arXiv 2012.09841), but with group norms in place of batch norms: the judgement of a
@@ -33,8 +33,11 @@ class PatchGAN:
     """
 
     channels: int = 64
+    """of the first layer, doubled by each further one up to eightfold"""
     halvings: int = 3
+    """how often the picture is halved"""
     groups: int = 8
+    """of every group norm"""
 
     def __post_init__(self) -> None:
         if min(self.channels, self.halvings, self.groups) < 1:
@@ -80,10 +83,10 @@ def specs(config: PatchGAN) -> Weights:
     )
 
 
-def opinion(
+def discriminate(
     weights: Weights, pixels: Float[Array, "Z Y X C"], config: PatchGAN
 ) -> Float[Array, "Z y x"]:
-    """How real each patch of pictures in [-1, 1] looks: any number, the more the realer."""
+    """The logit of each patch of pictures in [-1, 1]: above 0 it looks real, below 0 generated."""
     first, *inner, last = weights.convs
     x = jax.nn.leaky_relu(convolve(pixels, first, stride=2, padding=PAD), SLOPE)
     for i, (w, gain) in enumerate(zip(inner, weights.norms, strict=True), 1):

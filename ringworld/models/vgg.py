@@ -83,7 +83,7 @@ def features(
     return tuple(found)
 
 
-def unlikeness(
+def perceptual_distance(
     weights: Weights, drawn: Float[Array, "Z Y X C"], pixels: Float[Array, "Z Y X C"]
 ) -> Float[Array, ""]:
     """How unlike pictures look: 0 for the same ones, at most 2.

@@ -37,14 +37,22 @@ class VQGAN:
     """
 
     size: int
+    """the side of a frame in pixels"""
     channels: int
+    """of the first level"""
     multipliers: tuple[int, ...]
+    """the channels of each level, as multiples of the first"""
     blocks: int
+    """residual blocks a level"""
     groups: int
+    """of every group norm"""
     codebook: int
+    """the number of codes"""
     width: int
+    """the length of a code's vector"""
     latent_channels: int | None = None
     commitment: float = 0.25
+    """the weight of the loss that pulls latents to their codes"""
 
     def __post_init__(self) -> None:
         numbers = (self.size, self.channels, *self.multipliers, self.blocks, self.groups)

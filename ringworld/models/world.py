@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ringworld.attention.mask import Where
@@ -28,12 +29,18 @@ class World:
     """A decoder and its vocabularies; `tied` when the text table is the text head too."""
 
     llama: Llama
+    """the decoder"""
     vocabulary: Vocabulary
+    """the ids of text and vision"""
     tied: bool = False
+    """use the text table as the text head too"""
 
-    def at(self, context: int, rope_theta: float) -> "World":
-        """The same model for another context length and RoPE base."""
-        return replace(self, llama=replace(self.llama, context=context, rope_theta=rope_theta))
+    def at(self, context: int, rope_theta: float, rope_context: int | None = None) -> "World":
+        """The same model for another context length and RoPE base, chosen for `rope_context`."""
+        llama = replace(
+            self.llama, context=context, rope_theta=rope_theta, rope_context=rope_context
+        )
+        return replace(self, llama=llama)
 
 
 @pytree_dataclass
@@ -131,3 +138,31 @@ def read_heads(x: Float[Array, "B T D"], weights: WorldWeights, c: World) -> Log
         return contract("btd,dv->btv", wide, head, "vocab")
 
     return Logits(read(heads.text), None if heads.vision is None else read(heads.vision))
+
+
+def token_nll(
+    x: Float[Array, "T D"], head: Float[Array, "D V"], targets: Int[Array, "T"], axis: str | None
+) -> Float[Array, "T"]:
+    """-log softmax(x head)[target] of each token, in nats and float32: the logits exist at once.
+
+    `head` is this device's part of the vocabulary where a mesh axis `axis` divides it, else all.
+    """
+    logits = jnp.einsum("td,dv->tv", x, head.astype(x.dtype), preferred_element_type=jnp.float32)
+    rows = logits.shape[1]
+    local = targets - (0 if axis is None else lax.axis_index(axis) * rows)
+    held = (local >= 0) & (local < rows)
+    picked = jnp.take_along_axis(logits, jnp.where(held, local, 0)[:, None], axis=1)[:, 0]
+    picked = jnp.where(held, picked, 0.0)
+    top = lax.stop_gradient(logits.max(-1))
+    if axis is None:
+        return top + jnp.log(jnp.exp(logits - top[:, None]).sum(-1)) - picked
+    top = lax.pmax(top, axis)
+    total = lax.psum(jnp.exp(logits - top[:, None]).sum(-1), axis)
+    return top + jnp.log(total) - lax.psum(picked, axis)
+
+
+def count_weights(c: World) -> tuple[int, int, int]:
+    """The weights of the layers' matrices, of the text head and of the vision head."""
+    D, F, N, K, H = c.llama.model, c.llama.mlp, c.llama.heads, c.llama.kv_heads, c.llama.head_width
+    layers = c.llama.layers * (2 * D * N * H + 2 * D * K * H + 3 * D * F)
+    return layers, D * c.vocabulary.text, D * c.vocabulary.vision_rows

@@ -10,24 +10,20 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jax.stages import Compiled
 
-from ringworld import params
-from ringworld.batch import Batch
 from ringworld.errors import InputError
-from ringworld.mesh import RULES, Rules, make_mesh, named_sharding
+from ringworld.mesh import RULES, Rules, make_mesh
 from ringworld.models.world import World, specs
 from ringworld.plan.hlo import Collective, collectives, read_program
 from ringworld.settings import MeshShape
+from ringworld.train.build import abstract_batch, build
+from ringworld.train.loss import loss
 from ringworld.train.optimizer import AdamW, make_optimizer
-from ringworld.train.state import TrainState, start
-from ringworld.train.step import make_step
 
 # libtpu asks the machine which chips it has. These answer for a machine that has none.
 NO_CHIPS = {
@@ -119,36 +115,14 @@ def describe_mesh(topology: str, shape: MeshShape) -> Mesh:
     return make_mesh(**asdict(shape), devices=chips)
 
 
-def _abstract_state(c: World, optimizer: Any, mesh: Mesh, rules: Rules) -> TrainState:
-    """The state before the first update, without memory, divided over the mesh that is set."""
-
-    def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        spec = PartitionSpec() if x.sharding is None else x.sharding.spec
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
-
-    fresh = partial(params.init, specs(c), 0, rules=rules)
-    return jax.tree.map(place, jax.eval_shape(lambda: start(fresh(), optimizer)))
-
-
-def abstract_batch(mesh: Mesh, rows: int, context: int) -> Batch:
-    """A batch of `rows` rows of `context` tokens, without memory, divided over a mesh."""
-
-    def array(dtype: Any) -> jax.ShapeDtypeStruct:
-        sharding = named_sharding(mesh, "batch", "seq")
-        return jax.ShapeDtypeStruct((rows, context), dtype, sharding=sharding)
-
-    ids, floats, bools = array(jnp.int32), array(jnp.float32), array(jnp.bool_)
-    return Batch(ids, bools, ids, bools, floats, ids, ids)
-
-
 def compile_step(
     c: World, mesh: Mesh, options: Mapping[str, str] | None = None, rules: Rules = RULES
 ) -> tuple[Compiled, float]:
-    """The training step on a described mesh, one row to every `data` and `fsdp` place.
+    """The training step compiled for a described mesh, one row to every `data` and `fsdp` place.
 
-    Rows are as long as the context of the model; `rules` say over what weights are divided. The
-    second result is the processor's seconds, so
-    that other work on the machine does not count. `options` are the compiler's own, such as
+    It is the step that training builds. Rows are as long as the context of the model; `rules` say
+    over what weights are divided. The second result is the processor's seconds, so that other work
+    on the machine does not count. `options` are the compiler's own, such as
     `{"xla_tpu_scoped_vmem_limit_kib": "65536"}`. Raises InputError when a chip's memory is too
     small for the step.
     """
@@ -156,10 +130,10 @@ def compile_step(
     began = time.process_time()
     with jax.set_mesh(mesh):
         optimizer = make_optimizer(AdamW(), STEPS, specs(c))
-        state = _abstract_state(c, optimizer, mesh, rules)
+        learned = partial(loss, c=c, vision_share=VISION_SHARE)
+        built = build(specs(c), mesh, optimizer, learned, rules)
         batch = abstract_batch(mesh, rows, c.llama.context)
-        step = jax.jit(make_step(c, optimizer, VISION_SHARE), donate_argnums=0)
-        lowered = step.lower(state, batch)
+        lowered = jax.jit(built.step, donate_argnums=0).lower(built.state, batch)
         try:
             compiled = lowered.compile(compiler_options=dict(options or {}))
         except jax.errors.JaxRuntimeError as error:

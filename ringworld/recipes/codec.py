@@ -1,19 +1,19 @@
-"""How a codec is made: the shipped one from a film and moving shapes, yours from a folder.
+"""Codecs: the shipped one from a film and moving shapes, yours from a folder of films and pictures.
 
 ringworld train nano-codec --folder F
-ringworld train folder-codec --pictures FOLDER --folder F
+ringworld train folder-codec --data.folder PICTURES --folder F
 
 F/run.json        the resolved recipe
 F/data/           the frames, decoded once
 F/metrics.jsonl   one line a step
-F/sheets/         of a folder's codec: what it drew on its way
+F/sheets/         of a folder's codec: held-out frames and their reconstructions on the way
 F/codec/          the codec, in bfloat16
-F/sheet.png       what the codec makes of held-out frames (and shapes), each under its original
+F/sheet.png       held-out frames (and shapes) over their reconstructions
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,227 +25,163 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
-from ringworld.data.samples import HELD_MINUTES, write_arrays
 from ringworld.errors import InputError
-from ringworld.fetch import fetch
 from ringworld.files import whole
-from ringworld.media.clip import read_clip
 from ringworld.media.codec import Codec
-from ringworld.media.sampling import FrameSampling
 from ringworld.models.patchgan import PatchGAN
 from ringworld.models.vqgan import NANO_VQGAN, VQGAN, Weights, decode, encode
 from ringworld.progress import Announce
-from ringworld.recipes.pictures import (
-    Windows,
-    find_media,
-    middles,
-    picture_batches,
-    read_folder,
+from ringworld.recipes.pictures import FolderPictures, Windows
+from ringworld.recipes.pixels import (
+    CodecData,
+    FilmPictures,
+    Frames,
+    PictureData,
+    PixelMix,
+    to_bytes,
+    to_unit,
 )
-from ringworld.recipes.pixels import PixelMix, held_out, pixel_batches, to_bytes, to_unit
-from ringworld.tasks.shapes import draw, sample_scene
-from ringworld.train.adversarial import PIXELS_ALONE, Judges
+from ringworld.recipes.recipe import RECORD, Recipe, hash_start
+from ringworld.train.adversarial import PIXELS_ALONE, VQGANLosses
+from ringworld.train.build import Metrics, Step, TrainState, outline
+from ringworld.train.checkpoint import FOLDER as CHECKPOINTS
+from ringworld.train.checkpoint import find_steps
 from ringworld.train.codec import CodecTraining, make_codec_step, start_codec
 from ringworld.train.loop import Loop, fit
-from ringworld.train.record import record_run
-from ringworld.train.state import TrainState
+from ringworld.train.stage import Stage
 from ringworld.weights.codecs import load_codec
 from ringworld.weights.file_names import CODEC
 from ringworld.weights.folder import save_folder
 from ringworld.weights.vgg import Features, load_features
 
-Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
-Frames = UInt8[np.ndarray, "Z Y X 3"]
-Unseen = UInt8[np.ndarray, "z y y 3"]  # frames of held-out minutes, as the model reads them
-
-RECORD = "run.json"
 SHEET = "sheet.png"
 SHEETS = "sheets"
 SHOWN = 10  # pictures in a row of the sheet
-MEASURED = 512  # held-out frames of a folder, at most
-SCENES = 40  # of moving shapes, to measure on
-SCENES_SEED = 99
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodecRecipe:
-    """A codec from fresh weights, and the film that it learns from.
+class CodecStage(Stage[PictureData]):
+    """A codec from fresh weights.
 
-    The film is read at `fps` frames a second of `rows` x `columns` pixels until the second `end`,
-    where its credits begin; the minutes held out everywhere in the package are held out here.
+    `features` is a file or a folder for `ringworld.weights.vgg`; without it there is no perceptual
+    loss. With `sheet_every` a sheet of held-out frames is drawn after so many steps, again and
+    again.
     """
 
-    name: str
     model: VQGAN
+    """the sizes of the codec"""
     training: CodecTraining
-    pictures: PixelMix
-    fps: float
-    rows: int
-    columns: int
-    end: float
-    save_every: int = 100
-
-    def __post_init__(self) -> None:
-        if self.pictures.size != self.model.size:
-            raise InputError(
-                f"the pictures are of {self.pictures.size} pixels and the codec of "
-                f"{self.model.size}: set pictures.size and model.size to the same"
-            )
-
-
-def nano_codec() -> CodecRecipe:
-    """The shipped codec."""
-    return CodecRecipe(
-        name="nano-codec",
-        model=NANO_VQGAN,
-        training=CodecTraining(steps=3300, warmup=200, learning_rate=2e-3),
-        pictures=PixelMix(size=NANO_VQGAN.size, batch=16),
-        fps=8.0,
-        rows=72,
-        columns=128,
-        end=490.0,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class FolderCodecRecipe:
-    """A codec from fresh weights, and the folder of films and pictures that it learns from.
-
-    `features` is what `ringworld.weights.vgg` reads: without, no judge asks for likeness.
-    A sheet of held-out frames is drawn after every `sheet_every` steps.
-    """
-
-    name: str
-    model: VQGAN
-    training: CodecTraining
-    judges: Judges
-    windows: Windows
-    pictures: Path = Path("pictures")
+    """how long and how fast it learns"""
+    losses: VQGANLosses = PIXELS_ALONE
+    """the losses beside that of the pixels"""
     features: Path | None = None
-    sheet_every: int = 500
+    """a VGG for the perceptual loss: a folder, or the file of `ringworld fetch vgg16`"""
+    sheet_every: int | None = None
+    """steps between two sheets of held-out frames"""
     save_every: int = 100
+    """steps between two checkpoints"""
 
     def __post_init__(self) -> None:
-        if min(self.windows.rows, self.windows.columns) < self.model.size:
-            raise InputError(
-                f"frames of {self.windows.rows} x {self.windows.columns} pixels have no windows of "
-                f"{self.model.size}: raise windows.rows and windows.columns to model.size or more"
-            )
-        if self.sheet_every < 1:
+        if self.sheet_every is not None and self.sheet_every < 1:
             raise InputError(f"sheet_every is {self.sheet_every}: make it 1 or more")
-        if self.judges.adversarial:
-            self.judges.critic.side(self.model.size)
+        if self.losses.adversarial:
+            self.losses.discriminator.side(self.model.size)
+
+    def hashes(self) -> dict[str, str | None]:
+        """The sha256 of the features."""
+        return {} if self.features is None else {"features": hash_start(self.features)}
+
+    def check(self, data: PictureData, source: Path | None, folder: Path) -> None:
+        """Raise InputError for pictures, features or a folder that cannot be used."""
+        data.check(self.model.size, folder / "data")
+        self.load_features()
+        if (folder / CODEC).exists() and not (folder / RECORD).exists():
+            raise InputError(
+                f"{folder / CODEC} exists already, and no run made it: use another folder"
+            )
+
+    def kept(self, folder: Path) -> bool:
+        """Whether there is a checkpoint or the codec."""
+        return (folder / CODEC).exists() or bool(find_steps(folder / CHECKPOINTS))
+
+    def run(self, data: PictureData, source: Path | None, folder: Path, announce: Announce) -> Path:
+        """Train the codec in `folder`, going on where it stopped; returns the codec's folder."""
+        done, sheet = folder / CODEC, folder / SHEET
+        if done.exists() and sheet.exists():
+            return done
+        opened = data.open(self.model.size, folder / "data", announce)
+        if not done.exists():
+            weights = train_codec(self, opened, folder, announce)
+            save_folder(done, "vqgan", self.model, weights, jnp.bfloat16)
+        measure(load_codec(done), opened.held_out, sheet, announce)
+        return done
+
+    def extend(self, folder: Path, steps: int) -> str:
+        """Set aside the codec of the first `steps` steps, and its sheet."""
+        for name in (CODEC, SHEET):
+            if (folder / name).exists():
+                (folder / name).rename(folder / f"{steps}-steps-{name}")
+        return (
+            f"the codec goes on from {steps} to {self.training.steps} steps: its cosine schedule "
+            "now spans all of them, so the learning rate rises again"
+        )
+
+    def load_features(self) -> Features | None:
+        """The features of the perceptual loss, None without. Raises InputError as their reader."""
+        if self.features is None:
+            return None
+        features = load_features(self.features)
+        features.config.check(self.model.size)
+        return features
 
 
-def folder_codec() -> FolderCodecRecipe:
-    """A codec of the shipped one's size from your pictures; a critic joins after two thirds."""
-    return FolderCodecRecipe(
-        name="folder-codec",
-        model=NANO_VQGAN,
-        training=CodecTraining(steps=6000, warmup=200, learning_rate=2e-3),
-        judges=Judges(
-            perceptual=1.0,
-            adversarial=0.1,
-            starts=4000,
-            critic=PatchGAN(channels=32, halvings=3),
+def nano_codec() -> Recipe:
+    """The shipped codec."""
+    return Recipe(
+        name="nano-codec",
+        stages=(
+            CodecStage(
+                name="codec",
+                model=NANO_VQGAN,
+                training=CodecTraining(steps=3300, warmup=200, learning_rate=2e-3),
+            ),
         ),
-        windows=Windows(rows=96, columns=96, batch=16),
+        data=FilmPictures(
+            mix=PixelMix(size=NANO_VQGAN.size, batch=16), fps=8.0, rows=72, columns=128, end=490.0
+        ),
     )
 
 
-def run_folder_recipe(recipe: FolderCodecRecipe, folder: Path, announce: Announce) -> Path:
-    """Train the codec in `folder`, going on where it stopped; returns the codec's folder.
-
-    Raises InputError when there are no pictures or no such features, or the folder holds another
-    recipe's run.
-    """
-    done, cache = folder / CODEC, folder / "data"
-    if not cache.exists():
-        find_media(recipe.pictures)
-    features = None if recipe.features is None else load_features(recipe.features)
-    if features is not None:
-        features.config.check(recipe.model.size)
-    refuse_strange_codec(folder)
-    # How many files may be left out changes no picture, and is raised when one cannot be read.
-    record_run(replace(recipe, windows=replace(recipe.windows, may_skip=0)), folder)
-    pictures = read_folder(recipe.pictures, recipe.windows, cache, announce)
-    size = recipe.model.size
-    unseen = middles(pictures, size, MEASURED)
-    if not done.exists():
-        weights = train_codec(
-            recipe,
-            picture_batches(pictures, recipe.windows, size),
-            folder,
-            announce,
-            judges=recipe.judges,
-            features=features,
-            sheets=Sheets(folder / SHEETS, recipe.sheet_every, recipe.model, unseen),
-        )
-        save_folder(done, "vqgan", recipe.model, weights, jnp.bfloat16)
-    if not (folder / SHEET).exists():
-        measure(load_codec(done), {"held-out frames": unseen}, folder / SHEET, announce)
-    return done
-
-
-def run_codec_recipe(recipe: CodecRecipe, folder: Path, announce: Announce) -> Path:
-    """Train the codec in `folder`, going on where it stopped; returns the codec's folder.
-
-    Raises InputError when the folder holds another recipe's run.
-    """
-    refuse_strange_codec(folder)
-    record_run(recipe, folder)
-    learned, unseen = read_pictures(recipe, fetch("film"), folder / "data", announce)
-    done = folder / CODEC
-    if not done.exists():
-        weights = train_codec(recipe, pixel_batches(learned, recipe.pictures), folder, announce)
-        save_folder(done, "vqgan", recipe.model, weights, jnp.bfloat16)
-    if not (folder / SHEET).exists():
-        shown = {"held-out film": unseen, "shapes": draw_shapes(unseen, recipe.model.size)}
-        measure(load_codec(done), shown, folder / SHEET, announce)
-    return done
-
-
-def refuse_strange_codec(folder: Path) -> None:
-    """Raise InputError when `folder` has a codec that no run of a recipe made there."""
-    if (folder / CODEC).exists() and not (folder / RECORD).exists():
-        raise InputError(f"{folder / CODEC} exists already, and no run made it: use another folder")
-
-
-def read_pictures(
-    recipe: CodecRecipe, film: Path, cache: Path, announce: Announce
-) -> tuple[Frames, Unseen]:
-    """The frames to learn from, and the held-out ones; kept in `cache`."""
-    kept = cache / "pictures.npz"
-    if not kept.exists():
-        announce(f"decoding {film.name} at {recipe.fps:g} frames a second")
-        clip = read_clip(
-            film,
-            FrameSampling(fps=recipe.fps, video_end=recipe.end),
-            size=recipe.rows,
-            columns=recipe.columns,
-        )
-        unseen = [
-            read_clip(
-                film,
-                FrameSampling(fps=1.0, video_start=s, video_end=s + 60),
-                size=recipe.model.size,
-            ).frames
-            for s in (60.0 * minute for minute in HELD_MINUTES)
-        ]
-        learned = clip.frames[~held_out(clip.seconds, HELD_MINUTES)]
-        write_arrays(kept, learned=learned, unseen=np.concatenate(unseen))
-    with np.load(kept) as arrays:
-        return arrays["learned"], arrays["unseen"]
+def folder_codec() -> Recipe:
+    """A codec of the shipped one's size from your pictures, with a discriminator from 4,000 on."""
+    return Recipe(
+        name="folder-codec",
+        stages=(
+            CodecStage(
+                name="codec",
+                model=NANO_VQGAN,
+                training=CodecTraining(steps=6000, warmup=200, learning_rate=2e-3),
+                losses=VQGANLosses(
+                    perceptual=1.0,
+                    adversarial=0.1,
+                    adversarial_start=4000,
+                    discriminator=PatchGAN(channels=32, halvings=3),
+                ),
+                sheet_every=500,
+            ),
+        ),
+        data=FolderPictures(windows=Windows(rows=96, columns=96, batch=16)),
+    )
 
 
 @dataclass(frozen=True)
 class Sheets:
-    """What the codec makes of held-out frames, drawn after every `every` steps of training."""
+    """Sheets of held-out frames and their reconstructions, one after every `every` steps."""
 
     folder: Path
     every: int
     config: VQGAN
-    unseen: Unseen
+    unseen: Frames
 
     def around(self, step: Step) -> Step:
         """`step`, and `step_00000500.png` drawn after the 500th, if that is one of them.
@@ -254,7 +190,7 @@ class Sheets:
         """
         done: int | None = None
 
-        def stepped(state: TrainState, pixels: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        def stepped(state: TrainState, pixels: Any) -> tuple[TrainState, Metrics]:
             nonlocal done
             done = (int(state.step) if done is None else done) + 1
             state, metrics = step(state, pixels)
@@ -265,7 +201,7 @@ class Sheets:
         return stepped
 
     def draw(self, weights: Weights, path: Path) -> None:
-        """Some of the frames, each over what the codec makes of it, as a PNG."""
+        """Write some of the frames, each over its reconstruction, as a PNG."""
         some = choose_shown(self.unseen)
         drawn = to_bytes(np.asarray(_round_trip(weights, jnp.asarray(to_unit(some)), self.config)))
         write_sheet([some, drawn], path)
@@ -278,39 +214,35 @@ def _round_trip(
     return decode(weights, encode(weights, pixels, config), config)
 
 
-def train_codec(
-    recipe: CodecRecipe | FolderCodecRecipe,
-    batches: Callable[[int], Float[np.ndarray, "Z Y X 3"]],
-    folder: Path,
-    announce: Announce,
-    *,
-    judges: Judges = PIXELS_ALONE,
-    features: Features | None = None,
-    sheets: Sheets | None = None,
-) -> Weights:
+def train_codec(stage: CodecStage, data: CodecData, folder: Path, announce: Announce) -> Weights:
     """The weights after the last step. Goes on from the newest checkpoint in `folder`."""
+    model, training, losses = stage.model, stage.training, stage.losses
+    features = stage.load_features()
+    # More steps may be asked for later: how many they are is no part of what the run is.
     identity: dict[str, Any] = {
-        "model": asdict(recipe.model),
-        "training": asdict(recipe.training),
+        "model": asdict(model),
+        "training": {name: x for name, x in asdict(training).items() if name != "steps"},
     }
-    if judges != PIXELS_ALONE:
-        identity["judges"] = asdict(judges)
+    if losses != PIXELS_ALONE:
+        identity["losses"] = asdict(losses)
     if features is not None:
         identity["features"] = fingerprint(features.weights)
-    state = jax.jit(lambda: start_codec(recipe.model, recipe.training, judges))()
-    step = make_codec_step(
-        recipe.model, recipe.training, judges, None if features is None else features.weights
-    )
-    first = batches(0)
+    seen = None if features is None else features.weights
+    state, first = jax.jit(lambda: start_codec(model, training, losses))(), data.batches(0)
+    step = report_flops(make_codec_step(model, training, losses, seen), stage, seen, first)
+    if stage.sheet_every is not None:
+        frames = next(iter(data.held_out.values()))
+        step = Sheets(folder / SHEETS, stage.sheet_every, model, frames).around(step)
     trained = fit(
-        state=state,
-        step=step if sheets is None else sheets.around(step),
-        batches=batches,
-        loop=Loop(steps=recipe.training.steps, save_every=recipe.save_every),
+        abstract=outline(state),
+        begin=lambda: state,
+        step=step,
+        batches=data.batches,
+        loop=Loop(steps=training.steps, save_every=stage.save_every),
         folder=folder,
         identity=json.loads(json.dumps(identity)),
-        flops_per_step=count_flops(step, state, first),
-        tokens_per_step=len(first) * recipe.model.side**2,
+        tokens_per_step=len(first) * model.side**2,
+        dtype=jnp.float32,
         announce=announce,
     )
     return trained.weights
@@ -324,13 +256,34 @@ def fingerprint(weights: Any) -> str:
     return digest.hexdigest()
 
 
-def count_flops(step: Callable[..., Any], *arguments: Any) -> float:
-    """Floating point operations of a step, as XLA counts them; 0 where it does not."""
-    return float((jax.jit(step).lower(*arguments).cost_analysis() or {}).get("flops", 0.0))
+def report_flops(
+    step: Step, stage: CodecStage, features: Any, pixels: Float[np.ndarray, "Z Y X 3"]
+) -> Step:
+    """`step` with the metric `flops`: its floating point operations, as XLA counts them.
+
+    Those before the discriminator starts are counted on a step without one, because XLA counts both
+    branches of a condition. Where it does not count there is no such metric.
+    """
+
+    def count(losses: VQGANLosses) -> float | None:
+        state = jax.eval_shape(lambda: start_codec(stage.model, stage.training, losses))
+        counted = make_codec_step(stage.model, stage.training, losses, features)
+        return (jax.jit(counted).lower(state, pixels).cost_analysis() or {}).get("flops")
+
+    before, after = (count(replace(stage.losses, adversarial=0.0)), count(stage.losses))
+    if before is None or after is None:
+        return step
+
+    def stepped(state: TrainState, pixels: Any) -> tuple[TrainState, Metrics]:
+        flops = jnp.where(state.step >= stage.losses.adversarial_start, after, before)
+        state, metrics = step(state, pixels)
+        return state, metrics | {"flops": flops}
+
+    return stepped
 
 
 def measure(codec: Codec, unseen: Mapping[str, Frames], sheet: Path, announce: Announce) -> None:
-    """Announce how well pictures that it never saw come back, by name, and draw some as `sheet`."""
+    """Announce the PSNR of held-out frames by their name, and write some of them as `sheet`."""
     rows, used = [], set()
     for name, frames in unseen.items():
         codes = codec.encode(frames)
@@ -353,16 +306,6 @@ def write_sheet(rows: list[Frames], path: Path) -> None:
         Image.fromarray(np.concatenate([np.concatenate(list(row), axis=1) for row in rows])).save(
             draft
         )
-
-
-def draw_shapes(unseen: Unseen, size: int) -> Frames:
-    """Two moments of each of some scenes, every other one over a held-out frame."""
-    rng = np.random.default_rng(SCENES_SEED)
-    pictures = []
-    for i in range(SCENES):
-        over = None if i % 2 else unseen[int(rng.integers(len(unseen)))]
-        pictures.append(draw(sample_scene(rng, film=over), frames=2, size=size))
-    return np.concatenate(pictures)
 
 
 def fidelity(frames: Frames, drawn: Frames) -> Float[np.ndarray, "Z"]:

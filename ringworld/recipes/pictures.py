@@ -9,6 +9,7 @@ that was stopped goes on after the last file that is whole. The frames are mappe
 whole: what is in memory is a batch, and while decoding one frame of a film or `AHEAD` pictures.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -27,15 +28,14 @@ from ringworld.files import alone_in, whole, writing_to
 from ringworld.media.clip import read_clip, stream_clip
 from ringworld.media.sampling import FrameSampling
 from ringworld.progress import Announce
-from ringworld.recipes.pixels import to_unit, window
-
-Frames = UInt8[np.ndarray, "Z Y X 3"]
+from ringworld.recipes.pixels import CodecData, Frames, PictureData, to_unit, window
 
 STILLS = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 FILMS = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif"})
 AHEAD = 32  # pictures decoded together: each has a process of its own, which takes long to start
 # One frame in so many is kept from training, to be drawn and measured.
 HELD_ONE_IN = 20
+MEASURED = 512  # held-out frames, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +49,17 @@ class Windows:
     """
 
     rows: int
+    """the height of a decoded frame in pixels"""
     columns: int
+    """the width of a decoded frame in pixels"""
     batch: int
+    """pictures a step"""
     seed: int = 0
+    """draws the windows"""
     sampling: FrameSampling = field(default_factory=FrameSampling)
+    """which frames of a film are taken"""
     may_skip: int = 0
+    """how many files that cannot be read are left out before one ends the run"""
 
     def __post_init__(self) -> None:
         if min(self.rows, self.columns, self.batch) < 1:
@@ -69,6 +75,36 @@ class Pictures:
     frames: Frames
     learned: Int[np.ndarray, "_"]
     held: Int[np.ndarray, "_"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderPictures(PictureData):
+    """All films and pictures below `folder`, cut into `windows`."""
+
+    windows: Windows
+    """how frames are decoded, and what a batch takes of them"""
+    folder: Path = Path("pictures")
+    """the folder of films and pictures"""
+
+    def hashes(self) -> dict[str, str | None]:
+        """The sha256 of the names and sizes of the files; None where there is no folder."""
+        return {"folder": hash_listing(self.folder) if self.folder.is_dir() else None}
+
+    def check(self, size: int, cache: Path) -> None:
+        """Raise InputError when frames have no windows of the size, or there are no pictures."""
+        if min(self.windows.rows, self.windows.columns) < size:
+            raise InputError(
+                f"frames of {self.windows.rows} x {self.windows.columns} pixels have no windows of "
+                f"{size}: raise windows.rows and windows.columns to model.size or more"
+            )
+        if not cache.exists():
+            find_media(self.folder)
+
+    def open(self, size: int, cache: Path, announce: Announce) -> CodecData:
+        """Windows of the frames; held out are the ends of films and some pictures."""
+        pictures = read_folder(self.folder, self.windows, cache, announce)
+        held = {"held-out frames": middles(pictures, size, MEASURED)}
+        return CodecData(picture_batches(pictures, self.windows, size), held)
 
 
 def find_media(folder: Path) -> list[Path]:
@@ -257,3 +293,11 @@ def middles(pictures: Pictures, size: int, most: int) -> Frames:
     y, x = ((side - size) // 2 for side in pictures.frames.shape[1:3])
     some = [pictures.frames[z, y : y + size, x : x + size] for z in pictures.held[places]]
     return np.stack(some)
+
+
+def hash_listing(folder: Path) -> str:
+    """The sha256 of the names and sizes of all films and pictures below a folder."""
+    found = [
+        (path.relative_to(folder).as_posix(), path.stat().st_size) for path in find_media(folder)
+    ]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()

@@ -4,37 +4,126 @@ A batch is a function of the seed and the step, so a run that stops goes on with
 Whole minutes of a film are held out by the clock, because neighbouring frames are nearly equal.
 """
 
-from collections.abc import Callable, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from ringworld.data.samples import HELD_MINUTES, write_arrays
 from ringworld.errors import InputError
+from ringworld.fetch import fetch
+from ringworld.media.clip import read_clip
+from ringworld.media.sampling import FrameSampling
+from ringworld.progress import Announce
 from ringworld.tasks.shapes import draw, sample_scene
+from ringworld.train.stage import Data
+
+Frames = UInt8[np.ndarray, "Z Y X 3"]
 
 MOMENTS = 4  # frames taken of each scene of shapes
+SCENES = 40  # of moving shapes, to measure on
+SCENES_SEED = 99
+
+
+class CodecData(NamedTuple):
+    """What a codec learns from, and what it is measured on.
+
+    `batches(step)` are pictures in [-1, 1]; `held_out` are frames by what they are called.
+    """
+
+    batches: Callable[[int], Float[np.ndarray, "Z Y X 3"]]
+    held_out: Mapping[str, Frames]
+
+
+class PictureData(Data, ABC):
+    """Pictures for a codec."""
+
+    def check(self, size: int, cache: Path) -> None:
+        """Raise InputError when the pictures cannot be used for a codec of `size` pixels."""
+
+    @abstractmethod
+    def open(self, size: int, cache: Path, announce: Announce) -> CodecData:
+        """The pictures of `size` x `size` pixels; what is decoded is kept in the folder `cache`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PixelMix:
-    """What a batch is made of.
-
-    `batch` pictures of `size` x `size` pixels, of which the share `shapes` shows moving shapes, and
-    of these the share `on_film` over a film frame, the others over grey.
-    """
+    """What a batch of square pictures is made of: moving shapes, and windows of film frames."""
 
     size: int
+    """the side of a picture in pixels"""
     batch: int
+    """pictures a step"""
     seed: int = 0
+    """draws the pictures"""
     shapes: float = 0.4
+    """the share of pictures that show moving shapes"""
     on_film: float = 0.5
+    """the share of these whose background is a film frame; the others are grey"""
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.batch < 1:
             raise InputError("a batch needs at least one picture of at least one pixel: raise both")
         if not (0 <= self.shapes <= 1 and 0 <= self.on_film <= 1):
             raise InputError("shapes and on_film are shares: set both between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilmPictures(PictureData):
+    """Frames of the sample film, and moving shapes over such frames.
+
+    The film is read at `fps` frames a second of `rows` x `columns` pixels until the second `end`,
+    where its credits begin; the minutes held out everywhere in the package are held out here.
+    """
+
+    mix: PixelMix
+    """what a batch is made of"""
+    fps: float
+    """frames a second that are read of the film"""
+    rows: int
+    """the height of a frame in pixels"""
+    columns: int
+    """the width of a frame in pixels"""
+    end: float
+    """the second of the film where reading ends"""
+
+    def check(self, size: int, cache: Path) -> None:
+        """Raise InputError when the pictures are not of the codec's size."""
+        if self.mix.size != size:
+            raise InputError(
+                f"the pictures are of {self.mix.size} pixels and the codec of {size}: set "
+                "data.mix.size and the stage's model.size to the same"
+            )
+
+    def open(self, size: int, cache: Path, announce: Announce) -> CodecData:
+        """Windows of the frames and shapes; held out are the film's minutes and some shapes."""
+        learned, unseen = self.read(fetch("film"), cache, announce)
+        held_out = {"held-out film": unseen, "shapes": draw_shapes(unseen, size)}
+        return CodecData(pixel_batches(learned, self.mix), held_out)
+
+    def read(self, film: Path, cache: Path, announce: Announce) -> tuple[Frames, Frames]:
+        """The frames to learn from, and the held-out ones; kept in `cache`."""
+        kept = cache / "pictures.npz"
+        if not kept.exists():
+            announce(f"decoding {film.name} at {self.fps:g} frames a second")
+            sampling = FrameSampling(fps=self.fps, video_end=self.end)
+            clip = read_clip(film, sampling, size=self.rows, columns=self.columns)
+            unseen = [
+                read_clip(
+                    film,
+                    FrameSampling(fps=1.0, video_start=s, video_end=s + 60),
+                    size=self.mix.size,
+                ).frames
+                for s in (60.0 * minute for minute in HELD_MINUTES)
+            ]
+            learned = clip.frames[~held_out(clip.seconds, HELD_MINUTES)]
+            write_arrays(kept, learned=learned, unseen=np.concatenate(unseen))
+        with np.load(kept) as arrays:
+            return arrays["learned"], arrays["unseen"]
 
 
 def held_out(seconds: Float[np.ndarray, "Z"], minutes: Iterable[int]) -> Bool[np.ndarray, "Z"]:
@@ -100,3 +189,13 @@ def _shapes(
         scene = sample_scene(rng, film=ground)
         pictures.extend(draw(scene, frames=MOMENTS, size=mix.size))
     return pictures[:count]
+
+
+def draw_shapes(unseen: Frames, size: int) -> Frames:
+    """Two moments of each of some scenes, every other one over a held-out frame."""
+    rng = np.random.default_rng(SCENES_SEED)
+    pictures = []
+    for i in range(SCENES):
+        over = None if i % 2 else unseen[int(rng.integers(len(unseen)))]
+        pictures.append(draw(sample_scene(rng, film=over), frames=2, size=size))
+    return np.concatenate(pictures)

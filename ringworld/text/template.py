@@ -25,7 +25,7 @@ RENDERER = Path(__file__).with_name("renderer.py")
 # LWM's words: how every conversation begins, and what it adds to the question for a needle.
 DESCRIBE = "Describe the video."
 SYSTEM = "You are a helpful assistant."
-RULES = (
+ANSWER_RULES = (
     "Don't give information outside the document or repeat your findings. "
     "Keep your response short and direct."
 )
@@ -61,7 +61,7 @@ _NEEDLE = (
     "{{ bos_token }}" + SYSTEM + "{% for message in messages %}"
     "{% if message.role == 'assistant' %} ASSISTANT: {{ message.content }}{{ eos_token }}"
     "{% else %} USER: {{ message.content }}"
-    "{% if loop.first %} " + RULES + "{% endif %}{% endif %}"
+    "{% if loop.first %} " + ANSWER_RULES + "{% endif %}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %} ASSISTANT: {% endif %}"
 )
 

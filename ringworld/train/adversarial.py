@@ -1,10 +1,10 @@
-"""What a drawn picture is judged by beside its pixels: features, and a discriminator.
+"""Losses of a VQGAN beside its pixels: a perceptual loss, and a discriminator's.
 
-A codec that is judged by its pixels alone draws what is right on average, which is blurred. Two
-judges ask for more. *Features*: the picture must look alike to a network that was trained to see
-(`ringworld.models.vgg`). The *critic*: a discriminator learns to tell drawn patches from real ones
-(`ringworld.models.patchgan`), and the codec learns to fool it. Source: Esser et al., "Taming
-Transformers for High-Resolution Image Synthesis" (arXiv 2012.09841).
+A codec that is trained on the errors of its pixels alone gives back what is right on average,
+which is blurred. The perceptual loss compares the features of a network that was trained on
+pictures (`ringworld.models.vgg`). The discriminator (`ringworld.models.patchgan`) learns to tell
+real patches from generated ones, and the codec, as its generator, learns to fool it. Source: Esser
+et al., "Taming Transformers for High-Resolution Image Synthesis" (arXiv 2012.09841).
 """
 
 from dataclasses import dataclass, field
@@ -17,145 +17,169 @@ from jaxtyping import Array, Float, Int
 
 from ringworld.errors import InputError
 from ringworld.models import patchgan, vgg
-from ringworld.models.patchgan import PatchGAN, opinion
+from ringworld.models.patchgan import PatchGAN, discriminate
 from ringworld.params import Leaf, init, pytree_dataclass
 
 Metrics = dict[str, Float[Array, ""]]
 Scalar = Float[Array, ""]
 Pixels = Float[Array, "Z Y X C"]
 
-# Of Adam for the critic, as the paper's code: a critic with momentum circles round the codec.
+# Of Adam for the discriminator, as in the paper's code: with more momentum the two circle round
+# each other.
 DECAYS = (0.5, 0.9)
-# Of the share that evens the gradients out: no critic is heard louder than so, however flat it is.
-LOUDEST = 1e4
-FLAT = 1e-4  # added to the length of the critic's gradient before dividing by it
+MOST_WEIGHT = 1e4  # the bound of the ratio in `adaptive_weight`, however flat the discriminator is
+EPSILON = 1e-4  # added to the norm of the adversarial gradient before dividing by it
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judges:
-    """How much each judge counts; with both at 0, a codec is judged by its pixels alone.
+class VQGANLosses:
+    """The weights of the perceptual and the adversarial loss; 0 leaves one out.
 
-    `perceptual` weighs the unlikeness of features, where there are any. `adversarial` weighs the
-    critic, from the step `starts` on: before, there is nothing to draw well yet, and the critic
-    rests. With `even` its weight is also multiplied by the ratio of the two gradients' lengths at
+    Before `adversarial_start` the discriminator is not trained either, because the pictures are not
+    good enough yet. The adaptive weight is multiplied by the ratio of the two gradients' norms at
     the decoder's last kernel (equation 7 of the paper), so that 1 counts as much as all other
-    losses together; without, the weight is as it stands. The critic learns at `learning_rate`.
+    losses together.
     """
 
     perceptual: float = 0.0
+    """the weight of the perceptual loss; it needs features"""
     adversarial: float = 0.0
-    starts: int = 0
-    even: bool = True
+    """the weight of the adversarial loss"""
+    adversarial_start: int = 0
+    """the step from which the discriminator is trained and counts"""
+    adaptive: bool = True
+    """scale the adversarial weight by the norms of the two gradients"""
     learning_rate: float = 2e-4
-    critic: PatchGAN = field(default_factory=PatchGAN)
+    """of the discriminator"""
+    discriminator: PatchGAN = field(default_factory=PatchGAN)
+    """the sizes of the discriminator"""
 
     def __post_init__(self) -> None:
-        if min(self.perceptual, self.adversarial, self.starts) < 0:
+        if min(self.perceptual, self.adversarial, self.adversarial_start) < 0:
             raise InputError(
-                "perceptual, adversarial and starts must not be below 0: set 0 to leave a judge out"
+                "perceptual, adversarial and adversarial_start must not be below 0: set 0 to leave "
+                "a loss out"
             )
         if self.learning_rate <= 0:
-            raise InputError("the critic's learning_rate must be larger than 0: raise it")
+            raise InputError("the discriminator's learning_rate must be larger than 0: raise it")
 
 
-PIXELS_ALONE = Judges()
+PIXELS_ALONE = VQGANLosses()
 
 
 @pytree_dataclass
-class Critic:
-    """A discriminator, and the moments of its optimizer."""
+class Discriminator:
+    """The weights of a discriminator, and the moments of its optimizer."""
 
     weights: Leaf
     moments: Leaf
 
 
-class Hearing(NamedTuple):
-    """What the critic says of a drawn batch.
-
-    `wish` is how the pixels should change to please it less, the gradient of `loss`.
-    """
+class GeneratorLoss(NamedTuple):
+    """The adversarial loss of generated pictures, and its gradient by their pixels."""
 
     loss: Scalar
-    wish: Pixels
+    gradient: Pixels
 
 
-def make_optimizer(judges: Judges) -> optax.GradientTransformation:
-    """Adam at one rate."""
-    return optax.adam(judges.learning_rate, b1=DECAYS[0], b2=DECAYS[1])
+def make_optimizer(losses: VQGANLosses) -> optax.GradientTransformation:
+    """Adam at a constant rate."""
+    return optax.adam(losses.learning_rate, b1=DECAYS[0], b2=DECAYS[1])
 
 
-def start_critic(judges: Judges, seed: int) -> Critic | None:
-    """The critic before its first step, the same for a seed; None where it has no weight."""
-    if judges.adversarial == 0:
+def start_discriminator(losses: VQGANLosses, seed: int) -> Discriminator | None:
+    """The discriminator before its first step, the same for a seed; None where it has no weight."""
+    if losses.adversarial == 0:
         return None
-    weights: Any = init(patchgan.specs(judges.critic), seed)
-    return Critic(weights, make_optimizer(judges).init(weights))
+    weights: Any = init(patchgan.specs(losses.discriminator), seed)
+    return Discriminator(weights, make_optimizer(losses).init(weights))
 
 
-def perceive(
-    features: vgg.Weights | None, drawn: Pixels, pixels: Pixels, judges: Judges
+def perceptual_loss(
+    features: vgg.Weights | None, generated: Pixels, real: Pixels, losses: VQGANLosses
 ) -> tuple[Scalar, Metrics]:
-    """The weighted unlikeness of the drawn pictures, and the metric `perceptual`."""
-    if features is None or judges.perceptual == 0:
+    """The weighted distance of the features, and the distance as the metric `perceptual`.
+
+    0 and no metric without features, or where the loss has no weight.
+    """
+    if features is None or losses.perceptual == 0:
         return jnp.zeros((), jnp.float32), {}
-    unlike = vgg.unlikeness(features, drawn, pixels)
-    return judges.perceptual * unlike, {"perceptual": unlike}
+    distance = vgg.perceptual_distance(features, generated, real)
+    return losses.perceptual * distance, {"perceptual": distance}
 
 
-def listen(critic: Critic, drawn: Pixels, step: Int[Array, ""], judges: Judges) -> Hearing:
-    """What the codec hears of the critic: - mean opinion of what it drew; 0 before `starts`."""
+def generator_loss(
+    discriminator: Discriminator, generated: Pixels, step: Int[Array, ""], losses: VQGANLosses
+) -> GeneratorLoss:
+    """- the mean logit of the generated pictures, and its gradient; 0 before the start."""
 
-    def fooled(drawn: Pixels) -> Scalar:
-        return -jnp.mean(opinion(critic.weights, drawn, judges.critic))
+    def loss(generated: Pixels) -> Scalar:
+        return -jnp.mean(discriminate(discriminator.weights, generated, losses.discriminator))
 
-    def silent(drawn: Pixels) -> tuple[Scalar, Pixels]:
-        return jnp.zeros((), jnp.float32), jnp.zeros_like(drawn)
+    def nothing(generated: Pixels) -> tuple[Scalar, Pixels]:
+        return jnp.zeros((), jnp.float32), jnp.zeros_like(generated)
 
-    return Hearing(*jax.lax.cond(step >= judges.starts, jax.value_and_grad(fooled), silent, drawn))
+    started = step >= losses.adversarial_start
+    return GeneratorLoss(*jax.lax.cond(started, jax.value_and_grad(loss), nothing, generated))
 
 
-def evenness(
-    ours: Float[Array, "*n"], critics: Float[Array, "*n"], step: Int[Array, ""], judges: Judges
+def adaptive_weight(
+    others: Float[Array, "*n"],
+    adversarial: Float[Array, "*n"],
+    step: Int[Array, ""],
+    losses: VQGANLosses,
 ) -> Scalar:
-    """The weight of the critic at this step, from the two gradients of the decoder's last kernel.
+    """The weight of the adversarial loss, from two gradients of the decoder's last kernel.
 
-    adversarial * |ours| / (|critics| + FLAT), the ratio at most LOUDEST (equation 7).
+    losses.adversarial * |others| / (|adversarial| + EPSILON), the ratio at most MOST_WEIGHT
+    (equation 7); without `adaptive` the ratio is 1. 0 before the start.
     """
     ratio = jnp.ones((), jnp.float32)
-    if judges.even:
-        ratio = optax.tree.norm(ours) / (optax.tree.norm(critics) + FLAT)
-        ratio = jax.lax.stop_gradient(jnp.minimum(ratio, LOUDEST))
-    return jnp.where(step >= judges.starts, judges.adversarial * ratio, 0.0)
+    if losses.adaptive:
+        ratio = optax.tree.norm(others) / (optax.tree.norm(adversarial) + EPSILON)
+        ratio = jax.lax.stop_gradient(jnp.minimum(ratio, MOST_WEIGHT))
+    return jnp.where(step >= losses.adversarial_start, losses.adversarial * ratio, 0.0)
 
 
-def critic_loss(
-    weights: patchgan.Weights, real: Pixels, drawn: Pixels, config: PatchGAN
+def discriminator_loss(
+    weights: patchgan.Weights, real: Pixels, generated: Pixels, config: PatchGAN
 ) -> tuple[Scalar, Metrics]:
-    """The hinge loss: (mean max(0, 1 - opinion of real) + mean max(0, 1 + opinion of drawn)) / 2.
+    """The hinge loss: (mean max(0, 1 - logit of real) + mean max(0, 1 + logit of generated)) / 2.
 
-    1 for a critic that has no opinion, 0 for one that is sure and right. Metrics: the loss and the
-    share of patches that it tells rightly, `told`. Source: Lim and Ye (arXiv 1705.02894).
+    1 where all logits are 0, 0 where all have the right sign and are beyond 1. Metrics: the loss,
+    and the share of patches whose logit has the right sign, `discriminator_accuracy`. Source: Lim
+    and Ye (arXiv 1705.02894).
     """
-    to_real, to_drawn = (opinion(weights, some, config) for some in (real, drawn))
-    loss = (jnp.mean(jax.nn.relu(1 - to_real)) + jnp.mean(jax.nn.relu(1 + to_drawn))) / 2
-    right = [jnp.mean((side > 0).astype(jnp.float32)) for side in (to_real, -to_drawn)]
-    return loss, {"critic_loss": loss, "told": (right[0] + right[1]) / 2}
+    of_real, of_generated = (discriminate(weights, some, config) for some in (real, generated))
+    loss = (jnp.mean(jax.nn.relu(1 - of_real)) + jnp.mean(jax.nn.relu(1 + of_generated))) / 2
+    right = [jnp.mean((side > 0).astype(jnp.float32)) for side in (of_real, -of_generated)]
+    return loss, {"discriminator_loss": loss, "discriminator_accuracy": (right[0] + right[1]) / 2}
 
 
-def teach(
-    critic: Critic, real: Pixels, drawn: Pixels, step: Int[Array, ""], judges: Judges
-) -> tuple[Critic, Metrics]:
-    """One step of the critic on real and drawn pictures; none, and zeros, before `starts`."""
+def update_discriminator(
+    discriminator: Discriminator,
+    real: Pixels,
+    generated: Pixels,
+    step: Int[Array, ""],
+    losses: VQGANLosses,
+) -> tuple[Discriminator, Metrics]:
+    """One step of the discriminator on real and generated pictures.
 
-    def learn(critic: Critic) -> tuple[Critic, Metrics]:
-        gradient_of = jax.grad(critic_loss, has_aux=True)
-        gradient, metrics = gradient_of(critic.weights, real, drawn, judges.critic)
+    Before the start it does not change, and its metrics are NaN.
+    """
+
+    def update(discriminator: Discriminator) -> tuple[Discriminator, Metrics]:
+        gradient_of = jax.grad(discriminator_loss, has_aux=True)
+        gradient, metrics = gradient_of(
+            discriminator.weights, real, generated, losses.discriminator
+        )
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer counts
-            updates, moments = make_optimizer(judges).update(gradient, critic.moments)
-        moved: Any = optax.apply_updates(critic.weights, updates)
-        return Critic(moved, moments), metrics
+            updates, moments = make_optimizer(losses).update(gradient, discriminator.moments)
+        moved: Any = optax.apply_updates(discriminator.weights, updates)
+        return Discriminator(moved, moments), metrics
 
-    def rest(critic: Critic) -> tuple[Critic, Metrics]:
-        return critic, {name: jnp.zeros((), jnp.float32) for name in ("critic_loss", "told")}
+    def keep(discriminator: Discriminator) -> tuple[Discriminator, Metrics]:
+        names = ("discriminator_loss", "discriminator_accuracy")
+        return discriminator, {name: jnp.full((), jnp.nan, jnp.float32) for name in names}
 
-    return jax.lax.cond(step >= judges.starts, learn, rest, critic)
+    return jax.lax.cond(step >= losses.adversarial_start, update, keep, discriminator)

@@ -1,15 +1,16 @@
 """Checkpoints that are whole or absent.
 
-Orbax writes the arrays, so that any mesh can restore what any other mesh saved. Around it stands
-what it lacks: a manifest with a hash per file, written last and verified before anything is
-believed. A step lives in `step_00000020/`:
+Orbax writes the arrays, so that any mesh can restore what any other mesh saved. This module adds a
+manifest with a hash per file, which is written last and verified before a checkpoint is used. A
+step is the folder `step_00000020/`:
 
     weights/         the weights alone: all that a next stage, an evaluation or a chat needs
     optimizer/       the optimiser's state
     manifest.json    the step, the identity of the run, every array, every file and its hash
 
-While it is written its folder is called `.tmp-0`; renaming it is the commit. One that fails its
-hashes is set aside as `.bad` and the step before it is used. No random key and no pickle is stored.
+While it is written, its folder is called `.tmp-0`; the rename is the commit. A checkpoint whose
+hashes differ is renamed to `.bad`, and the step before it is used. No random key and no pickle is
+stored.
 """
 
 import itertools
@@ -33,12 +34,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from ringworld.config import flatten
 from ringworld.errors import InputError
 from ringworld.files import check_space, sync, writing_to
 from ringworld.params import paths
 from ringworld.progress import Announce
+from ringworld.train.build import TrainState
 from ringworld.train.manifest import Damaged, read_manifest, verify, write_manifest
-from ringworld.train.state import TrainState
 
 FOLDER = "checkpoints"
 PARTS = ("weights", "optimizer")
@@ -55,7 +57,7 @@ class Checkpoints:
     """The checkpoints of one run.
 
     The newest `keep` steps and all `milestones` stay; an older step is deleted only after a newer
-    one is committed and has been read back. `announce` is told what is set aside, in one line.
+    one is committed and has been read back. `announce` gets one line for each damaged checkpoint.
     """
 
     folder: Path
@@ -71,8 +73,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The committed steps, oldest first, whether or not their files are still whole."""
-        matches = [STEP.fullmatch(path.name) for path in self.folder.glob("step_*")]
-        return sorted(int(match[1]) for match in matches if match)
+        return find_steps(self.folder)
 
     def prepare(self) -> None:
         """Make the folder and remove what killed saves left.
@@ -166,6 +167,12 @@ class Checkpoints:
                 shutil.rmtree(going)
 
 
+def find_steps(folder: Path) -> list[int]:
+    """The steps whose checkpoints a folder has, oldest first; none where there is no folder."""
+    matches = [STEP.fullmatch(path.name) for path in folder.glob("step_*")]
+    return sorted(int(match[1]) for match in matches if match)
+
+
 def load_weights(folder: Path, abstract: Any) -> Any:
     """The weights alone of the newest step of the run in `folder`, laid out as `abstract` says.
 
@@ -234,7 +241,7 @@ def _check_same(
 
 
 def _refuse_other(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    there, here = _flat(stored), _flat(json.loads(json.dumps(wanted)))
+    there, here = flatten(stored), flatten(json.loads(json.dumps(wanted)))
     names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
     if names:
         shown = [f"{n} is {there.get(n)} there and {here.get(n)} here" for n in names[:3]]
@@ -245,16 +252,6 @@ def _refuse_other(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) 
         )
 
 
-def _flat(tree: Any, name: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {name: tree}
-    return {
-        key: leaf
-        for k, child in tree.items()
-        for key, leaf in _flat(child, f"{name}.{k}" if name else k).items()
-    }
-
-
 def _bytes(state: Any) -> int:
     leaves = jax.tree.leaves(state)
     return int(HEADROOM * sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves))
@@ -262,7 +259,7 @@ def _bytes(state: Any) -> int:
 
 @contextmanager
 def _orbax() -> Generator[ocp.Checkpointer, None, None]:
-    """Orbax, at rest when this ends: after an error in one of its threads the others go on."""
+    """Orbax; its threads have ended when this ends, also after an error in one of them."""
     try:
         with ocp.PyTreeCheckpointer() as orbax:
             yield orbax
@@ -274,7 +271,7 @@ def _orbax() -> Generator[ocp.Checkpointer, None, None]:
 
 @contextmanager
 def _quiet() -> Generator[None, None, None]:
-    """Keep the tracebacks of the threads of a failed save off the terminal: its error is raised."""
+    """Suppress the tracebacks of Orbax's threads; the error of a failed save is raised anyway."""
     logger, hook = logging.getLogger("absl"), sys.unraisablehook
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -1,14 +1,13 @@
-"""How a VQGAN codec learns: reconstruction, commitment, and a codebook that follows its latents.
+"""The training of a VQGAN codec: reconstruction, commitment, and a codebook of running means.
 
 The decoder's error reaches the encoder straight through the codes. The codebook takes no gradient:
 each code moves to the running mean of the latents put to it (van den Oord et al., arXiv 1711.00937,
 appendix A.1). A code that nearly no latent chooses is *dead* and starts again at a latent of the
 batch; since a fresh codebook is dead nearly everywhere, the first step fills it from the data.
-Rounding sets in gradually, so that the networks have something to say before the codes must say it.
-Who judges the pictures beside their pixels is in `judges`.
+Latents are rounded to codes gradually, so that the networks learn something first. The losses
+beside that of the pixels are in `ringworld.train.adversarial`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -23,40 +22,43 @@ from ringworld.models.vqgan import VQGAN, Weights, latents, paint, quantise, spe
 from ringworld.params import Leaf, init, pytree_dataclass
 from ringworld.train.adversarial import (
     PIXELS_ALONE,
-    Critic,
-    Judges,
-    evenness,
-    listen,
-    perceive,
-    start_critic,
-    teach,
+    Discriminator,
+    VQGANLosses,
+    adaptive_weight,
+    generator_loss,
+    perceptual_loss,
+    start_discriminator,
+    update_discriminator,
 )
-from ringworld.train.state import TrainState
+from ringworld.train.build import Step, TrainState
 
 Metrics = dict[str, Float[Array, ""]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodecTraining:
-    """How long and how fast a codec learns.
-
-    `squared` is the share of the squared error in the reconstruction loss (the rest is the absolute
-    error), `colour` how much more an error of colour counts than one of brightness, `decay` what a
-    code keeps of its running mean at each step, and a code is dead when its running count falls
-    under the share `dead` of an even one. Latents go a share of the way to their codes that rises
-    from 0 to 1 over the first `soften` steps; gradients longer than `clip` are shortened to it.
-    """
+    """How long and how fast a codec learns, and how its losses and its codebook are set."""
 
     steps: int
+    """updates in all"""
     warmup: int
+    """steps over which the learning rate rises from 0"""
     learning_rate: float
+    """the learning rate after the warm-up; it falls along a cosine to a hundredth"""
     seed: int = 0
+    """draws the initial weights and the restarts of dead codes"""
     squared: float = 0.5
+    """the share of the squared error in the reconstruction loss; the rest is the absolute error"""
     colour: float = 2.0
+    """how much more an error of colour counts than one of brightness"""
     decay: float = 0.98
+    """what a code keeps of its running mean at each step"""
     dead: float = 0.1
+    """a code is dead when its count falls below this share of an even one"""
     soften: int = 300
+    """steps over which latents are rounded to their codes more and more"""
     clip: float = 1.0
+    """the largest norm of all gradients together"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup < self.steps:
@@ -72,20 +74,20 @@ class CodecTraining:
 
 
 @pytree_dataclass
-class Tally:
-    """The running sums of each code: how many latents chose it [U], and their sum [U, E]."""
+class CodebookAverages:
+    """Running means of each code: how many latents chose it [U], and their sum [U, E]."""
 
     counts: Leaf
     sums: Leaf
 
 
 @pytree_dataclass
-class CodecMemory:
-    """What a codec's step remembers beside the weights; the optimizer of its `TrainState`."""
+class CodecOptimizer:
+    """What a codec's step carries on beside the weights: the optimizer of its `TrainState`."""
 
     moments: Any
-    tally: Tally
-    critic: Critic | None = None
+    averages: CodebookAverages
+    discriminator: Discriminator | None = None
 
 
 def make_optimizer(training: CodecTraining) -> optax.GradientTransformation:
@@ -101,73 +103,74 @@ def make_optimizer(training: CodecTraining) -> optax.GradientTransformation:
 
 
 def start_codec(
-    config: VQGAN, training: CodecTraining, judges: Judges = PIXELS_ALONE
+    config: VQGAN, training: CodecTraining, losses: VQGANLosses = PIXELS_ALONE
 ) -> TrainState:
     """The state before the first step, the same for a seed."""
     weights: Any = init(specs(config), training.seed)
     moments = make_optimizer(training).init(weights)
     counts = jnp.zeros((config.codebook,), jnp.float32)
     sums = jnp.zeros((config.codebook, config.width), jnp.float32)
-    tally = Tally(counts, sums)
-    critic = start_critic(judges, training.seed)
-    return TrainState(jnp.zeros((), jnp.int32), weights, CodecMemory(moments, tally, critic))
+    averages = CodebookAverages(counts, sums)
+    discriminator = start_discriminator(losses, training.seed)
+    carried = CodecOptimizer(moments, averages, discriminator)
+    return TrainState(jnp.zeros((), jnp.int32), weights, carried)
 
 
-class Drawn(NamedTuple):
-    """What a codec makes of a batch: the pictures, not clipped, and the commitment loss."""
+class Reconstruction(NamedTuple):
+    """What a codec gives back of a batch: the pictures, not clipped, and the commitment loss."""
 
     pixels: Float[Array, "Z Y X C"]
     commitment: Float[Array, ""]
 
 
-def redraw(
+def reconstruct(
     weights: Weights,
     pixels: Float[Array, "Z Y X C"],
     step: Int[Array, ""],
     config: VQGAN,
     training: CodecTraining,
-) -> tuple[Drawn, tuple[Float[Array, "Z y x E"], Int[Array, "Z y x"]]]:
-    """The batch through the codec, as far rounded as the step asks; the latents and their codes.
+) -> tuple[Reconstruction, tuple[Float[Array, "Z y x E"], Int[Array, "Z y x"]]]:
+    """The batch encoded and decoded again, with the latents and their codes.
 
-    The commitment loss is the mean of |latent - code|^2.
+    Over the first `soften` steps latents are rounded to their codes more and more. The commitment
+    loss is the mean of |latent - code|^2.
     """
     vectors = latents(weights, pixels, config)
     rounded, codes = quantise(vectors, weights.codebook)
-    firmness = jnp.minimum((step + 1).astype(jnp.float32) / training.soften, 1.0)
-    drawn = paint(weights, vectors + firmness * (rounded - vectors), config)
+    share = jnp.minimum((step + 1).astype(jnp.float32) / training.soften, 1.0)
+    pictures = paint(weights, vectors + share * (rounded - vectors), config)
     commitment = jnp.mean(jnp.square(vectors - jax.lax.stop_gradient(rounded)))
-    return Drawn(drawn, commitment), (vectors, codes)
+    return Reconstruction(pictures, commitment), (vectors, codes)
 
 
 def codec_loss(
-    drawn: Drawn,
+    made: Reconstruction,
     pixels: Float[Array, "Z Y X C"],
     config: VQGAN,
     training: CodecTraining,
-    judges: Judges,
+    losses: VQGANLosses,
     features: vgg.Weights | None,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """The loss but for the critic's part, and the metrics.
+    """The loss but for its adversarial part, and the metrics.
 
     loss = s |error|^2 + (1 - s) |error| + commitment |latent - code|^2, means over all numbers,
-    where the part of the error that is no change of brightness is first stretched by `colour`; and
-    the weighted unlikeness of the features.
+    where the part of the error that is no change of brightness is first multiplied by `colour`;
+    and the perceptual loss.
     """
-    error = drawn.pixels - pixels
+    error = made.pixels - pixels
     grey = jnp.mean(error, axis=-1, keepdims=True)
-    felt = grey + training.colour * (error - grey)
-    square, absolute = jnp.mean(jnp.square(felt)), jnp.mean(jnp.abs(felt))
-    unlike, perceived = perceive(features, drawn.pixels, pixels, judges)
+    weighted = grey + training.colour * (error - grey)
+    square, absolute = jnp.mean(jnp.square(weighted)), jnp.mean(jnp.abs(weighted))
+    perceptual, metrics = perceptual_loss(features, made.pixels, pixels, losses)
     share = training.squared
-    loss = share * square + (1 - share) * absolute + config.commitment * drawn.commitment + unlike
-    metrics = {
-        "loss": loss,
+    loss = share * square + (1 - share) * absolute + config.commitment * made.commitment
+    return loss + perceptual, metrics | {
+        "loss": loss + perceptual,
         "square": square,
         "absolute": absolute,
-        "commitment": drawn.commitment,
+        "commitment": made.commitment,
         "psnr": psnr(jnp.mean(jnp.square(error)) / 4),
     }
-    return loss, metrics | perceived
 
 
 def codec_step(
@@ -175,54 +178,57 @@ def codec_step(
     pixels: Float[Array, "Z Y X C"],
     config: VQGAN,
     training: CodecTraining,
-    judges: Judges = PIXELS_ALONE,
+    losses: VQGANLosses = PIXELS_ALONE,
     features: vgg.Weights | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One step: the gradient moves the networks, the latents move the codebook.
 
     Metrics: the parts of the loss, `psnr` in dB, `grad_norm` before the clip, `perplexity` (how
     many equally used codes would be as varied as this batch's) and `running_perplexity` (as the
-    running counts), `used` (the share of codes that are alive) and `revived` (how many started
-    again). Of a critic: `opinion` (what it says of the drawn pictures, on average), its weight
-    `critic_weight`, its loss and the share of patches that it tells rightly, `told`.
+    running counts), `used` (the share of codes that are alive) and `restarted` (how many dead ones
+    started again). With a discriminator: `generator_loss`, its weight `adversarial_weight`,
+    `discriminator_loss` and `discriminator_accuracy`, the last two NaN before it starts.
     """
-    memory: CodecMemory = state.optimizer
-    drawn, pull, (vectors, codes) = jax.vjp(
-        lambda weights: redraw(weights, pixels, state.step, config, training),
+    carried: CodecOptimizer = state.optimizer
+    made, backward, (vectors, codes) = jax.vjp(
+        lambda weights: reconstruct(weights, pixels, state.step, config, training),
         state.weights,
         has_aux=True,
     )
     loss_of = jax.value_and_grad(codec_loss, has_aux=True)
-    (loss, metrics), felt = loss_of(drawn, pixels, config, training, judges, features)
-    critic = memory.critic
-    if critic is not None:
-        heard = listen(critic, drawn.pixels, state.step, judges)
-        wish = Drawn(heard.wish, jnp.zeros_like(felt.commitment))
-        ours, its = (_last_kernel(pull(part)) for part in (felt, wish))
-        weight = evenness(ours, its, state.step, judges)
-        felt = jax.tree.map(lambda all_others, its: all_others + weight * its, felt, wish)
-        critic, learned = teach(critic, pixels, drawn.pixels, state.step, judges)
+    (loss, metrics), cotangent = loss_of(made, pixels, config, training, losses, features)
+    discriminator = carried.discriminator
+    if discriminator is not None:
+        fooling = generator_loss(discriminator, made.pixels, state.step, losses)
+        adversarial = Reconstruction(fooling.gradient, jnp.zeros_like(cotangent.commitment))
+        ours, its = (_last_kernel(backward(part)) for part in (cotangent, adversarial))
+        weight = adaptive_weight(ours, its, state.step, losses)
+        cotangent = jax.tree.map(lambda others, its: others + weight * its, cotangent, adversarial)
+        discriminator, learned = update_discriminator(
+            discriminator, pixels, made.pixels, state.step, losses
+        )
         metrics |= learned | {
-            "loss": loss + weight * heard.loss,
-            "opinion": -heard.loss,
-            "critic_weight": weight,
+            "loss": loss + weight * fooling.loss,
+            "generator_loss": fooling.loss,
+            "adversarial_weight": weight,
         }
-    (gradient,) = pull(felt)
+    (gradient,) = backward(cotangent)
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer counts
-        updates, moments = make_optimizer(training).update(gradient, memory.moments, state.weights)
+        updates, moments = make_optimizer(training).update(gradient, carried.moments, state.weights)
     moved: Any = optax.apply_updates(state.weights, updates)
-    followed = follow(memory.tally, vectors, codes, training)
-    tally, dead = revive(followed, vectors, state.step, training)
-    book = tally.sums / jnp.maximum(tally.counts, jnp.finfo(jnp.float32).tiny)[:, None]
+    updated = update_averages(carried.averages, vectors, codes, training)
+    averages, dead = restart_dead_codes(updated, vectors, state.step, training)
+    book = averages.sums / jnp.maximum(averages.counts, jnp.finfo(jnp.float32).tiny)[:, None]
     metrics = metrics | {
         "grad_norm": optax.tree.norm(gradient),
         "perplexity": perplexity(count(codes, config.codebook)),
-        "running_perplexity": perplexity(followed.counts),
+        "running_perplexity": perplexity(updated.counts),
         "used": 1 - jnp.mean(dead.astype(jnp.float32)),
-        "revived": jnp.sum(dead).astype(jnp.float32),
+        "restarted": jnp.sum(dead).astype(jnp.float32),
     }
     weights = replace(moved, codebook=book)
-    return TrainState(state.step + 1, weights, CodecMemory(moments, tally, critic)), metrics
+    after = CodecOptimizer(moments, averages, discriminator)
+    return TrainState(state.step + 1, weights, after), metrics
 
 
 def _last_kernel(gradient: tuple[Weights]) -> Float[Array, "Y X C D"]:
@@ -232,53 +238,53 @@ def _last_kernel(gradient: tuple[Weights]) -> Float[Array, "Y X C D"]:
 def make_codec_step(
     config: VQGAN,
     training: CodecTraining,
-    judges: Judges = PIXELS_ALONE,
+    losses: VQGANLosses = PIXELS_ALONE,
     features: vgg.Weights | None = None,
-) -> Callable[[TrainState, Float[Array, "Z Y X C"]], tuple[TrainState, Metrics]]:
+) -> Step:
     """`codec_step` compiled, as `ringworld.train.loop.fit` takes it; the old state is used up."""
     step = jax.jit(
         lambda state, pixels, features: codec_step(
-            state, pixels, config, training, judges, features
+            state, pixels, config, training, losses, features
         ),
         donate_argnums=0,
     )
     return lambda state, pixels: step(state, pixels, features)
 
 
-def follow(
-    tally: Tally,
+def update_averages(
+    averages: CodebookAverages,
     vectors: Float[Array, "Z y x E"],
     codes: Int[Array, "Z y x"],
     training: CodecTraining,
-) -> Tally:
-    """The running sums of the codes moved towards those of a batch."""
+) -> CodebookAverages:
+    """The running means of the codes, moved towards those of a batch."""
     flat, chosen, keep = vectors.reshape(-1, vectors.shape[-1]), codes.reshape(-1), training.decay
-    hits = count(codes, tally.counts.shape[0])
-    sums = jnp.zeros_like(tally.sums).at[chosen].add(flat)
-    return Tally(
-        counts=keep * tally.counts + (1 - keep) * hits,
-        sums=keep * tally.sums + (1 - keep) * sums,
+    hits = count(codes, averages.counts.shape[0])
+    sums = jnp.zeros_like(averages.sums).at[chosen].add(flat)
+    return CodebookAverages(
+        counts=keep * averages.counts + (1 - keep) * hits,
+        sums=keep * averages.sums + (1 - keep) * sums,
     )
 
 
-def revive(
-    tally: Tally,
+def restart_dead_codes(
+    averages: CodebookAverages,
     vectors: Float[Array, "Z y x E"],
     step: Int[Array, ""],
     training: CodecTraining,
-) -> tuple[Tally, Bool[Array, "U"]]:
-    """The running sums with dead codes put on latents of the batch, and which codes were dead.
+) -> tuple[CodebookAverages, Bool[Array, "U"]]:
+    """The running means with dead codes moved to latents of the batch, and which were dead.
 
-    The latents are drawn by the seed and the step. A revived code starts with an even count.
+    The latents are drawn by the seed and the step. A code starts again with an even count.
     """
     flat = vectors.reshape(-1, vectors.shape[-1])
-    size = tally.counts.shape[0]
+    size = averages.counts.shape[0]
     even = flat.shape[0] / size
     key = jax.random.fold_in(jax.random.key(training.seed), step)
     picks = flat[jax.random.choice(key, flat.shape[0], (size,), replace=flat.shape[0] < size)]
-    dead = tally.counts < training.dead * even
-    counts = jnp.where(dead, even, tally.counts)
-    return Tally(counts, jnp.where(dead[:, None], even * picks, tally.sums)), dead
+    dead = averages.counts < training.dead * even
+    counts = jnp.where(dead, even, averages.counts)
+    return CodebookAverages(counts, jnp.where(dead[:, None], even * picks, averages.sums)), dead
 
 
 def count(codes: Int[Array, "Z y x"], size: int) -> Float[Array, "U"]:

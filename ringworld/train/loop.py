@@ -1,7 +1,7 @@
-"""The loop: restore, step, report, save, and go on from any death.
+"""The training loop: restore, step, report, save, and resume after any kind of stop.
 
 A batch is a pure function of its step, and the state is all that a step changes. So a run that was
-killed and started again takes the same steps, to the last bit, as one that was not.
+killed and started again takes the same steps, bit for bit, as one that was not.
 """
 
 import signal
@@ -15,24 +15,30 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.typing import DTypeLike
 
 from ringworld.errors import InputError
 from ringworld.files import alone_in
 from ringworld.progress import Announce
+from ringworld.train.build import Step, TrainState, is_finite
 from ringworld.train.checkpoint import FOLDER, Checkpoints
 from ringworld.train.metrics import MetricsLog
-from ringworld.train.state import TrainState, is_finite, outline
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """How long a run is, and how often it saves and speaks; all counted in steps."""
+    """How long a run is, and how often it saves and reports; all counted in steps."""
 
     steps: int
+    """updates in all"""
     save_every: int = 100
-    keep: int = 2  # how many of the newest checkpoints stay
-    milestones: tuple[int, ...] = ()  # steps whose checkpoint always stays
-    log_every: int = 10  # on a terminal every step is shown
+    """updates between two checkpoints"""
+    keep: int = 2
+    """how many of the newest checkpoints stay, 2 or more"""
+    milestones: tuple[int, ...] = ()
+    """steps whose checkpoint always stays"""
+    log_every: int = 10
+    """steps between two lines of the log; on a terminal every step is shown"""
 
     def __post_init__(self) -> None:
         for name in ("steps", "save_every", "log_every"):
@@ -42,22 +48,25 @@ class Loop:
 
 def fit(
     *,
-    state: TrainState,
-    step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
+    abstract: TrainState,
+    begin: Callable[[], TrainState],
+    step: Step,
     batches: Callable[[int], Any],
     loop: Loop,
     folder: Path,
     identity: dict[str, Any],
-    flops_per_step: float,
     tokens_per_step: int,
+    dtype: DTypeLike,
     announce: Announce,
 ) -> TrainState:
     """Train until `loop.steps` updates are made, from the newest whole checkpoint in `folder`.
 
-    `step` maps a state and a batch to the next state and its metrics (scalars, among them "loss"
-    and "grad_norm"); it is jitted and may donate the state. `batches(n)` makes the batch of step n
-    and of nothing else, in another thread: it must not run collectives. `identity` is JSON that
-    says which model and recipe this is.
+    A checkpoint is restored onto the shapes and shardings of `abstract`; without one, `begin` makes
+    the first state. `step` maps a state and a batch to the next state and its metrics (scalars,
+    among them "loss" and "grad_norm", and "flops" where they are known); it is jitted and may
+    donate the state. `batches(n)` makes the batch of step n and of nothing else, in another thread:
+    it must not run collectives. `identity` is JSON that says which model this is. Utilisation is
+    the share of what matrix products of `dtype` reach.
 
     Raises InputError when the checkpoint is of another model, the disk is full, another process
     trains in `folder`, or a number is not finite (nothing of that step is kept). On SIGINT or
@@ -68,7 +77,7 @@ def fit(
     )
     with alone_in(folder) if jax.process_index() == 0 else nullcontext():
         checkpoints.prepare()
-        state = checkpoints.restore(outline(state), identity) or state
+        state = checkpoints.restore(abstract, identity) or begin()
         start = int(state.step)
         if start >= loop.steps:
             announce(f"{folder}: trained to step {start} already")
@@ -81,8 +90,8 @@ def fit(
             start=start,
             steps=loop.steps,
             log_every=loop.log_every,
-            flops_per_step=flops_per_step,
             tokens_per_step=tokens_per_step,
+            dtype=dtype,
             announce=announce,
         )
         stream = closing(_prefetch(batches, start, loop.steps))
@@ -106,7 +115,10 @@ def fit(
 def _prefetch(
     batches: Callable[[int], Any], start: int, end: int
 ) -> Generator[tuple[int, Any, float], None, None]:
-    """Each step's number, its batch, and the seconds it was waited for; one batch is made ahead."""
+    """Each step's number, its batch, and the seconds spent waiting for it.
+
+    The next batch is made in a thread while the step runs.
+    """
     mesh = jax.sharding.get_mesh()  # a mesh is set per thread
 
     def make(n: int) -> Any:
@@ -127,8 +139,8 @@ def _prefetch(
 def _check_finite(state: TrainState, n: int) -> None:
     if not is_finite(state):
         raise InputError(
-            f"the weights are not finite after step {n}: lower the learning rate, "
-            "then run again to go on from the last checkpoint"
+            f"the weights are not finite after step {n}: lower the learning rate and train in "
+            "another folder; the last checkpoint of this one is as it was"
         )
 
 
@@ -140,13 +152,13 @@ def _stop_signal() -> Generator[threading.Event, None, None]:
         yield stop
         return
 
-    def give_back() -> None:
+    def restore_handlers() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
     def handle(number: int, frame: Any) -> None:
         stop.set()
-        give_back()
+        restore_handlers()
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
@@ -154,4 +166,4 @@ def _stop_signal() -> Generator[threading.Event, None, None]:
     try:
         yield stop
     finally:
-        give_back()
+        restore_handlers()

@@ -4,7 +4,8 @@ Each modality's loss is a weighted mean over its own targets, and the two are ba
 
     loss_m = sum_t weight_t nll_t / sum_t weight_t,    loss = (1 - b) loss_text + b loss_vision
 
-The weights come with the batch: masked packing sets them so that each example counts alike.
+In a batch that has targets of one modality only, the loss is that modality's. The weights come with
+the batch: masked packing sets them so that each example counts alike.
 """
 
 from functools import partial
@@ -12,34 +13,25 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ringworld.batch import Batch
 from ringworld.mesh import has_mesh, spec
-from ringworld.models.world import Heads, World, WorldWeights, forward, gather_heads
+from ringworld.models.world import (
+    Heads,
+    World,
+    WorldWeights,
+    count_weights,
+    forward,
+    gather_heads,
+    token_nll,
+)
 
 # Tokens whose logits exist at one time on a device: 1024 x 32000 float32 logits are 125 MiB.
 CHUNK = 1024
+Metrics = dict[str, Float[Array, ""]]
 # The mesh axes that divide tokens.
 ROWS = ("data", "fsdp", "seq")
-
-
-def nll_of_chunk(
-    x: Float[Array, "T D"], head: Float[Array, "D V"], targets: Int[Array, "T"], axis: str | None
-) -> Float[Array, "T"]:
-    """-log softmax(x head)[target] in float32, the vocabulary divided over `axis`."""
-    logits = jnp.einsum("td,dv->tv", x, head.astype(x.dtype), preferred_element_type=jnp.float32)
-    rows = logits.shape[1]
-    local = targets - (0 if axis is None else lax.axis_index(axis) * rows)
-    held = (local >= 0) & (local < rows)
-    picked = jnp.take_along_axis(logits, jnp.where(held, local, 0)[:, None], axis=1)[:, 0]
-    picked = jnp.where(held, picked, 0.0)
-    top = lax.stop_gradient(logits.max(-1))
-    if axis is None:
-        return top + jnp.log(jnp.exp(logits - top[:, None]).sum(-1)) - picked
-    top = lax.pmax(top, axis)
-    total = lax.psum(jnp.exp(logits - top[:, None]).sum(-1), axis)
-    return top + jnp.log(total) - lax.psum(picked, axis)
 
 
 def _weighted_sum(
@@ -52,7 +44,7 @@ def _weighted_sum(
     """sum_t weight_t nll_t of one chunk; a chunk without weight does not read the head."""
     return lax.cond(
         jnp.any(weights > 0),
-        lambda: jnp.sum(weights * nll_of_chunk(x, head, targets, axis)),
+        lambda: jnp.sum(weights * token_nll(x, head, targets, axis)),
         lambda: jnp.zeros_like(weights[0]),
     )
 
@@ -108,13 +100,51 @@ def nll_sums(x: Float[Array, "B T D"], heads: Heads, batch: Batch) -> Float[Arra
 
 def loss(
     weights: WorldWeights, batch: Batch, c: World, vision_share: float
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The balanced loss, and the loss of each modality. `vision_share` is b above: LWM's is 0.5."""
+) -> tuple[Float[Array, ""], Metrics]:
+    """The balanced loss, and what the record of a step has of it.
+
+    `vision_share` is b above: LWM's is 0.5. Metrics: `text_loss` and `vision_loss`, NaN where the
+    batch has no such target; `text_targets` and `vision_targets`, how many targets have a weight;
+    `flops`, what `batch_flops` counts.
+    """
     x = forward(weights, batch.tokens, batch.vision, batch.where, c)
     sums = nll_sums(x, gather_heads(weights, c), batch)
-    text_weight = jnp.sum(jnp.where(batch.target_vision, 0.0, batch.weights))
-    vision_weight = jnp.sum(jnp.where(batch.target_vision, batch.weights, 0.0))
-    text = sums[0] / jnp.maximum(text_weight, 1e-9)
-    vision = sums[1] / jnp.maximum(vision_weight, 1e-9)
-    total = (1 - vision_share) * text + vision_share * vision
-    return total, {"text_loss": text, "vision_loss": vision}
+    text_weights = jnp.where(batch.target_vision, 0.0, batch.weights)
+    vision_weights = jnp.where(batch.target_vision, batch.weights, 0.0)
+    total = jnp.stack([jnp.sum(text_weights), jnp.sum(vision_weights)])
+    targets = jnp.stack([_count(text_weights > 0), _count(vision_weights > 0)])
+    means = sums / jnp.maximum(total, 1e-9)
+    shares = jnp.where(targets > 0, jnp.array([1 - vision_share, vision_share]), 0.0)
+    value = jnp.sum(shares * means) / jnp.maximum(jnp.sum(shares), 1e-9)
+    text, vision = jnp.where(targets > 0, means, jnp.nan)
+    return value, {
+        "text_loss": text,
+        "vision_loss": vision,
+        "text_targets": targets[0],
+        "vision_targets": targets[1],
+        "flops": batch_flops(batch, targets[0], targets[1], c),
+    }
+
+
+def batch_flops(
+    batch: Batch, text_targets: Float[Array, ""], vision_targets: Float[Array, ""], c: World
+) -> Float[Array, ""]:
+    """The floating point operations of a training step that the batch needs, float32.
+
+    6 a weight and token, 3.5 times the forward of attention, which is 4 N H a layer and pair of a
+    query and a key that it sees. Padding, pairs that the mask leaves out, heads at positions
+    without a target, and what is computed twice do not count.
+    """
+    real = batch.segments > 0
+    seen = batch.positions.astype(jnp.float32) + 1  # in a segment, positions count from 0
+    if c.llama.window is not None:
+        seen = jnp.minimum(seen, c.llama.window)
+    pairs = jnp.sum(jnp.where(real, seen, 0.0))
+    layers, text_head, vision_head = count_weights(c)
+    heads = float(text_head) * text_targets + float(vision_head) * vision_targets
+    attention = 14.0 * c.llama.layers * c.llama.heads * c.llama.head_width * pairs
+    return 6.0 * (float(layers) * _count(real) + heads) + attention
+
+
+def _count(flags: Bool[Array, "B T"]) -> Float[Array, ""]:
+    return jnp.sum(flags.astype(jnp.float32))

@@ -1,8 +1,8 @@
 """The integrity manifest: what a checkpoint holds, with the hash of every file.
 
-It is the last file written into a checkpoint and the first one read. Nothing in a folder without a
-whole manifest is believed. The manifest carries the hash of its own content too, so that a flipped
-bit in it is damage and never another meaning.
+It is the last file written into a checkpoint and the first one read. A folder without a valid
+manifest is not a checkpoint. The manifest has a hash of its own content too, so that a flipped bit
+in it is detected.
 """
 
 import hashlib

@@ -14,6 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
 from ringworld.errors import InputError
@@ -23,31 +25,42 @@ from ringworld.progress import Announce, make_progress
 
 NAME = "metrics.jsonl"
 MUST_BE_FINITE = ("loss", "grad_norm")
-SIDE = 1024  # of the square matrices that measure the machine: large enough to reach its peak
+# The side of the square matrices that measure the machine: large enough to reach its peak, on a CPU
+# and on an accelerator, where 1024 would measure how long it takes to start a kernel.
+SIDE, WIDE_SIDE = 1024, 8192
 TRIALS = 5
 
 
 @cache
-def peak_flops() -> float:
-    """Floating point operations a second of all devices together, measured on float32 products.
+def peak_flops(dtype: np.dtype) -> float:
+    """Floating point operations a second of all devices together, measured on matrix products.
 
-    Virtual CPU devices share their cores and count as one.
+    The products are of `dtype`, the type that the model computes in. Virtual CPU devices share
+    their cores and count as one.
     """
+    cpu = jax.default_backend() == "cpu"
+    side = SIDE if cpu else WIDE_SIDE
     multiply = jax.jit(lambda a: a @ a)
     seconds = []
     with jax.set_mesh(make_mesh(devices=jax.local_devices()[:1])):
-        x = multiply(jnp.ones((SIDE, SIDE), jnp.float32)).block_until_ready()
+        x = multiply(jnp.ones((side, side), dtype)).block_until_ready()
         for _ in range(TRIALS):
             begin = time.perf_counter()
             multiply(x).block_until_ready()
             seconds.append(time.perf_counter() - begin)
-    devices = 1 if jax.default_backend() == "cpu" else jax.device_count()
-    return devices * 2 * SIDE**3 / min(seconds)
+    return (1 if cpu else jax.device_count()) * 2 * side**3 / min(seconds)
 
 
-def mfu(flops: float, seconds: float) -> float:
-    """Model FLOPs utilisation: the share of the peak that went into `flops` of the model."""
-    return flops / seconds / peak_flops()
+def mfu(flops: float | None, seconds: float, dtype: np.dtype) -> float | None:
+    """Model FLOPs utilisation: the share of the peak that went into `flops` of the model.
+
+    None where `flops` is, and where the share is above 1: then the peak was measured while other
+    work held the machine, and no share of it is true.
+    """
+    if flops is None:
+        return None
+    share = flops / seconds / peak_flops(dtype)
+    return share if share <= 1 else None
 
 
 @runtime_checkable
@@ -73,20 +86,20 @@ class MetricsLog:
         start: int,
         steps: int,
         log_every: int,
-        flops_per_step: float,
         tokens_per_step: int,
+        dtype: DTypeLike,
         announce: Announce,
     ) -> None:
         self.path = folder / NAME
         self.steps, self.log_every, self.announce = steps, log_every, announce
-        self.flops_per_step, self.tokens_per_step = flops_per_step, tokens_per_step
+        self.tokens_per_step, self.dtype = tokens_per_step, jnp.dtype(dtype)
         self._waiting: tuple[int, dict[str, jax.Array], float] | None = None
         keep_before(self.path, start)
         self._bar = make_progress(
             BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.description}")
         )
         self._task = self._bar.add_task("", total=steps, completed=start)
-        peak_flops()
+        peak_flops(self.dtype)
         self._since = time.perf_counter()
 
     def __enter__(self) -> "MetricsLog":
@@ -130,13 +143,14 @@ class MetricsLog:
 
     def _report(self, step: int, metrics: dict[str, jax.Array], wait_s: float) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        flops = values.pop("flops", None)
         seconds = time.perf_counter() - self._since
         self._since += seconds
         for name in MUST_BE_FINITE:
             if not math.isfinite(values.get(name, 0.0)):
                 raise InputError(
-                    f"{name} is {values[name]} at step {step}: lower the learning rate or look at "
-                    "that batch, then run again to go on from the last checkpoint"
+                    f"{name} is {values[name]} at step {step}: lower the learning rate and train "
+                    "in another folder; the last checkpoint of this one is as it was"
                 )
         row = {
             "step": step,
@@ -144,7 +158,7 @@ class MetricsLog:
             "seconds": seconds,
             "wait_s": wait_s,
             "tokens_per_s": self.tokens_per_step / seconds,
-            "mfu": mfu(self.flops_per_step, seconds),
+            "mfu": mfu(flops, seconds, self.dtype),
         }
         with writing_to(self.path.parent), open(self.path, "a") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
@@ -164,7 +178,9 @@ def describe(row: dict[str, Any]) -> str:
     """A row of the record as one line for people."""
     shown = [f"step {row['step']}"]
     shown += [f"{name} {row[name]:.4f}" for name in MUST_BE_FINITE if name in row]
-    shown += [f"tokens/s {row['tokens_per_s']:.0f}", f"mfu {row['mfu']:.1%}"]
+    shown.append(f"tokens/s {row['tokens_per_s']:.0f}")
+    if row["mfu"] is not None:
+        shown.append(f"mfu {row['mfu']:.1%}")
     return " ".join([*shown, f"waited {row['wait_s'] / row['seconds']:.1%}"])
 
 

@@ -20,14 +20,23 @@ class AdamW:
     """
 
     peak_lr: float = 4e-5
-    end_lr: float = 4e-6  # where "cosine" ends; "constant" stays at the peak
+    """the learning rate after the warm-up"""
+    end_lr: float = 4e-6
+    """where a "cosine" schedule ends; a "constant" one stays at the peak"""
     warmup_steps: int = 100
+    """steps over which the rate rises from 0"""
     schedule: Literal["cosine", "constant"] = "constant"
+    """the course of the rate after the warm-up"""
     b1: float = 0.9
+    """decay of the running mean of gradients"""
     b2: float = 0.95
+    """decay of the running mean of their squares"""
     eps: float = 1e-8
+    """added to the root of the second before dividing by it"""
     weight_decay: float = 0.1
+    """share of each matrix that a rate of 1 would take away in a step"""
     clip_norm: float = 1.0
+    """the largest norm of all gradients together; longer ones are scaled down to it"""
 
     def __post_init__(self) -> None:
         if self.peak_lr <= 0:
@@ -53,7 +62,7 @@ class AdamW:
 def learning_rate(config: AdamW, steps: int, step: jax.Array | int) -> jax.Array:
     """The learning rate of update `step`, counted from 0; a float32 scalar.
 
-    It rises in a line from 0 to the peak over the warm-up, then stays there or falls along half a
+    It rises linearly from 0 to the peak over the warm-up, then stays there or falls along half a
     cosine to `end_lr` at `steps`. Raises InputError when the warm-up does not fit into `steps`.
     """
     with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with floats

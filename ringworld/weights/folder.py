@@ -14,6 +14,7 @@ import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import ref
@@ -25,10 +26,11 @@ from jax.typing import DTypeLike
 
 from ringworld.errors import InputError
 from ringworld.files import read_json_object, sync, writing_to
-from ringworld.mesh import has_mesh, named_sharding
+from ringworld.mesh import RULES, Rules, has_mesh, named_sharding
 from ringworld.params import Param, paths
 from ringworld.weights.file_names import CONFIG, TENSORS
 from ringworld.weights.tensors import (
+    LazyTensor,
     Pieces,
     check_numbers,
     each_piece,
@@ -71,8 +73,16 @@ def save_folder(path: Path, kind: str, config: Any, weights: Any, dtype: DTypeLi
     InputError when `path` exists.
     """
     with new_folder(path) as draft:
-        table = {name: np.asarray(w, dtype) for name, w in paths(weights).items()}
-        write_folder(draft, kind, config, table)
+        write_folder(draft, kind, config, table_of(weights, dtype))
+
+
+def table_of(weights: Any, dtype: DTypeLike) -> dict[str, Pieces]:
+    """The weights of a pytree by name, each brought to the host and cast when it is written."""
+    stored = np.dtype(dtype)
+    return {
+        name: Pieces(weight.shape, (LazyTensor(partial(np.asarray, weight, stored), stored),))
+        for name, weight in paths(weights).items()
+    }
 
 
 def write_folder(
@@ -111,17 +121,23 @@ def read_config(path: Path) -> dict[str, Any]:
     return read_json_object(file)
 
 
-def fill(specs: T, tensors: Mapping[str, np.ndarray | Pieces], dtype: DTypeLike) -> T:
+def fill(
+    specs: T,
+    tensors: Mapping[str, np.ndarray | Pieces],
+    dtype: DTypeLike,
+    rules: Rules = RULES,
+) -> T:
     """The spec table with each Param replaced by the tensor of its name, cast to `dtype`.
 
-    Weights are read one at a time, and put on the mesh that is set. Raises InputError when a tensor
-    is missing, is not in the table, has another shape or holds what is not a number.
+    Weights are read one at a time, and divided over the mesh that is set by `rules`. Raises
+    InputError when a tensor is missing, is not in the table, has another shape or holds what is not
+    a number.
     """
     check_table(specs, tensors)
     leaves = []
     for name, param in paths(specs).items():
         whole = _read(name, param, tensors[name], dtype)
-        leaves.append(jax.block_until_ready(_place(whole, param)))
+        leaves.append(jax.block_until_ready(_place(whole, param, rules)))
         copied = ref(whole)
         del whole
         _wait_until_freed(copied)
@@ -172,8 +188,8 @@ def _read(name: str, param: Param, tensor: np.ndarray | Pieces, dtype: DTypeLike
     return whole
 
 
-def _place(whole: np.ndarray, param: Param) -> jax.Array:
+def _place(whole: np.ndarray, param: Param, rules: Rules) -> jax.Array:
     if not has_mesh():
         return jnp.asarray(whole)
-    sharding = named_sharding(jax.sharding.get_mesh(), *param.axes)
+    sharding = named_sharding(jax.sharding.get_mesh(), *param.axes, rules=rules)
     return jax.make_array_from_callback(param.shape, sharding, lambda index: whole[index])

@@ -100,6 +100,11 @@ class Tensor:
     kind: Kind
     content: memoryview
 
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of what is read."""
+        return PLAIN.get(self.kind.name, np.dtype(np.float32))
+
     def read(self) -> np.ndarray:
         """Its numbers, dequantised to float32 if they are not floats already."""
         if self.kind.name in PLAIN:

@@ -8,11 +8,8 @@ error, never a guess.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-
-import numpy as np
 
 from ringworld.errors import InputError
 from ringworld.files import read_json_object
@@ -24,7 +21,7 @@ from ringworld.vocab import Vocabulary
 from ringworld.weights.file_names import CHAT_TEMPLATE, CONFIG, INDEX, TENSORS, VQGAN_FOLDER
 from ringworld.weights.folder import read_config
 from ringworld.weights.imported import Checkpoint, read_ends
-from ringworld.weights.tensors import Read, read_tensors
+from ringworld.weights.tensors import LazyTensor, lazy, read_tensors
 
 N = TypeVar("N", int, float)
 
@@ -328,13 +325,13 @@ def read_hf(path: Path) -> Checkpoint:
     )
 
 
-def _read_shards(path: Path) -> dict[str, Read]:
+def _read_shards(path: Path) -> dict[str, LazyTensor]:
     if (path / TENSORS).is_file() or not (path / INDEX).is_file():
         if not (path / TENSORS).is_file() and list(path.glob("*.bin")):
             raise InputError(
                 f"{path} holds .bin weights, which are programs: use the safetensors of the model"
             )
-        return {n: partial(np.asarray, w) for n, w in read_tensors(path / TENSORS).items()}
+        return {n: lazy(w) for n, w in read_tensors(path / TENSORS).items()}
     places = read_json_object(path / INDEX).get("weight_map")
     if not isinstance(places, dict) or not all(
         isinstance(file, str) and Path(file).name == file for file in places.values()
@@ -349,7 +346,7 @@ def _read_shards(path: Path) -> dict[str, Read]:
     shards = {file: read_tensors(path / file) for file in files}
     if lost := [name for name, file in places.items() if name not in shards[file]]:
         raise InputError(f"{path / places[lost[0]]} lacks the tensor {lost[0]}: copy it again")
-    return {name: partial(np.asarray, shards[file][name]) for name, file in places.items()}
+    return {name: lazy(shards[file][name]) for name, file in places.items()}
 
 
 def _read_template(path: Path) -> str | None:

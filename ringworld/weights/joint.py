@@ -11,7 +11,7 @@ split again to the bit.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from ringworld.models.vqgan import VQGAN
 from ringworld.models.world import World
 from ringworld.weights.imported import Checkpoint
 from ringworld.weights.names import BY_OURS
-from ringworld.weights.tensors import Pieces, Read
+from ringworld.weights.tensors import Pieces
 
 JOINED = "ringworld"  # the field of a joined model's config.json
 MARKS = ("<vision>", "</vision>")
@@ -61,15 +61,11 @@ def split_tables(checkpoint: Checkpoint) -> Checkpoint:
     for there, sight in JOINS.items():
         if there in tensors:
             both = tensors[there]
-            tensors[there] = partial(_part, both, 0, text)
-            tensors[sight] = partial(_part, both, text, None)
+            tensors[there] = both.then(itemgetter(slice(0, text)))
+            tensors[sight] = both.then(itemgetter(slice(text, None)))
     vision = {name: value for name, value in said.items() if name != "text"}
     config = checkpoint.config | {"vocab_size": text, "vision": vision}
     return replace(checkpoint, config=config, tensors=tensors)
-
-
-def _part(read: Read, first: int, past: int | None) -> np.ndarray:
-    return read()[first:past]
 
 
 def add_vision(

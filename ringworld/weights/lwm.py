@@ -17,10 +17,11 @@ from ringworld.files import read_json_object
 from ringworld.text.load import read_tokenizer
 from ringworld.weights.cursor import Stored, finite, to_halves
 from ringworld.weights.file_names import CONFIG, LWM_CODEC
-from ringworld.weights.imported import Checkpoint, Read
+from ringworld.weights.imported import Checkpoint
 from ringworld.weights.msgpack import read_tree
 from ringworld.weights.names import NAMES, SCAN
 from ringworld.weights.settings import number_of, size_of
+from ringworld.weights.tensors import LazyTensor
 
 SCANNED = "transformer/h/scan_decoder/"
 MODEL = ("transformer/", "lm_head/", "vision_head/")
@@ -52,14 +53,15 @@ def read_lwm(path: Path) -> Checkpoint:
         raise InputError(f"there is no {given}, and LWM's file has no sizes: write it ({EXAMPLE})")
     layers = _count_layers(path, tree)
     config = _config(path, given, tree, layers)
-    tensors: dict[str, Read] = {}
+    tensors: dict[str, LazyTensor] = {}
     heads = config["num_attention_heads"]
     for name in NAMES:
         for l in range(layers) if name.layered else (0,):
             kernel = name.lwm and _find(tree, name.lwm.format(l), name.lwm, l, layers)
             if kernel:
                 there = name.hugging_face.format(l)
-                tensors[there] = partial(_read, path, there, *kernel, heads)
+                read = partial(_read, path, there, *kernel, heads)
+                tensors[there] = LazyTensor(read, kernel[0].dtype)
     if config["tie_word_embeddings"] and "transformer/vte/embedding" in tree:
         raise InputError(f"{path} sees, but ties its text head: use an untied model")
     if VISION_TABLE in tree and VISION_HEAD not in tree:

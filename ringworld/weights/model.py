@@ -18,14 +18,33 @@ from ringworld.mesh import has_mesh, shard
 from ringworld.models.world import Logits, World, WorldWeights, forward, read_heads, specs
 from ringworld.params import shardings
 from ringworld.settings import Sampling
-from ringworld.text.load import SENTENCEPIECE, TOKENIZER, parse_tokenizer, read_names
+from ringworld.text.load import (
+    ADDED_TOKENS,
+    SENTENCEPIECE,
+    SPECIAL_TOKENS,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    parse_tokenizer,
+    read_names,
+)
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary
 from ringworld.weights.codecs import load_codec
-from ringworld.weights.file_names import CODEC
-from ringworld.weights.folder import fill, save_folder
+from ringworld.weights.file_names import CHAT_TEMPLATE, CODEC, GENERATION
+from ringworld.weights.folder import fill, new_folder, table_of, write_folder
 from ringworld.weights.imported import read_about, read_sampling
 from ringworld.weights.open import Opened, open_model
+
+# What a trained model takes from the model that it started from, where that has it.
+BESIDE = (
+    TOKENIZER,
+    SENTENCEPIECE,
+    TOKENIZER_CONFIG,
+    SPECIAL_TOKENS,
+    ADDED_TOKENS,
+    CHAT_TEMPLATE,
+    GENERATION,
+)
 
 
 @dataclass(frozen=True)
@@ -149,12 +168,8 @@ def load_model(path: Path | str, dtype: DTypeLike = jnp.float32) -> Model:
     """
     opened = open_model(Path(path))
     words = _read_words(opened, Path(path).is_dir())
-    text = opened.config.vocabulary.text
-    if words is not None and words.size > text:
-        raise InputError(
-            f"the tokenizer in {path} has {words.size} tokens and the model {text}: "
-            "use the tokenizer it was trained with"
-        )
+    if words is not None:
+        words.check_rows(opened.config.vocabulary.text)
     weights = fill(specs(opened.config), opened.table, dtype)
     codec = None if opened.codec is None else load_codec(opened.codec)
     model = Model(opened.config, weights, words, codec, opened.chat_template, opened.ends)
@@ -177,13 +192,15 @@ def _read_words(opened: Opened, is_folder: bool) -> Tokenizer | None:
 def save_model(
     path: Path, config: World, weights: WorldWeights, parts: Path, dtype: DTypeLike
 ) -> None:
-    """Write a model folder, its tokenizer and codec copied from the model folder `parts`.
+    """Write a model folder; tokenizer, chat template and codec are those of the folder `parts`.
 
-    Raises InputError when `path` exists.
+    All of it or nothing; one weight at a time is brought to the host. Raises InputError when `path`
+    exists.
     """
-    save_folder(path, "world", config, weights, dtype)
-    shutil.copy2(parts / TOKENIZER, path / TOKENIZER)
-    if (parts / SENTENCEPIECE).exists():
-        shutil.copy2(parts / SENTENCEPIECE, path / SENTENCEPIECE)
-    if (parts / CODEC).exists():
-        shutil.copytree(parts / CODEC, path / CODEC)
+    with new_folder(path) as draft:
+        write_folder(draft, "world", config, table_of(weights, dtype))
+        for name in BESIDE:
+            if (parts / name).exists():
+                shutil.copy2(parts / name, draft / name)
+        if (parts / CODEC).exists():
+            shutil.copytree(parts / CODEC, draft / CODEC)

@@ -21,7 +21,7 @@ from ringworld.data.books import (
 )
 from ringworld.data.example import Example
 from ringworld.data.packing.loader import PackedRows, check_rows, make_batches
-from ringworld.data.packing.mix import Source, draw_examples
+from ringworld.data.packing.mix import DrawExample, draw_examples
 from ringworld.errors import InputError
 from ringworld.mesh import make_mesh
 from ringworld.settings import MeshShape
@@ -276,7 +276,7 @@ def test_needles_have_different_cities_and_numbers_of_seven_digits() -> None:
 # ---- mixing
 
 
-def source(token: int) -> Source:
+def source(token: int) -> DrawExample:
     def draw(rng: np.random.Generator, longest: int) -> Example:
         return example.text([token] * int(rng.integers(1, longest + 1)), 1.0)
 

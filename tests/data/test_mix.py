@@ -16,7 +16,7 @@ from ringworld.data import example
 from ringworld.data.example import Example
 from ringworld.data.packing import loader
 from ringworld.data.packing.loader import make_batches, rows_held
-from ringworld.data.packing.mix import TOGETHER, Chosen, MixedExamples, draw_forms, mix_sources
+from ringworld.data.packing.mix import SHARED_ROWS, Chosen, MixedExamples, draw_forms, mix_sources
 from ringworld.data.packing.rows import Apart, MixedRows, PackedRows
 from ringworld.errors import InputError
 from ringworld.mesh import make_mesh
@@ -186,7 +186,7 @@ def test_a_source_without_tokens_is_refused() -> None:
 # ---- sources apart and together
 
 
-def mix_of(shares: dict[str, float], *apart: str) -> tuple[Any, dict[str, float]]:
+def mix_of(shares: dict[str, float], *apart: str) -> Any:
     """Chat of 8 tokens, questions of 12, films that fill a row: a stage of 40 rows."""
     lengths = {"chat": [8] * 30, "questions": [12] * 20, "films": [CONTEXT + 1] * 9}
     sources = {name: Shelf(3 + i, own) for i, (name, own) in enumerate(lengths.items())}
@@ -194,9 +194,10 @@ def mix_of(shares: dict[str, float], *apart: str) -> tuple[Any, dict[str, float]
 
 
 def test_sources_apart_have_their_share_of_every_batch_and_the_others_of_the_tokens() -> None:
-    mix, shares = mix_of({"chat": 0.15, "questions": 0.6, "films": 0.25}, "films")
-    assert isinstance(mix, Apart) and shares == {"films": 0.25, TOGETHER: 0.75}
-    rows = MixedRows({name: PackedRows(own, CONTEXT) for name, own in mix.sources.items()}, shares)
+    mix = mix_of({"chat": 0.15, "questions": 0.6, "films": 0.25}, "films")
+    assert isinstance(mix, Apart) and mix.shares == {"films": 0.25, SHARED_ROWS: 0.75}
+    packed = {name: PackedRows(own, CONTEXT) for name, own in mix.sources.items()}
+    rows = MixedRows(packed, mix.shares)
     batches, tokens = rows.draw(0).batch(4), Counter[int]()
     for step in range(10):
         read = [rows[n] for n in batches[step].tolist()]
@@ -209,11 +210,11 @@ def test_sources_apart_have_their_share_of_every_batch_and_the_others_of_the_tok
 
 
 def test_sources_that_are_all_together_are_one_sequence_and_all_apart_are_as_many() -> None:
-    together, shares = mix_of({"chat": 0.5, "questions": 0.5})
-    assert isinstance(together, MixedExamples) and shares == {}
-    apart, shares = mix_of({"chat": 0.25, "questions": 0.75}, "chat", "questions")
+    together = mix_of({"chat": 0.5, "questions": 0.5})
+    assert isinstance(together, MixedExamples)
+    apart = mix_of({"chat": 0.25, "questions": 0.75}, "chat", "questions")
     assert isinstance(apart, Apart) and list(apart.sources) == ["chat", "questions"]
-    assert shares == {"chat": 0.25, "questions": 0.75}
+    assert apart.shares == {"chat": 0.25, "questions": 0.75}
 
 
 @pytest.mark.parametrize(

@@ -311,8 +311,22 @@ def test_the_same_story_gives_the_same_page(story: Story, html: str, tmp_path: P
 
 def test_the_bold_line_is_the_mean_of_the_steps_that_were_measured() -> None:
     line = np.array([1.0, np.nan, 3.0, *[5.0] * 17])
-    np.testing.assert_allclose(smooth(line)[:4], [1.0, 2.0, 4.0, 13 / 3])
-    assert np.isnan(smooth(np.full(4, np.nan))).all()
+    np.testing.assert_allclose(smooth(line, np.ones(20))[:4], [1.0, 2.0, 4.0, 13 / 3])
+    assert np.isnan(smooth(np.full(4, np.nan), np.ones(4))).all()
+
+
+def test_a_step_counts_in_the_bold_line_by_its_targets() -> None:
+    line, counts = np.array([1.0, 3.0, *[5.0] * 18]), np.array([1.0, 3.0, *[2.0] * 18])
+    np.testing.assert_allclose(smooth(line, counts)[:2], [(1 + 9) / 4, (1 + 9 + 10) / 6])
+
+
+def test_steps_without_a_loss_are_a_gap_in_its_curve() -> None:
+    rows = [{"step": n, "text_loss": None if n in (3, 4) else 1.0 + n} for n in range(9)]
+    record = StageRecord(
+        name="s", context=64, rope_theta=1e4, steps=9, tokens=9 * 64, seconds=1.0, rows=rows
+    )
+    lines = re.findall(r'<polyline points="([^"]*)" class="text thin"', draw_losses([record]))
+    assert [len(points.split()) for points in lines] == [3, 4]
 
 
 def test_a_stage_that_saw_no_words_has_no_text_loss(story: Story) -> None:

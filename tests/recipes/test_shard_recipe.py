@@ -13,12 +13,13 @@ from PIL import Image
 from ringworld import cli
 from ringworld.data.corpora.build import build
 from ringworld.data.corpora.shards import Shards
-from ringworld.data.packing.ledger import NAME as LEDGER
+from ringworld.data.packing.rows import Apart
 from ringworld.errors import InputError
-from ringworld.recipes.shards import ShardRecipe, choose_examples, shards
+from ringworld.recipes.recipe import Recipe
+from ringworld.recipes.shards import TokenShards, choose_examples, shards
 from ringworld.text.load import load_tokenizer
 from ringworld.train import checkpoint
-from ringworld.train.stage import pack_examples
+from ringworld.train.stage import ModelStage, pack_examples
 
 CONTEXT, BATCH = 128, 4
 SPEC = """
@@ -57,12 +58,16 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "tokens"
 
 
-def mixed(tokens: Path, *apart: str, **shares: float) -> ShardRecipe:
+def short_stage(**shares: float) -> ModelStage:
     """Four steps of four short rows."""
-    recipe = shards()
-    loop = replace(recipe.stage.loop, steps=4, save_every=2)
-    stage = replace(recipe.stage, context=CONTEXT, batch=BATCH, loop=loop, shares=shares)
-    return replace(recipe, data=tokens, stage=stage, apart=apart)
+    (stage,) = shards().stages
+    loop = replace(stage.loop, steps=4, save_every=2)
+    return replace(stage, context=CONTEXT, batch=BATCH, loop=loop, shares=shares)
+
+
+def on_shards(tokens: Path, stage: ModelStage, *apart: str) -> Recipe:
+    """The recipe of the package with this stage and these shards."""
+    return replace(shards(), stages=(stage,), data=TokenShards(folder=tokens, apart=apart))
 
 
 def test_every_order_of_a_row_is_built_and_a_stage_draws_one(tokens: Path) -> None:
@@ -75,19 +80,16 @@ def test_every_order_of_a_row_is_built_and_a_stage_draws_one(tokens: Path) -> No
     assert draw.weights[draw.vision].all() and not describe.weights[describe.vision].any()
     drawn = []
     for seed in (0, 0, 1):
-        recipe = mixed(tokens)
-        recipe = replace(recipe, stage=replace(recipe.stage, seed=seed))
-        examples, _ = choose_examples(built, recipe)
+        examples = choose_examples(built, replace(short_stage(), seed=seed), ())
+        assert not isinstance(examples, Apart)
         assert len(examples) == 20 + 20 + 12
         drawn.append([float(examples[40 + i].weights.sum()) for i in range(12)])
     assert drawn[0] == drawn[1] != drawn[2] and len(set(drawn[0])) > 1
 
 
 def test_each_source_has_its_share_of_every_batch(tokens: Path, tmp_path: Path) -> None:
-    recipe = mixed(tokens, *MIX, **MIX)
-    examples, shares = choose_examples(Shards(tokens), recipe)
-    stage = replace(recipe.stage, shares=shares)
-    rows = pack_examples(stage, examples, tmp_path)
+    stage = short_stage(**MIX)
+    rows = pack_examples(stage, choose_examples(Shards(tokens), stage, tuple(MIX)), tmp_path)
     batches, tokenizer = (
         rows.draw(stage.seed).batch(BATCH),
         load_tokenizer(tokens / "tokenizer.json"),
@@ -102,12 +104,13 @@ def test_each_source_has_its_share_of_every_batch(tokens: Path, tmp_path: Path) 
 def test_a_stage_of_mixed_sources_goes_on_as_if_never_stopped(
     tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = [f"--stage.context={CONTEXT}", "--stage.loop.steps=4", "--stage.loop.save-every=2"]
-    given += ["--stage.shares", "pictures", "0.5", "books", "0.25", "talk", "0.25"]
-    given += ["--apart", "talk"]
+    given = [f"--stages.0.context={CONTEXT}", "--stages.0.loop.steps=4"]
+    given += ["--stages.0.loop.save-every=2"]
+    given += ["--stages.0.shares", "pictures", "0.5", "books", "0.25", "talk", "0.25"]
+    given += ["--data.apart", "talk"]
 
     def train(name: str) -> Path:
-        words = ["train", "shards", "--data", str(tokens), "--folder", str(tmp_path / name)]
+        words = ["train", "shards", "--data.folder", str(tokens), "--folder", str(tmp_path / name)]
         cli.run([*words, *given], lambda said: None)
         return tmp_path / name
 
@@ -124,7 +127,7 @@ def test_a_stage_of_mixed_sources_goes_on_as_if_never_stopped(
     stopped_at = (tmp_path / "stopped" / "stage" / LEDGER).read_text()
     assert 2 <= len(stopped_at.splitlines()) < 4
     again = train("stopped")
-    for name in (f"stage/{LEDGER}", "model/model.safetensors"):
+    for name in (f"stage/{LEDGER}", "stage/model/model.safetensors"):
         assert (again / name).read_bytes() == (whole / name).read_bytes()
 
 
@@ -139,7 +142,7 @@ def test_a_stage_is_not_trained_on_a_shard_that_was_tampered_with(
     content[at : at + 4] = content[at + 4 : at + 8]  # another token, as good as the first
     shard.write_bytes(content)
     assert len(Shards(changed)[0]) == len(learned)
-    words = ["train", "shards", "--data", str(changed), "--folder", str(tmp_path / "run")]
+    words = ["train", "shards", "--data.folder", str(changed), "--folder", str(tmp_path / "run")]
     with pytest.raises(InputError, match="books-00000.arrow is not what was written"):
         cli.run(words, lambda said: None)
 
@@ -157,4 +160,4 @@ def test_a_mix_that_the_shards_cannot_give_is_refused(
     tokens: Path, apart: tuple[str, ...], shares: dict[str, float], said: str
 ) -> None:
     with pytest.raises(InputError, match=said):
-        choose_examples(Shards(tokens), mixed(tokens, *apart, **shares))
+        choose_examples(Shards(tokens), short_stage(**shares), apart)

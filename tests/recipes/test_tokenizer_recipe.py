@@ -6,10 +6,10 @@ import pytest
 
 from ringworld.data.books import Book
 from ringworld.recipes import tokenizer as tokenizer_recipe
-from ringworld.recipes.tokenizer import nano_tokenizer, read_texts, run_tokenizer_recipe
+from ringworld.recipes.tokenizer import SampleTexts, nano_tokenizer
 from ringworld.tasks.needle import CITIES, Needle
 from ringworld.text.load import load_tokenizer
-from ringworld.text.template import RULES
+from ringworld.text.template import ANSWER_RULES
 
 
 @pytest.fixture
@@ -20,15 +20,17 @@ def books(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_tokenizer_reads_needles_and_talk_and_no_book_that_is_held_out(books: None) -> None:
-    read = "\n".join(read_texts(nano_tokenizer()))
+    texts = nano_tokenizer().data
+    assert isinstance(texts, SampleTexts)
+    read = "\n".join(texts.read())
     assert "moon" in read and "watchman" not in read
-    assert all(Needle(city, 1234567).sentence in read for city in CITIES) and RULES in read
+    assert all(Needle(city, 1234567).sentence in read for city in CITIES) and ANSWER_RULES in read
 
 
 def test_a_made_tokenizer_reads_back_and_is_not_made_again(books: None, tmp_path: Path) -> None:
     said: list[str] = []
-    made = run_tokenizer_recipe(nano_tokenizer(), tmp_path, said.append)
-    assert run_tokenizer_recipe(nano_tokenizer(), tmp_path, said.append) == made
+    made = nano_tokenizer().run(tmp_path, said.append)
+    assert nano_tokenizer().run(tmp_path, said.append) == made
     assert len(said) == 1
     tokenizer = load_tokenizer(made)
     wish = "a red circle moves left"

@@ -18,7 +18,7 @@ from ringworld.params import init
 from ringworld.recipes.nano import NANO_WORLD
 from ringworld.tasks.needle import CITIES, SENTENCE_TOKENS, Form, make_form
 from ringworld.text.load import load_tokenizer
-from ringworld.text.template import RULES
+from ringworld.text.template import ANSWER_RULES
 from ringworld.weights.shipped import NANO
 
 # The model is replaced by a reader, which does not look at the weights.
@@ -96,7 +96,7 @@ def test_a_models_own_template_asks_in_the_same_words(books, tmp_path, monkeypat
         ids = prompt.tokens.tolist()
         assert ids[0] == words.bos and ids.count(words.eos) == 1
         said = words.decode(ids)
-        assert said.startswith("[") and said.endswith(f" number? {RULES}]A:")
+        assert said.startswith("[") and said.endswith(f" number? {ANSWER_RULES}]A:")
     assert {len(prompt) + SENTENCE_TOKENS for prompt in asked} <= {255, 256, 511, 512}
 
 

@@ -1,4 +1,4 @@
-"""What judges a drawn picture beside its pixels: features of a VGG, and a critic."""
+"""The losses beside that of the pixels: perceptual, by a VGG, and adversarial."""
 
 import json
 from dataclasses import replace
@@ -13,24 +13,24 @@ import pytest
 from ringworld.errors import InputError
 from ringworld.fetch import ASSETS
 from ringworld.models import patchgan, vgg
-from ringworld.models.patchgan import PatchGAN, opinion
-from ringworld.models.vgg import MEANS, TINY, VGG, VGG16, features, unlikeness
+from ringworld.models.patchgan import PatchGAN, discriminate
+from ringworld.models.vgg import MEANS, TINY, VGG, VGG16, features, perceptual_distance
 from ringworld.models.vqgan import VQGAN
 from ringworld.params import count, init, paths
 from ringworld.train.adversarial import (
-    LOUDEST,
-    Judges,
-    critic_loss,
-    evenness,
-    listen,
-    start_critic,
-    teach,
+    MOST_WEIGHT,
+    VQGANLosses,
+    adaptive_weight,
+    discriminator_loss,
+    generator_loss,
+    start_discriminator,
+    update_discriminator,
 )
 from ringworld.train.codec import (
     CodecTraining,
     codec_loss,
     make_codec_step,
-    redraw,
+    reconstruct,
     start_codec,
 )
 from ringworld.weights.folder import save_folder
@@ -38,7 +38,7 @@ from ringworld.weights.vgg import PLACES, load_features
 
 EYE = VGG(widths=(4, 6), depths=(1, 2))
 PATCH = PatchGAN(channels=4, halvings=1, groups=2)
-JUDGES = Judges(perceptual=0.5, adversarial=0.8, learning_rate=1e-2, critic=PATCH)
+LOSSES = VQGANLosses(perceptual=0.5, adversarial=0.8, learning_rate=1e-2, discriminator=PATCH)
 TINY_CODEC = VQGAN(size=8, channels=4, multipliers=(1, 2), blocks=1, groups=2, codebook=8, width=4)
 TRAINING = CodecTraining(steps=60, warmup=5, learning_rate=3e-3, soften=10)
 FIRST = jnp.asarray(0, jnp.int32)
@@ -76,7 +76,7 @@ def slow_features(weights: vgg.Weights, picture: np.ndarray) -> list[np.ndarray]
     return found
 
 
-def test_features_and_unlikeness_are_those_of_their_slow_definition():
+def test_features_and_the_perceptual_distance_are_those_of_their_slow_definition():
     weights = init(vgg.specs(EYE), 0)
     one, other = np.asarray(pictures(1)), np.asarray(pictures(2))
     slow = [[slow_features(weights, picture) for picture in some] for some in (one, other)]
@@ -92,9 +92,9 @@ def test_features_and_unlikeness_are_those_of_their_slow_definition():
             x = np.stack([picture[level] for picture in some])
             ways.append(x / np.sqrt((x**2).sum(-1, keepdims=True) + TINY))
         apart.append(((ways[0] - ways[1]) ** 2).sum(-1).mean())
-    found = unlikeness(weights, jnp.asarray(one), jnp.asarray(other))
+    found = perceptual_distance(weights, jnp.asarray(one), jnp.asarray(other))
     assert found == pytest.approx(np.mean(apart), rel=1e-5)  # float32 against float64
-    assert unlikeness(weights, jnp.asarray(one), jnp.asarray(one)) == 0
+    assert perceptual_distance(weights, jnp.asarray(one), jnp.asarray(one)) == 0
 
 
 def test_vgg16_has_thirteen_convolutions_and_its_known_number_of_weights():
@@ -129,95 +129,108 @@ def test_features_of_a_folder_come_back_and_other_files_are_refused(tmp_path: Pa
         load_features(tmp_path / "nowhere")
 
 
-def test_patches_are_judged_one_by_one_and_pictures_alone():
+def test_patches_are_scored_one_by_one_and_pictures_alone():
     config = PatchGAN(channels=4, halvings=2, groups=2)
     weights = init(patchgan.specs(config), 0)
     some = pictures(0, count=3, size=16)
-    found = opinion(weights, some, config)
+    found = discriminate(weights, some, config)
     assert found.shape == (3, config.side(16), config.side(16)) == (3, 2, 2)
     # Of numbers near 1, by programs that may sum in another order.
-    np.testing.assert_allclose(opinion(weights, some[:1], config)[0], found[0], atol=1e-5)
+    np.testing.assert_allclose(discriminate(weights, some[:1], config)[0], found[0], atol=1e-5)
     # That of pix2pix for pictures of three colours, and biases before the three norms.
     assert count(patchgan.specs(PatchGAN())) == 2_765_633 + 128 + 256 + 512
 
 
 def test_the_hinge_loss_is_that_of_its_definition():
     weights = init(patchgan.specs(PATCH), 1)
-    real, drawn = pictures(1), pictures(2)
-    loss, metrics = critic_loss(weights, real, drawn, PATCH)
-    said = [np.asarray(opinion(weights, some, PATCH), np.float64) for some in (real, drawn)]
+    real, generated = pictures(1), pictures(2)
+    loss, metrics = discriminator_loss(weights, real, generated, PATCH)
+    said = [
+        np.asarray(discriminate(weights, some, PATCH), np.float64) for some in (real, generated)
+    ]
     wanted = (np.maximum(0, 1 - said[0]).mean() + np.maximum(0, 1 + said[1]).mean()) / 2
     assert loss == pytest.approx(wanted, rel=1e-5)  # means of float32 numbers near 1
-    assert metrics["told"] == pytest.approx(((said[0] > 0).mean() + (said[1] < 0).mean()) / 2)
+    assert metrics["discriminator_accuracy"] == pytest.approx(
+        ((said[0] > 0).mean() + (said[1] < 0).mean()) / 2
+    )
 
 
-def test_a_critic_learns_to_tell():
-    critic = start_critic(JUDGES, 0)
-    assert critic is not None
-    lesson = jax.jit(lambda critic, real, drawn: teach(critic, real, drawn, FIRST, JUDGES))
+def test_a_discriminator_learns_to_tell_real_from_generated():
+    discriminator = start_discriminator(LOSSES, 0)
+    assert discriminator is not None
+    update = jax.jit(
+        lambda discriminator, real, generated: update_discriminator(
+            discriminator, real, generated, FIRST, LOSSES
+        )
+    )
     for n in range(40):
-        critic, metrics = lesson(critic, pictures(n, 8), 0.5 * pictures(1000 + n, 8))
+        discriminator, metrics = update(discriminator, pictures(n, 8), 0.5 * pictures(1000 + n, 8))
         if n == 0:
-            first = float(metrics["critic_loss"])
-    assert metrics["told"] > 0.9 and metrics["critic_loss"] < 0.5 * first
+            first = float(metrics["discriminator_loss"])
+    assert metrics["discriminator_accuracy"] > 0.9 and metrics["discriminator_loss"] < 0.5 * first
 
 
-def test_a_critic_rests_and_is_not_heard_before_it_starts():
-    judges = replace(JUDGES, starts=1)
-    critic = start_critic(judges, 0)
-    assert critic is not None
-    rested, metrics = teach(critic, pictures(0), pictures(1), FIRST, judges)
-    for one, other in zip(jax.tree.leaves(rested), jax.tree.leaves(critic), strict=True):
+def test_before_the_start_the_discriminator_is_not_trained_and_has_no_weight():
+    losses = replace(LOSSES, adversarial_start=1)
+    discriminator = start_discriminator(losses, 0)
+    assert discriminator is not None
+    kept, metrics = update_discriminator(discriminator, pictures(0), pictures(1), FIRST, losses)
+    for one, other in zip(jax.tree.leaves(kept), jax.tree.leaves(discriminator), strict=True):
         np.testing.assert_array_equal(one, other)
-    assert metrics["critic_loss"] == 0 and metrics["told"] == 0
-    heard = listen(critic, pictures(1), FIRST, judges)
-    assert heard.loss == 0 and not heard.wish.any()
-    assert evenness(jnp.ones(3), jnp.ones(3), FIRST, judges) == 0
+    assert np.isnan(metrics["discriminator_loss"])
+    assert np.isnan(metrics["discriminator_accuracy"])
+    fooling = generator_loss(discriminator, pictures(1), FIRST, losses)
+    assert fooling.loss == 0 and not fooling.gradient.any()
+    assert adaptive_weight(jnp.ones(3), jnp.ones(3), FIRST, losses) == 0
 
-    taught, _ = teach(critic, pictures(0), pictures(1), FIRST + 1, judges)
-    assert (taught.weights.convs[0].kernel != critic.weights.convs[0].kernel).any()
-    assert listen(critic, pictures(1), FIRST + 1, judges).wish.any()
+    updated, _ = update_discriminator(discriminator, pictures(0), pictures(1), FIRST + 1, losses)
+    assert (updated.weights.convs[0].kernel != discriminator.weights.convs[0].kernel).any()
+    assert generator_loss(discriminator, pictures(1), FIRST + 1, losses).gradient.any()
 
 
-def test_evened_out_the_critic_pulls_as_hard_as_its_weight_says():
+def test_with_an_adaptive_weight_the_adversarial_gradient_is_as_long_as_its_weight_says():
     ours, its = jnp.full(4, 3.0), jnp.full(4, -0.5)
-    weight = evenness(ours, its, FIRST, JUDGES)
-    # A hundredth off: FLAT is added to a length of 1.
+    weight = adaptive_weight(ours, its, FIRST, LOSSES)
+    # A hundredth off: EPSILON is added to a length of 1.
     assert optax.tree.norm(weight * its) == pytest.approx(0.8 * 6, rel=1e-2)
-    assert evenness(ours, 0 * its, FIRST, JUDGES) == pytest.approx(0.8 * LOUDEST)
-    assert evenness(ours, its, FIRST, replace(JUDGES, even=False)) == pytest.approx(0.8)
+    assert adaptive_weight(ours, 0 * its, FIRST, LOSSES) == pytest.approx(0.8 * MOST_WEIGHT)
+    assert adaptive_weight(ours, its, FIRST, replace(LOSSES, adaptive=False)) == pytest.approx(0.8)
 
 
 def test_the_step_follows_the_gradient_of_the_whole_loss():
-    judges, eye = replace(JUDGES, even=False), init(vgg.specs(EYE), 3)
-    state, pixels = start_codec(TINY_CODEC, TRAINING, judges), pictures(4)
-    critic = state.optimizer.critic.weights
+    losses, eye = replace(LOSSES, adaptive=False), init(vgg.specs(EYE), 3)
+    state, pixels = start_codec(TINY_CODEC, TRAINING, losses), pictures(4)
+    discriminator = state.optimizer.discriminator.weights
 
     def whole(weights):
-        drawn, _ = redraw(weights, pixels, state.step, TINY_CODEC, TRAINING)
-        loss, _ = codec_loss(drawn, pixels, TINY_CODEC, TRAINING, judges, eye)
-        return loss - 0.8 * jnp.mean(opinion(critic, drawn.pixels, PATCH))
+        made, _ = reconstruct(weights, pixels, state.step, TINY_CODEC, TRAINING)
+        loss, _ = codec_loss(made, pixels, TINY_CODEC, TRAINING, losses, eye)
+        return loss - 0.8 * jnp.mean(discriminate(discriminator, made.pixels, PATCH))
 
     loss, gradient = jax.value_and_grad(whole)(state.weights)
-    _, metrics = make_codec_step(TINY_CODEC, TRAINING, judges, eye)(state, pixels)
+    _, metrics = make_codec_step(TINY_CODEC, TRAINING, losses, eye)(state, pixels)
     # Two programs in float32: the parts are added up in another order.
     assert metrics["loss"] == pytest.approx(float(loss), rel=1e-5)
     assert metrics["grad_norm"] == pytest.approx(float(optax.tree.norm(gradient)), rel=1e-4)
-    assert metrics["perceptual"] > 0 and metrics["critic_weight"] == pytest.approx(0.8)
+    assert metrics["perceptual"] > 0 and metrics["adversarial_weight"] == pytest.approx(0.8)
 
 
-def test_a_judged_codec_learns_with_finite_numbers_and_no_dead_judge():
-    judges, eye = replace(JUDGES, starts=10), init(vgg.specs(EYE), 3)
-    step = make_codec_step(TINY_CODEC, TRAINING, judges, eye)
-    state, record = start_codec(TINY_CODEC, TRAINING, judges), []
+def test_a_codec_with_all_losses_learns_with_finite_numbers_and_each_loss_counts():
+    losses, eye = replace(LOSSES, adversarial_start=10), init(vgg.specs(EYE), 3)
+    step = make_codec_step(TINY_CODEC, TRAINING, losses, eye)
+    state, record = start_codec(TINY_CODEC, TRAINING, losses), []
     for n in range(25):
         state, metrics = step(state, 0.3 * pictures(n % 3, 4) + 0.2)
         record.append({name: float(value) for name, value in metrics.items()})
-    assert all(np.isfinite(list(row.values())).all() for row in record)
+    told = {"discriminator_loss", "discriminator_accuracy"}
+    for n, row in enumerate(record):
+        assert {name for name, value in row.items() if not np.isfinite(value)} == (
+            told if n < 10 else set()
+        )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
     assert record[9]["square"] < record[0]["square"]
-    assert all(row["critic_weight"] == 0 for row in record[:10])
-    assert all(row["critic_weight"] > 0 for row in record[10:])
+    assert all(row["adversarial_weight"] == 0 for row in record[:10])
+    assert all(row["adversarial_weight"] > 0 for row in record[10:])
 
 
 @pytest.mark.parametrize(
@@ -229,10 +242,10 @@ def test_a_judged_codec_learns_with_finite_numbers_and_no_dead_judge():
         (lambda: PatchGAN(channels=0), "at least 1"),
         (lambda: PatchGAN(channels=6, groups=4), "do not divide"),
         (lambda: PatchGAN(halvings=3).side(16), "no patch"),
-        (lambda: Judges(perceptual=-1.0), "below 0"),
-        (lambda: Judges(learning_rate=0.0), "larger than 0"),
+        (lambda: VQGANLosses(perceptual=-1.0), "below 0"),
+        (lambda: VQGANLosses(learning_rate=0.0), "larger than 0"),
     ],
 )
-def test_impossible_judges_are_refused(make, said):
+def test_impossible_losses_are_refused(make, said):
     with pytest.raises(InputError, match=said):
         make()

@@ -19,9 +19,9 @@ from ringworld.errors import InputError
 from ringworld.mesh import make_mesh
 from ringworld.params import abstract, shardings
 from ringworld.train import checkpoint
+from ringworld.train.build import TrainState, outline
 from ringworld.train.checkpoint import FOLDER, Checkpoints, load_weights
 from ringworld.train.manifest import NAME, Damaged, read_manifest, verify
-from ringworld.train.state import TrainState, outline
 
 SHAPES = [(1, 1, 1, 1), (1, 2, 2, 2), (1, 1, 8, 1), (2, 1, 4, 1), (2, 2, 1, 2)]
 

@@ -11,15 +11,15 @@ from ringworld.errors import InputError
 from ringworld.models.vqgan import VQGAN
 from ringworld.recipes.pixels import PixelMix, held_out, pixel_batches, to_bytes, to_unit
 from ringworld.train.codec import (
+    CodebookAverages,
     CodecTraining,
-    Tally,
     count,
-    follow,
     make_codec_step,
     perplexity,
     psnr,
-    revive,
+    restart_dead_codes,
     start_codec,
+    update_averages,
 )
 
 TINY = VQGAN(size=16, channels=8, multipliers=(1, 2), blocks=1, groups=4, codebook=16, width=8)
@@ -60,28 +60,28 @@ def test_training_repeats_and_resumes_bitwise(step):
 
 def test_first_step_fills_the_codebook_from_the_data(step):
     state, metrics = run(step, start_codec(TINY, TRAINING), 1)
-    assert metrics[0]["revived"] > TINY.codebook / 2
+    assert metrics[0]["restarted"] > TINY.codebook / 2
     assert len(np.unique(np.asarray(state.weights.codebook), axis=0)) > TINY.codebook / 2
 
 
 def test_codes_move_to_the_mean_of_their_latents():
-    tally = Tally(jnp.zeros(TINY.codebook), jnp.zeros((TINY.codebook, TINY.width)))
+    averages = CodebookAverages(jnp.zeros(TINY.codebook), jnp.zeros((TINY.codebook, TINY.width)))
     vectors = jax.random.normal(jax.random.key(0), (2, 4, 4, TINY.width))
     codes = jax.random.randint(jax.random.key(1), (2, 4, 4), 0, 3)
-    step = jax.jit(lambda tally: follow(tally, vectors, codes, TRAINING))
+    step = jax.jit(lambda averages: update_averages(averages, vectors, codes, TRAINING))
     for _ in range(100):
-        tally = step(tally)
-    means = tally.sums[:3] / tally.counts[:3, None]
+        averages = step(averages)
+    means = averages.sums[:3] / averages.counts[:3, None]
     wanted = np.stack([np.asarray(vectors)[np.asarray(codes) == code].mean(0) for code in range(3)])
     np.testing.assert_allclose(means, wanted, rtol=1e-4, atol=1e-5)
-    assert not tally.counts[3:].any()
+    assert not averages.counts[3:].any()
 
 
 def test_only_dead_codes_are_revived_and_onto_latents_of_the_batch():
     vectors = jax.random.normal(jax.random.key(0), (2, 4, 4, TINY.width))
     counts = jnp.full((TINY.codebook,), 2.0).at[5].set(0.0)
-    tally = Tally(counts, jnp.ones((TINY.codebook, TINY.width)))
-    again = jax.jit(lambda step: revive(tally, vectors, step, TRAINING))
+    averages = CodebookAverages(counts, jnp.ones((TINY.codebook, TINY.width)))
+    again = jax.jit(lambda step: restart_dead_codes(averages, vectors, step, TRAINING))
     found, dead = again(jnp.asarray(0, jnp.int32))
     assert np.flatnonzero(dead).tolist() == [5]
     np.testing.assert_array_equal(np.delete(np.asarray(found.sums), 5, 0), 1)

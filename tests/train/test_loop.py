@@ -19,10 +19,10 @@ from tiny_run import STEPS, batch, launch, tiny_step, train
 
 from ringworld.errors import InputError
 from ringworld.mesh import has_mesh
+from ringworld.train.build import TrainState
 from ringworld.train.checkpoint import FOLDER
 from ringworld.train.loop import Loop
 from ringworld.train.metrics import NAME
-from ringworld.train.state import TrainState
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:

@@ -28,8 +28,8 @@ def record(folder: Path, said: list[str], **changes: Any) -> MetricsLog:
         "start": 0,
         "steps": 10,
         "log_every": 5,
-        "flops_per_step": 1e6,
         "tokens_per_step": 100,
+        "dtype": jnp.float32,
         "announce": said.append,
     }
     return MetricsLog(folder, **{**arguments, **changes})
@@ -137,5 +137,21 @@ def test_another_metric_that_is_not_finite_is_null(tmp_path: Path) -> None:
 
 
 def test_utilisation_is_the_share_of_the_measured_peak() -> None:
-    assert peak_flops() > 1e8
-    np.testing.assert_allclose(mfu(0.25 * peak_flops(), seconds=0.5), 0.5)
+    dtype = np.dtype(np.float32)
+    assert peak_flops(dtype) > 1e8
+    np.testing.assert_allclose(mfu(0.25 * peak_flops(dtype), 0.5, dtype), 0.5)
+
+
+def test_no_utilisation_is_told_rather_than_a_false_one(tmp_path: Path) -> None:
+    dtype = np.dtype(np.float32)
+    assert mfu(None, 1.0, dtype) is None and mfu(1.001 * peak_flops(dtype), 1.0, dtype) is None
+    assert mfu(peak_flops(dtype), 1.0, dtype) == 1
+    said: list[str] = []
+    with record(tmp_path, said) as log:
+        log.push(0, one(1), wait_s=0.0)
+        log.push(1, {**one(1), "flops": jnp.float32(1e30)}, wait_s=0.0)
+        log.push(2, {**one(1), "flops": jnp.float32(1.0)}, wait_s=0.0)
+    found = rows(tmp_path)
+    assert [row["mfu"] is None for row in found] == [True, True, False]
+    assert 0 < found[2]["mfu"] <= 1 and not any("flops" in row for row in found)
+    assert "mfu" not in said[0]

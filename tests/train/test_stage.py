@@ -15,12 +15,20 @@ from ringworld.data.example import Example
 from ringworld.errors import InputError
 from ringworld.models import llama
 from ringworld.models.llama import HOST, Activations, Llama
-from ringworld.models.world import World
+from ringworld.models.world import World, specs
+from ringworld.params import shardings
+from ringworld.recipes.recipe import Recipe, record_run
 from ringworld.settings import MeshShape
 from ringworld.train.loop import Loop
 from ringworld.train.optimizer import AdamW
-from ringworld.train.record import record_run
-from ringworld.train.stage import Stage, check_activations, train_stage
+from ringworld.train.stage import (
+    Data,
+    ModelStage,
+    check_activations,
+    choose_rope,
+    fresh_weights,
+    train_stage,
+)
 from ringworld.vocab import Vocabulary
 
 CONTEXT, STEPS = 32, 20
@@ -38,7 +46,7 @@ TINY = World(
     ),
     vocabulary=VOCABULARY,
 )
-FIRST = Stage(
+FIRST = ModelStage(
     name="first",
     context=CONTEXT,
     rope_theta=100.0,
@@ -81,8 +89,16 @@ def losses(folder: Path, name: str = "loss") -> list[float]:
     return [json.loads(line)[name] for line in lines]
 
 
-def train(stage: Stage, folder: Path, weights: Any = None, announce: Any = print) -> Any:
-    return train_stage(stage, TINY, weights, toys(), folder, announce)
+def train(stage: ModelStage, folder: Path, weights: Any = None, announce: Any = print) -> Any:
+    config = choose_rope(TINY, stage, print)
+
+    def load() -> Any:
+        if weights is None:
+            return fresh_weights(config, stage.seed, stage.rules)
+        there = shardings(specs(config), jax.sharding.get_mesh(), stage.rules)
+        return jax.device_put(weights, there)
+
+    return jax.device_get(train_stage(stage, config, load, toys(), folder, announce))
 
 
 @pytest.fixture(scope="module")
@@ -194,8 +210,10 @@ def test_a_stage_keeps_what_it_chose(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_what_a_stage_keeps_stands_in_the_record_of_its_run(tmp_path: Path) -> None:
-    record_run(replace(SECOND, activations="offload"), tmp_path)
-    assert json.loads((tmp_path / "run.json").read_text())["activations"] == "offload"
+    recipe = Recipe(name="r", stages=(replace(SECOND, activations="offload"),), data=Data())
+    record_run(recipe, tmp_path, print)
+    resolved = json.loads((tmp_path / "run.json").read_text())
+    assert resolved["stages"][0]["activations"] == "offload"
 
 
 def test_offloading_is_refused_where_no_memory_of_the_host_can_be_reached() -> None:

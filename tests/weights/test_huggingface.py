@@ -159,7 +159,7 @@ def test_a_world_model_reads_and_draws_in_torch_as_it_does_here(world_folder: Pa
     script = Path(__file__).parents[2] / "examples" / "world_in_torch.py"
     theirs, ours = runpy.run_path(str(script))["World"](world_folder), load_model(NANO)
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    prompt = np.array([theirs.question("What moves?", Image.fromarray(pixels))], np.int32)
+    prompt = np.array([theirs.make_prompt("What moves?", Image.fromarray(pixels))], np.int32)
     text = ours.config.vocabulary.text
     seen = prompt >= text
     assert seen.sum() == ours.config.vocabulary.frame_length
@@ -169,7 +169,7 @@ def test_a_world_model_reads_and_draws_in_torch_as_it_does_here(world_folder: Pa
     np.testing.assert_allclose(joined, wanted, atol=TOLERANCE, rtol=0)
     codes = ours.codec.encode(pixels[None])
     np.testing.assert_array_equal(prompt[0, seen[0]][:-1] - text, codes[0])
-    drawn = np.asarray(theirs.paint((codes[0] + text).tolist()), np.int32)
+    drawn = np.asarray(theirs.decode_picture((codes[0] + text).tolist()), np.int32)
     # A number between two bytes may be rounded to either of them.
     assert np.abs(drawn - ours.codec.decode(codes)[0].astype(np.int32)).max() <= 1
     assert isinstance(theirs.answer("What moves?", Image.fromarray(pixels)), str)

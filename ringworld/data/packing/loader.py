@@ -18,7 +18,7 @@ from ringworld.mesh import has_mesh, named_sharding
 from ringworld.settings import MeshShape
 
 Rows = PackedRows | MixedRows
-Tree = TypeVar("Tree", Batch, Where)
+RowTree = TypeVar("RowTree", Batch, Where)
 
 
 def check_rows(context: int, rows: int, shape: MeshShape) -> None:
@@ -63,7 +63,7 @@ def make_batches(
     return batches
 
 
-def stack(rows: Iterable[Tree]) -> Tree:
+def stack(rows: Iterable[RowTree]) -> RowTree:
     """Rows `[T]` as arrays `[B, T]`."""
     return jax.tree.map(lambda *x: np.stack(x), *rows)
 

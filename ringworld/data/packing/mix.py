@@ -17,18 +17,18 @@ import numpy as np
 from jaxtyping import Int
 
 from ringworld.data.example import Example
-from ringworld.data.packing.rows import Apart, Examples, check_shares, measure, seed_of
+from ringworld.data.packing.rows import Apart, Examples, check_shares, example_lengths, seed_of
 from ringworld.errors import InputError
 
 # The sources that share rows, as one more beside those packed apart. No source is called so.
-TOGETHER = "the others"
+SHARED_ROWS = "the others"
 
 # A source draws one example of at most so many tokens.
-Source = Callable[[np.random.Generator, int], Example]
+DrawExample = Callable[[np.random.Generator, int], Example]
 
 
 def draw_examples(
-    sources: Mapping[str, Source],
+    sources: Mapping[str, DrawExample],
     shares: Mapping[str, float],
     *,
     tokens: int,
@@ -74,7 +74,7 @@ class MixedExamples:
         columns, due = [], []
         for i, (name, share) in enumerate(used.items()):
             wanted = tokens * share / sum(used.values())
-            index, lengths = _shuffle(measure(sources[name]), wanted, seed, name)
+            index, lengths = _shuffle(example_lengths(sources[name]), wanted, seed, name)
             due.append((np.cumsum(lengths) - lengths) / share)
             columns.append((np.full(len(index), i, np.uint8), index, lengths))
         order = np.argsort(np.concatenate(due), kind="stable")
@@ -112,13 +112,12 @@ def mix_sources(
     *,
     tokens: int,
     seed: int,
-) -> tuple[Examples | Apart, dict[str, float]]:
-    """What a stage of `tokens` tokens is trained on, and its shares of the rows of every batch.
+) -> Examples | Apart:
+    """What a stage of `tokens` tokens is trained on.
 
     A source that is named in `apart` has rows of its own, of which it gets its share in every
-    batch; the others share rows, in which each has its share of the tokens. Without the first the
-    shares returned say nothing. Raises InputError when a name is no source, one apart has no share,
-    or the shares do not add up to 1.
+    batch; the others share rows, in which each has its share of the tokens. Raises InputError when
+    a name is no source, one apart has no share, or the shares do not add up to 1.
     """
     used = check_shares(sources, shares)
     if not math.isclose(sum(used.values()), 1, abs_tol=1e-6):
@@ -131,13 +130,13 @@ def mix_sources(
     rows = {name: share for name, share in used.items() if name in apart}
     part = sum(sharing.values())
     if not rows:
-        return MixedExamples(sources, sharing, tokens=tokens, seed=seed), {}
+        return MixedExamples(sources, sharing, tokens=tokens, seed=seed)
     groups = {name: sources[name] for name in rows}
     if sharing:
         wanted = math.ceil(tokens * part)
-        groups[TOGETHER] = MixedExamples(sources, sharing, tokens=wanted, seed=seed)
-        rows[TOGETHER] = part
-    return Apart(groups), rows
+        groups[SHARED_ROWS] = MixedExamples(sources, sharing, tokens=wanted, seed=seed)
+        rows[SHARED_ROWS] = part
+    return Apart(groups, rows)
 
 
 class Chosen:

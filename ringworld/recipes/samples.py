@@ -1,15 +1,26 @@
-"""The sources of the nano recipes: books, recall and echo of text, clips and film of vision."""
+"""The data of the nano recipes: books, recall and echo of text, clips and film of vision."""
+
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from ringworld.data.books import draw_passage, echo_example, passage_example
 from ringworld.data.example import Example
-from ringworld.data.packing.mix import Source
-from ringworld.data.samples import Film, Shelf
-from ringworld.tasks.clips import CodedClip, clip_example, video_alone
+from ringworld.data.packing.mix import DrawExample, draw_examples
+from ringworld.data.packing.rows import check_shares
+from ringworld.data.samples import SampleFilm, Shelf, read_sample_film, read_shelf
+from ringworld.fetch import fetch
+from ringworld.progress import Announce
+from ringworld.tasks.clips import CodedClip, clip_example, draw_clips, video_alone
 from ringworld.tasks.needle import count_haystack, draw_needles, max_needles, recall_example
+from ringworld.text.load import load_tokenizer
 from ringworld.text.tokenizer import Tokenizer
+from ringworld.train.stage import ModelData, ModelStage
 from ringworld.vocab import Vocabulary
+from ringworld.weights.codecs import load_codec
+from ringworld.weights.file_names import CODEC
+from ringworld.weights.open import open_model
 
 # Tokens that hold one needle, its question, the answer, and a sentence or two of a book.
 SHORTEST_RECALL = 160
@@ -17,7 +28,41 @@ TEXT = ("books", "recall", "echo")
 VISION = ("clips", "film")
 
 
-def text_sources(shelf: Shelf, tokenizer: Tokenizer) -> dict[str, Source]:
+@dataclass(frozen=True, kw_only=True)
+class Samples(ModelData):
+    """The sample books and the sample film, needles hidden in the first, and moving shapes.
+
+    `clips` is how many clips of moving shapes there are, drawn from `seed`. Text and frames become
+    tokens by the tokenizer and the codec of the model that a stage starts from.
+    """
+
+    clips: int
+    """how many clips of moving shapes there are"""
+    seed: int
+    """draws the clips"""
+
+    def check(self, stage: ModelStage, source: Path | None) -> None:
+        """Raise InputError when a share names no source."""
+        check_shares(dict.fromkeys(TEXT + VISION), stage.shares)
+
+    def open(
+        self, stage: ModelStage, source: Path, cache: Path, announce: Announce
+    ) -> list[Example]:
+        """The examples of a stage; books, film and clips as ids are kept in `cache`."""
+        tokenizer = load_tokenizer(source)
+        sources = text_sources(read_shelf(tokenizer, cache, announce), tokenizer)
+        if not set(stage.shares) <= set(sources):
+            codec = load_codec(source / CODEC)
+            film = read_sample_film(fetch("film"), codec, cache, announce)
+            clips = draw_clips(film, codec, self.clips, self.seed, cache, announce)
+            vocabulary = open_model(source).config.vocabulary
+            sources |= vision_sources(film, clips, tokenizer, vocabulary)
+        return draw_examples(
+            sources, stage.shares, tokens=stage.tokens, longest=stage.context, seed=stage.seed
+        )
+
+
+def text_sources(shelf: Shelf, tokenizer: Tokenizer) -> dict[str, DrawExample]:
     """Passages of books, needles hidden in them with a question for each, and shuffled echoes.
 
     Lengths of recall are drawn evenly over their logarithm from a quarter of the longest, so that
@@ -45,8 +90,8 @@ def text_sources(shelf: Shelf, tokenizer: Tokenizer) -> dict[str, Source]:
 
 
 def vision_sources(
-    film: Film, clips: list[CodedClip], tokenizer: Tokenizer, vocabulary: Vocabulary
-) -> dict[str, Source]:
+    film: SampleFilm, clips: list[CodedClip], tokenizer: Tokenizer, vocabulary: Vocabulary
+) -> dict[str, DrawExample]:
     """Clips of moving shapes in every form of chat, and stretches of the film."""
 
     def shapes(rng: np.random.Generator, longest: int) -> Example:

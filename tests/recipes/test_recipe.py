@@ -1,0 +1,274 @@
+"""One recipe type: what a run's folder goes on from, what it refuses, and what may change."""
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ringworld.cli.recipes import SUMMARIES
+from ringworld.data import example
+from ringworld.data.example import Example
+from ringworld.errors import InputError
+from ringworld.models.llama import Llama
+from ringworld.models.world import World
+from ringworld.progress import Announce
+from ringworld.recipes.recipe import Recipe
+from ringworld.recipes.registry import RECIPES, find_recipe
+from ringworld.settings import MeshShape
+from ringworld.train import checkpoint
+from ringworld.train.loop import Loop
+from ringworld.train.optimizer import AdamW
+from ringworld.train.stage import FreshModel, ModelData, ModelStage, choose_rope
+from ringworld.vocab import Vocabulary
+from ringworld.weights.open import open_model
+from ringworld.weights.shipped import NANO
+
+CONTEXT = 16
+TINY = World(
+    llama=Llama(
+        layers=1,
+        model=8,
+        mlp=8,
+        heads=1,
+        kv_heads=1,
+        head_width=8,
+        context=CONTEXT,
+        rope_theta=100.0,
+    ),
+    vocabulary=Vocabulary(text=32, bos=1, eos=2),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toys(ModelData):
+    """Forty short texts of random ids."""
+
+    seed: int = 0
+
+    def open(
+        self, stage: ModelStage, source: Path, cache: Path, announce: Announce
+    ) -> list[Example]:
+        """The texts."""
+        rng = np.random.default_rng(self.seed)
+        lengths = rng.integers(3, 15, 40)
+        return [example.text(rng.integers(3, 32, n).tolist(), 1.0) for n in lengths]
+
+
+FIRST = ModelStage(
+    name="first",
+    context=CONTEXT,
+    batch=2,
+    loop=Loop(steps=3, save_every=2),
+    optimizer=AdamW(peak_lr=1e-3, end_lr=1e-3, warmup_steps=0, schedule="constant"),
+    mesh=MeshShape(),
+    shares={},
+    vision_share=0.0,
+)
+FRESH = FreshModel(name="fresh", model=TINY, parts=NANO, seed=0)
+
+
+def recipe(*stages: ModelStage, **changes: Any) -> Recipe:
+    """Fresh weights and these stages."""
+    return replace(Recipe(name="tiny", stages=(FRESH, *stages), data=Toys()), **changes)
+
+
+def longer(steps: int) -> ModelStage:
+    """The first stage with other steps."""
+    return replace(FIRST, loop=replace(FIRST.loop, steps=steps))
+
+
+def losses(folder: Path) -> list[float]:
+    """The loss of every step of the first stage."""
+    lines = (folder / "first" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def quiet(said: str) -> None:
+    """Announce to nobody."""
+
+
+def weights(folder: Path) -> bytes:
+    """The bytes of the weights in a model folder."""
+    return (folder / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of three steps; tests copy it."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    recipe(FIRST).run(folder, quiet)
+    return folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of that run."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+# ---- more steps
+
+
+def test_a_finished_run_goes_on_when_it_is_given_more_steps(run: Path, tmp_path: Path) -> None:
+    before, first, said = losses(run), weights(run / "first" / "model"), []
+    done = recipe(longer(6)).run(run, said.append)
+    assert any(
+        "first goes on from 3 to 6 steps: its constant schedule now spans all of them, so the "
+        "learning rate goes from 0.001 to 0.001" in line
+        for line in said
+    )
+    assert losses(run)[:3] == before and len(losses(run)) == 6
+    assert weights(run / "first" / "3-steps-model") == first
+    # At a constant rate it is the run that was given six steps at once, to the bit.
+    whole = recipe(longer(6)).run(tmp_path / "whole", quiet)
+    assert losses(run) == losses(tmp_path / "whole") and weights(done) == weights(whole)
+    with pytest.raises(InputError, match=r"stages.1.loop.steps was 6, is 3"):
+        recipe(FIRST).run(run, quiet)
+
+
+def test_a_longer_cosine_is_told_by_the_rates_before_and_after(tmp_path: Path) -> None:
+    def cosine(steps: int) -> Recipe:
+        shape = AdamW(peak_lr=1e-3, end_lr=0.0, warmup_steps=0, schedule="cosine")
+        return recipe(replace(longer(steps), optimizer=shape))
+
+    said: list[str] = []
+    cosine(2).run(tmp_path / "cosine", quiet)
+    cosine(6).run(tmp_path / "cosine", said.append)
+    told = "cosine schedule now spans all of them, so the learning rate goes from 0.0005 to 0.00075"
+    assert any(told in line for line in said)
+
+
+def test_a_stage_that_another_went_on_from_is_given_no_more_steps(run: Path) -> None:
+    second = replace(FIRST, name="second")
+    recipe(FIRST, second).run(run, quiet)
+    with pytest.raises(InputError, match=r"another recipe \(stages.1.loop.steps was 3, is 6\)"):
+        recipe(longer(6), second).run(run, quiet)
+
+
+# ---- what is refused, and what may change
+
+
+def test_every_real_difference_is_named_and_nothing_is_touched(run: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    other = recipe(replace(FIRST, seed=5, vision_share=0.5), data=Toys(seed=9), name="other")
+    with pytest.raises(
+        InputError,
+        match=r"another recipe \(name was tiny, is other; stages.1.vision_share was 0.0, is 0.5; "
+        r"stages.1.seed was 0, is 5; data.seed was 0, is 9\): use another folder",
+    ):
+        other.run(run, quiet)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_what_changes_nothing_that_is_learned_may_change(run: Path) -> None:
+    loop = replace(FIRST.loop, save_every=1, log_every=1)
+    changed = replace(FIRST, loop=loop, mesh=MeshShape(seq=2), activations="nothing")
+    assert recipe(changed).run(run, quiet) == run / "first" / "model"
+
+
+def test_a_stage_that_has_kept_nothing_may_be_changed_and_one_may_follow(run: Path) -> None:
+    second = replace(FIRST, name="second", seed=1)
+    recipe(FIRST, second).run(run, quiet)
+    recipe(FIRST, second, replace(second, name="third")).run(run, quiet)
+    assert (run / "third" / "model").is_dir()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mesh": MeshShape(seq=16)},
+        {"optimizer": replace(FIRST.optimizer, warmup_steps=9)},
+    ],
+    ids=["mesh", "warm-up"],
+)
+def test_a_setting_that_cannot_work_is_refused_before_anything_is_written(
+    tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(InputError):
+        recipe(replace(FIRST, **wrong)).run(folder, quiet)
+    assert not folder.exists()
+
+
+def test_a_run_that_failed_before_it_kept_anything_is_corrected_in_its_folder(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    wrong = replace(FIRST, seed=5, loop=replace(FIRST.loop, log_every=2))
+
+    def full(*given: Any) -> None:
+        raise InputError("the disk is full")
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="the disk is full"):
+        patch.setattr(checkpoint.Checkpoints, "save", full)
+        recipe(wrong, data=Toys(seed=3)).run(folder, quiet)
+    assert (folder / "first" / LEDGER).exists()
+    recipe(FIRST).run(folder, quiet)
+    assert losses(folder) == losses(finished)
+    assert len((folder / "first" / LEDGER).read_text().splitlines()) == 3
+
+
+def test_a_start_is_known_by_what_it_holds_and_not_by_its_path(
+    finished: Path, tmp_path: Path
+) -> None:
+    start, moved, folder = tmp_path / "start", tmp_path / "moved", tmp_path / "run"
+    shutil.copytree(finished / "first" / "model", start)
+    given = Recipe(name="on", stages=(FIRST,), data=Toys(), start=start)
+    given.run(folder, quiet)
+    start.rename(moved)
+    again = replace(given, start=moved)
+    assert again.run(folder, quiet) == folder / "first" / "model"
+    content = bytearray(weights(moved))
+    content[-1] ^= 1
+    (moved / "model.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match=r"another recipe \(start was \w{12}, is \w{12}\)"):
+        again.run(folder, quiet)
+
+
+def test_a_record_that_is_no_record_is_told(run: Path) -> None:
+    (run / "run.json").write_text('{"name": ')
+    with pytest.raises(InputError, match="run.json is damaged: remove it"):
+        recipe(FIRST).run(run, quiet)
+
+
+# ---- the base of RoPE
+
+
+def test_a_stage_keeps_the_base_as_far_as_it_reaches(tmp_path: Path) -> None:
+    shipped, said = open_model(NANO).config, list[str]()
+    for context in (1024, 4096, 16384):
+        chosen = choose_rope(shipped, replace(FIRST, context=context), said.append)
+        assert chosen.llama.rope_theta == shipped.llama.rope_theta
+        assert (chosen.llama.context, chosen.llama.rope_reach) == (context, 16384)
+    assert said[1] == "stage first: RoPE base 6,238,000, kept, because it reaches 16,384 tokens"
+    longer = choose_rope(shipped, replace(FIRST, context=32768), said.append)
+    assert longer.llama.rope_theta == pytest.approx(25_118_864, rel=1e-6)
+    assert longer.llama.rope_reach == 32768
+    assert said[-1] == (
+        "stage first: RoPE base 6,238,000 -> 25,118,864, because the old one reaches 16,384 tokens "
+        "and 32,768 are asked for"
+    )
+    chosen = choose_rope(shipped, replace(FIRST, context=1024, rope_theta=5e6), said.append)
+    assert chosen.llama.rope_theta == 5e6 and chosen.llama.rope_reach == 1024
+    assert any("6,238,000 -> 5,000,000, as the stage says" in line for line in said)
+
+
+def test_a_base_that_was_chosen_for_more_is_recorded_in_the_model(tmp_path: Path) -> None:
+    ahead = replace(FIRST, context=8, rope_context=CONTEXT)
+    done = recipe(ahead).run(tmp_path, quiet)
+    llama = open_model(done).config.llama
+    assert (llama.context, llama.rope_context, llama.rope_reach) == (8, CONTEXT, CONTEXT)
+
+
+# ---- the registry
+
+
+def test_every_recipe_of_the_registry_is_made_by_its_name() -> None:
+    assert {name: find_recipe(name).name for name in RECIPES} == {name: name for name in RECIPES}
+    assert list(SUMMARIES) == list(RECIPES)
+    with pytest.raises(InputError, match="there is no recipe nano-bsae.*nano-base"):
+        find_recipe("nano-bsae")
