@@ -14,12 +14,12 @@ import numpy as np
 
 from ringworld.errors import InputError
 from ringworld.rope_scaling import Llama3
-from ringworld.weights.cursor import to_halves
+from ringworld.weights.cursor import rows_to_halves
 from ringworld.weights.gguf import Container, Tensor
 from ringworld.weights.gguf_parts import read_model
 from ringworld.weights.gguf_tokenizer import PREFIX, make_tokenizer
 from ringworld.weights.imported import Checkpoint
-from ringworld.weights.names import NAMES
+from ringworld.weights.names import WEIGHT_NAMES
 from ringworld.weights.settings import number_of, size_of
 from ringworld.weights.tensors import LazyTensor
 
@@ -35,14 +35,14 @@ PAIRED = ("attn_q.", "attn_k.")
 TURN_ENDS = ("eot_token_id", "eom_token_id")
 FACTORS = "rope_freqs.weight"
 MOST_LAYERS = 1 << 10
-THETA = 1e4  # where the file does not say
+GGUF_THETA = 1e4  # where the file does not say
 # What every Llama 3 has been scaled with; the factor differs.
 LOW_TURNS, HIGH_TURNS, TRAINED = 1.0, 4.0, 8192
 # What is one number a model, though a file may give it a layer.
 BY_LAYER = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
 # What these must be where a file has them: this decoder does nothing else. (The window in
 # `attention.sliding_window` is not used by llama.cpp in models of these architectures, nor here.)
-FIXED: dict[str, tuple[float, ...]] = {
+FIXED_ENTRIES: dict[str, tuple[float, ...]] = {
     "attention.causal": (1.0,),
     "attention.clamp_kqv": (0.0,),
     "attention.max_alibi_bias": (0.0,),
@@ -73,7 +73,7 @@ def read_gguf(path: Path) -> Checkpoint:
     halved = config["model_type"] == IN_PAIRS
     tensors = {}
     known = {FACTORS}
-    for name in NAMES:
+    for name in WEIGHT_NAMES:
         for l in range(config["num_hidden_layers"]) if name.layered else (0,):
             here = name.gguf.format(l)
             if here not in file.tensors:
@@ -108,7 +108,7 @@ def read_gguf(path: Path) -> Checkpoint:
 
 def _read(tensor: Tensor, heads: int) -> np.ndarray:
     """A tensor, its rows in halves if it has heads to put so."""
-    return to_halves(tensor.read(), heads) if heads else tensor.read()
+    return rows_to_halves(tensor.read(), heads) if heads else tensor.read()
 
 
 def _check_rows(tensor: Tensor, heads: int) -> None:
@@ -149,7 +149,7 @@ def _config(file: Container) -> dict[str, Any]:
     table = file.tensors.get("token_embd.weight")
     if table is None or len(table.shape) != 2:
         raise InputError(f"{path} holds no token_embd.weight of rows and columns: copy it again")
-    theta = number_of({"rope.freq_base": THETA} | fields, "rope.freq_base", path)
+    theta = number_of({"rope.freq_base": GGUF_THETA} | fields, "rope.freq_base", path)
     kind, name = ARCHITECTURES[architecture]
     epsilon = "attention.layer_norm_rms_epsilon"
     return {
@@ -184,7 +184,7 @@ def _check_fixed(path: Path, fields: dict[str, Any]) -> None:
             if (found != found[0]).any():
                 raise InputError(f"{path} gives its layers different {name}, which is not read")
             fields[name] = int(found[0])
-    for name, allowed in FIXED.items():
+    for name, allowed in FIXED_ENTRIES.items():
         found = _plain(fields, name, allowed[0], path)
         if found not in allowed:
             raise InputError(

@@ -12,7 +12,7 @@ from ringworld.weights.gguf import Container, read_container
 from ringworld.weights.settings import size_of
 
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.S)
-NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
+PART_NUMBER, PART_COUNT, TENSOR_COUNT = "split.no", "split.count", "split.tensors.count"
 
 
 def read_model(path: Path) -> Container:
@@ -21,10 +21,10 @@ def read_model(path: Path) -> Container:
     Raises InputError when a part is missing, or another model's.
     """
     file = read_container(path)
-    count = size_of({COUNT: 0} | file.entries, COUNT, path, least=0)
+    count = size_of({PART_COUNT: 0} | file.entries, PART_COUNT, path, least=0)
     if count <= 1:
         return file
-    number = size_of(file.entries, NUMBER, path, least=0) + 1
+    number = size_of(file.entries, PART_NUMBER, path, least=0) + 1
     name = PART.fullmatch(path.name)
     if name is None or (int(name[2]), int(name[3])) != (number, count):
         raise InputError(
@@ -34,7 +34,7 @@ def read_model(path: Path) -> Container:
     parts = [_read_part(path, name[1], i, count) for i in range(1, count + 1)]
     tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
     held = sum(len(part.tensors) for part in parts)
-    told = size_of({TENSORS: held} | parts[0].entries, TENSORS, parts[0].path, least=0)
+    told = size_of({TENSOR_COUNT: held} | parts[0].entries, TENSOR_COUNT, parts[0].path, least=0)
     if not len(tensors) == held == told:
         raise InputError(
             f"the {count} parts of {path} hold {held} tensors of {told}: copy them all again"
@@ -56,6 +56,6 @@ def _read_part(path: Path, name: str, number: int, count: int) -> Container:
             "one folder"
         )
     part = read_container(place)
-    if (part.entries.get(NUMBER), part.entries.get(COUNT)) != (number - 1, count):
+    if (part.entries.get(PART_NUMBER), part.entries.get(PART_COUNT)) != (number - 1, count):
         raise InputError(f"{place} is not part {number} of {count} of a model: copy it again")
     return part

@@ -59,13 +59,13 @@ FAMILIES = {
 MOST = 2**31
 # What these fields must be where a config has them: this decoder does nothing else. A family's
 # model does not read those that are named for others.
-FIXED: dict[str, tuple[Any, ...]] = {
+FIXED_FIELDS: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
     "partial_rotary_factor": (1.0, None),
     "quantization_config": (None,),
     "is_causal": (True, None),
 }
-FIXED_OF = {
+FIXED_FIELDS_OF = {
     "llama": {"attention_bias": (False, None), "mlp_bias": (False, None)},
     "mistral": {},
     "qwen2": {},
@@ -73,7 +73,7 @@ FIXED_OF = {
 }
 SLIDING = "sliding_attention"
 # Defaults of the readers that wrote configs without these fields.
-THETA, EPS = 10_000.0, 1e-6
+ROPE_THETA, NORM_EPS = 10_000.0, 1e-6
 
 
 def read_world(config: Mapping[str, Any]) -> World:
@@ -87,7 +87,7 @@ def read_world(config: Mapping[str, Any]) -> World:
             f"{CONFIG} describes a model of type {str(kind)[:40]}, which is not known here: use "
             f"one of {', '.join(FAMILIES)}"
         )
-    for field, allowed in (FIXED | FIXED_OF[kind]).items():
+    for field, allowed in (FIXED_FIELDS | FIXED_FIELDS_OF[kind]).items():
         if field in config and config[field] not in allowed:
             raise InputError(
                 f"{CONFIG} sets {field} to {str(config[field])[:40]}, which this decoder does not "
@@ -108,7 +108,7 @@ def read_world(config: Mapping[str, Any]) -> World:
         head_width=_number(config, "head_dim", int, model // heads),
         context=context,
         rope_theta=theta,
-        norm_eps=_number(config, "rms_norm_eps", float, EPS),
+        norm_eps=_number(config, "rms_norm_eps", float, NORM_EPS),
         rope_scaling=scaling,
         window=_window(config, family, layers, context),
         qkv_bias=family.qkv_bias,
@@ -197,12 +197,12 @@ def _rope(config: Mapping[str, Any], context: int) -> tuple[float, Scaling | Non
             f"{CONFIG} has RoPE parameters for {nested[0][:40]} layers alone, which this decoder "
             "does not do: use a model whose layers are alike"
         )
-    if rope.get("partial_rotary_factor") not in FIXED["partial_rotary_factor"]:
+    if rope.get("partial_rotary_factor") not in FIXED_FIELDS["partial_rotary_factor"]:
         raise InputError(
             f"{CONFIG} rotates a part of each head only, {str(rope['partial_rotary_factor'])[:40]} "
             "of it, which this decoder does not do: use another model"
         )
-    theta = _number({"rope_theta": THETA} | dict(config) | rope, "rope_theta", float)
+    theta = _number({"rope_theta": ROPE_THETA} | dict(config) | rope, "rope_theta", float)
     if theta <= 1:
         raise InputError(f"the field rope_theta of {CONFIG} is {theta}: RoPE's base is above 1")
     kind = rope.get("rope_type", rope.get("type", "default"))

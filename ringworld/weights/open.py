@@ -32,7 +32,7 @@ from ringworld.weights.imported import Checkpoint, read_ends
 from ringworld.weights.joint import split_tables
 from ringworld.weights.lwm import read_lwm
 from ringworld.weights.names import BY_OURS, Name
-from ringworld.weights.tensors import LazyTensor, Pieces
+from ringworld.weights.tensors import LazyTensor, LazyWeight
 
 # What some files hold besides the weights, and nobody needs.
 PASSED_OVER = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
@@ -47,7 +47,7 @@ class Opened:
     """
 
     config: World
-    table: Mapping[str, np.ndarray | Pieces]
+    table: Mapping[str, np.ndarray | LazyWeight]
     tokenizer: bytes | None
     chat_template: str | None
     codec: Path | None
@@ -135,7 +135,7 @@ def _check_ends(ends: tuple[int, ...], config: World) -> tuple[int, ...]:
     return ends
 
 
-def _table(checkpoint: Checkpoint, config: World) -> dict[str, Pieces]:
+def _table(checkpoint: Checkpoint, config: World) -> dict[str, LazyWeight]:
     """The weights by our names, each a read a layer. Raises InputError when names do not fit."""
     table, known = {}, set()
     for ours, param in paths(specs(config)).items():
@@ -150,7 +150,7 @@ def _table(checkpoint: Checkpoint, config: World) -> dict[str, Pieces]:
             known.add(there)
             names.append(there)
             reads.append(_read(checkpoint.tensors[there], there, name, param))
-        table[ours] = Pieces(param.shape, tuple(reads), tuple(names))
+        table[ours] = LazyWeight(param.shape, tuple(reads), tuple(names))
     if config.tied:
         known.add(BY_OURS["heads.text"].hugging_face)
     for there in checkpoint.tensors:

@@ -44,7 +44,7 @@ from ringworld.weights.huggingface import write_config
 from ringworld.weights.joint import add_vision, join_tables
 from ringworld.weights.names import BY_OURS, Name
 from ringworld.weights.open import Opened, is_ours, open_model
-from ringworld.weights.tensors import LazyTensor, Pieces, wider, write_tensors
+from ringworld.weights.tensors import LazyTensor, LazyWeight, wider, write_tensors
 
 # What others wrote about words and sampling, carried along unread.
 CARRIED = (TOKENIZER_CONFIG, SPECIAL_TOKENS, GENERATION, SENTENCEPIECE, ABOUT)
@@ -123,9 +123,9 @@ def write_theirs(draft: Path, opened: Opened, shard_bytes: int) -> None:
         write_diffusers(draft / VQGAN_FOLDER, *open_codec(opened.codec))
 
 
-def _theirs(table: Mapping[str, np.ndarray | Pieces]) -> dict[str, Pieces]:
+def _theirs(table: Mapping[str, np.ndarray | LazyWeight]) -> dict[str, LazyWeight]:
     """Our weights by Hugging Face name, layer by layer."""
-    found: dict[tuple[float, str], Pieces] = {}
+    found: dict[tuple[float, str], LazyWeight] = {}
     for ours, weight in table.items():
         name = BY_OURS[ours]
         shape = weight.shape[1:] if name.layered else weight.shape
@@ -133,18 +133,18 @@ def _theirs(table: Mapping[str, np.ndarray | Pieces]) -> dict[str, Pieces]:
             there = name.hugging_face.format(l)
             read = LazyTensor(partial(_layer, weight, name, l), weight.dtype)
             order = l if name.layered else -1 if ours.endswith("embed") else math.inf
-            found[order, there] = Pieces(name.shape_there(shape), (read,))
+            found[order, there] = LazyWeight(name.shape_there(shape), (read,))
     return {there: found[order, there] for order, there in sorted(found)}
 
 
-def _layer(weight: np.ndarray | Pieces, name: Name, l: int) -> np.ndarray:
+def _layer(weight: np.ndarray | LazyWeight, name: Name, l: int) -> np.ndarray:
     whole = weight if isinstance(weight, np.ndarray) else np.concatenate(list(weight))
     return name.theirs(whole[l] if name.layered else whole)
 
 
-def _write_shards(draft: Path, theirs: Mapping[str, Pieces], shard_bytes: int) -> None:
+def _write_shards(draft: Path, theirs: Mapping[str, LazyWeight], shard_bytes: int) -> None:
     """Write the weights, in one file or in several of at most `shard_bytes` and an index."""
-    shards: list[dict[str, Pieces]] = [{}]
+    shards: list[dict[str, LazyWeight]] = [{}]
     total = room = 0
     for name, weight in theirs.items():
         size = math.prod(weight.shape) * weight.dtype.itemsize

@@ -26,7 +26,7 @@ from ringworld.files import parse_json_object
 # The header of a model of 100,000 tensors is 10 MB; parsed, it takes some 30 times as much memory.
 HEADER_BYTES = 16 << 20
 METADATA = "__metadata__"
-LONGEST_NAME = 256  # three times the longest of a published model
+LONGEST_TENSOR_NAME = 256  # three times the longest of a published model
 # What stands in place of a large file where Git LFS has not brought it.
 POINTER = b"version https://git-lfs"
 DTYPES: dict[str, np.dtype] = {
@@ -66,7 +66,7 @@ def lazy(array: np.ndarray) -> LazyTensor:
 
 
 @dataclass(frozen=True)
-class Pieces:
+class LazyWeight:
     """A weight that is read piece by piece, which follow one another along its first axis.
 
     `names` are those of the pieces in the files that they come from, where these have others.
@@ -92,7 +92,7 @@ def wider(dtypes: set[np.dtype]) -> np.dtype:
     return np.dtype(np.float64 if np.dtype(np.float64) in dtypes else np.float32)
 
 
-def each_piece(name: str, weight: np.ndarray | Pieces) -> Iterator[tuple[str, np.ndarray]]:
+def each_piece(name: str, weight: np.ndarray | LazyWeight) -> Iterator[tuple[str, np.ndarray]]:
     """The pieces of a weight, each with the name by which a user finds it."""
     if isinstance(weight, np.ndarray):
         yield name, weight
@@ -144,7 +144,7 @@ def read_tensors(file: Path) -> dict[str, np.ndarray]:
     return {name: views[name] for name in header}
 
 
-def write_tensors(file: Path, table: Mapping[str, np.ndarray | Pieces]) -> None:
+def write_tensors(file: Path, table: Mapping[str, np.ndarray | LazyWeight]) -> None:
     """Write a new safetensors file, one piece in memory at a time.
 
     Pieces of several dtypes are written in one that holds them all, such as float32 for float16 and
@@ -217,8 +217,8 @@ def _parse(file: Path, text: bytes) -> dict[str, Any]:
     header.pop(METADATA, None)
     if not all(isinstance(entry, dict) for entry in header.values()):
         raise _damaged(file, "its header does not describe tensors")
-    if not all(name.isprintable() and len(name) <= LONGEST_NAME for name in header):
-        raise _damaged(file, f"a tensor's name cannot be written in {LONGEST_NAME} letters")
+    if not all(name.isprintable() and len(name) <= LONGEST_TENSOR_NAME for name in header):
+        raise _damaged(file, f"a tensor's name cannot be written in {LONGEST_TENSOR_NAME} letters")
     return header
 
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from ringworld.errors import InputError
 from ringworld.rope_scaling import Llama3
-from ringworld.weights.gguf import KINDS, PLAIN, read_container
+from ringworld.weights.gguf import PLAIN, TENSOR_TYPES, read_container
 from ringworld.weights.gguf_model import read_gguf
 from ringworld.weights.model import load_model
 from ringworld.weights.open import read_checkpoint
@@ -91,13 +91,15 @@ def test_the_types_that_are_read_are_those_that_gguf_dequantises():
         except NotImplementedError:
             continue
         found[int(kind)] = (kind.name, block, width)
-    assert {n: (kind.name, kind.block, kind.width) for n, kind in KINDS.items()} == found
-    assert set(PLAIN) < {kind.name for kind in KINDS.values()}
+    assert {n: (kind.name, kind.block, kind.width) for n, kind in TENSOR_TYPES.items()} == found
+    assert set(PLAIN) < {kind.name for kind in TENSOR_TYPES.values()}
 
 
-@pytest.mark.parametrize("number", [n for n, kind in KINDS.items() if kind.name not in PLAIN])
+@pytest.mark.parametrize(
+    "number", [n for n, kind in TENSOR_TYPES.items() if kind.name not in PLAIN]
+)
 def test_quantised_numbers_are_those_of_gguf(tmp_path, number):
-    kind, rng = KINDS[number], np.random.default_rng(number)
+    kind, rng = TENSOR_TYPES[number], np.random.default_rng(number)
     packed = rng.integers(0, 64, (3, 2 * kind.width), np.uint8)  # small scales, so finite ones
     writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
     theirs = gguf.GGMLQuantizationType(number)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
-from ringworld.attention.balance import plan_order
+from ringworld.attention.balance import choose_layout
 from ringworld.attention.layout import deal, dealt_length
 from ringworld.attention.mask import Where
 from ringworld.batch import Batch
@@ -57,7 +57,7 @@ def make_batches(
         if ledger:
             ledger.record(step, read)
         where = read.where if len(held) == batch else stack(rows.where(n) for n in numbers)
-        order = plan_order(where, ring).order
+        order = choose_layout(where, ring).order
         return jax.tree.map(lambda x: _place(deal(x, order), held, batch), read)
 
     return batches
