@@ -33,7 +33,7 @@ from ringworld.attention.block import BLOCKWISE
 from ringworld.attention.layout import contiguous_order, invert, striped_order, zigzag_order
 from ringworld.attention.mask import (
     Where,
-    block_ends,
+    block_stops,
     causal,
     causal_by_block,
     causal_with_prefix,
@@ -119,7 +119,7 @@ def make_masks() -> dict[str, Mask]:
         ),
         "frames": mask(
             two,
-            causal_by_block(two, block_ends(two, frames)),
+            causal_by_block(two, block_stops(two, frames)),
             lambda t, s: s // FRAME <= t // FRAME,
         ),
     }

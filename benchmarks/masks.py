@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ringworld.attention.mask import Where, block_ends, causal, causal_by_block, window
+from ringworld.attention.mask import Where, block_stops, causal, causal_by_block, window
 
 LENGTH = 10_000_000
 REPEATS = 5
@@ -35,7 +35,7 @@ def main() -> None:
         "causal": lambda: causal(rows),
         "window": lambda: window(rows, SEEN),
         "frame by frame, in a window": lambda: (
-            causal_by_block(rows, block_ends(rows, positions // FRAME)) & window(rows, SEEN)
+            causal_by_block(rows, block_stops(rows, positions // FRAME)) & window(rows, SEEN)
         ),
     }.items():
         seconds = fastest(build)

@@ -6,7 +6,7 @@
 The ablation trains one small model by each way of packing, on the same examples for as many steps,
 and asks it about examples that stand alone, as a user does, on its way and at the end. Questions
 about two frames have answers of two tokens and share their rows with drawings and with passages
-that are dense in targets. Source of both: LWM (arXiv 2402.08268), its data and its Table 10.
+that are dense in targets. DrawExample of both: LWM (arXiv 2402.08268), its data and its Table 10.
 """
 
 import tempfile
@@ -102,7 +102,7 @@ def plan_corpus(name: str, examples: int) -> tuple[str, ...]:
 
 
 def plan(examples: int = 10_000_000) -> None:
-    """Plan `examples` examples of each corpus, each in a process of its own."""
+    """PackingPlan `examples` examples of each corpus, each in a process of its own."""
     rows = []
     for name in CORPORA:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:

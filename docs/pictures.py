@@ -19,7 +19,7 @@ from ringworld.attention.mask import (
     Reach,
     Span,
     Where,
-    block_ends,
+    block_stops,
     causal,
     causal_by_block,
     causal_with_prefix,
@@ -141,7 +141,7 @@ def _draw_work(axes: Axes, plan: Plan, most: int) -> None:
 def draw_masks() -> Figure:
     """What every token of a short row sees under each kind of span."""
     where = document([14, 6, 16], 40)
-    frames = block_ends(where, where.positions // 4)
+    frames = block_stops(where, where.positions // 4)
     spans: dict[str, Span] = {
         "everything": everything(where),
         "causal": causal(where),
@@ -152,7 +152,7 @@ def draw_masks() -> Figure:
     }
     picture = figure(9, 6.2)
     for axes, (title, span) in zip(picture.subplots(2, 3).flat, spans.items(), strict=True):
-        mask = sees(Reach(where.segments, span.first, span.past), where)[0]
+        mask = sees(Reach(where.segments, span.first, span.stop), where)[0]
         shown = np.where(mask, where.segments[0][:, None], 0)
         axes.imshow(shown, cmap="Blues", vmin=0, vmax=4, interpolation="nearest")
         axes.set_title(title, size=10)

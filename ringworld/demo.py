@@ -27,9 +27,9 @@ import numpy as np
 from ringworld.chat.ask import answer_questions, continue_scene, draw_captions
 from ringworld.data.samples import (
     HELD_MINUTES,
-    Film,
+    SampleFilm,
     Shelf,
-    read_film,
+    read_sample_film,
     read_shelf,
 )
 from ringworld.evals.config import Grid
@@ -114,7 +114,7 @@ def run_demo(folder: Path, announce: Announce) -> Path:
         fetch("kjv")
     base = load_model(NANO)
     with clock.timed("see"):
-        film = read_film(film_file, base.codec, folder / "data", announce)
+        film = read_sample_film(film_file, base.codec, folder / "data", announce)
         seen = reconstruct(film, base)
     with clock.timed("read"):
         shelf = read_shelf(base.tokenizer, folder / "data", announce)
@@ -165,7 +165,7 @@ def total(books: list[np.ndarray]) -> int:
     return sum(len(book) for book in books)
 
 
-def reconstruct(film: Film, model: Model) -> Reconstruction:
+def reconstruct(film: SampleFilm, model: Model) -> Reconstruction:
     """Ten held-out frames of the film beside their reconstructions, and the PSNR of all of them."""
     held = film.held_out
     original, rebuilt = film.frames[held], model.codec.decode(film.codes[held])
@@ -238,7 +238,7 @@ def draw_unseen(model: Model) -> list[Drawing]:
     ]
 
 
-def go_on(model: Model, film: Film) -> Continuation:
+def go_on(model: Model, film: SampleFilm) -> Continuation:
     """A held-out scene of the film: some seconds given, the next ones drawn."""
     start = int(np.searchsorted(film.seconds, SCENE_START))
     given = slice(start, start + SCENE_GIVEN)

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -140,6 +141,24 @@ def hash_file(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise BadFileError(f"{path} cannot be read: check the path") from error
+
+
+def find_name(folder: Path, name: str) -> str:
+    """`name`, in that normal form of Unicode in which a file of `folder` has it.
+
+    A list that was written on another system may spell "é" as one character where the file's name
+    has two, or the other way round. As it was given where nothing is there in any form.
+    """
+    forms = (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
+    return next((form for form in forms if is_there(folder / form)), name)
+
+
+def is_there(path: Path) -> bool:
+    """Whether something is at a path; at names that no file can have nothing is."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def sync(path: Path) -> None:

@@ -147,10 +147,14 @@ def write_gguf(
     architecture: str = "llama",
     words: str | None = "gpt2",
     ends: tuple[int, int] = (0, 1),
+    part: int = 0,
     more: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
 ) -> Path:
-    """A file as llama.cpp's converter writes it, with a tokenizer of the kind `words`."""
-    writer = gguf.GGUFWriter(path, architecture)
+    """A file as llama.cpp's converter writes it, with a tokenizer of the kind `words`.
+
+    With `part` it is cut into files of so many tensors, and the first of them is returned.
+    """
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=part)
     writer.add_block_count(LAYERS)
     writer.add_context_length(32)
     writer.add_embedding_length(WIDTH)
@@ -181,4 +185,4 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return sorted(path.parent.glob(f"{path.stem}-00001-of-*.gguf"))[0] if part else path

@@ -1,6 +1,6 @@
 """Worker: `ringworld.attend` on one device, on a ring of several, or by its definition.
 
-A ring is given the row in the order that `plan_order` chooses, as training gives it.
+A ring is given the row in the order that `choose_layout` chooses, as training gives it.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.protocol import Prepared, Refused, serve
 from benchmarks.work import Case, make_arrays, make_segments, sample
 from ringworld import Where, attend, make_mesh
-from ringworld.attention.balance import plan_order
+from ringworld.attention.balance import choose_layout
 from ringworld.attention.layout import invert
 from ringworld.cpu import widen_vectors
 from ringworld.mesh import named_sharding
@@ -27,7 +27,7 @@ def prepare(request: dict[str, Any]) -> Prepared:
     ring = jax.device_count()
     mesh = make_mesh(seq=ring)
     segments, positions = make_segments(case.documents)
-    order = plan_order(Where(positions, segments), ring).order
+    order = choose_layout(Where(positions, segments), ring).order
 
     def place(x: np.ndarray) -> jax.Array:
         axes = ("batch", "seq", "heads", None)[: x.ndim]

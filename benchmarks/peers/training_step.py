@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.protocol import Prepared, Refused, serve
 from benchmarks.work import documents, make_segments
 from ringworld import Batch, Llama, Vocabulary, Where, World, make_mesh
-from ringworld.attention.balance import plan_order
+from ringworld.attention.balance import choose_layout
 from ringworld.cpu import widen_vectors
 from ringworld.mesh import named_sharding
 from ringworld.models.world import specs
@@ -45,7 +45,7 @@ def make_batch(tokens: int, ring: int, mesh: jax.sharding.Mesh) -> Batch:
     ids = np.random.default_rng(0).integers(
         3, MODEL.vocabulary.text, (1, tokens + 1), dtype=np.int32
     )
-    order = plan_order(Where(positions, segments), ring).order
+    order = choose_layout(Where(positions, segments), ring).order
     follows = np.diff(segments, append=0) == 0
     row = Batch(
         tokens=ids[:, :-1],

@@ -29,8 +29,8 @@ LAST = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
-    """An order, and the pairs of tiles that device r visits with the keys of device s `[R, R]`."""
+class Layout:
+    """An order of a row, and its work `[R, R]`: live pairs of tiles, by query and key device."""
 
     name: str
     order: Order
@@ -64,16 +64,17 @@ def make_orders(length: int, ring: int) -> dict[str, Order]:
     return orders
 
 
-def plan_order(where: Where, ring: int, tile: int = STRIPE) -> Plan:
-    """The order in which the ring is done soonest with these rows `[B, T]`, as they were written.
+def choose_layout(where: Where, ring: int, tile: int = STRIPE) -> Layout:
+    """The layout in which a ring finishes these rows `[B, T]` first; they come in written order.
 
-    Fewer rotations decide between equals. The rows are causal, and `where.span` narrows them.
+    Between equal times the one with fewer rotations is chosen. The rows are causal, and
+    `where.span` narrows what a token sees.
     """
     orders = make_orders(where.segments.shape[1], ring)
-    plans = [
-        Plan(name, order, count_work(where, order, ring, tile)) for name, order in orders.items()
+    layouts = [
+        Layout(name, order, count_work(where, order, ring, tile)) for name, order in orders.items()
     ]
-    return min(plans, key=lambda plan: (plan.time, plan.hops))
+    return min(layouts, key=lambda layout: (layout.time, layout.hops))
 
 
 def count_work(where: Where, order: Order, ring: int, tile: int) -> Int[np.ndarray, "R R"]:
@@ -82,12 +83,15 @@ def count_work(where: Where, order: Order, ring: int, tile: int) -> Int[np.ndarr
     segments = deal(where.segments, order)
     real, base = segments > 0, segments.astype(np.int64) << 32
 
-    def ends(x: Int[np.ndarray, "B T"], padding: int) -> Int[np.ndarray, "B R I t"]:
+    def cut_dealt(x: Int[np.ndarray, "B T"], padding: int) -> Int[np.ndarray, "B R I t"]:
         places = np.where(real, base + deal(x, order), padding)
         return _cut(places.reshape(len(places), ring, -1), tile, padding)
 
-    keys_low, keys_high = ends(where.positions, LAST).min(-1), ends(where.positions, -1).max(-1)
-    sees_low, sees_high = ends(span.first, LAST).min(-1), ends(span.past - 1, -1).max(-1)
+    keys_low, keys_high = (
+        cut_dealt(where.positions, LAST).min(-1),
+        cut_dealt(where.positions, -1).max(-1),
+    )
+    sees_low, sees_high = cut_dealt(span.first, LAST).min(-1), cut_dealt(span.stop - 1, -1).max(-1)
     work = np.zeros((ring, ring), np.int64)
     for row in zip(sees_low, sees_high, keys_low, keys_high, strict=True):
         work += _count_row(*row)

@@ -1,8 +1,8 @@
 """The kernel for every platform: blockwise attention in plain XLA, tile by tile.
 
-A pair of tiles that the mask empties is not visited, one that it leaves whole is not masked. Memory
-is that of one tile's scores, forward and backward. Rows are walked one after another, and in each
-its key heads: the scores of one pair fit a core's cache, and each row skips by its own mask.
+A pair of tiles that the mask empties is skipped, one that it leaves whole is not masked. Memory is
+that of one tile's scores, forward and backward. The loop goes over rows, then key heads, then
+tiles: the scores of one pair fit a core's cache, and each row skips by its own mask.
 """
 
 from collections.abc import Callable
@@ -13,56 +13,56 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ringworld.attention.mask import Ends, ends_of_keys, may_see, sees, sees_all
+from ringworld.attention.mask import Bounds, key_bounds, may_see, sees, sees_all
 from ringworld.attention.online import Partial, finite, merge
-from ringworld.attention.tiles import Grads, Kernel, Keys, Queries, Saved, span
+from ringworld.attention.tiles import Grads, Kernel, Keys, Queries, Saved, live_range
 from ringworld.mesh import platform
 
 # 256 was the fastest of 128, 256 and 512 for heads of 64 on a 2-core CPU.
 TILE = 256
 
 
-def _walk(walk: Callable[..., Any], queries: Queries, sums: Any) -> Any:
-    """`sums = walk(sums, b, h, i)` for each tile i of the queries of each key head h of each row b.
+def _loop_over_queries(body: Callable[..., Any], queries: Queries, sums: Any) -> Any:
+    """`sums = body(sums, b, h, i)` for each query tile i of each key head h of each row b.
 
-    What a walk reads and adds to are single tiles of whole arrays: none of a head's size is made.
+    The body reads and writes single tiles of whole arrays: no array of a head's size is made.
     """
     B, tiles, heads = queries.q.shape[:3]
 
     def step(n: Array, sums: Any) -> Any:
-        return walk(sums, n // (heads * tiles), n // tiles % heads, n % tiles)
+        return body(sums, n // (heads * tiles), n // tiles % heads, n % tiles)
 
     return lax.fori_loop(0, B * heads * tiles, step, sums)
 
 
-def _first(place: tuple[Array, ...], axes: int) -> tuple[Array, ...]:
-    """The indices of a tile's first number; of one type, as slices want them, in 64 bits too."""
+def _tile_start(place: tuple[Array, ...], axes: int) -> tuple[Array, ...]:
+    """The indices where a tile begins, all int32: slices want one type, with 64-bit numbers too."""
     return tuple(jnp.asarray(n, jnp.int32) for n in (*place, *(0,) * (axes - len(place))))
 
 
 def _at(tree: Any, *place: Array) -> Any:
-    """What stands at a place of the leading axes of every array."""
+    """Every array at an index of its leading axes."""
 
     def pick(x: Array) -> Array:
-        first, rest = _first(place, x.ndim), x.shape[len(place) :]
+        first, rest = _tile_start(place, x.ndim), x.shape[len(place) :]
         return lax.dynamic_slice(x, first, (*(1,) * len(place), *rest)).reshape(rest)
 
     return jax.tree.map(pick, tree)
 
 
 def _put(tree: Any, tile: Any, *place: Array) -> Any:
-    """The arrays with a tile written at a place of their leading axes."""
+    """The arrays with a tile written at an index of their leading axes."""
 
     def put(x: Array, y: Array) -> Array:
         tile = y.reshape(*(1,) * len(place), *y.shape)
-        return lax.dynamic_update_slice(x, tile, _first(place, x.ndim))
+        return lax.dynamic_update_slice(x, tile, _tile_start(place, x.ndim))
 
     return jax.tree.map(put, tree, tile)
 
 
 def _queries_at(queries: Queries, b: Array, h: Array, i: Array) -> Queries:
     q = _widen(_at(queries.q, b, i, h))
-    return Queries(q, _at(queries.reach, b, i), _at(queries.ends, b, i))
+    return Queries(q, _at(queries.reach, b, i), _at(queries.bounds, b, i))
 
 
 def _keys_at(keys: Keys, b: Array, h: Array, j: Array) -> Keys:
@@ -78,7 +78,7 @@ def _widen(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree) if platform() == "cpu" else tree
 
 
-def _choose(queries: Ends, keys: Ends) -> Int[Array, ""]:
+def _choose(queries: Bounds, keys: Bounds) -> Int[Array, ""]:
     """0: the pair is empty, 1: it needs the mask, 2: it is whole."""
     live = may_see(queries, keys).astype(jnp.int32)
     return live + live * sees_all(queries, keys).astype(jnp.int32)
@@ -92,7 +92,9 @@ def _stack_heads(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
 
-def _see_tile(partial: Partial, scores: Float[Array, "rows s"], v: Float[Array, "s H"]) -> Partial:
+def _forward_tile(
+    partial: Partial, scores: Float[Array, "rows s"], v: Float[Array, "s H"]
+) -> Partial:
     """The partial result after one more tile of keys, from its masked scores."""
     top = scores.max(-1)
     weights = jnp.exp2(scores - finite(top)[..., None])
@@ -100,11 +102,11 @@ def _see_tile(partial: Partial, scores: Float[Array, "rows s"], v: Float[Array, 
     return merge(partial, Partial(top, weights.sum(-1), value))
 
 
-def see(queries: Queries, keys: Keys, partials: Partial) -> Partial:
-    """What the queries know after these keys too. `partials` has the tiles of the queries."""
-    ends = ends_of_keys(keys.where)
+def _forward_pass(queries: Queries, keys: Keys, partials: Partial) -> Partial:
+    """The partial results with these keys merged in; `partials` has the tiles of the queries."""
+    bounds = key_bounds(keys.where)
 
-    def walk(partials: Partial, b: Array, h: Array, i: Array) -> Partial:
+    def body(partials: Partial, b: Array, h: Array, i: Array) -> Partial:
         tile, before = _queries_at(queries, b, h, i), _at(partials, b, i, h)
         q, groups = _stack_heads(tile.q), len(tile.q)
 
@@ -119,30 +121,30 @@ def see(queries: Queries, keys: Keys, partials: Partial) -> Partial:
                 return jnp.where(seen, whole(), -jnp.inf)
 
             return lax.switch(
-                _choose(tile.ends, _at(ends, b, j)),
+                _choose(tile.bounds, _at(bounds, b, j)),
                 (
                     lambda: partial,
-                    lambda: _see_tile(partial, masked(), near.v),
-                    lambda: _see_tile(partial, whole(), near.v),
+                    lambda: _forward_tile(partial, masked(), near.v),
+                    lambda: _forward_tile(partial, whole(), near.v),
                 ),
             )
 
-        near = span(may_see(tile.ends, _at(ends, b)))
+        near = live_range(may_see(tile.bounds, _at(bounds, b)))
         after = lax.fori_loop(*near, step, _stack_heads(before))
         after = jax.tree.map(lambda x, old: x.reshape(old.shape), after, before)
         return _put(partials, after, b, i, h)
 
-    return _walk(walk, queries, partials)
+    return _loop_over_queries(body, queries, partials)
 
 
-def _pull_tile(
+def _backward_tile(
     queries: Queries,
     keys: Keys,
     saved: Saved,
     dout: Float[Array, "H G t"],
     scores: Float[Array, "s G t"],
 ) -> tuple[Float[Array, "H G t"], Float[Array, "s H"], Float[Array, "s H"]]:
-    """One pair's share of dq, dk and dv, from its masked scores, keys first; `dout` is turned.
+    """One pair's share of dq, dk and dv, from its masked scores, keys first; `dout` is transposed.
 
     With keys first no product needs a transposed tile of scores, which costs a CPU as much as a
     product; what is transposed is dq, q and dout, once for all keys.
@@ -159,12 +161,12 @@ def _pull_tile(
     return dq, dk, dv
 
 
-def pull(queries: Queries, keys: Keys, saved: Saved, grads: Grads) -> Grads:
+def _backward_pass(queries: Queries, keys: Keys, saved: Saved, grads: Grads) -> Grads:
     """`grads` with these keys' share: dq `[B, I, K, G, t, H]`, dk and dv `[B, J, K, s, H]`."""
-    ends = ends_of_keys(keys.where)
+    bounds = key_bounds(keys.where)
     nothing = jax.tree.map(lambda x: jnp.zeros_like(x[0, 0, 0]), grads[1:])
 
-    def walk(grads: Grads, b: Array, h: Array, i: Array) -> Grads:
+    def body(grads: Grads, b: Array, h: Array, i: Array) -> Grads:
         tile, known = _queries_at(queries, b, h, i), _widen(_at(saved, b, i, h))
         q, dout = (jnp.moveaxis(x, -1, 0) for x in (tile.q, known.dout))
 
@@ -180,22 +182,22 @@ def pull(queries: Queries, keys: Keys, saved: Saved, grads: Grads) -> Grads:
 
             # The sums stay outside: a branch that held them would copy them at every step.
             more = lax.switch(
-                _choose(tile.ends, _at(ends, b, j)),
+                _choose(tile.bounds, _at(bounds, b, j)),
                 (
                     lambda: (jnp.zeros_like(sums[0]), *nothing),
-                    lambda: _pull_tile(tile, near, known, dout, masked()),
-                    lambda: _pull_tile(tile, near, known, dout, whole()),
+                    lambda: _backward_tile(tile, near, known, dout, masked()),
+                    lambda: _backward_tile(tile, near, known, dout, whole()),
                 ),
             )
             dk, dv = jax.tree.map(jnp.add, _at(sums[1:], b, j, h), more[1:])
             return sums[0] + more[0], *_put(sums[1:], (dk, dv), b, j, h)
 
         dq = jnp.moveaxis(_at(grads[0], b, i, h), -1, 0)
-        near = span(may_see(tile.ends, _at(ends, b)))
+        near = live_range(may_see(tile.bounds, _at(bounds, b)))
         dq, dk, dv = lax.fori_loop(*near, step, (dq, *grads[1:]))
         return _put(grads[0], jnp.moveaxis(dq, 0, -1), b, i, h), dk, dv
 
-    return _walk(walk, queries, grads)
+    return _loop_over_queries(body, queries, grads)
 
 
-BLOCKWISE = Kernel(TILE, see, pull)
+BLOCKWISE = Kernel(TILE, _forward_pass, _backward_pass)

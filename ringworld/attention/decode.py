@@ -1,12 +1,12 @@
 """Attention of new tokens to a cache that is divided along the sequence: the cache never moves.
 
-A few tokens, held by every device: each attends to its own part of the cache, and the parts are
-merged by their log-sum-exp,  out = sum_r 2^(lse_r - lse) out_r.  Per layer and token that moves
+A few tokens, held by every device: each device attends to its own part of the cache, and the parts
+are merged by their log-sum-exp,  out = sum_r 2^(lse_r - lse) out_r.  Per layer and token that moves
 N (H + 2) numbers, where turning the cache round the ring would move all of it. So few have nothing
 to compute and wait for memory: they read the cache as it lies, once, and no kernel's tiles are cut.
 
-A chunk of a long prompt, divided as the cache is: the queries go round the ring with what they know
-so far, and come home having seen every part. Per layer and token that moves N (2H + 2) numbers.
+A chunk of a long prompt, divided as the cache is: the queries go round the ring with their partial
+results, and come home having seen every part. Per layer and token that moves N (2H + 2) numbers.
 """
 
 import jax
@@ -14,18 +14,26 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from ringworld.attention.mask import Where, ends_of_keys, ends_of_queries, may_see, reach, sees
-from ringworld.attention.online import Partial, finish, finite, merge, nothing_seen
+from ringworld.attention.mask import Where, key_bounds, may_see, query_bounds, reach, sees
+from ringworld.attention.online import Partial, empty_partial, finish, finite, merge
 from ringworld.attention.ring import rotate, score_scale
-from ringworld.attention.tiles import Kernel, Queries, cut_keys, cut_queries, cut_rows, join, span
+from ringworld.attention.tiles import (
+    Kernel,
+    Queries,
+    cut_keys,
+    cut_queries,
+    cut_rows,
+    join,
+    live_range,
+)
 
-# Places that a few tokens look at together: 512 keys of 3 heads of 64 are 0.4 MB of float32, which
-# a core's cache keeps between the scores and the values.
+# Places of the cache that are read at one time: 512 keys of 3 heads of 64 are 0.4 MB of float32,
+# which a core's cache keeps between the scores and the values.
 PLACES = 512
 
 
 def merge_ring(part: Partial, axis: str) -> Partial:
-    """The attention over the keys of every device of the ring, known to all of them."""
+    """The attention over the keys of every device of the ring, on each of them."""
     top = lax.pmax(part.max, axis)
     keep = jnp.exp2(part.max - finite(top))
     return Partial(
@@ -33,13 +41,13 @@ def merge_ring(part: Partial, axis: str) -> Partial:
     )
 
 
-def look(
+def attend_places(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
     seen: Bool[Array, "B T S"],
 ) -> Partial:
-    """What a few scaled queries know of these keys, of which they see some.
+    """The partial result of a few scaled queries over these keys; `seen` is the mask.
 
     Each query stands in the columns of its key head, with 0 in those of the others: then all keys
     of a place are one vector `[K H]`, and one product reads them in the order of the memory. That
@@ -78,24 +86,26 @@ def attend_few(
     places = keys.positions.shape[1]
     size = PLACES if places % PLACES == 0 else places
     stands = jax.tree.map(lambda x: cut_rows(x, size), keys)
-    ends = jax.tree.map(lambda x: x[:, None], ends_of_queries(seen))
-    first, past = span(may_see(ends, ends_of_keys(stands)).any(0))
+    bounds = jax.tree.map(lambda x: x[:, None], query_bounds(seen))
+    first, stop = live_range(may_see(bounds, key_bounds(stands)).any(0))
 
-    def step(j: Array, known: Partial) -> Partial:
+    def step(j: Array, partial: Partial) -> Partial:
         def cut(x: Array) -> Array:
             sizes = (1, x.shape[1], size, *x.shape[3:])
             return lax.dynamic_slice(x, (layer, 0, j * size, 0, 0), sizes)[0]
 
         here = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, j, 1, keepdims=False), stands)
-        return merge(known, look(scaled, cut(cached[0]), cut(cached[1]), sees(seen, here)))
+        return merge(
+            partial, attend_places(scaled, cut(cached[0]), cut(cached[1]), sees(seen, here))
+        )
 
-    known = nothing_seen(q)
+    partial = empty_partial(q)
     if axis is not None:
-        known = jax.tree.map(lambda x: lax.pcast(x, axis, to="varying"), known)
-    known = lax.fori_loop(first, past, step, known)
+        partial = jax.tree.map(lambda x: lax.pcast(x, axis, to="varying"), partial)
+    partial = lax.fori_loop(first, stop, step, partial)
     if axis is not None:
-        known = merge_ring(known, axis)
-    out, _ = finish(merge(known, look(scaled, *new, sees(seen, queries))))
+        partial = merge_ring(partial, axis)
+    out, _ = finish(merge(partial, attend_places(scaled, *new, sees(seen, queries))))
     return out.astype(q.dtype)
 
 
@@ -117,10 +127,10 @@ def attend_chunk(
     cache, own = cut_keys(k, v, keys, kernel.tile), cut_keys(*new, where, kernel.tile)
 
     def step(_: Array, carry: tuple[Queries, Partial]) -> tuple[Queries, Partial]:
-        tiles, known = carry
-        known = kernel.see(tiles, own, kernel.see(tiles, cache, known))
-        return (tiles, known) if axis is None else rotate((tiles, known), axis)
+        tiles, partial = carry
+        partial = kernel.forward(tiles, own, kernel.forward(tiles, cache, partial))
+        return (tiles, partial) if axis is None else rotate((tiles, partial), axis)
 
     steps = 1 if axis is None else lax.axis_size(axis)
-    known = lax.fori_loop(0, steps, step, (tiles, nothing_seen(tiles.q)))[1]
-    return join(finish(known)[0].astype(q.dtype), q.shape[1])
+    partial = lax.fori_loop(0, steps, step, (tiles, empty_partial(tiles.q)))[1]
+    return join(finish(partial)[0].astype(q.dtype), q.shape[1])

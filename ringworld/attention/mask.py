@@ -2,12 +2,12 @@
 
 A token stands at a position of its segment, and sees an interval of its own segment's positions:
 
-    sees[t, s] = (segment[t] == segment[s] > 0)  and  (first[t] <= position[s] < past[t])
+    sees[t, s] = (segment[t] == segment[s] > 0)  and  (first[t] <= position[s] < stop[t])
 
 Causal, prefix, window and frame-by-frame masks are intervals, and so is what two of them leave:
 `span & span`. Positions and segments travel with the keys, so the rule holds in any order of the
 row. Ordered by (segment, position), what a tile of queries may see is one interval too: two tiles
-are compared by their ends, in O(1).
+are compared by their bounds, in O(1).
 """
 
 from typing import Any
@@ -19,20 +19,20 @@ from jaxtyping import Array, Bool, Int
 
 from ringworld.params import Leaf, pytree_dataclass
 
-FIRST, PAST = np.iinfo(np.int32).min, np.iinfo(np.int32).max
+FIRST, STOP = np.iinfo(np.int32).min, np.iinfo(np.int32).max
 
 
 @pytree_dataclass
 class Span:
-    """The positions that each token sees, `first <= position < past`; both `[B, T]` int32."""
+    """The positions that each token sees, `first <= position < stop`; both `[B, T]` int32."""
 
     first: Leaf
-    past: Leaf
+    stop: Leaf
 
     def __and__(self, other: "Span") -> "Span":
         """The positions that both let a token see."""
         xp = self.first.__array_namespace__()
-        return Span(xp.maximum(self.first, other.first), xp.minimum(self.past, other.past))
+        return Span(xp.maximum(self.first, other.first), xp.minimum(self.stop, other.stop))
 
 
 @pytree_dataclass
@@ -50,17 +50,17 @@ class Where:
 
 @pytree_dataclass
 class Reach:
-    """What each query sees: positions `first <= p < past` of its segment; all `[..., T]` int32."""
+    """What each query sees: positions `first <= p < stop` of its segment; all `[..., T]` int32."""
 
     segments: Leaf
     first: Leaf
-    past: Leaf
+    stop: Leaf
 
 
 def everything(where: Where) -> Span:
     """Every position of the segment."""
     same = 0 * where.positions
-    return Span(same + FIRST, same + PAST)
+    return Span(same + FIRST, same + STOP)
 
 
 def causal(where: Where) -> Span:
@@ -70,34 +70,34 @@ def causal(where: Where) -> Span:
 
 def window(where: Where, size: int) -> Span:
     """The last `size` positions, the token's own among them, and all that come after."""
-    return Span(where.positions - (size - 1), 0 * where.positions + PAST)
+    return Span(where.positions - (size - 1), 0 * where.positions + STOP)
 
 
 def causal_with_prefix(where: Where, prefix: Any) -> Span:
     """As `causal`, but the first `prefix` positions (`[B, T]` or a number) are seen by all."""
     before = causal(where)
-    return Span(before.first, before.past.__array_namespace__().maximum(before.past, prefix))
+    return Span(before.first, before.stop.__array_namespace__().maximum(before.stop, prefix))
 
 
-def causal_by_block(where: Where, ends: Any) -> Span:
+def causal_by_block(where: Where, stops: Any) -> Span:
     """As `causal`, but all tokens of a block see each other: frames of video.
 
-    `ends` `[B, T]` is the position after the last of the token's block (see `block_ends`).
+    `stops` `[B, T]` is the position after the last of the token's block (see `block_stops`).
     """
-    return causal_with_prefix(where, ends)
+    return causal_with_prefix(where, stops)
 
 
-def block_ends(where: Where, blocks: Int[np.ndarray, "B T"]) -> Int[np.ndarray, "B T"]:
+def block_stops(where: Where, blocks: Int[np.ndarray, "B T"]) -> Int[np.ndarray, "B T"]:
     """The position after the last token of each token's block, for rows as they were written.
 
     A block is a run of equal numbers in `blocks` within a segment, such as the index of a frame.
     """
     length = blocks.shape[1]
-    ends = np.ones(blocks.shape, np.bool_)
-    ends[:, :-1] = (blocks[:, 1:] != blocks[:, :-1]) | (
+    is_last = np.ones(blocks.shape, np.bool_)
+    is_last[:, :-1] = (blocks[:, 1:] != blocks[:, :-1]) | (
         where.segments[:, 1:] != where.segments[:, :-1]
     )
-    last = np.where(ends, np.arange(length, dtype=np.int32), np.int32(length))
+    last = np.where(is_last, np.arange(length, dtype=np.int32), np.int32(length))
     last = np.minimum.accumulate(last[:, ::-1], axis=1)[:, ::-1]
     return np.take_along_axis(where.positions, last, axis=1) + 1
 
@@ -107,7 +107,7 @@ def reach(where: Where, is_causal: bool) -> Reach:
     seen = causal(where) if is_causal else everything(where)
     if where.span is not None:
         seen = seen & where.span
-    return Reach(where.segments, seen.first, seen.past)
+    return Reach(where.segments, seen.first, seen.stop)
 
 
 def sees(queries: Reach, keys: Where) -> Bool[Array, "*batch T S"]:
@@ -115,16 +115,17 @@ def sees(queries: Reach, keys: Where) -> Bool[Array, "*batch T S"]:
     segments, positions = queries.segments[..., :, None], keys.positions[..., None, :]
     together = (segments == keys.segments[..., None, :]) & (segments > 0)
     return (
-        together & (queries.first[..., None] <= positions) & (positions < queries.past[..., None])
+        together & (queries.first[..., None] <= positions) & (positions < queries.stop[..., None])
     )
 
 
 @pytree_dataclass
-class Ends:
-    """The ends of a tile in the order of (segment, position), each `[...]` int32.
+class Bounds:
+    """The bounds of a tile in the order of (segment, position), each `[...]` int32.
 
-    Padding is left out of them, but makes a tile not `solid`. `inner_first` and `inner_past` are
-    the positions that every query of the tile sees; for keys they are not used.
+    They run from (`low_segment`, `low`) to (`high_segment`, `high`), both included. A tile is
+    `solid` when it is of one segment without padding, which the bounds leave out. Every query of a
+    tile sees the positions from `inner_first` to before `inner_stop`; for keys these are not used.
     """
 
     low_segment: Leaf
@@ -133,16 +134,16 @@ class Ends:
     high: Leaf
     solid: Leaf
     inner_first: Leaf
-    inner_past: Leaf
+    inner_stop: Leaf
 
 
-def _ends(segments: Array, low: Array, high: Array) -> Ends:
+def _bounds(segments: Array, low: Array, high: Array) -> Bounds:
     real = segments > 0
-    low_segment = jnp.where(real, segments, PAST).min(-1)
+    low_segment = jnp.where(real, segments, STOP).min(-1)
     high_segment = segments.max(-1)
-    return Ends(
+    return Bounds(
         low_segment,
-        jnp.where(segments == low_segment[..., None], low, PAST).min(-1),
+        jnp.where(segments == low_segment[..., None], low, STOP).min(-1),
         high_segment,
         jnp.where(segments == high_segment[..., None], high, FIRST).max(-1),
         real.all(-1) & (low_segment == high_segment),
@@ -151,14 +152,14 @@ def _ends(segments: Array, low: Array, high: Array) -> Ends:
     )
 
 
-def ends_of_queries(queries: Reach) -> Ends:
-    """The ends of what tiles of queries `[..., T]` see."""
-    return _ends(queries.segments, queries.first, queries.past - 1)
+def query_bounds(queries: Reach) -> Bounds:
+    """The bounds of what tiles of queries `[..., T]` see."""
+    return _bounds(queries.segments, queries.first, queries.stop - 1)
 
 
-def ends_of_keys(keys: Where) -> Ends:
-    """The ends of tiles of keys `[..., S]`."""
-    return _ends(keys.segments, keys.positions, keys.positions)
+def key_bounds(keys: Where) -> Bounds:
+    """The bounds of tiles of keys `[..., S]`."""
+    return _bounds(keys.segments, keys.positions, keys.positions)
 
 
 def _at_or_after(
@@ -167,17 +168,17 @@ def _at_or_after(
     return (segment > other_segment) | ((segment == other_segment) & (position >= other))
 
 
-def may_see(queries: Ends, keys: Ends) -> Bool[Array, "*batch"]:
+def may_see(queries: Bounds, keys: Bounds) -> Bool[Array, "*batch"]:
     """False only when no query of a tile sees any key of the other: their intervals are apart."""
     return _at_or_after(
         keys.high_segment, keys.high, queries.low_segment, queries.low
     ) & _at_or_after(queries.high_segment, queries.high, keys.low_segment, keys.low)
 
 
-def sees_all(queries: Ends, keys: Ends) -> Bool[Array, "*batch"]:
+def sees_all(queries: Bounds, keys: Bounds) -> Bool[Array, "*batch"]:
     """True only when every query sees every key, so that the pair needs no mask."""
     one = queries.solid & keys.solid & (queries.low_segment == keys.low_segment)
-    return one & (queries.inner_first <= keys.low) & (keys.high < queries.inner_past)
+    return one & (queries.inner_first <= keys.low) & (keys.high < queries.inner_stop)
 
 
 def pad_segments(tree: Any, pad: int) -> Any:

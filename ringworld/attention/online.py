@@ -22,7 +22,7 @@ class Partial:
     value: Leaf
 
 
-def nothing_seen(queries: Float[Array, "*rows H"]) -> Partial:
+def empty_partial(queries: Float[Array, "*rows H"]) -> Partial:
     """The partial result of these queries before any key; it lives where they live."""
     value = jnp.zeros_like(queries, jnp.float32)
     return Partial(value[..., 0] - jnp.inf, value[..., 0], value)

@@ -1,16 +1,16 @@
 """The kernel for NVIDIA GPUs, in Pallas with Triton: one device's queries, one shard of keys.
 
-A program has one tile of one head and walks the tiles of the other side, from the first that is
-live to the last. What lies between is walked in three runs: tiles that need the mask, the first run
+A program has one tile of one head and loops over the tiles of the other side, from the first that
+is live to the last, in three runs: tiles that need the mask, the first run
 of tiles that are whole, and the rest, masked again. So no loop has a branch in it, and the compiler
 can load a tile while it multiplies the one before.
 
-    bounds = first live, first whole, after the whole, after the last live
+    runs = first live, first whole, after the whole, after the last live
 
-The forward keeps its queries and walks keys. The backward is two kernels, so that no two programs
-add to one number: one sums dq over the keys, the other dk and dv over the queries of all heads that
-read the key head. Each makes the weights anew from the global log-sum-exp, as in FlashAttention-2
-(arXiv 2307.08691).
+The forward holds a tile of queries and loops over keys. The backward is two kernels, so that no two
+programs add to one number: one sums dq over the keys, the other dk and dv over the queries of all
+heads that read the key head. Each makes the weights anew from the global log-sum-exp, as in
+FlashAttention-2 (arXiv 2307.08691).
 
 Triton wants powers of two: a shorter tile or a narrower head is loaded with zeros behind it.
 """
@@ -28,9 +28,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float, Int
 
-from ringworld.attention.mask import Ends, ends_of_keys, may_see, sees, sees_all
+from ringworld.attention.mask import Bounds, key_bounds, may_see, sees, sees_all
 from ringworld.attention.online import Partial, finite
-from ringworld.attention.tiles import Grads, Kernel, Keys, Queries, Saved, look_along
+from ringworld.attention.tiles import Grads, Kernel, Keys, Queries, Saved, compare_tiles
 
 # Chosen from what Triton's compiler says, for it has not run on a GPU. With these no bfloat16 pass
 # of heads up to 128 wide spills a register on an H100; the largest takes 100 KB of shared memory.
@@ -47,35 +47,35 @@ def _dot(a: Array, b: Array, over: tuple[int, int]) -> Array:
     return lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
 
 
-# ---- which tiles are walked
+# ---- which tiles the loop visits
 
 
-def _bounds_of(live: Bool[Array, "B J"], whole: Bool[Array, "B J"]) -> Int[Array, "B bounds"]:
-    """The bounds of one walk in each row; all three runs are empty when nothing is live."""
+def _runs_of(live: Bool[Array, "B J"], whole: Bool[Array, "B J"]) -> Int[Array, "B runs"]:
+    """The bounds of the three runs of one loop in each row; all are empty when nothing is live."""
     size = live.shape[-1]
     tiles = jnp.arange(size, dtype=jnp.int32)
     first = jnp.where(live, tiles, size).min(-1)
-    past = jnp.where(live, tiles + 1, 0).max(-1)
-    start = jnp.where(whole, tiles, past[:, None]).min(-1)
-    broken = ~whole & (tiles >= start[:, None])
-    stop = jnp.where(broken, tiles, past[:, None]).min(-1)
-    return jnp.stack([first, start, stop, past], -1)
+    stop = jnp.where(live, tiles + 1, 0).max(-1)
+    whole_first = jnp.where(whole, tiles, stop[:, None]).min(-1)
+    broken = ~whole & (tiles >= whole_first[:, None])
+    whole_stop = jnp.where(broken, tiles, stop[:, None]).min(-1)
+    return jnp.stack([first, whole_first, whole_stop, stop], -1)
 
 
-def walk_bounds(
-    queries: Ends, keys: Ends, *, keys_walk: bool, full: bool
-) -> Int[Array, "B tiles 1 bounds"]:
-    """The bounds of every tile that stays, against the ends `[B, tiles]` of those that walk.
+def find_runs(
+    queries: Bounds, keys: Bounds, *, over_keys: bool, full: bool
+) -> Int[Array, "B tiles 1 runs"]:
+    """The runs of the inner loop of every outer tile, from the bounds `[B, tiles]` of both.
 
-    Either queries `[B, I]` stay and keys `[B, J]` walk, or the other way round. Without `full` the
-    key tiles have zeros behind them, and all need the mask.
+    With `over_keys` queries are the outer loop and keys the inner one, else the other way round.
+    Without `full` the key tiles have zeros behind them, and all need the mask.
     """
 
-    def look(queries: Ends, keys: Ends) -> Int[Array, "B bounds"]:
+    def compare(queries: Bounds, keys: Bounds) -> Int[Array, "B runs"]:
         live = may_see(queries, keys)
-        return _bounds_of(live, live & sees_all(queries, keys) & full)
+        return _runs_of(live, live & sees_all(queries, keys) & full)
 
-    return look_along(look, queries, keys, keys_walk=keys_walk)[:, :, None]
+    return compare_tiles(compare, queries, keys, over_keys=over_keys)[:, :, None]
 
 
 # ---- what a program has at hand
@@ -118,22 +118,22 @@ class _Place:
     """An array `[B, tiles, heads, ..., *tile]`, and which of it a program works on.
 
     rank    how many axes a tile has: 0 for numbers
-    walks   whether a program has all tiles of its row and head at hand, or its own
+    inner   whether a program loops over all tiles of its row and head, or has one
     """
 
     array: Array
     rank: int
-    walks: bool = False
+    inner: bool = False
 
     def block(self, heads: int) -> pl.BlockSpec:
         """The part of the program (tile, head, row); `heads` of them share what heads there are."""
         shape, group = self.array.shape, heads // self.array.shape[2]
         cut = len(shape) - self.rank
-        block = (shape[1] if self.walks else None, None, *shape[3:cut], *map(_power, shape[cut:]))
+        block = (shape[1] if self.inner else None, None, *shape[3:cut], *map(_power, shape[cut:]))
 
         def index(i: Array, n: Array, b: Array) -> tuple[Any, ...]:
             rest = (0,) * (len(block) - 2)
-            return (b, 0 if self.walks else i, lax.div(n, jnp.int32(group)), *rest)
+            return (b, 0 if self.inner else i, lax.div(n, jnp.int32(group)), *rest)
 
         return pl.BlockSpec((None, *block), index)
 
@@ -190,10 +190,14 @@ def _run(
     )(*(place.array for place in places))
 
 
-def _walk(bounds: _Tiles, step: Callable[..., Any], sums: Any, visits: int = 1) -> Any:
+def _loop(runs: _Tiles, step: Callable[..., Any], sums: Any, visits: int = 1) -> Any:
     """The sums after `step(masked, visit, sums)`, `visits` of them to a tile, in three runs."""
-    first, start, stop, past = (visits * bounds.read(i) for i in range(4))
-    for masked, low, high in ((True, first, start), (False, start, stop), (True, stop, past)):
+    first, whole_first, whole_stop, stop = (visits * runs.read(i) for i in range(4))
+    for masked, low, high in (
+        (True, first, whole_first),
+        (False, whole_first, whole_stop),
+        (True, whole_stop, stop),
+    ):
         sums = lax.fori_loop(low, high, partial(step, masked), sums)
     return sums
 
@@ -206,34 +210,34 @@ def _flat(x: Float[Array, "B I K G *tile"]) -> Float[Array, "B I N *tile"]:
     return x.reshape(*x.shape[:2], -1, *x.shape[4:])
 
 
-def _place_queries(queries: Queries, walks: bool) -> Queries:
+def _place_queries(queries: Queries, inner: bool) -> Queries:
     """Queries one by one, or all that a key head is read by, and what they see."""
-    q = queries.q if walks else _flat(queries.q)
-    seen = jax.tree.map(lambda x: _Place(x[:, :, None], 1, walks), queries.reach)
-    return Queries(_Place(q, 2, walks), seen, jax.tree.map(lambda _: None, queries.ends))
+    q = queries.q if inner else _flat(queries.q)
+    seen = jax.tree.map(lambda x: _Place(x[:, :, None], 1, inner), queries.reach)
+    return Queries(_Place(q, 2, inner), seen, jax.tree.map(lambda _: None, queries.bounds))
 
 
-def _place_keys(keys: Keys, walks: bool) -> Keys:
-    stands = jax.tree.map(lambda x: _Place(x[:, :, None], 1, walks), keys.where)
-    return Keys(_Place(keys.k, 2, walks), _Place(keys.v, 2, walks), stands)
+def _place_keys(keys: Keys, inner: bool) -> Keys:
+    stands = jax.tree.map(lambda x: _Place(x[:, :, None], 1, inner), keys.where)
+    return Keys(_Place(keys.k, 2, inner), _Place(keys.v, 2, inner), stands)
 
 
-def _place_saved(saved: Saved, walks: bool) -> Saved:
-    dout, lse, delta = (x if walks else _flat(x) for x in (saved.dout, saved.lse, saved.delta))
-    return Saved(_Place(dout, 2, walks), _Place(lse, 1, walks), _Place(delta, 1, walks))
+def _place_saved(saved: Saved, inner: bool) -> Saved:
+    dout, lse, delta = (x if inner else _flat(x) for x in (saved.dout, saved.lse, saved.delta))
+    return Saved(_Place(dout, 2, inner), _Place(lse, 1, inner), _Place(delta, 1, inner))
 
 
-def _place_bounds(queries: Queries, keys: Keys, *, keys_walk: bool) -> _Place:
+def _place_runs(queries: Queries, keys: Keys, *, over_keys: bool) -> _Place:
     s = keys.k.shape[-2]
-    ends = ends_of_keys(keys.where)
-    return _Place(walk_bounds(queries.ends, ends, keys_walk=keys_walk, full=s == _power(s)), 0)
+    bounds = key_bounds(keys.where)
+    return _Place(find_runs(queries.bounds, bounds, over_keys=over_keys, full=s == _power(s)), 0)
 
 
 # ---- forward
 
 
-def _see_tiles(
-    bounds: _Tiles, queries: Queries, keys: Keys, before: tuple[Array, Array, Array]
+def _forward_tile(
+    runs: _Tiles, queries: Queries, keys: Keys, before: tuple[Array, Array, Array]
 ) -> tuple[Array, Array, Array]:
     """The running softmax of one tile of queries of one head: maximum, sum and value."""
     q, reach = queries.q.read(), _read(queries.reach)
@@ -250,24 +254,24 @@ def _see_tiles(
         value = value * keep[:, None] + _dot(weights.astype(v.dtype), v, (1, 0))
         return now, total * keep + weights.sum(1), value
 
-    return _walk(bounds, step, before)
+    return _loop(runs, step, before)
 
 
-def see(queries: Queries, keys: Keys, partials: Partial, *, interpret: bool) -> Partial:
-    """What the queries know after these keys too. `partials` has the tiles of the queries."""
-    bounds = _place_bounds(queries, keys, keys_walk=True)
-    inputs = (bounds, _place_queries(queries, False), _place_keys(keys, True))
+def _forward_pass(queries: Queries, keys: Keys, partials: Partial, *, interpret: bool) -> Partial:
+    """The partial results with these keys merged in; `partials` has the tiles of the queries."""
+    runs = _place_runs(queries, keys, over_keys=True)
+    inputs = (runs, _place_queries(queries, False), _place_keys(keys, True))
     known = (partials.max, partials.sum, partials.value)
     sums = [_Place(_flat(x), rank) for x, rank in zip(known, (1, 1, 2), strict=True)]
-    after = _run(_see_tiles, sums[0].array.shape[2], inputs, sums, interpret)
+    after = _run(_forward_tile, sums[0].array.shape[2], inputs, sums, interpret)
     return Partial(*(x.reshape(y.shape) for x, y in zip(after, known, strict=True)))
 
 
 # ---- backward
 
 
-def _pull_queries(
-    bounds: _Tiles, queries: Queries, keys: Keys, saved: Saved, before: tuple[Array]
+def _backward_queries(
+    runs: _Tiles, queries: Queries, keys: Keys, saved: Saved, before: tuple[Array]
 ) -> tuple[Array]:
     """dq of one tile of queries of one head, `[t, H]`."""
     q, reach = queries.q.read(), _read(queries.reach)
@@ -282,11 +286,11 @@ def _pull_queries(
         dscores = weights * (_dot(dout, v, (1, 1)) - delta[:, None])
         return (sums[0] + _dot(dscores.astype(k.dtype), k, (1, 0)),)
 
-    return _walk(bounds, step, before)
+    return _loop(runs, step, before)
 
 
-def _pull_keys(
-    bounds: _Tiles, queries: Queries, keys: Keys, saved: Saved, before: tuple[Array, Array]
+def _backward_keys(
+    runs: _Tiles, queries: Queries, keys: Keys, saved: Saved, before: tuple[Array, Array]
 ) -> tuple[Array, Array]:
     """dk and dv of one tile of keys of one head, `[s, H]`; scores stand transposed, `[s, t]`."""
     k, v, where = keys.k.read(), keys.v.read(), _read(keys.where)
@@ -304,24 +308,30 @@ def _pull_keys(
         dk = sums[0] + _dot(dscores.astype(q.dtype), q, (1, 0))
         return dk, sums[1] + _dot(weights.astype(q.dtype), dout, (1, 0))
 
-    return _walk(bounds, step, before, visits=groups)
+    return _loop(runs, step, before, visits=groups)
 
 
-def pull(queries: Queries, keys: Keys, saved: Saved, grads: Grads, *, interpret: bool) -> Grads:
+def _backward_pass(
+    queries: Queries, keys: Keys, saved: Saved, grads: Grads, *, interpret: bool
+) -> Grads:
     """`grads` with these keys' share: dq `[B, I, K, G, t, H]`, dk and dv `[B, J, K, s, H]`."""
     sums = [_Place(_flat(grads[0]), 2)]
-    bounds = _place_bounds(queries, keys, keys_walk=True)
-    inputs = (bounds, _place_queries(queries, False), _place_keys(keys, True))
+    runs = _place_runs(queries, keys, over_keys=True)
+    inputs = (runs, _place_queries(queries, False), _place_keys(keys, True))
     inputs = (*inputs, _place_saved(saved, False))
-    [dq] = _run(_pull_queries, sums[0].array.shape[2], inputs, sums, interpret)
+    [dq] = _run(_backward_queries, sums[0].array.shape[2], inputs, sums, interpret)
     sums = [_Place(x, 2) for x in grads[1:]]
-    bounds = _place_bounds(queries, keys, keys_walk=False)
-    inputs = (bounds, _place_queries(queries, True), _place_keys(keys, False))
+    runs = _place_runs(queries, keys, over_keys=False)
+    inputs = (runs, _place_queries(queries, True), _place_keys(keys, False))
     inputs = (*inputs, _place_saved(saved, True))
-    dk, dv = _run(_pull_keys, sums[0].array.shape[2], inputs, sums, interpret)
+    dk, dv = _run(_backward_keys, sums[0].array.shape[2], inputs, sums, interpret)
     return dq.reshape(grads[0].shape), dk, dv
 
 
-def make_kernel(tile: int = TILE, *, interpret: bool = False) -> Kernel:
-    """The kernel with tiles of `tile` tokens; `interpret` runs it anywhere, slowly, for tests."""
-    return Kernel(tile, partial(see, interpret=interpret), partial(pull, interpret=interpret))
+def make_gpu_kernel(tile: int = TILE, *, interpret: bool = False) -> Kernel:
+    """The GPU kernel; `interpret` runs it anywhere, slowly, for tests."""
+    return Kernel(
+        tile,
+        partial(_forward_pass, interpret=interpret),
+        partial(_backward_pass, interpret=interpret),
+    )

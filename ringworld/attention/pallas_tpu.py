@@ -4,9 +4,9 @@ Scores stand transposed, `[s, r]`: keys down, and across all queries of a tile t
 head, r = G t of them. So what is said of a query (its maximum, its log-sum-exp, what it sees) is a
 row `[1, r]`, as it lies in memory, and no number is turned from a row into a column on the way.
 
-For every tile of queries the grid walks the key tiles from the first that is live to the last, and
-those of the longest walk set its length. The ends of all tiles lie in scalar memory: a pair that
-the mask empties is stepped over, one that it leaves whole is not masked.
+For every tile of queries the grid visits the key tiles from the first that is live to the last, and
+the longest such range sets its length. The bounds of all tiles lie in scalar memory: a pair that
+the mask empties is skipped, one that it leaves whole is not masked.
 
 The backward is two kernels: one sums dq over the keys, the other dk and dv over the queries. Each
 makes the weights anew from the global log-sum-exp, as in FlashAttention-2 (arXiv 2307.08691).
@@ -24,17 +24,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from ringworld.attention.mask import Ends, ends_of_keys, may_see, sees_all
+from ringworld.attention.mask import Bounds, key_bounds, may_see, sees_all
 from ringworld.attention.online import Partial, finite
-from ringworld.attention.tiles import Grads, Kernel, Keys, Queries, Saved, look_along, span
+from ringworld.attention.tiles import Grads, Kernel, Keys, Queries, Saved, compare_tiles, live_range
 
 # 512 x 512 float32 scores are 1 MiB a query head of a group; groups of 8 still fit the 64 MiB of a
 # v5p's vector memory. Chosen by size: it has been compiled for chips, and not run on one.
 TILE = 512
 VMEM = 64 * 2**20
-# Batch, key head and the tile that stays may run in any order; the tiles walked may not.
+# Batch, key head and outer tile may run in any order; the inner tiles may not.
 ORDER = ("parallel", "parallel", "parallel", "arbitrary")
-ENDS = 7  # numbers to a tile in scalar memory
+BOUNDS = 7  # numbers to a tile in scalar memory
 
 Placed = tuple[Array, pl.BlockSpec]  # an array, and which of its blocks a step works on
 
@@ -51,28 +51,28 @@ def _column(row: Array) -> Array:
     return jnp.broadcast_to(row, (8, row.shape[1])).T[:, :1]
 
 
-# ---- which pairs are walked
+# ---- which pairs are visited
 
 
-def _flat(ends: Ends) -> Int[Array, "numbers"]:
-    """The ends of all tiles `[B, I]`, ENDS numbers to a tile, in one vector."""
-    return jnp.stack([x.astype(jnp.int32) for x in jax.tree.leaves(ends)], -1).reshape(-1)
+def _flat(bounds: Bounds) -> Int[Array, "numbers"]:
+    """The bounds of all tiles `[B, I]`, BOUNDS numbers to a tile, in one vector."""
+    return jnp.stack([x.astype(jnp.int32) for x in jax.tree.leaves(bounds)], -1).reshape(-1)
 
 
-def _ends_at(ref: Any, tile: Array) -> Ends:
-    """The ends of one tile, scalars, from `_flat`."""
-    low_segment, low, high_segment, high, solid, first, past = (
-        ref[ENDS * tile + i] for i in range(ENDS)
+def _bounds_at(ref: Any, tile: Array) -> Bounds:
+    """The bounds of one tile, scalars, from `_flat`."""
+    low_segment, low, high_segment, high, solid, first, stop = (
+        ref[BOUNDS * tile + i] for i in range(BOUNDS)
     )
-    return Ends(low_segment, low, high_segment, high, solid != 0, first, past)
+    return Bounds(low_segment, low, high_segment, high, solid != 0, first, stop)
 
 
-def _walks(queries: Ends, keys: Ends, *, keys_walk: bool) -> Int[Array, "numbers"]:
-    """The first live tile of each walk, and the one after the last."""
-    spans = look_along(
-        lambda *pair: jnp.stack(span(may_see(*pair)), -1), queries, keys, keys_walk=keys_walk
+def _live_ranges(queries: Bounds, keys: Bounds, *, over_keys: bool) -> Int[Array, "numbers"]:
+    """The first live inner tile of each outer tile, and the one after the last."""
+    ranges = compare_tiles(
+        lambda *pair: jnp.stack(live_range(may_see(*pair)), -1), queries, keys, over_keys=over_keys
     )
-    return spans.reshape(-1)
+    return ranges.reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -98,35 +98,35 @@ def _like(x: Array) -> jax.ShapeDtypeStruct:
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """The grid of one pass: every tile that stays, and the steps of its walk past the others.
+class _Grid:
+    """The grid of one pass: every outer tile, and a step for each inner tile of its live range.
 
-    keys_walk   whether queries stay and keys pass, or the other way round
+    over_keys   whether queries are outer and keys inner, or the other way round
     tiles       how many tiles of queries and of keys a row has
-    scalars     what lies in scalar memory: the ends of queries and of keys, and the walks
-    steps       of the longest walk; at least 1, because a step carries the results over
+    scalars     what lies in scalar memory: the bounds of queries and of keys, and the live ranges
+    steps       of the longest range; at least 1, because a step carries the results over
     """
 
-    keys_walk: bool
+    over_keys: bool
     tiles: tuple[int, int]
     scalars: tuple[Array, Array, Array]
     steps: Array
 
-    def _walk(self, b: Array, i: Array, walks: Any) -> tuple[Array, Array]:
-        at = 2 * (b * self.tiles[not self.keys_walk] + i)
-        return walks[at], walks[at + 1]
+    def _range(self, b: Array, i: Array, ranges: Any) -> tuple[Array, Array]:
+        at = 2 * (b * self.tiles[not self.over_keys] + i)
+        return ranges[at], ranges[at + 1]
 
-    def _near(self, b: Array, i: Array, step: Array, walks: Any) -> Array:
-        """The tile that passes at a step; the last one again when the walk is over."""
-        first, past = self._walk(b, i, walks)
-        return jnp.minimum(first + step, jnp.maximum(past - 1, first))
+    def _inner(self, b: Array, i: Array, step: Array, ranges: Any) -> Array:
+        """The inner tile of a step; the last one again after the end of the range."""
+        first, stop = self._range(b, i, ranges)
+        return jnp.minimum(first + step, jnp.maximum(stop - 1, first))
 
     def block(self, *block: int, keys: bool, heads: bool = True) -> pl.BlockSpec:
         """Blocks of an array `[B, tiles, K, *block]`, or `[B, tiles, 1, *block]` for all heads."""
         rest = (0,) * len(block)
 
         def index(b: Array, k: Array, i: Array, step: Array, *scalars: Any) -> tuple[Any, ...]:
-            tile = self._near(b, i, step, scalars[2]) if keys == self.keys_walk else i
+            tile = self._inner(b, i, step, scalars[2]) if keys == self.over_keys else i
             return (b, tile, k if heads else 0, *rest)
 
         return pl.BlockSpec((None, None, None, *block), index)
@@ -134,13 +134,13 @@ class _Plan:
     def visit(self, scalars: Sequence[Any], update: Callable[[bool], None]) -> None:
         """`update(masked)` when the pair of this step is live."""
         b, i, step = pl.program_id(0), pl.program_id(2), pl.program_id(3)
-        query_ends, key_ends, walks = scalars
-        first, past = self._walk(b, i, walks)
-        near = self._near(b, i, step, walks)
-        query, key = (i, near) if self.keys_walk else (near, i)
-        queries = _ends_at(query_ends, b * self.tiles[0] + query)
-        keys = _ends_at(key_ends, b * self.tiles[1] + key)
-        live = (first + step < past) & may_see(queries, keys)
+        query_bounds, bounds_of_keys, ranges = scalars
+        first, stop = self._range(b, i, ranges)
+        inner = self._inner(b, i, step, ranges)
+        query, key = (i, inner) if self.over_keys else (inner, i)
+        queries = _bounds_at(query_bounds, b * self.tiles[0] + query)
+        keys = _bounds_at(bounds_of_keys, b * self.tiles[1] + key)
+        live = (first + step < stop) & may_see(queries, keys)
         whole = sees_all(queries, keys)
         pl.when(live & whole)(partial(update, False))
         pl.when(live & jnp.logical_not(whole))(partial(update, True))
@@ -155,12 +155,12 @@ class _Plan:
     ) -> Sequence[Array]:
         """The sums after `update(step, masked)` of every live pair; they change in place.
 
-        A walk of keys sums the last of them, `[r, H]`, transposed. `products` counts the matrix
+        With `over_keys` the last sum, `[r, H]`, is kept transposed. `products` counts the matrix
         products of a pair.
         """
         arrays, blocks = zip(*inputs, *sums, strict=True)
         lengths = (len(self.scalars), len(inputs), len(sums), len(sums))
-        turned = self.keys_walk
+        turned = self.over_keys
 
         def kernel(*refs: Any) -> None:
             scalars, given, before, after, rest = _split(refs, lengths)
@@ -185,7 +185,7 @@ class _Plan:
             kernel,
             grid_spec=pltpu.PrefetchScalarGridSpec(
                 num_scalar_prefetch=len(self.scalars),
-                grid=(B, K, self.tiles[not self.keys_walk], self.steps),
+                grid=(B, K, self.tiles[not self.over_keys], self.steps),
                 in_specs=blocks,
                 out_specs=[block for _, block in sums],
                 scratch_shapes=[pltpu.VMEM((H, r), jnp.float32)] if turned else [],
@@ -203,12 +203,12 @@ class _Plan:
         )(*self.scalars, *arrays)
 
 
-def _plan(queries: Queries, keys: Keys, *, keys_walk: bool) -> _Plan:
-    ends = ends_of_keys(keys.where)
-    walks = _walks(queries.ends, ends, keys_walk=keys_walk)
-    steps = jnp.maximum((walks[1::2] - walks[::2]).max(), 1)
-    scalars = (_flat(queries.ends), _flat(ends), walks)
-    return _Plan(keys_walk, (queries.q.shape[1], keys.k.shape[1]), scalars, steps)
+def _make_grid(queries: Queries, keys: Keys, *, over_keys: bool) -> _Grid:
+    bounds = key_bounds(keys.where)
+    ranges = _live_ranges(queries.bounds, bounds, over_keys=over_keys)
+    steps = jnp.maximum((ranges[1::2] - ranges[::2]).max(), 1)
+    scalars = (_flat(queries.bounds), _flat(bounds), ranges)
+    return _Grid(over_keys, (queries.q.shape[1], keys.k.shape[1]), scalars, steps)
 
 
 # ---- what a kernel is given
@@ -224,19 +224,19 @@ def _heads(x: Float[Array, "B I K G t H"]) -> Float[Array, "B I K r H"]:
     return x.reshape(*x.shape[:3], -1, x.shape[-1])
 
 
-def _inputs(plan: _Plan, queries: Queries, keys: Keys) -> list[Placed]:
+def _inputs(grid: _Grid, queries: Queries, keys: Keys) -> list[Placed]:
     """Queries, keys, values, what queries see `[3, r]`, and where keys stand `[2, s]`."""
     G, s, H = queries.q.shape[3], *keys.k.shape[-2:]
     q = _heads(queries.q)
     r = q.shape[-2]
-    sees = jnp.stack([queries.reach.segments, queries.reach.first, queries.reach.past], 2)
+    sees = jnp.stack([queries.reach.segments, queries.reach.first, queries.reach.stop], 2)
     stands = jnp.stack([keys.where.segments, keys.where.positions], 2)
     return [
-        (q, plan.block(r, H, keys=False)),
-        (keys.k, plan.block(s, H, keys=True)),
-        (keys.v, plan.block(s, H, keys=True)),
-        (jnp.tile(sees, (1, 1, 1, G))[:, :, None], plan.block(3, r, keys=False, heads=False)),
-        (stands[:, :, None], plan.block(2, s, keys=True, heads=False)),
+        (q, grid.block(r, H, keys=False)),
+        (keys.k, grid.block(s, H, keys=True)),
+        (keys.v, grid.block(s, H, keys=True)),
+        (jnp.tile(sees, (1, 1, 1, G))[:, :, None], grid.block(3, r, keys=False, heads=False)),
+        (stands[:, :, None], grid.block(2, s, keys=True, heads=False)),
     ]
 
 
@@ -245,16 +245,16 @@ def _scores(q: Any, k: Any, reach: Any, where: Any, masked: bool) -> Float[Array
     scores = _dot(k[...], q[...], (1, 1))
     if not masked:
         return scores
-    segments, first, past = reach[0:1, :], reach[1:2, :], reach[2:3, :]
+    segments, first, stop = reach[0:1, :], reach[1:2, :], reach[2:3, :]
     stands, positions = _column(where[0:1, :]), _column(where[1:2, :])
-    seen = (segments == stands) & (segments > 0) & (first <= positions) & (positions < past)
+    seen = (segments == stands) & (segments > 0) & (first <= positions) & (positions < stop)
     return jnp.where(seen, scores, -jnp.inf)
 
 
 # ---- forward
 
 
-def _see_pair(at: _Step, masked: bool) -> None:
+def _forward_tile(at: _Step, masked: bool) -> None:
     """One step of the running softmax; its value is `[H, r]`."""
     q, k, v, reach, where = at.inputs
     top, total, value = at.sums
@@ -268,17 +268,17 @@ def _see_pair(at: _Step, masked: bool) -> None:
     value[...] = value[...] * keep + _dot(v[...], weights.astype(v.dtype), (0, 0))
 
 
-def see(queries: Queries, keys: Keys, partials: Partial, *, interpret: bool) -> Partial:
-    """What the queries know after these keys too. `partials` has the tiles of the queries."""
-    plan = _plan(queries, keys, keys_walk=True)
+def _forward_pass(queries: Queries, keys: Keys, partials: Partial, *, interpret: bool) -> Partial:
+    """The partial results with these keys merged in; `partials` has the tiles of the queries."""
+    grid = _make_grid(queries, keys, over_keys=True)
     value = _heads(partials.value)
-    row = plan.block(1, value.shape[-2], keys=False)
+    row = grid.block(1, value.shape[-2], keys=False)
     sums = [
         (_rows(partials.max), row),
         (_rows(partials.sum), row),
-        (value, plan.block(*value.shape[-2:], keys=False)),
+        (value, grid.block(*value.shape[-2:], keys=False)),
     ]
-    out = plan.run(_see_pair, _inputs(plan, queries, keys), sums, 2, interpret)
+    out = grid.run(_forward_tile, _inputs(grid, queries, keys), sums, 2, interpret)
     top, total, value = (
         x.reshape(before.shape)
         for x, before in zip(out, (partials.max, partials.sum, partials.value), strict=True)
@@ -299,13 +299,13 @@ def _weigh(at: _Step, masked: bool) -> tuple[Float[Array, "s r"], Float[Array, "
     return weights.astype(q.dtype), dscores.astype(q.dtype)
 
 
-def _pull_queries(at: _Step, masked: bool) -> None:
+def _backward_queries(at: _Step, masked: bool) -> None:
     """One pair's share of dq, `[H, r]`."""
     _, dscores = _weigh(at, masked)
     at.sums[0][...] += _dot(at.inputs[1][...], dscores, (0, 0))
 
 
-def _pull_keys(at: _Step, masked: bool) -> None:
+def _backward_keys(at: _Step, masked: bool) -> None:
     """One pair's share of dk and dv, `[s, H]`."""
     q, dout, (dk, dv) = at.inputs[0], at.inputs[5], at.sums
     weights, dscores = _weigh(at, masked)
@@ -313,26 +313,32 @@ def _pull_keys(at: _Step, masked: bool) -> None:
     dv[...] += _dot(weights, dout[...], (1, 0))
 
 
-def _saved(plan: _Plan, saved: Saved) -> list[Placed]:
+def _saved(grid: _Grid, saved: Saved) -> list[Placed]:
     dout, lse, delta = _heads(saved.dout), _rows(saved.lse), _rows(saved.delta)
-    row = plan.block(1, dout.shape[-2], keys=False)
-    return [(dout, plan.block(*dout.shape[-2:], keys=False)), (lse, row), (delta, row)]
+    row = grid.block(1, dout.shape[-2], keys=False)
+    return [(dout, grid.block(*dout.shape[-2:], keys=False)), (lse, row), (delta, row)]
 
 
-def pull(queries: Queries, keys: Keys, saved: Saved, grads: Grads, *, interpret: bool) -> Grads:
+def _backward_pass(
+    queries: Queries, keys: Keys, saved: Saved, grads: Grads, *, interpret: bool
+) -> Grads:
     """`grads` with these keys' share: dq `[B, I, K, G, t, H]`, dk and dv `[B, J, K, s, H]`."""
     dq, dk, dv = _heads(grads[0]), *grads[1:]
-    plan = _plan(queries, keys, keys_walk=True)
-    inputs = _inputs(plan, queries, keys) + _saved(plan, saved)
-    stays = [(dq, plan.block(*dq.shape[-2:], keys=False))]
-    [dq] = plan.run(_pull_queries, inputs, stays, 3, interpret)
-    plan = _plan(queries, keys, keys_walk=False)
-    inputs = _inputs(plan, queries, keys) + _saved(plan, saved)
-    block = plan.block(*dk.shape[-2:], keys=True)
-    dk, dv = plan.run(_pull_keys, inputs, [(dk, block), (dv, block)], 4, interpret)
+    grid = _make_grid(queries, keys, over_keys=True)
+    inputs = _inputs(grid, queries, keys) + _saved(grid, saved)
+    stays = [(dq, grid.block(*dq.shape[-2:], keys=False))]
+    [dq] = grid.run(_backward_queries, inputs, stays, 3, interpret)
+    grid = _make_grid(queries, keys, over_keys=False)
+    inputs = _inputs(grid, queries, keys) + _saved(grid, saved)
+    block = grid.block(*dk.shape[-2:], keys=True)
+    dk, dv = grid.run(_backward_keys, inputs, [(dk, block), (dv, block)], 4, interpret)
     return dq.reshape(grads[0].shape), dk, dv
 
 
-def make_kernel(tile: int = TILE, *, interpret: bool = False) -> Kernel:
-    """The kernel with tiles of `tile` tokens; `interpret` runs it anywhere, slowly, for tests."""
-    return Kernel(tile, partial(see, interpret=interpret), partial(pull, interpret=interpret))
+def make_tpu_kernel(tile: int = TILE, *, interpret: bool = False) -> Kernel:
+    """The TPU kernel; `interpret` runs it anywhere, slowly, for tests."""
+    return Kernel(
+        tile,
+        partial(_forward_pass, interpret=interpret),
+        partial(_backward_pass, interpret=interpret),
+    )

@@ -24,8 +24,8 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from ringworld.attention.mask import Reach, Where, ends_of_keys, ends_of_queries, may_see, reach
-from ringworld.attention.online import Partial, finish, nothing_seen
+from ringworld.attention.mask import Reach, Where, key_bounds, may_see, query_bounds, reach
+from ringworld.attention.online import Partial, empty_partial, finish
 from ringworld.attention.tiles import (
     Grads,
     Kernel,
@@ -35,7 +35,7 @@ from ringworld.attention.tiles import (
     cut_keys,
     cut_queries,
     join,
-    no_grads,
+    zero_grads,
 )
 from ringworld.params import Leaf
 
@@ -65,12 +65,12 @@ def send_home(tree: Tree, hops: Int[Array, ""], axis: str) -> Tree:
 def count_hops(queries: Reach, keys: Where, axis: str) -> Int[Array, ""]:
     """How many rotations bring every device all the keys that its queries see: 0 to R - 1.
 
-    From the ends of each device's shard, which all of them exchange; the same number everywhere.
+    From the bounds of each device's shard, which all of them exchange; the same number everywhere.
     """
     size, here = lax.axis_size(axis), lax.axis_index(axis)
-    leaves, shape = jax.tree.flatten(ends_of_keys(keys))
+    leaves, shape = jax.tree.flatten(key_bounds(keys))
     everywhere = lax.all_gather(jnp.stack([x.astype(jnp.int32) for x in leaves]), axis, axis=1)
-    live = may_see(ends_of_queries(queries), jax.tree.unflatten(shape, everywhere)).any(-1)
+    live = may_see(query_bounds(queries), jax.tree.unflatten(shape, everywhere)).any(-1)
     away = jnp.where(live, (here - jnp.arange(size)) % size, 0).max()
     return lax.pmax(away, tuple(jax.typeof(away).manual_axis_type.varying))
 
@@ -79,17 +79,17 @@ def _forward(
     queries: Queries, keys: Keys, hops: Int[Array, ""], kernel: Kernel, axis: str | None
 ) -> tuple[Float[Array, "B I K G t H"], Float[Array, "B I K G t"]]:
     """The output and the log-sum-exp of each query, float32."""
-    partials = nothing_seen(queries.q)
+    partials = empty_partial(queries.q)
     if axis is None:
-        return finish(kernel.see(queries, keys, partials))
+        return finish(kernel.forward(queries, keys, partials))
 
     def step(_: Array, carry: tuple[Keys, Partial]) -> tuple[Keys, Partial]:
         here, partials = carry
         coming = rotate(here, axis)
-        return coming, kernel.see(queries, here, partials)
+        return coming, kernel.forward(queries, here, partials)
 
     last, partials = lax.fori_loop(0, hops, step, (keys, partials))
-    return finish(kernel.see(queries, last, partials))
+    return finish(kernel.forward(queries, last, partials))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -108,7 +108,7 @@ def _attend_tiles_forward(
     return out, (queries, keys, hops, out, checkpoint_name(lse, SAVED[1]))
 
 
-def _pull_round(
+def _backward_round(
     queries: Queries, keys: Keys, saved: Saved, hops: Int[Array, ""], kernel: Kernel, axis: str
 ) -> Grads:
     """The gradients of one round: dq at home, dk and dv sent home.
@@ -116,17 +116,17 @@ def _pull_round(
     dk and dv travel one step late: what a device sends on was made in the step before, so that the
     transfer need not wait for this step's computing.
     """
-    dq, no_dk, no_dv = no_grads(queries, keys)
+    dq, no_dk, no_dv = zero_grads(queries, keys)
 
     def step(_: Array, carry: tuple[Keys, Array, Sums]) -> tuple[Keys, Array, Sums]:
         here, dq, late = carry
         coming, (dk, dv) = rotate(here, axis), rotate(late, axis)
-        dq, more_k, more_v = kernel.pull(queries, here, saved, (dq, no_dk, no_dv))
+        dq, more_k, more_v = kernel.backward(queries, here, saved, (dq, no_dk, no_dv))
         return coming, dq, (dk + more_k, dv + more_v)
 
     last, dq, late = lax.fori_loop(0, hops, step, (keys, dq, (no_dk, no_dv)))
     dk, dv = rotate(late, axis)
-    dq, dk, dv = kernel.pull(queries, last, saved, (dq, dk, dv))
+    dq, dk, dv = kernel.backward(queries, last, saved, (dq, dk, dv))
     return dq, *send_home((dk, dv), hops, axis)
 
 
@@ -140,12 +140,12 @@ def _attend_tiles_backward(
     queries, keys, hops, out, lse = residuals
     saved = Saved(dout, lse, jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32), -1))
     if axis is None:
-        dq, dk, dv = kernel.pull(queries, keys, saved, no_grads(queries, keys))
+        dq, dk, dv = kernel.backward(queries, keys, saved, zero_grads(queries, keys))
     else:
-        dq, dk, dv = _pull_round(queries, keys, saved, hops, kernel, axis)
+        dq, dk, dv = _backward_round(queries, keys, saved, hops, kernel, axis)
     # Scores are in bits: a change of one bit is a change of ln 2 in the exponent of e.
     dq, dk = dq * math.log(2), dk * math.log(2)
-    no_reach = jax.tree.map(lambda _: None, (queries.reach, queries.ends))
+    no_reach = jax.tree.map(lambda _: None, (queries.reach, queries.bounds))
     return (
         Queries(dq.astype(queries.q.dtype), *no_reach),
         Keys(dk.astype(keys.k.dtype), dv.astype(keys.v.dtype), Where(None, None)),

@@ -1,9 +1,9 @@
 """Rows cut into tiles, and what a kernel does with a device's tiles.
 
-A kernel attends with tiles of queries to one shard of keys: `see` adds to a running softmax,
-`pull` adds to the gradients, which it recomputes from the *global* log-sum-exp and output, as the
-ring needs. Letters here: I query tiles, J key tiles, t and s their lengths, G query heads that read
-one key head.
+A kernel attends with tiles of queries to one shard of keys: `forward` adds to a running softmax,
+`backward` adds to the gradients, which it recomputes from the *global* log-sum-exp and output, as
+the ring needs. Letters here: I query tiles, J key tiles, t and s their lengths, G query heads that
+read one key head.
 """
 
 from collections.abc import Callable
@@ -14,21 +14,21 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from ringworld.attention.mask import Ends, Reach, Where, ends_of_queries, pad_segments
+from ringworld.attention.mask import Bounds, Reach, Where, pad_segments, query_bounds
 from ringworld.attention.online import Partial
 from ringworld.params import Leaf, pytree_dataclass
 
 
 @pytree_dataclass
 class Queries:
-    """Tiles of queries `q` `[B, I, K, G, t, H]`, what they see `[B, I, t]`, its ends `[B, I]`.
+    """Tiles of queries `q` `[B, I, K, G, t, H]`, what they see `[B, I, t]`, its bounds `[B, I]`.
 
     The queries are scaled so that a product with a key is a score in bits.
     """
 
     q: Leaf
     reach: Reach
-    ends: Ends
+    bounds: Bounds
 
 
 @pytree_dataclass
@@ -54,43 +54,44 @@ Grads = tuple[Array, Array, Array]  # float32 dq, dk, dv; dq and dk before the s
 
 @dataclass(frozen=True)
 class Kernel:
-    """One implementation for one device: how long its tiles are, and its two passes.
+    """One implementation for one device: the tokens of its tiles, and its two passes.
 
-    see(queries, keys, partial)         the partial result after these keys too
-    pull(queries, keys, saved, grads)   the gradients with the share of these keys added
+    forward(queries, keys, partial)          the partial result with these keys merged in
+    backward(queries, keys, saved, grads)    the gradients with the share of these keys added
     """
 
     tile: int
-    see: Callable[[Queries, Keys, Partial], Partial]
-    pull: Callable[[Queries, Keys, Saved, Grads], Grads]
+    forward: Callable[[Queries, Keys, Partial], Partial]
+    backward: Callable[[Queries, Keys, Saved, Grads], Grads]
 
 
-# How many tiles look at all others at once: 64 x 4,096 pairs of tiles for a million tokens.
+# How many tiles are compared with all others at once: 64 x 4,096 pairs for a million tokens.
 TOGETHER = 64
 
 
-def span(live: Bool[Array, "*walks J"]) -> tuple[Int[Array, "*walks"], Int[Array, "*walks"]]:
-    """The first tile of each walk that is live, and the one after the last; 0, 0 when none is."""
-    first, past = jnp.argmax(live, -1), live.shape[-1] - jnp.argmax(live[..., ::-1], -1)
-    return first.astype(jnp.int32), jnp.where(live.any(-1), past, 0).astype(jnp.int32)
+def live_range(live: Bool[Array, "*tiles J"]) -> tuple[Int[Array, "*tiles"], Int[Array, "*tiles"]]:
+    """The first live tile along the last axis, and the one after the last; 0, 0 when none is."""
+    first, stop = jnp.argmax(live, -1), live.shape[-1] - jnp.argmax(live[..., ::-1], -1)
+    return first.astype(jnp.int32), jnp.where(live.any(-1), stop, 0).astype(jnp.int32)
 
 
-def look_along(
-    look: Callable[[Ends, Ends], Array], queries: Ends, keys: Ends, *, keys_walk: bool
+def compare_tiles(
+    compare: Callable[[Bounds, Bounds], Array], queries: Bounds, keys: Bounds, *, over_keys: bool
 ) -> Array:
-    """`look(queries, keys)` `[B, ...]` of every tile that stays, as `[B, tiles, ...]`.
+    """`compare(queries, keys)` `[B, ...]` for each outer tile, as `[B, tiles, ...]`.
 
-    Either queries `[B, I]` stay and keys `[B, J]` walk, or the other way round: `look` is given one
-    tile that stays, `[B, 1]`, and all that walk. Never I x J of anything: TOGETHER x J.
+    With `over_keys` the query tiles `[B, I]` are the outer loop and the key tiles `[B, J]` the
+    inner one; else the other way round. `compare` is given one outer tile, `[B, 1]`, and all inner
+    ones. The largest array has TOGETHER x J entries, never I x J.
     """
-    stay, walk = (queries, keys) if keys_walk else (keys, queries)
+    outer, inner = (queries, keys) if over_keys else (keys, queries)
 
-    def look_once(tile: Ends) -> Array:
+    def compare_one(tile: Bounds) -> Array:
         tile = jax.tree.map(lambda x: x[:, None], tile)
-        return look(tile, walk) if keys_walk else look(walk, tile)
+        return compare(tile, inner) if over_keys else compare(inner, tile)
 
-    tiles = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), stay)
-    return jnp.moveaxis(lax.map(look_once, tiles, batch_size=TOGETHER), 0, 1)
+    tiles = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), outer)
+    return jnp.moveaxis(lax.map(compare_one, tiles, batch_size=TOGETHER), 0, 1)
 
 
 def cut_rows(rows: Int[Array, "B T"], tile: int) -> Int[Array, "B I t"]:
@@ -112,7 +113,7 @@ def cut_queries(
     """Scaled queries and what they see, cut into tiles."""
     tile = min(tile, q.shape[1])
     reach = jax.tree.map(lambda x: cut_rows(x, tile), reach)
-    return Queries(cut(q * scale, groups, tile), reach, ends_of_queries(reach))
+    return Queries(cut(q * scale, groups, tile), reach, query_bounds(reach))
 
 
 def cut_keys(
@@ -131,7 +132,7 @@ def join(x: Float[Array, "B I K G t H"], length: int) -> Float[Array, "B T N H"]
     return x[:, :length]
 
 
-def no_grads(queries: Queries, keys: Keys) -> Grads:
-    """No share of dq, dk and dv yet: float32 zeros that live where these queries and keys do."""
+def zero_grads(queries: Queries, keys: Keys) -> Grads:
+    """Float32 zeros for dq, dk and dv, divided as these queries and keys are."""
     q, k, v = (jnp.zeros_like(x, jnp.float32) for x in (queries.q, keys.k, keys.v))
     return q, k, v

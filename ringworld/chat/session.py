@@ -28,7 +28,7 @@ from ringworld.text.template import FORMS, IMAGE_PLACEHOLDER, Message, render
 from ringworld.text.tokenizer import Detokenizer, Tokenizer
 from ringworld.weights.model import Model
 
-Codes = Int[np.ndarray, "Z Q"]
+Codes = Int[np.ndarray, "_ Q"]
 # An answer that is looked for in a rendered text, to see what a template puts behind answers.
 PROBE = "ringworld"
 
@@ -186,11 +186,14 @@ class Session:
         if piece := detokenizer.finish():
             yield piece
 
-    def check_images(self, images: Sequence[Codes]) -> int:
-        """The tokens of the last of some images. Raises TooLargeError when they do not all fit."""
-        tokens = [len(frames(codes, self._c.vocabulary, 0.0)) for codes in images]
-        self._check_room(self.used + sum(tokens) + 1)
-        return tokens[-1]
+    def measure_image(self, codes: Codes, waiting: int) -> int:
+        """The tokens of an image's codes `[Z, Q]`, to be read with `waiting` tokens of others.
+
+        Raises TooLargeError when they do not fit the context together.
+        """
+        tokens = len(frames(codes, self._c.vocabulary, 0.0))
+        self._check_room(self.used + waiting + tokens + 1)
+        return tokens
 
     def _make_message(self, question: str, document: str, images: int) -> Message:
         asked = self._words.escape_special(question).replace(IMAGE_PLACEHOLDER, "")

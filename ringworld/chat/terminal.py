@@ -63,10 +63,11 @@ class Attachments:
 
     document: str = ""
     images: list[Codes] = field(default_factory=list)
+    image_tokens: int = 0
 
     def clear(self) -> None:
         """Take everything off."""
-        self.document, self.images = "", []
+        self.document, self.images, self.image_tokens = "", [], 0
 
 
 def chat(config: Chat, announce: Announce, terminal: Terminal | None = None) -> None:
@@ -300,12 +301,13 @@ def _obey(
         attached.document = document
         terminal.announce(f"{name}, {tokens:,} tokens, will be read with the next question")
     elif word in ("/image", "/video") and not name:
-        attached.images = []
+        attached.images, attached.image_tokens = [], 0
         terminal.announce(f"nothing will be looked at: {word} FILE names something")
     elif word in ("/image", "/video"):
         codes = view(word[1:], find_file(name))
-        tokens = session.check_images([*attached.images, codes])
+        tokens = session.measure_image(codes, attached.image_tokens)
         attached.images.append(codes)
+        attached.image_tokens += tokens
         frames = f"{len(codes):,} frames, " if word == "/video" else ""
         terminal.announce(f"{name}, {frames}{tokens:,} tokens, goes with the next question")
     else:

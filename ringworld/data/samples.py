@@ -26,7 +26,7 @@ HELD_MINUTES = (2, 5, 7)
 
 
 @dataclass(frozen=True)
-class Film:
+class SampleFilm:
     """Frames at one a second, their container timestamps, and their codes `[Z, Q]`."""
 
     frames: UInt8[np.ndarray, "Z Y X 3"]
@@ -54,7 +54,7 @@ class Shelf:
     held_out: list[Int[np.ndarray, "_"]]
 
 
-def read_film(path: Path, codec: Codec, cache: Path, announce: Announce) -> Film:
+def read_sample_film(path: Path, codec: Codec, cache: Path, announce: Announce) -> SampleFilm:
     """The film decoded at one frame a second, and encoded; kept in `cache`."""
     kept = cache / "film.npz"
     if not kept.exists():
@@ -65,7 +65,7 @@ def read_film(path: Path, codec: Codec, cache: Path, announce: Announce) -> Film
             kept, frames=clip.frames, seconds=clip.seconds, codes=codec.encode(clip.frames)
         )
     with np.load(kept) as arrays:
-        return Film(arrays["frames"], arrays["seconds"], arrays["codes"])
+        return SampleFilm(arrays["frames"], arrays["seconds"], arrays["codes"])
 
 
 def read_shelf(tokenizer: Tokenizer, cache: Path, announce: Announce) -> Shelf:

@@ -10,7 +10,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from ringworld.data.corpora.inspection import SHOWN_FRAMES, Inspection, Sample, spread
+from ringworld.data.corpora.inspection import SHOWN_FRAMES, Inspection, Sample, spread_evenly
 from ringworld.errors import InputError
 from ringworld.evals.page import Html, bar, element, figure, filmstrip, join, page, section, table
 from ringworld.files import whole
@@ -109,7 +109,7 @@ def _tell_sample(sample: Sample, frames: Frames | None, pictures: bool) -> Group
 
 def _sheet(frames: UInt8[np.ndarray, "Z Y X 3"], moments: Sequence[str]) -> Table:
     """Frames side by side, half a letter a pixel, each with its timestamp."""
-    shown = spread(len(frames), SHEET)
+    shown = spread_evenly(len(frames), SHEET)
     out = Table.grid(padding=(0, 1))
     for _ in shown:
         out.add_column()
@@ -151,7 +151,7 @@ def write_page(path: Path, found: Inspection, frames: Mapping[int, Frames]) -> N
     parts = [
         section("Mix", "What each source gives.", table(MIX, mix(found))),
         section(
-            "Lengths",
+            "LengthSummary",
             f"From {found.lengths.shortest:,} to {found.lengths.longest:,} tokens, "
             f"{found.lengths.median:,.0f} in the middle.",
             table(("tokens", "examples", ""), lengths),

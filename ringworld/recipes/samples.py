@@ -7,13 +7,13 @@ import numpy as np
 
 from ringworld.data.books import draw_passage, echo_example, passage_example
 from ringworld.data.example import Example
-from ringworld.data.packing.mix import Source, draw_examples
+from ringworld.data.packing.mix import DrawExample, draw_examples
 from ringworld.data.packing.rows import check_shares
-from ringworld.data.samples import Film, Shelf, read_film, read_shelf
+from ringworld.data.samples import SampleFilm, Shelf, read_sample_film, read_shelf
 from ringworld.fetch import fetch
 from ringworld.progress import Announce
-from ringworld.tasks.clips import CodedClip, clip_example, draw_clips, film_example
-from ringworld.tasks.needle import draw_needles, longest_needles, recall_example, room
+from ringworld.tasks.clips import CodedClip, clip_example, draw_clips, video_alone
+from ringworld.tasks.needle import count_haystack, draw_needles, max_needles, recall_example
 from ringworld.text.load import load_tokenizer
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.train.stage import ModelData, ModelStage
@@ -53,7 +53,7 @@ class Samples(ModelData):
         sources = text_sources(read_shelf(tokenizer, cache, announce), tokenizer)
         if not set(stage.shares) <= set(sources):
             codec = load_codec(source / CODEC)
-            film = read_film(fetch("film"), codec, cache, announce)
+            film = read_sample_film(fetch("film"), codec, cache, announce)
             clips = draw_clips(film, codec, self.clips, self.seed, cache, announce)
             vocabulary = open_model(source).config.vocabulary
             sources |= vision_sources(film, clips, tokenizer, vocabulary)
@@ -62,7 +62,7 @@ class Samples(ModelData):
         )
 
 
-def text_sources(shelf: Shelf, tokenizer: Tokenizer) -> dict[str, Source]:
+def text_sources(shelf: Shelf, tokenizer: Tokenizer) -> dict[str, DrawExample]:
     """Passages of books, needles hidden in them with a question for each, and shuffled echoes.
 
     Lengths of recall are drawn evenly over their logarithm from a quarter of the longest, so that
@@ -77,9 +77,9 @@ def text_sources(shelf: Shelf, tokenizer: Tokenizer) -> dict[str, Source]:
     def recall(rng: np.random.Generator, longest: int) -> Example:
         least = max(longest / 4, SHORTEST_RECALL)
         length = int(np.exp(rng.uniform(np.log(least), np.log(longest + 1))))
-        most = 1 if rng.random() < 0.5 else longest_needles(length)
+        most = 1 if rng.random() < 0.5 else max_needles(length)
         needles = draw_needles(rng, int(rng.integers(1, 1 + most)))
-        passage = draw_passage(rng, shelf.books, room(length, needles, tokenizer))
+        passage = draw_passage(rng, shelf.books, count_haystack(length, needles, tokenizer))
         return recall_example(rng, passage, needles, tokenizer)
 
     def echo(rng: np.random.Generator, longest: int) -> Example:
@@ -90,8 +90,8 @@ def text_sources(shelf: Shelf, tokenizer: Tokenizer) -> dict[str, Source]:
 
 
 def vision_sources(
-    film: Film, clips: list[CodedClip], tokenizer: Tokenizer, vocabulary: Vocabulary
-) -> dict[str, Source]:
+    film: SampleFilm, clips: list[CodedClip], tokenizer: Tokenizer, vocabulary: Vocabulary
+) -> dict[str, DrawExample]:
     """Clips of moving shapes in every form of chat, and stretches of the film."""
 
     def shapes(rng: np.random.Generator, longest: int) -> Example:
@@ -103,6 +103,6 @@ def vision_sources(
         run = runs[int(rng.integers(len(runs)))]
         most = (longest - 4) // vocabulary.frame_length
         start = int(rng.integers(max(len(run) - most, 0) + 1))
-        return film_example(run[start : start + most], tokenizer, vocabulary)
+        return video_alone(run[start : start + most], tokenizer, vocabulary)
 
     return dict(zip(VISION, (shapes, scenes), strict=True))

@@ -21,7 +21,7 @@ from ringworld.progress import Announce
 from ringworld.recipes.recipe import Recipe
 from ringworld.tasks.needle import CITIES, Needle
 from ringworld.text.load import TOKENIZER
-from ringworld.text.template import RULES, SYSTEM
+from ringworld.text.template import ANSWER_RULES, SYSTEM
 from ringworld.text.tokenizer import train_tokenizer
 from ringworld.train.stage import Data, Stage
 
@@ -43,7 +43,7 @@ class SampleTexts(Data):
         for city in CITIES:
             needle = Needle(city, 1234567)
             yield needle.sentence
-            yield f"{needle.question} {RULES}"
+            yield f"{needle.question} {ANSWER_RULES}"
         for _ in range(self.times):
             yield self.talk
 

@@ -50,7 +50,7 @@ class Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def confine(limits: dict[str, int]) -> None:
+def set_limits(limits: dict[str, int]) -> None:
     """Lower this process's limits for good: memory in bytes, processor seconds, no file writes."""
     for name, most in {
         "RLIMIT_AS": limits["memory"],
@@ -98,7 +98,7 @@ def make_environment() -> ImmutableSandboxedEnvironment:
     return environment
 
 
-def render(template: str, context: dict[str, Any], most: int) -> str:
+def render_template(template: str, context: dict[str, Any], most: int) -> str:
     """The text of the template; raises TooLong at the first piece beyond `most` characters."""
     pieces, length = [], 0
     names = {"raise_exception": refuse, "strftime_now": now}
@@ -110,10 +110,12 @@ def render(template: str, context: dict[str, Any], most: int) -> str:
     return "".join(pieces)
 
 
-def answer(limits: dict[str, int], request: dict[str, Any]) -> dict[str, str]:
+def respond(limits: dict[str, int], request: dict[str, Any]) -> dict[str, str]:
     """The text, or the fault word and what was said of it."""
     try:
-        return {"text": render(request["template"], request["context"], limits["characters"])}
+        return {
+            "text": render_template(request["template"], request["context"], limits["characters"])
+        }
     except Refusal as refusal:
         return {"fault": "refused", "said": str(refusal)}
     except SecurityError:
@@ -131,7 +133,7 @@ def answer(limits: dict[str, int], request: dict[str, Any]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Read the request, confine the process, render, and report."""
+    """Read the request, set_limits the process, render_template, and report."""
     limits, out = json.loads(sys.argv[1]), os.fdopen(os.dup(1), "wb")
     request = json.load(sys.stdin.buffer)
     void = os.open(os.devnull, os.O_WRONLY)
@@ -139,9 +141,9 @@ def main() -> None:
     os.dup2(void, 2)
     os.close(void)
     for template in WARM_UP:
-        answer(limits, {"template": template, "context": {}})
-    confine(limits)
-    out.write(json.dumps(answer(limits, request)).encode("utf-8", "surrogatepass"))
+        respond(limits, {"template": template, "context": {}})
+    set_limits(limits)
+    out.write(json.dumps(respond(limits, request)).encode("utf-8", "surrogatepass"))
     out.flush()
 
 

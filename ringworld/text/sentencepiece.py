@@ -33,7 +33,7 @@ from ringworld.errors import InputError
 from ringworld.text.tokenizer import Tokenizer
 
 # Gemma's and mT5's models, the largest that are known, take 4 MB and 256 thousand pieces.
-LARGEST_FILE = 32 << 20
+LARGEST_MODEL = 32 << 20
 MOST_PIECES = 1 << 20
 # SentencePiece's own default is 16 characters; those of code models hold long runs of spaces.
 LONGEST_PIECE = 512
@@ -41,7 +41,7 @@ NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
 UNIGRAM, BPE = 1, 2
 # What the parts of a tokenizer's template are written with; no first token of a model has them.
 PART_MARKS = " :$"
-SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how pieces write a space
+SPACE_MARK = "\N{LOWER ONE EIGHTH BLOCK}"  # how pieces write a space
 
 Value = int | bytes
 
@@ -76,10 +76,10 @@ def load_sentencepiece(path: Path) -> Tokenizer:
     """The tokenizer of a `tokenizer.model`. Raises InputError when it is missing or broken."""
     if not path.is_file():
         raise InputError(f"there is no tokenizer at {path}: give the path of a tokenizer.model")
-    if path.stat().st_size > LARGEST_FILE:
+    if path.stat().st_size > LARGEST_MODEL:
         raise InputError(
             f"{path} has {path.stat().st_size:,} bytes and a tokenizer.model at most "
-            f"{LARGEST_FILE:,}: give another file"
+            f"{LARGEST_MODEL:,}: give another file"
         )
     return read_sentencepiece(path.read_bytes(), str(path))
 
@@ -285,11 +285,11 @@ def _dress(backend: Backend, model: SentencePieceModel) -> Backend:
         steps.append(normalizers.Precompiled(model.charsmap))
     if model.fold_spaces:
         # At the end of a text its own way to write a space counts as one.
-        ends = Regex(f"^ +|[ {SPACE}]+$" if model.escape_spaces else "^ +| +$")
+        ends = Regex(f"^ +|[ {SPACE_MARK}]+$" if model.escape_spaces else "^ +| +$")
         steps += [normalizers.Replace(ends, ""), normalizers.Replace(Regex(" +"), " ")]
     if model.dummy_prefix:
         steps.append(normalizers.Prepend(" "))
-    mark = SPACE if model.escape_spaces else " "
+    mark = SPACE_MARK if model.escape_spaces else " "
     steps.append(normalizers.Replace(" ", mark))
     backend.normalizer = normalizers.Sequence(steps)
     undone: list[decoders.Decoder] = [decoders.Replace(mark, " "), decoders.ByteFallback()]

@@ -25,7 +25,7 @@ RENDERER = Path(__file__).with_name("renderer.py")
 # LWM's words: how every conversation begins, and what it adds to the question for a needle.
 DESCRIBE = "Describe the video."
 SYSTEM = "You are a helpful assistant."
-RULES = (
+ANSWER_RULES = (
     "Don't give information outside the document or repeat your findings. "
     "Keep your response short and direct."
 )
@@ -61,7 +61,7 @@ _NEEDLE = (
     "{{ bos_token }}" + SYSTEM + "{% for message in messages %}"
     "{% if message.role == 'assistant' %} ASSISTANT: {{ message.content }}{{ eos_token }}"
     "{% else %} USER: {{ message.content }}"
-    "{% if loop.first %} " + RULES + "{% endif %}{% endif %}"
+    "{% if loop.first %} " + ANSWER_RULES + "{% endif %}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %} ASSISTANT: {% endif %}"
 )
 
@@ -107,7 +107,8 @@ def render(
     if len(template) > limits.template:
         raise InputError(
             f"the chat template has {len(template):,} characters and {limits.template:,} are "
-            "allowed: use another, such as --template lwm"
+            "allowed: use another, such as lwm",
+            setting="template",
         )
     context = {
         **more,
@@ -130,7 +131,7 @@ def render(
     if answer["fault"] == "refused":
         raise InputError(f"the chat template refuses these messages: {said or 'it does not say'}")
     sentence = SENTENCES.get(answer["fault"], SENTENCES["failed"]) + (f" ({said})" if said else "")
-    raise InputError(f"the chat template {sentence}: use another, such as --template lwm")
+    raise InputError(f"the chat template {sentence}: use another, such as lwm", setting="template")
 
 
 def _ask(bounds: str, request: str, patience: float) -> dict[str, str]:

@@ -46,10 +46,19 @@ class Tokenizer:
         if isinstance(model, models.Unigram):
             model.alpha = model.nbest_size = None
         self.backend = backend
-        self.size = backend.get_vocab_size()
+        self.size = 1 + max(backend.get_vocab().values(), default=-1)
         self._names = dict(names or {})
         self.bos_name = self._find_name("bos_token", FIRST_NAMES)
         self.eos_name = self._find_name("eos_token", LAST_NAMES)
+
+    def check_rows(self, rows: int) -> None:
+        """Raise InputError, which names the token, when an id has no row in a table of `rows`."""
+        if self.size > rows:
+            greatest = self.size - 1
+            raise InputError(
+                f"the tokenizer gives {self.backend.id_to_token(greatest)!r:.80} the id {greatest} "
+                f"and the model has {rows} rows for tokens: use the tokenizer it was trained with"
+            )
 
     @property
     def bos(self) -> int:

@@ -16,10 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from ringworld.batch import Batch
-from ringworld.data.packing.ledger import NAME as LEDGER
-from ringworld.data.packing.ledger import Ledger
+from ringworld.data.packing.ledger import LEDGER_FILE, Ledger
 from ringworld.data.packing.loader import Rows, check_rows, make_batches
-from ringworld.data.packing.pack import WINDOW
+from ringworld.data.packing.pack import PLAN_WINDOW
 from ringworld.data.packing.rows import MASKED, Apart, Examples, MixedRows, PackedRows, Packing
 from ringworld.errors import InputError
 from ringworld.mesh import Rules, make_mesh
@@ -199,7 +198,7 @@ class ModelStage(Stage[ModelData]):
     def extend(self, folder: Path, steps: int) -> str:
         """Set aside the model and the ledger of the first `steps` steps."""
         own = folder / self.name
-        for name in (MODEL, LEDGER):
+        for name in (MODEL, LEDGER_FILE):
             if (own / name).exists():
                 (own / name).rename(own / f"{steps}-steps-{name}")
         rates = [
@@ -255,7 +254,7 @@ def train_stage(
     check_devices(stage)
     check_width(config.llama.model, stage)
     if not find_steps(folder / CHECKPOINTS):
-        (folder / LEDGER).unlink(missing_ok=True)  # of steps that nothing is left of
+        (folder / LEDGER_FILE).unlink(missing_ok=True)  # of steps that nothing is left of
     mesh = make_mesh(**asdict(stage.mesh))
     kept = replace(config, llama=replace(config.llama, activations=stage.activations))
     optimizer = make_optimizer(stage.optimizer, stage.loop.steps, specs(config))
@@ -297,7 +296,7 @@ def stage_batches(
         batch=stage.batch,
         seed=stage.seed,
         ring=stage.mesh.seq,
-        ledger=Ledger(folder / LEDGER) if jax.process_index() == 0 else None,
+        ledger=Ledger(folder / LEDGER_FILE) if jax.process_index() == 0 else None,
     )
 
 
@@ -305,7 +304,7 @@ def pack_examples(stage: ModelStage, examples: Examples | Apart, folder: Path) -
     """The rows of a stage. A plan for more examples than one window is kept in `folder`."""
 
     def pack(examples: Examples) -> PackedRows:
-        plans = folder / "plans" if len(examples) > WINDOW else None
+        plans = folder / "plans" if len(examples) > PLAN_WINDOW else None
         return PackedRows(examples, stage.context, stage.packing, plans)
 
     if isinstance(examples, Apart):

@@ -20,7 +20,7 @@ from ringworld.files import read_json_object
 from ringworld.media.codec import Codec, FloatCodec
 from ringworld.models.vqgan import VQGAN, specs
 from ringworld.params import paths
-from ringworld.weights.cursor import finite
+from ringworld.weights.cursor import check_finite
 from ringworld.weights.file_names import CONFIG, DIFFUSERS_TENSORS, LWM_CODEC, LWM_FILES
 from ringworld.weights.folder import check_table, fill, load_folder
 from ringworld.weights.settings import size_of
@@ -139,7 +139,7 @@ def _open_lwm(path: Path, size: int | None) -> tuple[VQGAN, Mapping[str, np.ndar
     shapes = {name: array.shape for name, array in stored.items()}
     config = _lwm_config(path, shapes, size)
     found = {
-        ours: finite(path, name, stored[name].read())
+        ours: check_finite(path, name, stored[name].read())
         for ours, name in their_names(config, lwm_name).items()
         if name in stored
     }
@@ -163,7 +163,7 @@ def _open_diffusers(
     if unknown := sorted(set(tensors) - set(names.values())):
         raise InputError(f"{file} holds {unknown[0]!r:.80}, which its config does not have")
     found = {
-        ours: _from_torch(finite(file, name, tensors[name]))
+        ours: _from_torch(check_finite(file, name, tensors[name]))
         for ours, name in names.items()
         if name in tensors
     }

@@ -19,7 +19,7 @@ from ringworld.errors import InputError
 from ringworld.weights.tensors import all_finite
 
 # What an array of weights may be made of, by the name that numpy gives it.
-DTYPES: dict[str, np.dtype] = {
+STORED_DTYPES: dict[str, np.dtype] = {
     "float16": np.dtype("<f2"),
     "float32": np.dtype("<f4"),
     "float64": np.dtype("<f8"),
@@ -125,18 +125,18 @@ def store(name: str, shape: object, parts: tuple[memoryview, ...], where: Cursor
 
     Raises InputError when the type is none of weights, or the bytes are too many or too few.
     """
-    if name not in DTYPES:
+    if name not in STORED_DTYPES:
         raise where.broken(f"an array of type {name[:20]!r}, which no weight has")
     whole = isinstance(shape, list | tuple) and len(shape) <= MOST_AXES
     if not whole or not all(type(n) is int and 0 <= n < 1 << 48 for n in shape):
         raise where.broken("a shape that is none")
-    dtype, held = DTYPES[name], sum(len(part) for part in parts)
+    dtype, held = STORED_DTYPES[name], sum(len(part) for part in parts)
     if math.prod(shape) * dtype.itemsize != held or any(len(p) % dtype.itemsize for p in parts):
         raise where.broken(f"an array {list(shape)} of {name} in {held} bytes")
     return Stored(dtype, tuple(shape), parts)
 
 
-def finite(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+def check_finite(path: Path, name: str, array: np.ndarray) -> np.ndarray:
     """The array, if every number of it is one. Raises InputError that names the tensor."""
     if not all_finite(array):
         raise InputError(
@@ -146,7 +146,7 @@ def finite(path: Path, name: str, array: np.ndarray) -> np.ndarray:
     return array
 
 
-def to_halves(rows: np.ndarray, heads: int) -> np.ndarray:
+def rows_to_halves(rows: np.ndarray, heads: int) -> np.ndarray:
     """Rows of queries or keys from the order of pairs (2i, 2i + 1) to that of (i, i + H/2).
 
     The first axis is that of the heads' features, as in Hugging Face's matrices and biases; the

@@ -31,7 +31,7 @@ def write_codec(draft: Path, config: VQGAN, table: Mapping[str, np.ndarray]) -> 
 
 def write_diffusers(draft: Path, config: VQGAN, table: Mapping[str, np.ndarray]) -> None:
     """Write a codec into the folder `draft` as diffusers' VQModel loads it."""
-    text = json.dumps(describe(config), indent=2)
+    text = json.dumps(make_vqmodel_config(config), indent=2)
     (draft / CONFIG).write_text(text + "\n", encoding="utf-8")
     names = their_names(config, diffusers_name)
     theirs = {
@@ -40,7 +40,7 @@ def write_diffusers(draft: Path, config: VQGAN, table: Mapping[str, np.ndarray])
     write_tensors(draft / DIFFUSERS_TENSORS, theirs)
 
 
-def describe(c: VQGAN) -> dict[str, Any]:
+def make_vqmodel_config(c: VQGAN) -> dict[str, Any]:
     """The config.json of diffusers' VQModel.
 
     Raises InputError when its first level has other channels than its first convolution, which a

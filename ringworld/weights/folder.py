@@ -30,7 +30,8 @@ from ringworld.mesh import RULES, Rules, has_mesh, named_sharding
 from ringworld.params import Param, paths
 from ringworld.weights.file_names import CONFIG, TENSORS
 from ringworld.weights.tensors import (
-    Pieces,
+    LazyTensor,
+    LazyWeight,
     check_numbers,
     each_piece,
     let_go,
@@ -75,16 +76,17 @@ def save_folder(path: Path, kind: str, config: Any, weights: Any, dtype: DTypeLi
         write_folder(draft, kind, config, table_of(weights, dtype))
 
 
-def table_of(weights: Any, dtype: DTypeLike) -> dict[str, Pieces]:
+def table_of(weights: Any, dtype: DTypeLike) -> dict[str, LazyWeight]:
     """The weights of a pytree by name, each brought to the host and cast when it is written."""
+    stored = np.dtype(dtype)
     return {
-        name: Pieces(weight.shape, (partial(np.asarray, weight, dtype),))
+        name: LazyWeight(weight.shape, (LazyTensor(partial(np.asarray, weight, stored), stored),))
         for name, weight in paths(weights).items()
     }
 
 
 def write_folder(
-    draft: Path, kind: str, config: Any, table: Mapping[str, np.ndarray | Pieces]
+    draft: Path, kind: str, config: Any, table: Mapping[str, np.ndarray | LazyWeight]
 ) -> None:
     """Write the two files of a model into the folder `draft`, weights as they are stored.
 
@@ -121,7 +123,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def fill(
     specs: T,
-    tensors: Mapping[str, np.ndarray | Pieces],
+    tensors: Mapping[str, np.ndarray | LazyWeight],
     dtype: DTypeLike,
     rules: Rules = RULES,
 ) -> T:
@@ -143,7 +145,7 @@ def fill(
     return jax.tree.unflatten(tree, leaves)
 
 
-def check_table(specs: Any, tensors: Mapping[str, np.ndarray | Pieces]) -> None:
+def check_table(specs: Any, tensors: Mapping[str, np.ndarray | LazyWeight]) -> None:
     """Raise InputError when the tensors are not those of the spec table, by name and shape."""
     table = paths(specs)
     if missing := [name for name in table if name not in tensors]:
@@ -172,7 +174,7 @@ def _wait_until_freed(copied: ref[np.ndarray]) -> None:
         time.sleep(0.001)
 
 
-def _read(name: str, param: Param, tensor: np.ndarray | Pieces, dtype: DTypeLike) -> np.ndarray:
+def _read(name: str, param: Param, tensor: np.ndarray | LazyWeight, dtype: DTypeLike) -> np.ndarray:
     pieces = each_piece(name, tensor)
     entry = next(pieces)  # before there is room for the whole: the config may ask for anything
     whole, filled = np.empty(param.shape, dtype), 0

@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from ringworld.errors import InputError
-from ringworld.weights.cursor import Cursor, finite, open_bytes
+from ringworld.weights.cursor import Cursor, check_finite, open_bytes
 from ringworld.weights.tensors import POINTER
 
 MAGIC = 0x46554747  # "GGUF"
@@ -30,11 +30,11 @@ ALIGNMENT = 32  # where general.alignment does not say
 MOST_TENSORS = 1 << 16
 MOST_ENTRIES = 1 << 16
 MOST_TEXTS = 1 << 21  # in all arrays together
-LONGEST_NAME = 1 << 8
+LONGEST_KEY_NAME = 1 << 8
 LONGEST_TEXT = 1 << 20
-MOST_AXES = 4
-TEXT, ARRAY = 8, 9
-NUMBERS = {
+MOST_GGUF_AXES = 4
+ENTRY_TEXT, ENTRY_ARRAY = 8, 9
+ENTRY_NUMBERS = {
     0: "B",
     1: "b",
     2: "H",
@@ -51,7 +51,7 @@ PLAIN = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dty
 
 
 @dataclass(frozen=True)
-class Kind:
+class TensorType:
     """A type of tensors: `block` numbers of it take `width` bytes."""
 
     name: str
@@ -60,33 +60,33 @@ class Kind:
 
 
 # By their number in the file; those that can be turned into floats.
-KINDS = {
-    0: Kind("F32", 1, 4),
-    1: Kind("F16", 1, 2),
-    2: Kind("Q4_0", 32, 18),
-    3: Kind("Q4_1", 32, 20),
-    6: Kind("Q5_0", 32, 22),
-    7: Kind("Q5_1", 32, 24),
-    8: Kind("Q8_0", 32, 34),
-    10: Kind("Q2_K", 256, 84),
-    11: Kind("Q3_K", 256, 110),
-    12: Kind("Q4_K", 256, 144),
-    13: Kind("Q5_K", 256, 176),
-    14: Kind("Q6_K", 256, 210),
-    16: Kind("IQ2_XXS", 256, 66),
-    17: Kind("IQ2_XS", 256, 74),
-    18: Kind("IQ3_XXS", 256, 98),
-    19: Kind("IQ1_S", 256, 50),
-    20: Kind("IQ4_NL", 32, 18),
-    21: Kind("IQ3_S", 256, 110),
-    22: Kind("IQ2_S", 256, 82),
-    23: Kind("IQ4_XS", 256, 136),
-    29: Kind("IQ1_M", 256, 56),
-    30: Kind("BF16", 1, 2),
-    34: Kind("TQ1_0", 256, 54),
-    35: Kind("TQ2_0", 256, 66),
-    39: Kind("MXFP4", 32, 17),
-    40: Kind("NVFP4", 64, 36),
+TENSOR_TYPES = {
+    0: TensorType("F32", 1, 4),
+    1: TensorType("F16", 1, 2),
+    2: TensorType("Q4_0", 32, 18),
+    3: TensorType("Q4_1", 32, 20),
+    6: TensorType("Q5_0", 32, 22),
+    7: TensorType("Q5_1", 32, 24),
+    8: TensorType("Q8_0", 32, 34),
+    10: TensorType("Q2_K", 256, 84),
+    11: TensorType("Q3_K", 256, 110),
+    12: TensorType("Q4_K", 256, 144),
+    13: TensorType("Q5_K", 256, 176),
+    14: TensorType("Q6_K", 256, 210),
+    16: TensorType("IQ2_XXS", 256, 66),
+    17: TensorType("IQ2_XS", 256, 74),
+    18: TensorType("IQ3_XXS", 256, 98),
+    19: TensorType("IQ1_S", 256, 50),
+    20: TensorType("IQ4_NL", 32, 18),
+    21: TensorType("IQ3_S", 256, 110),
+    22: TensorType("IQ2_S", 256, 82),
+    23: TensorType("IQ4_XS", 256, 136),
+    29: TensorType("IQ1_M", 256, 56),
+    30: TensorType("BF16", 1, 2),
+    34: TensorType("TQ1_0", 256, 54),
+    35: TensorType("TQ2_0", 256, 66),
+    39: TensorType("MXFP4", 32, 17),
+    40: TensorType("NVFP4", 64, 36),
 }
 
 
@@ -97,8 +97,13 @@ class Tensor:
     path: Path
     name: str
     shape: tuple[int, ...]
-    kind: Kind
+    kind: TensorType
     content: memoryview
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of what is read."""
+        return PLAIN.get(self.kind.name, np.dtype(np.float32))
 
     def read(self) -> np.ndarray:
         """Its numbers, dequantised to float32 if they are not floats already."""
@@ -107,15 +112,17 @@ class Tensor:
             array = plain.reshape(self.shape).copy()
         else:
             array = _dequantise(self.content, self.kind, self.shape)
-        return finite(self.path, self.name, array)
+        return check_finite(self.path, self.name, array)
 
 
-def _dequantise(content: memoryview, kind: Kind, shape: tuple[int, ...]) -> np.ndarray:
+def _dequantise(content: memoryview, kind: TensorType, shape: tuple[int, ...]) -> np.ndarray:
     # Half a second to import, and models of plain floats never need it.
     from gguf import GGMLQuantizationType, quants
 
     rows = np.frombuffer(content, np.uint8).reshape(*shape[:-1], -1)
-    with np.errstate(all="ignore"):  # the scales of a broken file are any numbers; `finite` tells
+    with np.errstate(
+        all="ignore"
+    ):  # the scales of a broken file are any numbers; `check_finite` tells
         return quants.dequantize(rows, GGMLQuantizationType[kind.name]).reshape(shape)
 
 
@@ -155,11 +162,11 @@ def _read_entries(cursor: Cursor, count: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     texts = 0
     for _ in range(count):
-        name = _text(cursor, LONGEST_NAME)
+        name = _text(cursor, LONGEST_KEY_NAME)
         if name in found:
             raise cursor.broken(f"the entry {name!a:.80} stands twice")
         kind = cursor.number("<I", "a type")
-        found[name] = _read_array(cursor) if kind == ARRAY else _read_value(cursor, kind)
+        found[name] = _read_array(cursor) if kind == ENTRY_ARRAY else _read_value(cursor, kind)
         texts += len(found[name]) if isinstance(found[name], list) else 0
         if texts > MOST_TEXTS:
             raise cursor.broken(f"more than {MOST_TEXTS} texts")
@@ -167,24 +174,24 @@ def _read_entries(cursor: Cursor, count: int) -> dict[str, Any]:
 
 
 def _read_value(cursor: Cursor, kind: int) -> Any:
-    if kind == TEXT:
+    if kind == ENTRY_TEXT:
         return _text(cursor, LONGEST_TEXT)
-    if kind not in NUMBERS:
+    if kind not in ENTRY_NUMBERS:
         raise cursor.broken(f"an entry of type {kind}")
-    return cursor.value("<" + NUMBERS[kind])
+    return cursor.value("<" + ENTRY_NUMBERS[kind])
 
 
 def _read_array(cursor: Cursor) -> list[str] | np.ndarray:
     """An array of texts, or of numbers; arrays of arrays are in no model that is read."""
     kind, count = cursor.number("<I", "a type"), cursor.number("<Q")
-    if kind == TEXT:
+    if kind == ENTRY_TEXT:
         if count > MOST_TEXTS:
             raise cursor.broken(f"{count} texts")
         cursor.need(count * 8, f"an array of {count} texts")
         return [_text(cursor, LONGEST_TEXT) for _ in range(count)]
-    if kind not in NUMBERS:
+    if kind not in ENTRY_NUMBERS:
         raise cursor.broken(f"an array of type {kind}")
-    dtype = np.dtype("<" + NUMBERS[kind]) if kind != 7 else np.dtype(np.uint8)
+    dtype = np.dtype("<" + ENTRY_NUMBERS[kind]) if kind != 7 else np.dtype(np.uint8)
     return np.frombuffer(cursor.take(count * dtype.itemsize, f"an array of {count}"), dtype)
 
 
@@ -217,19 +224,19 @@ def _read_tensors(cursor: Cursor, count: int, entries: dict[str, Any]) -> dict[s
     return found
 
 
-def _read_head(cursor: Cursor) -> tuple[int, str, tuple[int, ...], Kind, int]:
+def _read_head(cursor: Cursor) -> tuple[int, str, tuple[int, ...], TensorType, int]:
     """Where a tensor begins, its name, shape and type, and its bytes."""
-    name = _text(cursor, LONGEST_NAME)
+    name = _text(cursor, LONGEST_KEY_NAME)
     if not name.isprintable():
         raise cursor.broken("a name that cannot be written")
     axes = cursor.number("<I", "a number of axes")
-    if not 0 < axes <= MOST_AXES:
+    if not 0 < axes <= MOST_GGUF_AXES:
         raise cursor.broken(f"the tensor {name} has {axes} axes")
     sizes = [cursor.number("<Q", "a size") for _ in range(axes)]
     number, place = cursor.number("<I", "a type"), cursor.number("<Q", "a place")
-    kind = KINDS.get(number)
+    kind = TENSOR_TYPES.get(number)
     if kind is None:
-        readable = ", ".join(kind.name for kind in KINDS.values())
+        readable = ", ".join(kind.name for kind in TENSOR_TYPES.values())
         raise InputError(
             f"the tensor {name} in {cursor.path} has the type {number}, which cannot be made "
             f"floats: convert it to one of {readable}"

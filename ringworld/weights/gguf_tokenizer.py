@@ -16,8 +16,8 @@ from ringworld.errors import InputError
 
 PREFIX = "tokenizer.ggml."
 # The tokens that no text spells, whatever kind a converter has given them.
-ENDS = ("bos_token_id", "eos_token_id", "eot_token_id", "eom_token_id")
-NORMAL, UNKNOWN, CONTROL, USER = 1, 2, 3, 4  # kinds of tokens
+END_TOKENS = ("bos_token_id", "eos_token_id", "eot_token_id", "eom_token_id")
+NORMAL_TOKEN, UNKNOWN_TOKEN, CONTROL_TOKEN, USER_TOKEN = 1, 2, 3, 4  # kinds of tokens
 # No word is longer; finding the merges of one takes the square of it.
 LONGEST_TOKEN = 1 << 10
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what SentencePiece writes for a space
@@ -42,13 +42,13 @@ def _split(pattern: str) -> list[dict[str, Any]]:
     return [split | {"invert": False}, _bytes(False)]
 
 
-DIGITS = {"type": "Digits", "individual_digits": True}
+SINGLE_DIGITS = {"type": "Digits", "individual_digits": True}
 # How text is cut before bytes merge, by the file's `tokenizer.ggml.pre`.
 CUTS: dict[str, list[dict[str, Any]]] = {
     "default": [_bytes(True)],
     "gpt-2": [_bytes(True)],
-    "smollm": [DIGITS, _bytes(True)],
-    "starcoder": [DIGITS, _bytes(True)],
+    "smollm": [SINGLE_DIGITS, _bytes(True)],
+    "starcoder": [SINGLE_DIGITS, _bytes(True)],
     "llama-bpe": _split(LLAMA3),
     "llama3": _split(LLAMA3),
     "qwen2": _split(QWEN2),
@@ -84,9 +84,9 @@ def make_tokenizer(path: Path, entries: dict[str, Any]) -> bytes | None:
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            _added(i, token, special=kind != USER)
+            _added(i, token, special=kind != USER_TOKEN)
             for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
-            if kind in (CONTROL, USER) or (kind == UNKNOWN and model == "llama")
+            if kind in (CONTROL_TOKEN, USER_TOKEN) or (kind == UNKNOWN_TOKEN and model == "llama")
         ],
         "post_processor": _beginning(path, entries, tokens, begun),
         "model": bpe,
@@ -105,12 +105,12 @@ def _tokens(path: Path, entries: dict[str, Any]) -> tuple[list[str], list[int]]:
             f"{path} has a token of more than {LONGEST_TOKEN} letters: convert it again"
         )
     if kinds is None:
-        kinds = np.full(len(tokens), NORMAL)
+        kinds = np.full(len(tokens), NORMAL_TOKEN)
     if not isinstance(kinds, np.ndarray) or kinds.shape != (len(tokens),):
         raise InputError(f"{path} does not give each token its kind: convert it again")
-    ends = (entries.get(PREFIX + name) for name in ENDS)
+    ends = (entries.get(PREFIX + name) for name in END_TOKENS)
     marked = {end for end in ends if type(end) is int}
-    return tokens, [CONTROL if i in marked else kind for i, kind in enumerate(kinds.tolist())]
+    return tokens, [CONTROL_TOKEN if i in marked else kind for i, kind in enumerate(kinds.tolist())]
 
 
 def _added(number: int, token: str, *, special: bool) -> dict[str, Any]:
@@ -152,13 +152,15 @@ def _pieces(
         raise InputError(f"{path} has a token whose score is no number: convert it again")
     vocabulary, merges = bpe["vocab"], []
     for token, kind, score in zip(tokens, kinds, scores.tolist(), strict=True):
-        if kind != NORMAL:
+        if kind != NORMAL_TOKEN:
             continue
         for i in range(1, len(token)):
             left, right = vocabulary.get(token[:i]), vocabulary.get(token[i:])
             if left is not None and right is not None:
                 merges.append((-score, vocabulary[token], left, right))
-    unknown = next((t for t, kind in zip(tokens, kinds, strict=True) if kind == UNKNOWN), None)
+    unknown = next(
+        (t for t, kind in zip(tokens, kinds, strict=True) if kind == UNKNOWN_TOKEN), None
+    )
     bpe |= {"merges": [[tokens[a], tokens[b]] for *_, a, b in sorted(merges)]}
     bpe |= {"byte_fallback": True, "fuse_unk": True, "unk_token": unknown, "ignore_merges": False}
     steps = [{"type": "Prepend", "prepend": SPACE}] * bool(

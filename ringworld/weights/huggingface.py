@@ -8,11 +8,8 @@ error, never a guess.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-
-import numpy as np
 
 from ringworld.errors import InputError
 from ringworld.files import read_json_object
@@ -24,7 +21,7 @@ from ringworld.vocab import Vocabulary
 from ringworld.weights.file_names import CHAT_TEMPLATE, CONFIG, INDEX, TENSORS, VQGAN_FOLDER
 from ringworld.weights.folder import read_config
 from ringworld.weights.imported import Checkpoint, read_ends
-from ringworld.weights.tensors import Read, read_tensors
+from ringworld.weights.tensors import LazyTensor, lazy, read_tensors
 
 N = TypeVar("N", int, float)
 
@@ -62,13 +59,13 @@ FAMILIES = {
 MOST = 2**31
 # What these fields must be where a config has them: this decoder does nothing else. A family's
 # model does not read those that are named for others.
-FIXED: dict[str, tuple[Any, ...]] = {
+FIXED_FIELDS: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
     "partial_rotary_factor": (1.0, None),
     "quantization_config": (None,),
     "is_causal": (True, None),
 }
-FIXED_OF = {
+FIXED_FIELDS_OF = {
     "llama": {"attention_bias": (False, None), "mlp_bias": (False, None)},
     "mistral": {},
     "qwen2": {},
@@ -76,7 +73,7 @@ FIXED_OF = {
 }
 SLIDING = "sliding_attention"
 # Defaults of the readers that wrote configs without these fields.
-THETA, EPS = 10_000.0, 1e-6
+ROPE_THETA, NORM_EPS = 10_000.0, 1e-6
 
 
 def read_world(config: Mapping[str, Any]) -> World:
@@ -90,7 +87,7 @@ def read_world(config: Mapping[str, Any]) -> World:
             f"{CONFIG} describes a model of type {str(kind)[:40]}, which is not known here: use "
             f"one of {', '.join(FAMILIES)}"
         )
-    for field, allowed in (FIXED | FIXED_OF[kind]).items():
+    for field, allowed in (FIXED_FIELDS | FIXED_FIELDS_OF[kind]).items():
         if field in config and config[field] not in allowed:
             raise InputError(
                 f"{CONFIG} sets {field} to {str(config[field])[:40]}, which this decoder does not "
@@ -111,7 +108,7 @@ def read_world(config: Mapping[str, Any]) -> World:
         head_width=_number(config, "head_dim", int, model // heads),
         context=context,
         rope_theta=theta,
-        norm_eps=_number(config, "rms_norm_eps", float, EPS),
+        norm_eps=_number(config, "rms_norm_eps", float, NORM_EPS),
         rope_scaling=scaling,
         window=_window(config, family, layers, context),
         qkv_bias=family.qkv_bias,
@@ -200,12 +197,12 @@ def _rope(config: Mapping[str, Any], context: int) -> tuple[float, Scaling | Non
             f"{CONFIG} has RoPE parameters for {nested[0][:40]} layers alone, which this decoder "
             "does not do: use a model whose layers are alike"
         )
-    if rope.get("partial_rotary_factor") not in FIXED["partial_rotary_factor"]:
+    if rope.get("partial_rotary_factor") not in FIXED_FIELDS["partial_rotary_factor"]:
         raise InputError(
             f"{CONFIG} rotates a part of each head only, {str(rope['partial_rotary_factor'])[:40]} "
             "of it, which this decoder does not do: use another model"
         )
-    theta = _number({"rope_theta": THETA} | dict(config) | rope, "rope_theta", float)
+    theta = _number({"rope_theta": ROPE_THETA} | dict(config) | rope, "rope_theta", float)
     if theta <= 1:
         raise InputError(f"the field rope_theta of {CONFIG} is {theta}: RoPE's base is above 1")
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -328,13 +325,13 @@ def read_hf(path: Path) -> Checkpoint:
     )
 
 
-def _read_shards(path: Path) -> dict[str, Read]:
+def _read_shards(path: Path) -> dict[str, LazyTensor]:
     if (path / TENSORS).is_file() or not (path / INDEX).is_file():
         if not (path / TENSORS).is_file() and list(path.glob("*.bin")):
             raise InputError(
                 f"{path} holds .bin weights, which are programs: use the safetensors of the model"
             )
-        return {n: partial(np.asarray, w) for n, w in read_tensors(path / TENSORS).items()}
+        return {n: lazy(w) for n, w in read_tensors(path / TENSORS).items()}
     places = read_json_object(path / INDEX).get("weight_map")
     if not isinstance(places, dict) or not all(
         isinstance(file, str) and Path(file).name == file for file in places.values()
@@ -349,7 +346,7 @@ def _read_shards(path: Path) -> dict[str, Read]:
     shards = {file: read_tensors(path / file) for file in files}
     if lost := [name for name, file in places.items() if name not in shards[file]]:
         raise InputError(f"{path / places[lost[0]]} lacks the tensor {lost[0]}: copy it again")
-    return {name: partial(np.asarray, shards[file][name]) for name, file in places.items()}
+    return {name: lazy(shards[file][name]) for name, file in places.items()}
 
 
 def _read_template(path: Path) -> str | None:

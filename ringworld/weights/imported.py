@@ -13,7 +13,7 @@ from ringworld.errors import BadFileError, InputError
 from ringworld.files import read_json_object
 from ringworld.settings import Sampling
 from ringworld.weights.file_names import ABOUT, CONFIG, GENERATION
-from ringworld.weights.tensors import Read
+from ringworld.weights.tensors import LazyTensor
 
 # How many tokens transformers samples from when a generation_config.json does not say.
 THEIR_TOP_K = 50
@@ -36,7 +36,7 @@ class Checkpoint:
     """
 
     config: dict[str, Any]
-    tensors: Mapping[str, Read]
+    tensors: Mapping[str, LazyTensor]
     tokenizer: bytes | None = None
     chat_template: str | None = None
     codec: Path | None = None

@@ -11,7 +11,7 @@ split again to the bit.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -22,30 +22,35 @@ from ringworld.models.vqgan import VQGAN
 from ringworld.models.world import World
 from ringworld.weights.imported import Checkpoint
 from ringworld.weights.names import BY_OURS
-from ringworld.weights.tensors import Pieces, Read
+from ringworld.weights.tensors import LazyWeight
 
 JOINED = "ringworld"  # the field of a joined model's config.json
 MARKS = ("<vision>", "</vision>")
 # Vision rows come in whole lots, which 256 devices can divide; LWM's 8192 codes have 8448 rows.
 LOT = 256
 
-TABLE, HEAD = BY_OURS["text_embed"].hugging_face, BY_OURS["heads.text"].hugging_face
+TEXT_TABLE_NAME, TEXT_HEAD_NAME = (
+    BY_OURS["text_embed"].hugging_face,
+    BY_OURS["heads.text"].hugging_face,
+)
 JOINS = {
-    TABLE: BY_OURS["vision_embed"].hugging_face,
-    HEAD: BY_OURS["heads.vision"].hugging_face,
+    TEXT_TABLE_NAME: BY_OURS["vision_embed"].hugging_face,
+    TEXT_HEAD_NAME: BY_OURS["heads.vision"].hugging_face,
 }
 
-Table = Mapping[str, np.ndarray | Pieces]
+Table = Mapping[str, np.ndarray | LazyWeight]
 
 
-def join_tables(theirs: Mapping[str, Pieces]) -> dict[str, Pieces]:
+def join_tables(theirs: Mapping[str, LazyWeight]) -> dict[str, LazyWeight]:
     """A world model's weights by Hugging Face name as those of one language model."""
     joined = dict(theirs)
-    joined.setdefault(HEAD, joined[TABLE])  # of a tied model: the two differ once they are joined
+    joined.setdefault(
+        TEXT_HEAD_NAME, joined[TEXT_TABLE_NAME]
+    )  # of a tied model: the two differ once they are joined
     for there, sight in JOINS.items():
         text, vision = joined[there], joined.pop(sight)
         shape = (text.shape[0] + vision.shape[0], *text.shape[1:])
-        joined[there] = Pieces(shape, text.reads + vision.reads)
+        joined[there] = LazyWeight(shape, text.reads + vision.reads)
     return joined
 
 
@@ -61,15 +66,11 @@ def split_tables(checkpoint: Checkpoint) -> Checkpoint:
     for there, sight in JOINS.items():
         if there in tensors:
             both = tensors[there]
-            tensors[there] = partial(_part, both, 0, text)
-            tensors[sight] = partial(_part, both, text, None)
+            tensors[there] = both.then(itemgetter(slice(0, text)))
+            tensors[sight] = both.then(itemgetter(slice(text, None)))
     vision = {name: value for name, value in said.items() if name != "text"}
     config = checkpoint.config | {"vocab_size": text, "vision": vision}
     return replace(checkpoint, config=config, tensors=tensors)
-
-
-def _part(read: Read, first: int, past: int | None) -> np.ndarray:
-    return read()[first:past]
 
 
 def add_vision(
@@ -90,7 +91,7 @@ def add_vision(
     sight = replace(words, codes=codec.codebook, codes_per_frame=codec.side**2, vision_rows=rows)
     shape = (rows, config.llama.model)
     text = table["text_embed"]
-    first = np.asarray(next(iter(text))) if isinstance(text, Pieces) else text
+    first = np.asarray(next(iter(text))) if isinstance(text, LazyWeight) else text
     deviation = float(np.std(first[:LOT].astype(np.float32)))
     start = np.random.default_rng(0).standard_normal(shape, np.float32) * deviation
     more: dict[str, Any] = {

@@ -15,15 +15,16 @@ import numpy as np
 from ringworld.errors import InputError
 from ringworld.files import read_json_object
 from ringworld.text.load import read_tokenizer
-from ringworld.weights.cursor import Stored, finite, to_halves
+from ringworld.weights.cursor import Stored, check_finite, rows_to_halves
 from ringworld.weights.file_names import CONFIG, LWM_CODEC
-from ringworld.weights.imported import Checkpoint, Read
+from ringworld.weights.imported import Checkpoint
 from ringworld.weights.msgpack import read_tree
-from ringworld.weights.names import NAMES, SCAN
+from ringworld.weights.names import SCAN, WEIGHT_NAMES
 from ringworld.weights.settings import number_of, size_of
+from ringworld.weights.tensors import LazyTensor
 
 SCANNED = "transformer/h/scan_decoder/"
-MODEL = ("transformer/", "lm_head/", "vision_head/")
+MODEL_PREFIXES = ("transformer/", "lm_head/", "vision_head/")
 TURNED = ("self_attn.q_proj", "self_attn.k_proj")
 TEXT_TABLE, VISION_TABLE = "transformer/wte/embedding", "transformer/vte/embedding"
 VISION_HEAD = "vision_head/kernel"
@@ -32,8 +33,8 @@ VISION_HEAD = "vision_head/kernel"
 SPARE_ROWS = 256
 CODES_PER_FRAME = 256
 # What LLaMA's tokenizer calls the first and the last token, and the eps of LWM's presets.
-BOS, EOS = 1, 2
-EPS = 1e-6
+LLAMA_BOS, LLAMA_EOS = 1, 2
+LWM_EPS = 1e-6
 
 EXAMPLE = (
     '{"num_attention_heads": 32, "theta": 5e7, "max_sequence_length": 1048576} is LWM-Chat-1M\'s'
@@ -52,14 +53,15 @@ def read_lwm(path: Path) -> Checkpoint:
         raise InputError(f"there is no {given}, and LWM's file has no sizes: write it ({EXAMPLE})")
     layers = _count_layers(path, tree)
     config = _config(path, given, tree, layers)
-    tensors: dict[str, Read] = {}
+    tensors: dict[str, LazyTensor] = {}
     heads = config["num_attention_heads"]
-    for name in NAMES:
+    for name in WEIGHT_NAMES:
         for l in range(layers) if name.layered else (0,):
             kernel = name.lwm and _find(tree, name.lwm.format(l), name.lwm, l, layers)
             if kernel:
                 there = name.hugging_face.format(l)
-                tensors[there] = partial(_read, path, there, *kernel, heads)
+                read = partial(_read, path, there, *kernel, heads)
+                tensors[there] = LazyTensor(read, kernel[0].dtype)
     if config["tie_word_embeddings"] and "transformer/vte/embedding" in tree:
         raise InputError(f"{path} sees, but ties its text head: use an untied model")
     if VISION_TABLE in tree and VISION_HEAD not in tree:
@@ -80,7 +82,7 @@ def _model_of(path: Path, tree: dict[str, Stored | None]) -> dict[str, Stored]:
         short = name
         while short.startswith("params/"):
             short = short.removeprefix("params/")
-        if not short.startswith(MODEL):
+        if not short.startswith(MODEL_PREFIXES):
             if short != name:
                 raise InputError(f"{path} holds {name[:80]}, which no LWM has: is it LWM's?")
             continue
@@ -142,11 +144,11 @@ def _config(path: Path, given: Path, tree: dict[str, Stored], layers: int) -> di
         "head_dim": width // heads,
         "rope_theta": number_of(fields, "theta", given),
         "rope_scaling": None,
-        "rms_norm_eps": number_of({"rms_norm_eps": EPS} | fields, "rms_norm_eps", given),
+        "rms_norm_eps": number_of({"rms_norm_eps": LWM_EPS} | fields, "rms_norm_eps", given),
         "max_position_embeddings": size_of(fields, "max_sequence_length", given),
         "tie_word_embeddings": "lm_head/kernel" not in tree,
-        "bos_token_id": BOS,
-        "eos_token_id": EOS,
+        "bos_token_id": LLAMA_BOS,
+        "eos_token_id": LLAMA_EOS,
     }
     if VISION_TABLE in tree:
         rows = tree[VISION_TABLE].shape[0] if tree[VISION_TABLE].shape else 0
@@ -166,10 +168,10 @@ def _read(path: Path, name: str, stored: Stored, row: int | None, heads: int) ->
     """A tensor as Hugging Face has it: matrices [out, in], pairs in halves; tables as they are."""
     if row is not None and row >= stored.shape[0]:
         raise InputError(f"{path} lacks layer {row} of {name}: copy it again")
-    array = finite(path, name, stored.read() if row is None else stored.row(row))
+    array = check_finite(path, name, stored.read() if row is None else stored.row(row))
     if array.ndim != 2 or "embed" in name:
         return array
     turned = any(part in name for part in TURNED)
     if turned and array.shape[1] % (2 * heads):
         raise InputError(f"{name} in {path} has {array.shape[1]} features for {heads} heads")
-    return to_halves(array.T, heads) if turned else array.T
+    return rows_to_halves(array.T, heads) if turned else array.T

@@ -168,12 +168,8 @@ def load_model(path: Path | str, dtype: DTypeLike = jnp.float32) -> Model:
     """
     opened = open_model(Path(path))
     words = _read_words(opened, Path(path).is_dir())
-    text = opened.config.vocabulary.text
-    if words is not None and words.size > text:
-        raise InputError(
-            f"the tokenizer in {path} has {words.size} tokens and the model {text}: "
-            "use the tokenizer it was trained with"
-        )
+    if words is not None:
+        words.check_rows(opened.config.vocabulary.text)
     weights = fill(specs(opened.config), opened.table, dtype)
     codec = None if opened.codec is None else load_codec(opened.codec)
     model = Model(opened.config, weights, words, codec, opened.chat_template, opened.ends)

@@ -18,13 +18,13 @@ from ringworld.weights.cursor import Cursor, Stored, open_bytes, store
 # LWM's largest model has 80 layers of 9 tensors; an optimiser's state triples them.
 MOST_VALUES = 100_000
 DEEPEST = 32
-LONGEST_TEXT = 1 << 12
+LONGEST_KEY_TEXT = 1 << 12
 CHUNKED = "__msgpack_chunked_array__"
-ARRAY, COMPLEX, SCALAR = 1, 2, 3  # flax's extensions
+FLAX_ARRAY, COMPLEX, SCALAR = 1, 2, 3  # flax's extensions
 
 # What a first byte of 0xc0 to 0xdf means: its kind and the number that follows, or its value.
 CONSTANTS: dict[int, Any] = {0xC0: None, 0xC2: False, 0xC3: True}
-NUMBERS = {0xCA + i: f">{form}" for i, form in enumerate("fdBHIQbhiq")}
+NUMBER_FORMS = {0xCA + i: f">{form}" for i, form in enumerate("fdBHIQbhiq")}
 LENGTHS = {
     **dict(zip((0xC4, 0xC5, 0xC6), (("bytes", n) for n in (">B", ">H", ">I")), strict=True)),
     **dict(zip((0xC7, 0xC8, 0xC9), (("extension", n) for n in (">B", ">H", ">I")), strict=True)),
@@ -36,7 +36,7 @@ FIXED_EXTENSIONS = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
 
 
 @dataclass(frozen=True)
-class Extension:
+class FlaxValue:
     """A value of a type that msgpack itself does not know."""
 
     code: int
@@ -61,13 +61,13 @@ class Reader:
             return first - 0x100
         if first in CONSTANTS:
             return CONSTANTS[first]
-        if first in NUMBERS:
-            return cursor.value(NUMBERS[first])
+        if first in NUMBER_FORMS:
+            return cursor.value(NUMBER_FORMS[first])
         if first in FIXED_EXTENSIONS:
             return self._extension(cursor, FIXED_EXTENSIONS[first])
         kind, size = self._length(cursor, first)
         if kind == "text":
-            return cursor.text(size, LONGEST_TEXT, "a name")
+            return cursor.text(size, LONGEST_KEY_TEXT, "a name")
         if kind == "bytes":
             return cursor.take(size, "an array")
         if kind == "extension":
@@ -89,9 +89,9 @@ class Reader:
         kind, form = LENGTHS[first]
         return kind, cursor.number(form)
 
-    def _extension(self, cursor: Cursor, size: int) -> Extension:
+    def _extension(self, cursor: Cursor, size: int) -> FlaxValue:
         code = cursor.number(">b", "an extension")
-        return Extension(code, cursor.take(size, "an extension"))
+        return FlaxValue(code, cursor.take(size, "an extension"))
 
     def _map(self, cursor: Cursor, size: int, depth: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -153,12 +153,12 @@ def _array(value: Any, name: str, at: Cursor, reader: Reader) -> Stored | None:
         if not stored or len(stored) < len(parts) or len({part.dtype for part in stored}) > 1:
             raise at.broken(f"the parts of {name[:80]} do not fit together")
         return store(stored[0].dtype.name, shape, tuple(b for p in stored for b in p.parts), at)
-    if not isinstance(value, Extension) or value.code == COMPLEX:
+    if not isinstance(value, FlaxValue) or value.code == COMPLEX:
         return None
     inner = Cursor(value.content, at.path)
     content = reader.value(inner)
     fits = isinstance(content, list) and len(content) == 3 and not inner.left
-    if value.code not in (ARRAY, SCALAR) or not fits:
+    if value.code not in (FLAX_ARRAY, SCALAR) or not fits:
         raise at.broken(f"the tensor {name[:80]} is no array of flax's")
     shape, dtype, numbers = content
     if not isinstance(dtype, str) or not isinstance(numbers, memoryview):

@@ -51,8 +51,8 @@ class Name:
         return tuple(math.prod(shape[axis] for axis in group) for group in self.axes)
 
 
-LAYER, BLOCK, SCAN = "model.layers.{}.", "blk.{}.", "transformer/h/{}/"
-NAMES = (
+LAYER, GGUF_LAYER, SCAN = "model.layers.{}.", "blk.{}.", "transformer/h/{}/"
+WEIGHT_NAMES = (
     Name(
         "text_embed",
         "model.embed_tokens.weight",
@@ -64,72 +64,80 @@ NAMES = (
     Name(
         "blocks.attn_norm",
         f"{LAYER}input_layernorm.weight",
-        f"{BLOCK}attn_norm.weight",
+        f"{GGUF_LAYER}attn_norm.weight",
         f"{SCAN}attention_norm/kernel",
         VECTOR,
     ),
     Name(
         "blocks.wq",
         f"{LAYER}self_attn.q_proj.weight",
-        f"{BLOCK}attn_q.weight",
+        f"{GGUF_LAYER}attn_q.weight",
         f"{SCAN}attention/wq/kernel",
         TO_HEADS,
     ),
     Name(
         "blocks.wk",
         f"{LAYER}self_attn.k_proj.weight",
-        f"{BLOCK}attn_k.weight",
+        f"{GGUF_LAYER}attn_k.weight",
         f"{SCAN}attention/wk/kernel",
         TO_HEADS,
     ),
     Name(
         "blocks.wv",
         f"{LAYER}self_attn.v_proj.weight",
-        f"{BLOCK}attn_v.weight",
+        f"{GGUF_LAYER}attn_v.weight",
         f"{SCAN}attention/wv/kernel",
         TO_HEADS,
     ),
-    Name("blocks.bq", f"{LAYER}self_attn.q_proj.bias", f"{BLOCK}attn_q.bias", "", OF_HEADS),
-    Name("blocks.bk", f"{LAYER}self_attn.k_proj.bias", f"{BLOCK}attn_k.bias", "", OF_HEADS),
-    Name("blocks.bv", f"{LAYER}self_attn.v_proj.bias", f"{BLOCK}attn_v.bias", "", OF_HEADS),
+    Name("blocks.bq", f"{LAYER}self_attn.q_proj.bias", f"{GGUF_LAYER}attn_q.bias", "", OF_HEADS),
+    Name("blocks.bk", f"{LAYER}self_attn.k_proj.bias", f"{GGUF_LAYER}attn_k.bias", "", OF_HEADS),
+    Name("blocks.bv", f"{LAYER}self_attn.v_proj.bias", f"{GGUF_LAYER}attn_v.bias", "", OF_HEADS),
     Name(
-        "blocks.q_norm", f"{LAYER}self_attn.q_norm.weight", f"{BLOCK}attn_q_norm.weight", "", VECTOR
+        "blocks.q_norm",
+        f"{LAYER}self_attn.q_norm.weight",
+        f"{GGUF_LAYER}attn_q_norm.weight",
+        "",
+        VECTOR,
     ),
     Name(
-        "blocks.k_norm", f"{LAYER}self_attn.k_norm.weight", f"{BLOCK}attn_k_norm.weight", "", VECTOR
+        "blocks.k_norm",
+        f"{LAYER}self_attn.k_norm.weight",
+        f"{GGUF_LAYER}attn_k_norm.weight",
+        "",
+        VECTOR,
     ),
     Name(
         "blocks.wo",
         f"{LAYER}self_attn.o_proj.weight",
-        f"{BLOCK}attn_output.weight",
+        f"{GGUF_LAYER}attn_output.weight",
         f"{SCAN}attention/wo/kernel",
         FROM_HEADS,
     ),
     Name(
         "blocks.mlp_norm",
         f"{LAYER}post_attention_layernorm.weight",
-        f"{BLOCK}ffn_norm.weight",
+        f"{GGUF_LAYER}ffn_norm.weight",
         f"{SCAN}ffn_norm/kernel",
         VECTOR,
     ),
     Name(
         "blocks.w_gate",
         f"{LAYER}mlp.gate_proj.weight",
-        f"{BLOCK}ffn_gate.weight",
+        f"{GGUF_LAYER}ffn_gate.weight",
         f"{SCAN}feed_forward/w1/kernel",
         MATRIX,
     ),
     Name(
         "blocks.w_up",
         f"{LAYER}mlp.up_proj.weight",
-        f"{BLOCK}ffn_up.weight",
+        f"{GGUF_LAYER}ffn_up.weight",
         f"{SCAN}feed_forward/w3/kernel",
         MATRIX,
     ),
     Name(
         "blocks.w_down",
         f"{LAYER}mlp.down_proj.weight",
-        f"{BLOCK}ffn_down.weight",
+        f"{GGUF_LAYER}ffn_down.weight",
         f"{SCAN}feed_forward/w2/kernel",
         MATRIX,
     ),
@@ -143,4 +151,4 @@ NAMES = (
     Name("heads.text", "lm_head.weight", "output.weight", "lm_head/kernel", MATRIX),
     Name("heads.vision", "vision_head.weight", "", "vision_head/kernel", MATRIX),
 )
-BY_OURS: dict[str, Name] = {name.ours: name for name in NAMES}
+BY_OURS: dict[str, Name] = {name.ours: name for name in WEIGHT_NAMES}

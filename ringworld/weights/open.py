@@ -26,12 +26,13 @@ from ringworld.weights.folder import (
 )
 from ringworld.weights.gguf import is_gguf
 from ringworld.weights.gguf_model import read_gguf
+from ringworld.weights.gguf_parts import are_one_model
 from ringworld.weights.huggingface import read_hf, read_world
 from ringworld.weights.imported import Checkpoint, read_ends
 from ringworld.weights.joint import split_tables
 from ringworld.weights.lwm import read_lwm
 from ringworld.weights.names import BY_OURS, Name
-from ringworld.weights.tensors import Pieces, Read
+from ringworld.weights.tensors import LazyTensor, LazyWeight
 
 # What some files hold besides the weights, and nobody needs.
 PASSED_OVER = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
@@ -46,7 +47,7 @@ class Opened:
     """
 
     config: World
-    table: Mapping[str, np.ndarray | Pieces]
+    table: Mapping[str, np.ndarray | LazyWeight]
     tokenizer: bytes | None
     chat_template: str | None
     codec: Path | None
@@ -94,7 +95,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not list(path.glob("*.safetensors*")):
         held = [path / name for name in LWM_FILES if (path / name).is_file()]
         held = held or sorted(path.glob("*.gguf"))
-        if len(held) == 1:
+        if len(held) == 1 or are_one_model(held):
             return read_checkpoint(held[0])
         if held:
             raise InputError(f"{path} holds {len(held)} models: give the file of one")
@@ -134,7 +135,7 @@ def _check_ends(ends: tuple[int, ...], config: World) -> tuple[int, ...]:
     return ends
 
 
-def _table(checkpoint: Checkpoint, config: World) -> dict[str, Pieces]:
+def _table(checkpoint: Checkpoint, config: World) -> dict[str, LazyWeight]:
     """The weights by our names, each a read a layer. Raises InputError when names do not fit."""
     table, known = {}, set()
     for ours, param in paths(specs(config)).items():
@@ -148,8 +149,8 @@ def _table(checkpoint: Checkpoint, config: World) -> dict[str, Pieces]:
                 )
             known.add(there)
             names.append(there)
-            reads.append(partial(_read, checkpoint.tensors[there], there, name, param))
-        table[ours] = Pieces(param.shape, tuple(reads), tuple(names))
+            reads.append(_read(checkpoint.tensors[there], there, name, param))
+        table[ours] = LazyWeight(param.shape, tuple(reads), tuple(names))
     if config.tied:
         known.add(BY_OURS["heads.text"].hugging_face)
     for there in checkpoint.tensors:
@@ -161,16 +162,20 @@ def _table(checkpoint: Checkpoint, config: World) -> dict[str, Pieces]:
     return table
 
 
-def _read(read: Read, there: str, name: Name, param: Param) -> np.ndarray:
-    """One tensor as one piece of our weight. Raises InputError when it has another shape."""
-    tensor = read()
+def _read(tensor: LazyTensor, there: str, name: Name, param: Param) -> LazyTensor:
+    """One tensor as one piece of our weight. Raises InputError when it holds no floats."""
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        raise InputError(f"the tensor {there} holds {tensor.dtype}: use weights of floats")
+    return tensor.then(partial(_piece, there=there, name=name, param=param))
+
+
+def _piece(tensor: np.ndarray, there: str, name: Name, param: Param) -> np.ndarray:
+    """A tensor laid out as ours. Raises InputError when it has another shape."""
     shape = param.shape[1:] if name.layered else param.shape
     if tensor.shape != (wanted := name.shape_there(shape)):
         raise InputError(
             f"the tensor {there} has the shape {tensor.shape} and the config asks for {wanted}: "
             "use the config that the weights came with"
         )
-    if not jnp.issubdtype(tensor.dtype, jnp.floating):
-        raise InputError(f"the tensor {there} holds {tensor.dtype}: use weights of floats")
     piece = name.ours_from(tensor, shape)
     return piece[None] if name.layered else piece

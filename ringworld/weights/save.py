@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer as Bpe
+from tokenizers import Tokenizer as Backend
 
-from ringworld.errors import InputError
 from ringworld.models.world import World
 from ringworld.progress import Announce
 from ringworld.text.load import (
@@ -25,7 +24,9 @@ from ringworld.text.load import (
     SPECIAL_TOKENS,
     TOKENIZER,
     TOKENIZER_CONFIG,
+    parse_tokenizer,
 )
+from ringworld.text.tokenizer import Tokenizer
 from ringworld.weights.codecs import is_codec, open_codec
 from ringworld.weights.diffusers import write_codec, write_diffusers
 from ringworld.weights.file_names import (
@@ -43,7 +44,7 @@ from ringworld.weights.huggingface import write_config
 from ringworld.weights.joint import add_vision, join_tables
 from ringworld.weights.names import BY_OURS, Name
 from ringworld.weights.open import Opened, is_ours, open_model
-from ringworld.weights.tensors import Pieces, write_tensors
+from ringworld.weights.tensors import LazyTensor, LazyWeight, wider, write_tensors
 
 # What others wrote about words and sampling, carried along unread.
 CARRIED = (TOKENIZER_CONFIG, SPECIAL_TOKENS, GENERATION, SENTENCEPIECE, ABOUT)
@@ -112,7 +113,7 @@ def write_theirs(draft: Path, opened: Opened, shard_bytes: int) -> None:
     theirs = _theirs(opened.table)
     if opened.config.vocabulary.codes:
         theirs = join_tables(theirs)
-    dtype = next(iter(theirs.values())).dtype().name
+    dtype = wider({weight.dtype for weight in theirs.values()}).name
     _write_json(draft / CONFIG, write_config(opened.config, dtype))
     _write_shards(draft, theirs, shard_bytes)
     _write_words(draft, opened)
@@ -122,31 +123,31 @@ def write_theirs(draft: Path, opened: Opened, shard_bytes: int) -> None:
         write_diffusers(draft / VQGAN_FOLDER, *open_codec(opened.codec))
 
 
-def _theirs(table: Mapping[str, np.ndarray | Pieces]) -> dict[str, Pieces]:
+def _theirs(table: Mapping[str, np.ndarray | LazyWeight]) -> dict[str, LazyWeight]:
     """Our weights by Hugging Face name, layer by layer."""
-    found: dict[tuple[float, str], Pieces] = {}
+    found: dict[tuple[float, str], LazyWeight] = {}
     for ours, weight in table.items():
         name = BY_OURS[ours]
         shape = weight.shape[1:] if name.layered else weight.shape
         for l in range(weight.shape[0] if name.layered else 1):
             there = name.hugging_face.format(l)
-            read = partial(_layer, weight, name, l)
+            read = LazyTensor(partial(_layer, weight, name, l), weight.dtype)
             order = l if name.layered else -1 if ours.endswith("embed") else math.inf
-            found[order, there] = Pieces(name.shape_there(shape), (read,))
+            found[order, there] = LazyWeight(name.shape_there(shape), (read,))
     return {there: found[order, there] for order, there in sorted(found)}
 
 
-def _layer(weight: np.ndarray | Pieces, name: Name, l: int) -> np.ndarray:
+def _layer(weight: np.ndarray | LazyWeight, name: Name, l: int) -> np.ndarray:
     whole = weight if isinstance(weight, np.ndarray) else np.concatenate(list(weight))
     return name.theirs(whole[l] if name.layered else whole)
 
 
-def _write_shards(draft: Path, theirs: Mapping[str, Pieces], shard_bytes: int) -> None:
+def _write_shards(draft: Path, theirs: Mapping[str, LazyWeight], shard_bytes: int) -> None:
     """Write the weights, in one file or in several of at most `shard_bytes` and an index."""
-    shards: list[dict[str, Pieces]] = [{}]
+    shards: list[dict[str, LazyWeight]] = [{}]
     total = room = 0
     for name, weight in theirs.items():
-        size = math.prod(weight.shape) * weight.dtype().itemsize
+        size = math.prod(weight.shape) * weight.dtype.itemsize
         if shards[-1] and size > room:
             shards.append({})
         room = shard_bytes - size if not shards[-1] else room - size
@@ -173,10 +174,11 @@ def _write_words(draft: Path, opened: Opened) -> None:
         if (opened.home / file).is_file():
             shutil.copyfile(opened.home / file, draft / file)
     if opened.tokenizer is not None:
-        ends = _name_ends(opened.tokenizer, opened.config)
+        words = Tokenizer(parse_tokenizer(opened.tokenizer, "the model's tokenizer.json"))
+        words.check_rows(opened.config.vocabulary.text)
         if not (draft / TOKENIZER_CONFIG).exists():
-            _write_json(draft / TOKENIZER_CONFIG, ends)
-        added = _name_added(opened.tokenizer)
+            _write_json(draft / TOKENIZER_CONFIG, _name_ends(words.backend, opened.config))
+        added = _name_added(words.backend)
         if added and (draft / SENTENCEPIECE).exists():
             _write_json(draft / ADDED_TOKENS, added)
 
@@ -192,35 +194,22 @@ def _write_ends(draft: Path, opened: Opened) -> None:
     _write_json(draft / GENERATION, said)
 
 
-def _name_ends(tokenizer: bytes, c: World) -> dict[str, str]:
-    """A tokenizer_config.json for a tokenizer that came without: what stands around a text.
+def _name_ends(backend: Backend, c: World) -> dict[str, str]:
+    """A tokenizer_config.json for a tokenizer that came without: the tokens around a text.
 
-    Without it transformers knows of none. Raises InputError when the tokenizer is broken, or has
-    more tokens than the model.
+    Without it transformers knows of none.
     """
-    try:
-        words = Bpe.from_str(tokenizer.decode())
-    except Exception:
-        raise InputError(
-            "the model's tokenizer.json is broken: fetch or copy the model again"
-        ) from None
-    if words.get_vocab_size() > c.vocabulary.text:
-        raise InputError(
-            f"the tokenizer has {words.get_vocab_size()} tokens and the model {c.vocabulary.text}: "
-            "use the tokenizer it was trained with"
-        )
     ends = (c.vocabulary.bos, c.vocabulary.eos)
-    found = [None if token < 0 else words.id_to_token(token) for token in ends]
+    found = [None if token < 0 else backend.id_to_token(token) for token in ends]
     named = zip(("bos_token", "eos_token"), found, strict=True)
     said = {key: token for key, token in named if token is not None}
     return {"tokenizer_class": "PreTrainedTokenizerFast"} | said
 
 
-def _name_added(tokenizer: bytes) -> dict[str, int]:
+def _name_added(backend: Backend) -> dict[str, int]:
     """The tokens that were added to a tokenizer's own, by name, as llama.cpp's converter asks."""
-    words = Bpe.from_str(tokenizer.decode())
-    own = words.get_vocab(with_added_tokens=False)
-    added = [(i, name) for name, i in words.get_vocab().items() if name not in own]
+    own = backend.get_vocab(with_added_tokens=False)
+    added = [(i, name) for name, i in backend.get_vocab().items() if name not in own]
     return {name: i for i, name in sorted(added)}
 
 

@@ -26,7 +26,7 @@ from ringworld.files import parse_json_object
 # The header of a model of 100,000 tensors is 10 MB; parsed, it takes some 30 times as much memory.
 HEADER_BYTES = 16 << 20
 METADATA = "__metadata__"
-LONGEST_NAME = 256  # three times the longest of a published model
+LONGEST_TENSOR_NAME = 256  # three times the longest of a published model
 # What stands in place of a large file where Git LFS has not brought it.
 POINTER = b"version https://git-lfs"
 DTYPES: dict[str, np.dtype] = {
@@ -43,29 +43,56 @@ DTYPES: dict[str, np.dtype] = {
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 
-Read = Callable[[], np.ndarray]  # one tensor, read or made when it is called
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """One tensor of a known dtype, which is read or made each time it is called."""
+
+    read: Callable[[], np.ndarray]
+    dtype: np.dtype
+
+    def __call__(self) -> np.ndarray:
+        """The tensor."""
+        return self.read()
+
+    def then(self, change: Callable[[np.ndarray], np.ndarray]) -> "LazyTensor":
+        """The same tensor, changed by a function that keeps its dtype."""
+        return LazyTensor(lambda: change(self.read()), self.dtype)
+
+
+def lazy(array: np.ndarray) -> LazyTensor:
+    """A tensor that is there already, such as a view of a file."""
+    return LazyTensor(lambda: array, array.dtype)
 
 
 @dataclass(frozen=True)
-class Pieces:
+class LazyWeight:
     """A weight that is read piece by piece, which follow one another along its first axis.
 
     `names` are those of the pieces in the files that they come from, where these have others.
     """
 
     shape: tuple[int, ...]
-    reads: tuple[Read, ...]
+    reads: tuple[LazyTensor, ...]
     names: tuple[str, ...] = ()
 
+    @property
     def dtype(self) -> np.dtype:
-        """The dtype of the first piece, which is read for it."""
-        return self.reads[0]().dtype
+        """The dtype that holds all pieces: theirs, or a wider one where they differ."""
+        return wider({read.dtype for read in self.reads})
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (read() for read in self.reads)
 
 
-def each_piece(name: str, weight: np.ndarray | Pieces) -> Iterator[tuple[str, np.ndarray]]:
+def wider(dtypes: set[np.dtype]) -> np.dtype:
+    """The dtype of one kind of floats, or of several one that holds them all: 32 or 64 bits."""
+    if len(dtypes) == 1:
+        return next(iter(dtypes))
+    return np.dtype(np.float64 if np.dtype(np.float64) in dtypes else np.float32)
+
+
+def each_piece(name: str, weight: np.ndarray | LazyWeight) -> Iterator[tuple[str, np.ndarray]]:
     """The pieces of a weight, each with the name by which a user finds it."""
     if isinstance(weight, np.ndarray):
         yield name, weight
@@ -117,15 +144,16 @@ def read_tensors(file: Path) -> dict[str, np.ndarray]:
     return {name: views[name] for name in header}
 
 
-def write_tensors(file: Path, table: Mapping[str, np.ndarray | Pieces]) -> None:
+def write_tensors(file: Path, table: Mapping[str, np.ndarray | LazyWeight]) -> None:
     """Write a new safetensors file, one piece in memory at a time.
 
-    Raises InputError when the pieces of a weight are not of one dtype, or hold what is no number.
+    Pieces of several dtypes are written in one that holds them all, such as float32 for float16 and
+    bfloat16. Raises InputError when a piece holds what is no number.
     """
     header: dict[str, Any] = {METADATA: {"format": "pt"}}
     dtypes, end = {}, 0
     for name, weight in table.items():
-        dtypes[name] = weight.dtype() if isinstance(weight, Pieces) else weight.dtype
+        dtypes[name] = weight.dtype
         first, end = end, end + math.prod(weight.shape) * dtypes[name].itemsize
         header[name] = {
             "dtype": CODES[dtypes[name]],
@@ -138,13 +166,9 @@ def write_tensors(file: Path, table: Mapping[str, np.ndarray | Pieces]) -> None:
         opened.write(struct.pack("<Q", len(text)) + text)
         for name, weight in table.items():
             for known, piece in each_piece(name, weight):
-                if piece.dtype != dtypes[name]:
-                    raise InputError(
-                        f"the layers of {name} are stored as {dtypes[name]} and {piece.dtype}: "
-                        "convert from a file that holds them all alike"
-                    )
                 check_numbers(known, piece)
-                opened.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+                whole = np.ascontiguousarray(piece, dtypes[name])
+                opened.write(whole.reshape(-1).view(np.uint8).data)
                 let_go(piece)
 
 
@@ -193,8 +217,8 @@ def _parse(file: Path, text: bytes) -> dict[str, Any]:
     header.pop(METADATA, None)
     if not all(isinstance(entry, dict) for entry in header.values()):
         raise _damaged(file, "its header does not describe tensors")
-    if not all(name.isprintable() and len(name) <= LONGEST_NAME for name in header):
-        raise _damaged(file, f"a tensor's name cannot be written in {LONGEST_NAME} letters")
+    if not all(name.isprintable() and len(name) <= LONGEST_TENSOR_NAME for name in header):
+        raise _damaged(file, f"a tensor's name cannot be written in {LONGEST_TENSOR_NAME} letters")
     return header
 
 

@@ -17,8 +17,8 @@ from ringworld.weights.cursor import Cursor, Stored, open_bytes, store
 
 # LWM's codec has 278 arrays, some 25 opcodes each; the rest is room.
 MOST_OPCODES = 100_000
-MOST_VALUES = 100_000
-DEEPEST = 64
+MOST_PICKLED = 100_000
+DEEPEST_PICKLE = 64
 LONGEST_KEY = 1 << 8  # of a name, and of a path of them
 LARGEST_FILE = 4 << 30
 
@@ -26,14 +26,14 @@ MARK = object()  # where a tuple or the items of a dict begin on the stack
 
 
 @dataclass(frozen=True)
-class Name:
+class PickledName:
     """A class or function that a pickle names; here only a word."""
 
     module: str
     name: str
 
 
-class Kind:
+class ArrayType:
     """A dtype under construction: its name as numpy's `dtype.name`."""
 
     def __init__(self, name: str) -> None:
@@ -47,23 +47,26 @@ class Array:
         self.stored: Stored | None = None
 
 
-RECONSTRUCT, FROM_BUFFER, SCALAR = "_reconstruct", "_frombuffer", "scalar"
+RECONSTRUCT, FROM_BUFFER, PICKLED_SCALAR = "_reconstruct", "_frombuffer", "scalar"
 MULTIARRAY, NUMERIC = ("numpy.core.multiarray", "numpy._core.multiarray"), ("numpy.core.numeric",)
 # The names that a pickle of weights may hold, each with the token it becomes.
-NAMES: dict[Name, str] = {
-    Name("numpy", "ndarray"): "ndarray",
-    Name("numpy", "dtype"): "dtype",
-    Name("ml_dtypes", "bfloat16"): "bfloat16",
-    Name("collections", "OrderedDict"): "dict",
-    Name("flax.core.frozen_dict", "FrozenDict"): "dict",
-    Name("jax._src.array", "_reconstruct_array"): "jax",
-    Name("_codecs", "encode"): "encode",
-    **{Name(module, RECONSTRUCT): RECONSTRUCT for module in MULTIARRAY},
-    **{Name(module, SCALAR): SCALAR for module in MULTIARRAY},
-    **{Name(module, FROM_BUFFER): FROM_BUFFER for module in (*NUMERIC, "numpy._core.numeric")},
+ALLOWED: dict[PickledName, str] = {
+    PickledName("numpy", "ndarray"): "ndarray",
+    PickledName("numpy", "dtype"): "dtype",
+    PickledName("ml_dtypes", "bfloat16"): "bfloat16",
+    PickledName("collections", "OrderedDict"): "dict",
+    PickledName("flax.core.frozen_dict", "FrozenDict"): "dict",
+    PickledName("jax._src.array", "_reconstruct_array"): "jax",
+    PickledName("_codecs", "encode"): "encode",
+    **{PickledName(module, RECONSTRUCT): RECONSTRUCT for module in MULTIARRAY},
+    **{PickledName(module, PICKLED_SCALAR): PICKLED_SCALAR for module in MULTIARRAY},
+    **{
+        PickledName(module, FROM_BUFFER): FROM_BUFFER
+        for module in (*NUMERIC, "numpy._core.numeric")
+    },
 }
 # What numpy calls its types in a pickle.
-KINDS = {"f2": "float16", "f4": "float32", "f8": "float64", "bfloat16": "bfloat16"}
+ARRAY_TYPES = {"f2": "float16", "f4": "float32", "f8": "float64", "bfloat16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Token:
     means: str
 
 
-class Machine:
+class PickleMachine:
     """The stack, the memo and the program; `run` gives what the program leaves."""
 
     def __init__(self, cursor: Cursor) -> None:
@@ -203,7 +206,7 @@ class Machine:
 
     def name(self, module: str, name: str) -> None:
         """Look a name up, whole: no parts of it, no attribute of an attribute."""
-        token = NAMES.get(Name(module, name))
+        token = ALLOWED.get(PickledName(module, name))
         if token is None:
             self.refuse(f"the name {module[:60]!a}.{name[:60]!a}")
         self.push(Token(token))
@@ -221,7 +224,7 @@ class Machine:
         """BUILD: the state of a dtype, or of an array."""
         state = self.pop()
         target = self.stack[-1] if self.stack else None
-        if isinstance(target, Kind):
+        if isinstance(target, ArrayType):
             plain = isinstance(state, tuple) and len(state) in (8, 9) and state[1] in ("<", "|")
             if not plain or any(part is not None for part in state[2:5]):
                 raise self.at.broken("a type of parts, or of another byte order")
@@ -238,7 +241,7 @@ class Machine:
 
     def stored(self, shape: Any, kind: Any, numbers: Any) -> Stored:
         """An array whose shape, type and bytes agree."""
-        if not isinstance(kind, Kind) or not isinstance(numbers, memoryview):
+        if not isinstance(kind, ArrayType) or not isinstance(numbers, memoryview):
             raise self.at.broken("an array without a type or bytes")
         return store(kind.name, shape, (numbers,), self.at)
 
@@ -247,23 +250,23 @@ def _is_key(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= LONGEST_KEY
 
 
-def _make_kind(machine: Machine, arguments: tuple[Any, ...]) -> Kind:
+def _make_kind(machine: PickleMachine, arguments: tuple[Any, ...]) -> ArrayType:
     """numpy.dtype(name, align, copy)."""
     first = arguments[0] if arguments else None
     name = first.means if isinstance(first, Token) else first
-    if not isinstance(name, str) or name not in KINDS:
+    if not isinstance(name, str) or name not in ARRAY_TYPES:
         raise machine.at.broken("an array of a type that no weight has")
-    return Kind(KINDS[name])
+    return ArrayType(ARRAY_TYPES[name])
 
 
-def _make_array(machine: Machine, arguments: tuple[Any, ...]) -> Array:
+def _make_array(machine: PickleMachine, arguments: tuple[Any, ...]) -> Array:
     """numpy's _reconstruct(ndarray, (0,), b"b")."""
     if not arguments or arguments[0] != Token("ndarray"):
         machine.refuse("an array of another class")
     return Array()
 
 
-def _make_from_buffer(machine: Machine, arguments: tuple[Any, ...]) -> Array:
+def _make_from_buffer(machine: PickleMachine, arguments: tuple[Any, ...]) -> Array:
     """numpy's _frombuffer(bytes, dtype, shape, order)."""
     if len(arguments) != 4 or arguments[3] != "C":
         raise machine.at.broken("an array that does not lie row by row")
@@ -272,7 +275,7 @@ def _make_from_buffer(machine: Machine, arguments: tuple[Any, ...]) -> Array:
     return made
 
 
-def _make_scalar(machine: Machine, arguments: tuple[Any, ...]) -> Array:
+def _make_scalar(machine: PickleMachine, arguments: tuple[Any, ...]) -> Array:
     """numpy's scalar(dtype, bytes)."""
     if len(arguments) != 2:
         raise machine.at.broken("a number without a type or bytes")
@@ -281,7 +284,7 @@ def _make_scalar(machine: Machine, arguments: tuple[Any, ...]) -> Array:
     return made
 
 
-def _make_jax(machine: Machine, arguments: tuple[Any, ...]) -> Array:
+def _make_jax(machine: PickleMachine, arguments: tuple[Any, ...]) -> Array:
     """jax's _reconstruct_array(numpy's _reconstruct, its arguments, the state, more)."""
     if len(arguments) != 4 or arguments[0] != Token(RECONSTRUCT) or type(arguments[1]) is not tuple:
         machine.refuse("an array that is none of numpy's")
@@ -290,7 +293,7 @@ def _make_jax(machine: Machine, arguments: tuple[Any, ...]) -> Array:
     return made
 
 
-def _make_dict(machine: Machine, arguments: tuple[Any, ...]) -> dict[str, Any]:
+def _make_dict(machine: PickleMachine, arguments: tuple[Any, ...]) -> dict[str, Any]:
     """OrderedDict() and FrozenDict(dict)."""
     if not arguments:
         return {}
@@ -299,7 +302,7 @@ def _make_dict(machine: Machine, arguments: tuple[Any, ...]) -> dict[str, Any]:
     return arguments[0]  # not a copy: a thousand calls would make a thousand
 
 
-def _make_bytes(machine: Machine, arguments: tuple[Any, ...]) -> memoryview:
+def _make_bytes(machine: PickleMachine, arguments: tuple[Any, ...]) -> memoryview:
     """_codecs.encode(text, "latin1"): how protocol 2 writes bytes."""
     if len(arguments) != 2 or not isinstance(arguments[0], str) or arguments[1] != "latin1":
         machine.refuse("another encoding than latin1")
@@ -312,19 +315,19 @@ def _make_bytes(machine: Machine, arguments: tuple[Any, ...]) -> memoryview:
         raise machine.at.broken("bytes that are none") from None
 
 
-MAKERS: dict[str, Callable[[Machine, tuple[Any, ...]], Any]] = {
+MAKERS: dict[str, Callable[[PickleMachine, tuple[Any, ...]], Any]] = {
     "dtype": _make_kind,
     RECONSTRUCT: _make_array,
     FROM_BUFFER: _make_from_buffer,
-    SCALAR: _make_scalar,
+    PICKLED_SCALAR: _make_scalar,
     "jax": _make_jax,
     "dict": _make_dict,
     "encode": _make_bytes,
 }
 
-OPCODES: dict[int, Callable[[Machine], None]] = {
-    0x80: Machine.check_protocol,
-    0x95: Machine.check_frame,
+OPCODES: dict[int, Callable[[PickleMachine], None]] = {
+    0x80: PickleMachine.check_protocol,
+    0x95: PickleMachine.check_frame,
     ord("("): lambda m: m.push(MARK),
     ord("N"): lambda m: m.push(None),
     0x88: lambda m: m.push(True),
@@ -333,7 +336,7 @@ OPCODES: dict[int, Callable[[Machine], None]] = {
     ord("M"): lambda m: m.number("<H"),
     ord("J"): lambda m: m.number("<i"),
     ord("G"): lambda m: m.number(">d"),
-    0x8A: Machine.long,
+    0x8A: PickleMachine.long,
     0x8C: lambda m: m.text("<B"),
     ord("X"): lambda m: m.text("<I"),
     0x8D: lambda m: m.text("<Q"),
@@ -345,7 +348,7 @@ OPCODES: dict[int, Callable[[Machine], None]] = {
     0x85: lambda m: m.tuple(1),
     0x86: lambda m: m.tuple(2),
     0x87: lambda m: m.tuple(3),
-    ord("t"): Machine.marked_tuple,
+    ord("t"): PickleMachine.marked_tuple,
     ord("}"): lambda m: m.push({}),
     ord("s"): lambda m: m.set_items([m.pop(), m.pop()][::-1]),
     ord("u"): lambda m: m.set_items(m.to_mark()),
@@ -354,10 +357,10 @@ OPCODES: dict[int, Callable[[Machine], None]] = {
     ord("r"): lambda m: m.remember("<I"),
     ord("h"): lambda m: m.recall("<B"),
     ord("j"): lambda m: m.recall("<I"),
-    ord("c"): Machine.name_here,
-    0x93: Machine.name_on_stack,
-    ord("R"): Machine.reduce,
-    ord("b"): Machine.build,
+    ord("c"): PickleMachine.name_here,
+    0x93: PickleMachine.name_on_stack,
+    ord("R"): PickleMachine.reduce,
+    ord("b"): PickleMachine.build,
 }
 
 
@@ -374,9 +377,9 @@ def read_pickle(path: Path) -> dict[str, Stored]:
     if cursor.number("<B") != 0x80:
         raise InputError(f"{path} is no pickle of protocol 2 or later: give LWM's `vqgan` file")
     cursor.place = 0
-    todo: list[tuple[str, Any, int]] = [("", Machine(cursor).run(), 0)]
+    todo: list[tuple[str, Any, int]] = [("", PickleMachine(cursor).run(), 0)]
     found: dict[str, Stored] = {}
-    for _ in range(MOST_VALUES):
+    for _ in range(MOST_PICKLED):
         if not todo:
             return found
         name, value, depth = todo.pop()
@@ -384,10 +387,10 @@ def read_pickle(path: Path) -> dict[str, Stored]:
             if name in found:
                 raise cursor.broken(f"the tensor {name[:80]} stands twice")
             found[name] = value.stored
-        elif isinstance(value, dict) and _is_key(name) and len(value) + len(todo) < MOST_VALUES:
-            if depth == DEEPEST:
-                raise cursor.broken(f"more than {DEEPEST} dicts inside one another")
+        elif isinstance(value, dict) and _is_key(name) and len(value) + len(todo) < MOST_PICKLED:
+            if depth == DEEPEST_PICKLE:
+                raise cursor.broken(f"more than {DEEPEST_PICKLE} dicts inside one another")
             todo += [(f"{name}/{key}" if name else key, v, depth + 1) for key, v in value.items()]
         else:
             raise cursor.broken(f"{name[:80]!a} is no array and no dict of them")
-    raise cursor.broken(f"more than {MOST_VALUES} values")
+    raise cursor.broken(f"more than {MOST_PICKLED} values")

@@ -24,7 +24,7 @@ from ringworld.weights.folder import CONFIG, fill, load_folder
 
 KIND = "vgg"
 # The bytes at which the 13 convolutions begin in the pinned file: kernel and bias of each, float32.
-PLACES = (
+ARRAY_PLACES = (
     *(10992, 19952, 24048, 20208),
     *(177520, 20464, 475136, 20976),
     *(1072360, 2254056, 2258152, 2255080, 4619496, 6978792),
@@ -65,5 +65,5 @@ def read_pinned(path: Path) -> dict[str, np.ndarray]:
     table: dict[str, Any] = paths(specs(VGG16))
     return {
         name: np.frombuffer(content, "<f4", math.prod(param.shape), place).reshape(param.shape)
-        for (name, param), place in zip(table.items(), PLACES, strict=True)
+        for (name, param), place in zip(table.items(), ARRAY_PLACES, strict=True)
     }

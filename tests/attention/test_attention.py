@@ -20,9 +20,9 @@ from ringworld.attention.block import BLOCKWISE
 from ringworld.attention.layout import zigzag_order
 from ringworld.attention.mask import (
     Where,
-    ends_of_keys,
-    ends_of_queries,
+    key_bounds,
     may_see,
+    query_bounds,
     reach,
     sees,
     sees_all,
@@ -236,8 +236,8 @@ def rows_of(length: int) -> st.SearchStrategy[Where]:
 def judged(causal: bool) -> Callable[..., Any]:
     return jax.jit(
         lambda q, k: (
-            may_see(ends_of_queries(reach(q, causal)), ends_of_keys(k)),
-            sees_all(ends_of_queries(reach(q, causal)), ends_of_keys(k)),
+            may_see(query_bounds(reach(q, causal)), key_bounds(k)),
+            sees_all(query_bounds(reach(q, causal)), key_bounds(k)),
             sees(reach(q, causal), k),
         )
     )

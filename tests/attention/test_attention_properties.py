@@ -20,7 +20,7 @@ from ringworld.attention.block import BLOCKWISE
 from ringworld.attention.mask import (
     Span,
     Where,
-    block_ends,
+    block_stops,
     causal,
     causal_by_block,
     causal_with_prefix,
@@ -76,7 +76,7 @@ def draw(seed: int) -> Arrays:
 def visible(where: Where) -> np.ndarray:
     """The mask from its definition, [T, T]."""
     position, segment = where.positions[0], where.segments[0]
-    first, past = where.span.first[0], where.span.past[0]
+    first, past = where.span.first[0], where.span.stop[0]
     together = (segment[:, None] == segment) & (segment[:, None] > 0)
     return together & (first[:, None] <= position) & (position < past[:, None])
 
@@ -122,7 +122,7 @@ def spans(draw: st.DrawFn, where: Where) -> Span:
         "causal": causal(where),
         "window": window(where, size),
         "prefix": causal_with_prefix(where, size),
-        "frames": causal_by_block(where, block_ends(where, frames)),
+        "frames": causal_by_block(where, block_stops(where, frames)),
         "any": Span(first, first + length),
     }
     one, other = (draw(st.sampled_from(sorted(named))) for _ in range(2))

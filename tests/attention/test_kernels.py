@@ -21,8 +21,8 @@ from ringworld.attention import attend, pallas_gpu, pallas_tpu
 from ringworld.attention import ring as rotation
 from ringworld.attention.block import BLOCKWISE
 from ringworld.attention.layout import zigzag_order
-from ringworld.attention.mask import Reach, Where, ends_of_keys, reach, window
-from ringworld.attention.online import Partial, finish, nothing_seen
+from ringworld.attention.mask import Reach, Where, key_bounds, reach, window
+from ringworld.attention.online import Partial, empty_partial, finish
 from ringworld.attention.tiles import (
     Grads,
     Kernel,
@@ -30,15 +30,15 @@ from ringworld.attention.tiles import (
     cut,
     cut_keys,
     cut_queries,
-    no_grads,
+    zero_grads,
 )
 from ringworld.mesh import make_mesh, named_sharding
 
 B, T, N, H, TILE = 2, 96, 4, 16, 16
 XLA = replace(BLOCKWISE, tile=TILE)
 KERNELS = {
-    "tpu": pallas_tpu.make_kernel(TILE, interpret=True),
-    "gpu": pallas_gpu.make_kernel(TILE, interpret=True),
+    "tpu": pallas_tpu.make_tpu_kernel(TILE, interpret=True),
+    "gpu": pallas_gpu.make_gpu_kernel(TILE, interpret=True),
 }
 # The same sums of at most T float32 terms in another order: sqrt(T) 2^-23 = 1.2e-6, twice for the
 # two steps of a running softmax. Errors are compared with the largest number of the array, or 1.
@@ -99,7 +99,7 @@ def run(kernel: Kernel) -> Any:
     """Compiled once for all masks of a shape."""
 
     @jax.jit
-    def see_and_pull(q: Any, k: Any, v: Any, dout: Any, seen: Reach, where: Where) -> Any:
+    def forward_and_backward(q: Any, k: Any, v: Any, dout: Any, seen: Reach, where: Where) -> Any:
         groups = q.shape[2] // k.shape[2]
         queries = cut_queries(q, seen, groups, TILE, 0.5)
         shards = [
@@ -108,17 +108,17 @@ def run(kernel: Kernel) -> Any:
             )
             for part in (slice(T // 2, T), slice(T // 2))
         ]
-        partials, grads = nothing_seen(queries.q), None
+        partials, grads = empty_partial(queries.q), None
         for keys in shards:
-            partials = kernel.see(queries, keys, partials)
+            partials = kernel.forward(queries, keys, partials)
         out, lse = finish(partials)
         dout = cut(dout, groups, TILE)
         saved = Saved(dout, lse, (out * dout.astype(jnp.float32)).sum(-1))
         for keys in shards:
-            grads = kernel.pull(queries, keys, saved, grads or no_grads(queries, keys))
+            grads = kernel.backward(queries, keys, saved, grads or zero_grads(queries, keys))
         return partials, grads
 
-    return see_and_pull
+    return forward_and_backward
 
 
 def assert_close(found: Any, wanted: Any, tolerance: float = TOLERANCE) -> None:
@@ -130,7 +130,9 @@ def assert_close(found: Any, wanted: Any, tolerance: float = TOLERANCE) -> None:
 
 @every_kernel
 @pytest.mark.parametrize(("name", "kv_heads"), [*((name, 2) for name in ROWS), ("packed", 1)])
-def test_it_sees_and_pulls_what_plain_xla_does(kernel: Kernel, name: str, kv_heads: int) -> None:
+def test_its_forward_and_backward_equal_those_of_plain_xla(
+    kernel: Kernel, name: str, kv_heads: int
+) -> None:
     found, wanted = (outcome(each, name, draw(kv_heads)) for each in (kernel, XLA))
     assert_close(found, wanted)
 
@@ -151,13 +153,13 @@ def test_a_pair_of_tiles_that_the_mask_empties_is_not_read(kernel: Kernel) -> No
     (q, k, v, dout), where = jax.tree.map(jnp.asarray, ((q, k, v, dout), where))
     queries = cut_queries(q, reach(where, False), 2, TILE, 0.5)
     keys = cut_keys(k, v, where, TILE)
-    partials = jax.jit(kernel.see)(queries, keys, nothing_seen(queries.q))
+    partials = jax.jit(kernel.forward)(queries, keys, empty_partial(queries.q))
     half = T // TILE // 2
     assert np.isfinite(partials.value[:, :half]).all()
     assert np.isnan(partials.value[:, half:]).all()
     lse = jnp.zeros_like(partials.max)
     saved = Saved(cut(dout, 2, TILE), lse, lse)
-    dq, dk, dv = jax.jit(kernel.pull)(queries, keys, saved, no_grads(queries, keys))
+    dq, dk, dv = jax.jit(kernel.backward)(queries, keys, saved, zero_grads(queries, keys))
     assert all(np.isfinite(x[:, :half]).all() for x in (dq, dk, dv))
     assert np.isnan(dq[:, half:]).all()
 
@@ -227,7 +229,7 @@ def test_a_ring_of_it_equals_the_definition(
 def test_a_gpu_attends_as_the_definition_says(
     name: str, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(attention.KERNELS, "xla", pallas_gpu.make_kernel(tile))
+    monkeypatch.setitem(attention.KERNELS, "xla", pallas_gpu.make_gpu_kernel(tile))
     arrays, where = jax.tree.map(jnp.asarray, (draw(2), ROWS[name]))
     found, wanted = (pass_both(where, impl)(*arrays) for impl in ("xla", "dense"))
     # A GPU's exp2 is right to 2^-22, and so is its exp.
@@ -240,15 +242,15 @@ def test_a_gpu_attends_as_the_definition_says(
 def test_only_tiles_at_the_ends_of_a_walk_are_masked() -> None:
     where = jax.tree.map(lambda x: jnp.asarray(x[:1]), one_document())
     queries = cut_queries(jnp.zeros((1, T, 1, H)), reach(where, True), 1, TILE, 1.0)
-    keys = ends_of_keys(cut_keys(*jnp.zeros((2, 1, T, 1, H)), where, TILE).where)
-    bounds = partial(pallas_gpu.walk_bounds, queries.ends, keys)
+    keys = key_bounds(cut_keys(*jnp.zeros((2, 1, T, 1, H)), where, TILE).where)
+    bounds = partial(pallas_gpu.find_runs, queries.bounds, keys)
     # First live, first whole, after the whole, after the last live: all but the diagonal is whole.
     wanted = [[0, 1, 1, 1], *([0, 0, i, i + 1] for i in range(1, 6))]
-    assert bounds(keys_walk=True, full=True)[0, :, 0].tolist() == wanted
+    assert bounds(over_keys=True, full=True)[0, :, 0].tolist() == wanted
     wanted = [*([i, i + 1, 6, 6] for i in range(5)), [5, 6, 6, 6]]
-    assert bounds(keys_walk=False, full=True)[0, :, 0].tolist() == wanted
+    assert bounds(over_keys=False, full=True)[0, :, 0].tolist() == wanted
     masked = [[0, i + 1, i + 1, i + 1] for i in range(6)]
-    assert bounds(keys_walk=True, full=False)[0, :, 0].tolist() == masked
+    assert bounds(over_keys=True, full=False)[0, :, 0].tolist() == masked
 
 
 @pytest.mark.parametrize(("width", "dtype"), [(128, "bfloat16"), (80, "float32")])
@@ -259,7 +261,7 @@ def test_a_million_tokens_lower_to_three_programs_and_nothing_larger_than_the_qu
 
     It does not prove that Triton compiles the programs, nor that a GPU runs them as they say.
     """
-    monkeypatch.setitem(attention.KERNELS, "xla", pallas_gpu.make_kernel())
+    monkeypatch.setitem(attention.KERNELS, "xla", pallas_gpu.make_gpu_kernel())
     length, ring = 2**20, 4
     mesh = make_mesh(seq=ring)
 

@@ -1,4 +1,4 @@
-"""An order of a row is a permutation of it, and the plan counts what every device will do."""
+"""An order of a row is a permutation of it, and the layout counts what every device will do."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringworld.attention.balance import Plan, count_work, make_orders, plan_order
+from ringworld.attention.balance import Layout, choose_layout, count_work, make_orders
 from ringworld.attention.layout import (
     contiguous_order,
     deal,
@@ -17,9 +17,9 @@ from ringworld.attention.layout import (
 )
 from ringworld.attention.mask import (
     Where,
-    ends_of_keys,
-    ends_of_queries,
+    key_bounds,
     may_see,
+    query_bounds,
     reach,
     window,
 )
@@ -86,8 +86,8 @@ def visited(where: Where, order: np.ndarray, ring: int, tile: int) -> np.ndarray
         shards = np.pad(shards, ((0, 0), (0, -shards.shape[1] % tile)))
         return jnp.asarray(shards.reshape(ring, -1, tile))
 
-    queries = ends_of_queries(jax.tree.map(tiles, reach(where, True)))
-    keys = ends_of_keys(jax.tree.map(tiles, Where(where.positions, where.segments)))
+    queries = query_bounds(jax.tree.map(tiles, reach(where, True)))
+    keys = key_bounds(jax.tree.map(tiles, Where(where.positions, where.segments)))
     live = may_see(
         jax.tree.map(lambda x: x[:, :, None, None], queries),
         jax.tree.map(lambda x: x[None, None], keys),
@@ -113,18 +113,18 @@ def test_a_million_tokens_of_documents_from_1k_to_1m_are_within_5_percent_of_eve
     ring: int, seed: int
 ) -> None:
     where = pack(draw_lengths(MILLION, MILLION, seed), MILLION)
-    assert plan_order(where, ring).imbalance <= 1.05
+    assert choose_layout(where, ring).imbalance <= 1.05
 
 
 def test_one_long_document_is_never_left_contiguous() -> None:
-    plan = plan_order(pack([MILLION], MILLION), 8)
-    assert plan.name != "contiguous" and plan.imbalance <= 1.05 and plan.hops == 7
+    layout = choose_layout(pack([MILLION], MILLION), 8)
+    assert layout.name != "contiguous" and layout.imbalance <= 1.05 and layout.hops == 7
 
 
 def test_short_documents_stay_where_they_are_and_the_ring_stops_early() -> None:
     shard, ring = 8192, 8
-    plan = plan_order(pack([shard] * ring, shard * ring), ring)
-    assert (plan.name, plan.hops) == ("contiguous", 0)
+    layout = choose_layout(pack([shard] * ring, shard * ring), ring)
+    assert (layout.name, layout.hops) == ("contiguous", 0)
     # A document that begins in the middle of a shard is seen from the next one: a rotation.
     shifted = count_work(
         pack([shard // 2] + [shard] * (ring - 1), shard * ring),
@@ -132,4 +132,4 @@ def test_short_documents_stay_where_they_are_and_the_ring_stops_early() -> None:
         ring,
         256,
     )
-    assert Plan("contiguous", contiguous_order(shard * ring, ring), shifted).hops == 1
+    assert Layout("contiguous", contiguous_order(shard * ring, ring), shifted).hops == 1

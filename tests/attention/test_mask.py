@@ -12,7 +12,7 @@ from ringworld.attention.mask import (
     Reach,
     Span,
     Where,
-    block_ends,
+    block_stops,
     causal,
     causal_by_block,
     causal_with_prefix,
@@ -37,7 +37,7 @@ def packed() -> Where:
 
 def shown(where: Where, span: Span) -> np.ndarray:
     """The mask as a boolean array [T, T]."""
-    queries = Reach(where.segments, span.first, span.past)
+    queries = Reach(where.segments, span.first, span.stop)
     return np.asarray(sees(*(_on_device(x) for x in (queries, where))))[0]
 
 
@@ -55,11 +55,11 @@ MASKS: dict[str, tuple[Span, Callable[[int, int], bool]]] = {
     "window": (causal(ROWS) & window(ROWS, 3), lambda t, s: P[t] - 3 < P[s] <= P[t]),
     "prefix": (causal_with_prefix(ROWS, 4), lambda t, s: P[s] <= P[t] or P[s] < 4),
     "frames": (
-        causal_by_block(ROWS, block_ends(ROWS, FRAMES[None])),
+        causal_by_block(ROWS, block_stops(ROWS, FRAMES[None])),
         lambda t, s: FRAMES[s] <= FRAMES[t],
     ),
     "frames in a window": (
-        causal_by_block(ROWS, block_ends(ROWS, FRAMES[None])) & window(ROWS, 6),
+        causal_by_block(ROWS, block_stops(ROWS, FRAMES[None])) & window(ROWS, 6),
         lambda t, s: FRAMES[s] <= FRAMES[t] and P[s] > P[t] - 6,
     ),
 }
@@ -96,7 +96,7 @@ def test_ten_million_tokens_are_described_in_16_bytes_each() -> None:
     length = 10_000_000
     positions = np.arange(length, dtype=np.int32)[None]
     rows = Where(positions, np.ones_like(positions))
-    span = causal_by_block(rows, block_ends(rows, positions // 257)) & window(rows, 1 << 20)
-    described = (rows.positions, rows.segments, span.first, span.past)
+    span = causal_by_block(rows, block_stops(rows, positions // 257)) & window(rows, 1 << 20)
+    described = (rows.positions, rows.segments, span.first, span.stop)
     assert sum(x.nbytes for x in described) == 16 * length
     assert {x.dtype for x in described} == {np.dtype(np.int32)}

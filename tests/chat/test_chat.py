@@ -1,8 +1,12 @@
 """Conversations: turns through the cache are one whole forward, and a terminal loses nothing."""
 
+import errno
+import json
 import os
 import re
 import signal
+import tempfile
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -13,9 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from ringworld.attention.mask import Where
-from ringworld.chat.config import Chat
+from ringworld.chat import ask as ask_module
+from ringworld.chat.config import Chat, VideoRequest
 from ringworld.chat.session import Session, Style, find_stops
 from ringworld.chat.terminal import (
     HELP,
@@ -23,6 +29,8 @@ from ringworld.chat.terminal import (
     Terminal,
     chat,
     choose_template,
+    describe_sampling,
+    describe_speed,
     interruptible,
     make_terminal,
     open_session,
@@ -30,10 +38,11 @@ from ringworld.chat.terminal import (
     talk,
 )
 from ringworld.data.example import Example, frames, join, text
-from ringworld.errors import InputError
+from ringworld.errors import BadFileError, InputError, TooLargeError
 from ringworld.inference import stream
 from ringworld.inference.stream import (
     CHUNK,
+    STEPS,
     DecodeState,
     cut_chunk,
     decode_tokens,
@@ -52,10 +61,13 @@ from ringworld.rope import critical_base
 from ringworld.rope_scaling import YaRN
 from ringworld.settings import Sampling
 from ringworld.tasks.needle import Needle
+from ringworld.tasks.shape_language import caption, questions
+from ringworld.tasks.shapes import sample_scene
 from ringworld.text.load import load_tokenizer
-from ringworld.text.template import FORMS
+from ringworld.text.template import DESCRIBE, FORMS, IMAGE_PLACEHOLDER
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary
+from ringworld.weights.imported import read_sampling
 from ringworld.weights.model import Model, load_model
 from ringworld.weights.shipped import NANO
 
@@ -592,3 +604,176 @@ def test_a_config_opens_a_session_of_its_context(model: Model) -> None:
 def test_a_mesh_that_divides_the_batch_is_refused(model: Model) -> None:
     with jax.set_mesh(make_mesh(fsdp=2)), pytest.raises(InputError, match="a conversation is one"):
         Session(model, TINY, Style(max_new_tokens=1))
+
+
+def test_a_picture_and_a_film_named_in_a_chat_go_with_the_next_question_only(
+    model: Model, tmp_path: Path
+) -> None:
+    picture, film = tmp_path / "a picture.png", tmp_path / "film.mp4"
+    picture.touch()
+    film.touch()
+    seeing = FORMS["lwm"]
+    session = Session(model, TINY, Style(template=seeing, max_new_tokens=2))
+    paper = Paper(f'/image "{picture}"', f"/video {film}", "What moves?", "And now?", "/quit")
+    talk_on(session, paper.terminal)
+    asked = [m["content"] for m in session.messages if m["role"] == "user"]
+    assert [words.count(IMAGE_PLACEHOLDER) for words in asked] == [2, 0]
+    assert [len(codes) for codes in session._history.images] == [1, 2]
+    told = "\n".join(paper.told)
+    assert re.search(r'a picture.png", \d+ tokens, goes with the next question', told)
+    assert re.search(r"film.mp4, 2 frames, \d+ tokens, goes with the next question", told)
+
+
+def test_a_picture_is_put_away_or_refused_when_it_is_missing_or_does_not_fit(
+    session: Session, tmp_path: Path
+) -> None:
+    film = tmp_path / "film.mp4"
+    film.touch()
+    paper = Paper(f"/video {film}", "/video", f"/image {tmp_path / 'none'}", "Hello")
+    talk_on(session, paper.terminal)
+    assert "nothing will be looked at: /video FILE names something" in paper.told
+    assert any("there is no file at" in told for told in paper.told)
+    assert IMAGE_PLACEHOLDER not in session.messages[0]["content"]
+    session.reset()
+    crowded = Paper(*[f"/video {film}"] * 60, "/quit")
+    talk_on(session, crowded.terminal)
+    taken = sum("goes with the next question" in told for told in crowded.told)
+    assert 0 < taken < 60 and sum("the context is 256" in told for told in crowded.told) == (
+        60 - taken
+    )
+
+
+def test_a_message_of_several_lines_is_one_question_and_never_a_command(session: Session) -> None:
+    talk_on(session, Paper("/quit now\nor later").terminal)
+    assert [m["content"] for m in session.messages[:1]] == ["/quit now\nor later"]
+
+
+def test_a_pipe_hears_no_counters(session: Session) -> None:
+    paper = Paper("Hello")
+    talk_on(session, replace(paper.terminal, counters=False))
+    assert paper.shown and not [told for told in paper.told if "was cut" not in told]
+
+
+def test_speed_is_told_from_the_first_token_on_or_not_at_all() -> None:
+    now = time.perf_counter()
+    assert describe_speed(2 * STEPS, 1.25, now - 2) == "first token after 1.2 s"
+    said = describe_speed(104, 0.5, now - 10)
+    assert re.fullmatch(r"first token after 0\.5 s, then (9\.\d|10\.0) tokens/s", said)
+
+
+@pytest.mark.parametrize(
+    ("written", "wanted"),
+    [
+        (None, None),
+        ({}, Sampling()),
+        ({"temperature": 0.6, "top_p": 0.9}, Sampling()),
+        ({"do_sample": False, "temperature": 0.6}, Sampling()),
+        ({"do_sample": True}, Sampling(temperature=1.0, top_k=50)),
+        (
+            {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20},
+            Sampling(temperature=0.6, top_k=20, top_p=0.9),
+        ),
+    ],
+)
+def test_sampling_is_what_transformers_reads_in_generation_config(
+    tmp_path: Path, written: dict[str, object] | None, wanted: Sampling | None
+) -> None:
+    if written is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(written))
+    assert read_sampling(tmp_path) == wanted
+
+
+@pytest.mark.parametrize("bad", [{"temperature": "hot"}, {"top_p": 0.0}, {"top_k": True}])
+def test_sampling_that_no_model_can_have_is_refused_with_its_file(
+    tmp_path: Path, bad: dict[str, object]
+) -> None:
+    file = tmp_path / "generation_config.json"
+    file.write_text(json.dumps({"do_sample": True, **bad}))
+    with pytest.raises(BadFileError, match=str(file)):
+        read_sampling(tmp_path)
+
+
+def test_the_models_own_sampling_holds_but_for_what_is_asked_for() -> None:
+    own = Sampling(temperature=0.6, top_k=20, top_p=0.9)
+    assert Chat(model=NANO).choose_sampling(own) == own
+    assert Chat(model=NANO).choose_sampling(None) == GREEDY
+    assert Chat(model=NANO, temperature=0.0).choose_sampling(own) == replace(own, temperature=0.0)
+    assert describe_sampling(GREEDY).startswith("greedy decoding")
+    assert describe_sampling(own) == "sampling at temperature 0.6, top_k 20, top_p 0.9"
+
+
+def test_the_shipped_model_says_what_it_knows_in_sentences_it_was_trained_on() -> None:
+    about = load_model(NANO).about
+    assert "\n" not in about
+    scenes = [sample_scene(np.random.default_rng(i)) for i in range(400)]
+    known = {asked for scene in scenes for asked, _ in questions(scene)} | {DESCRIBE}
+    captions = {caption(scene) for scene in scenes}
+    needles = {Needle("Paris", 1).question}
+    quoted = re.findall(r'"([^"]+)"', about)
+    assert len(quoted) == 4
+    for sentence in quoted:
+        assert sentence.lower() in {s.lower() for s in known | captions | needles}, sentence
+    listed = re.findall(r"^  (.+)$", (NANO / "about.txt").read_text(), re.M)
+    unknown = {s for s in listed if s not in known | captions | needles}
+    assert unknown <= {"a red circle moves left and a blue square stays still"}
+    page = (Path(__file__).parents[2] / "docs" / "chat.md").read_text()
+    assert all(sentence in page for sentence in listed)
+
+
+# ---- clips
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch, model: Model) -> np.ndarray:
+    """The clip that every caption gives, whatever the model."""
+    clip = np.arange(2 * 4 * 6 * 3, dtype=np.uint8).reshape(2, 4, 6, 3)
+    monkeypatch.setattr(ask_module, "load_model", lambda path: replace(model, about="it knows a"))
+    monkeypatch.setattr(ask_module, "draw_captions", lambda model, captions, **rest: [clip])
+    return clip
+
+
+def test_a_drawn_clip_is_written_larger_and_says_what_the_model_knows(
+    drawn: np.ndarray, tmp_path: Path
+) -> None:
+    out, told = tmp_path / "new" / "clip.gif", []
+    ask_module.draw_video(VideoRequest(model=NANO, caption="", output=out, scale=3), told.append)
+    assert told == ["it knows a", f"wrote {out}"]
+    with Image.open(out) as picture:
+        assert picture.size == (18, 12) and picture.n_frames == 2
+
+
+def test_a_drawn_clip_replaces_no_file_unless_it_may(drawn: np.ndarray, tmp_path: Path) -> None:
+    out = tmp_path / "clip.gif"
+    out.write_text("kept")
+    wanted = VideoRequest(model=NANO, caption="a", output=out)
+    with pytest.raises(BadFileError, match="exists already") as caught:
+        ask_module.draw_video(wanted, print)
+    assert caught.value.setting == "overwrite" and out.read_text() == "kept"
+    ask_module.draw_video(replace(wanted, overwrite=True), print)
+    assert out.read_bytes().startswith(b"GIF")
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_a_clip_that_cannot_be_written_is_refused_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(code, "no")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    kind = TooLargeError if code == errno.ENOSPC else BadFileError
+    with pytest.raises(kind, match=os.strerror(code).lower()):
+        ask_module.draw_video(
+            VideoRequest(model=tmp_path / "none", caption="a", output=tmp_path / "x.mp4"), print
+        )
+    for name, said in (("x.avi", "must end in .gif or .mp4"), ("d.gif", "is a folder")):
+        (tmp_path / "d.gif").mkdir(exist_ok=True)
+        with pytest.raises(InputError, match=said):
+            ask_module.check_output(tmp_path / name, overwrite=True)
+
+
+@pytest.mark.parametrize("bad", [{"frames": 0}, {"scale": 0}, {"fps": 0.0}, {"fps": float("nan")}])
+def test_a_clip_of_nothing_is_refused_by_the_name_of_the_setting(bad: dict[str, float]) -> None:
+    with pytest.raises(InputError) as caught:
+        VideoRequest(model=NANO, caption="a", output=Path("x.gif"), **bad)
+    assert caught.value.setting in bad

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,15 +23,15 @@ from sentencepiece_files import model_folder
 from ringworld.data.corpora import build as builder
 from ringworld.data.corpora.build import BUILD, build
 from ringworld.data.corpora.manifest import MANIFEST, REPORT, Manifest
-from ringworld.data.corpora.partition import NOTES, Job, PortionNote, build_portion
-from ringworld.data.corpora.reader import Portion
+from ringworld.data.corpora.partition import NOTES_FOLDER, Job, PartitionNote, build_partition
+from ringworld.data.corpora.reader import Partition
 from ringworld.data.corpora.shards import Shards
 from ringworld.data.example import Example
 from ringworld.errors import InputError
 from ringworld.files import alone_in
 from ringworld.media.clip import read_clip, read_image, write_animation
 from ringworld.media.sampling import FrameSampling
-from ringworld.tasks.clips import draw_example, film_example, talk_example
+from ringworld.tasks.clips import text_to_video, video_alone, video_to_text
 from ringworld.text.load import load_tokenizer
 from ringworld.weights.codecs import load_codec
 from ringworld.weights.shipped import NANO
@@ -221,7 +222,7 @@ def test_a_film_in_any_dialect_is_the_talk_that_recipes_make(
     codes = CODEC.encode(read_clip(corpus / "film.mp4", FrameSampling(fps=2.0), size=64).frames)
     assert len(codes) == FRAMES
     vocabulary = Shards(corpus / "out").manifest.vocabulary
-    wanted = talk_example([("What is it?", "Noise.")], codes, TOKENIZER, vocabulary)
+    wanted = video_to_text([("What is it?", "Noise.")], codes, TOKENIZER, vocabulary)
     for name, value in vars(wanted).items():
         assert np.array_equal(getattr(made, name), value), name
     assert Shards(corpus / "out").record(0).seconds.tolist() == [i / 2 for i in range(FRAMES)]
@@ -301,7 +302,7 @@ def test_an_answer_may_be_drawn(corpus: Path) -> None:
     (made,) = examples(corpus, f"{CHAT}fps = 2")
     codes = CODEC.encode(read_clip(corpus / "film.mp4", FrameSampling(fps=2.0), size=64).frames)
     vocabulary = Shards(corpus / "out").manifest.vocabulary
-    wanted = draw_example("noise", codes, TOKENIZER, vocabulary)
+    wanted = text_to_video("noise", codes, TOKENIZER, vocabulary)
     assert made.tokens.tolist() == wanted.tokens.tolist()
     assert made.weights.tolist() == wanted.weights.tolist()
 
@@ -320,9 +321,9 @@ def test_a_caption_has_the_form_that_recipes_give_it(corpus: Path, order: str) -
     codes = CODEC.encode(read_clip(corpus / "film.mp4", FrameSampling(fps=2.0), size=64).frames)
     rest = (TOKENIZER, Shards(corpus / "out").manifest.vocabulary)
     wanted = {
-        "text-vision": draw_example("noise", codes, *rest),
-        "vision-text": talk_example([("Describe the video.", "noise")], codes, *rest),
-        "vision": film_example(codes, *rest),
+        "text-vision": text_to_video("noise", codes, *rest),
+        "vision-text": video_to_text([("Describe the video.", "noise")], codes, *rest),
+        "vision": video_alone(codes, *rest),
     }[order]
     assert made.tokens.tolist() == wanted.tokens.tolist()
     assert made.weights.tolist() == wanted.weights.tolist()
@@ -463,7 +464,7 @@ rows_per_shard = 2
 
 @pytest.fixture
 def mixed(corpus: Path) -> Path:
-    """A corpus of five portions."""
+    """A corpus of five partitions."""
     write_lines(corpus / "words.jsonl", *({"text": f"Number {i}."} for i in range(5)))
     rows = [{"video": "film.mp4", "caption": f"noise {i}"} for i in range(3)]
     write_lines(corpus / "films.jsonl", *rows)
@@ -489,13 +490,13 @@ def test_a_build_that_was_stopped_goes_on_and_keeps_what_is_whole(
     done: list[str] = []
     patience = [3]
 
-    def counted(job: Job, portion: Portion) -> PortionNote:
+    def counted(job: Job, partition: Partition) -> PartitionNote:
         if len(done) == patience[0]:
             raise KeyboardInterrupt
-        done.append(portion.shard)
-        return build_portion(job, portion)
+        done.append(partition.shard)
+        return build_partition(job, partition)
 
-    monkeypatch.setattr(builder, "build_portion", counted)
+    monkeypatch.setattr(builder, "build_partition", counted)
     with pytest.raises(KeyboardInterrupt):
         make(mixed, MIXED)
     assert refusal(lambda: Shards(mixed / "out")).endswith("first")
@@ -553,13 +554,13 @@ def test_a_film_that_changed_is_not_left_in_the_shards_unseen(
         film.write_bytes(content)
         os.utime(film, ns=(times.st_atime_ns, times.st_mtime_ns))
 
-    def stop_after_films(job: Job, portion: Portion) -> PortionNote:
-        if portion.shard == "films-00001.arrow":
+    def stop_after_films(job: Job, partition: Partition) -> PartitionNote:
+        if partition.shard == "films-00001.arrow":
             raise KeyboardInterrupt
-        return build_portion(job, portion)
+        return build_partition(job, partition)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(builder, "build_portion", stop_after_films)
+        patch.setattr(builder, "build_partition", stop_after_films)
         make(mixed, MIXED)
     for _ in ("stopped", "built"):
         put(bytes(changed))
@@ -584,11 +585,11 @@ def test_a_shard_that_is_not_what_was_written_is_built_again(
         shard.write_bytes(content[:-8] if harm == "cut" else content)
     done: list[str] = []
 
-    def noted(job: Job, portion: Portion) -> PortionNote:
-        done.append(portion.shard)
-        return build_portion(job, portion)
+    def noted(job: Job, partition: Partition) -> PartitionNote:
+        done.append(partition.shard)
+        return build_partition(job, partition)
 
-    monkeypatch.setattr(builder, "build_portion", noted)
+    monkeypatch.setattr(builder, "build_partition", noted)
     make(mixed, MIXED)
     assert done == [shard.name] and read_all(mixed / "out") == before
 
@@ -651,7 +652,7 @@ def start_build(folder: Path, moment: str) -> "subprocess.Popen[str]":
     return process
 
 
-@pytest.mark.parametrize("moment", [BUILD, NOTES], ids=["workers start", "workers work"])
+@pytest.mark.parametrize("moment", [BUILD, NOTES_FOLDER], ids=["workers start", "workers work"])
 def test_ctrl_c_is_one_sentence_and_the_same_command_goes_on(tmp_path: Path, moment: str) -> None:
     process = start_build(tmp_path, moment)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
@@ -665,7 +666,7 @@ def test_ctrl_c_is_one_sentence_and_the_same_command_goes_on(tmp_path: Path, mom
 
 
 def test_the_workers_of_a_killed_build_end_with_it(tmp_path: Path) -> None:
-    process = start_build(tmp_path, NOTES)
+    process = start_build(tmp_path, NOTES_FOLDER)
     process.kill()
     process.communicate(timeout=60)  # the pipe ends once no worker holds it
     build(tmp_path / "spec.toml", tmp_path / "out", lambda said: None)
@@ -684,7 +685,7 @@ def test_lots_of_documents_are_the_documents_one_by_one(
 ) -> None:
     words = [f"Number {i} of the ring." * (1 + i % 3) for i in range(9)]
     write_lines(tmp_path / "d.jsonl", *({"text": word} for word in words))
-    monkeypatch.setattr("ringworld.data.corpora.partition.LOT", 50)
+    monkeypatch.setattr("ringworld.data.corpora.partition.BATCH_LETTERS", 50)
     for made, word in zip(examples(tmp_path, DOCUMENTS), words, strict=True):
         expect(made, ("<s>", 0), (word, 1), ("</s>", 1))
 
@@ -1050,7 +1051,7 @@ def test_more_bad_rows_than_the_cap_are_refused_and_can_be_gone_on_from(tmp_path
     assert [row["origin"] for row in report["bad"]] == ["d.jsonl:2", "d.jsonl:4", "d.jsonl:6"]
     assert not (tmp_path / "out" / MANIFEST).exists()
     assert make(tmp_path, capped.format(4)).skipped == 4
-    assert not (tmp_path / "out" / NOTES).exists() and (tmp_path / "out" / BUILD).exists()
+    assert not (tmp_path / "out" / NOTES_FOLDER).exists() and (tmp_path / "out" / BUILD).exists()
 
 
 def test_rows_that_were_skipped_are_refused_when_the_spec_refuses(tmp_path: Path) -> None:
@@ -1099,13 +1100,13 @@ BAD_SPECS = {
     "negative": ('seed = -1\n[[text]]\nname = "x"\npath = "x"', "at least 0"),
     "twice": ('[[text]]\nname = "x"\npath = "x"\n' * 2, "two sources are called x"),
     "bad name": ('[[text]]\nname = "../x"\npath = "x"', "use small letters"),
-    "bad portion": (
+    "bad partition": (
         '[[text]]\nname = "x"\npath = "x"\nrows_per_shard = 0',
         "rows_per_shard must be at least 1",
     ),
     "nowhere": ('[[text]]\nname = "x"\npath = "gone"', "there is nothing at"),
     "no suffix": ('[[text]]\nname = "x"\npath = "."', "no file that ends in .txt"),
-    "bad rate": (CAPTIONS.replace("2", "0"), "num_frames must be at least 1"),
+    "bad rate": (CAPTIONS.replace("2", "0"), "fps must be a number above 0"),
     "bad bounds": (
         f"{CAPTIONS}min_frames = 3\nmax_frames = 2",
         "min_frames 3 is over max_frames 2",
@@ -1135,6 +1136,72 @@ def test_a_file_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     assert said.endswith("?.txt is not UTF-8: rename it")
 
 
+BOOKS = '[[text]]\nname = "books"\npath = "books"\n'
+
+
+def test_files_that_count_are_read_and_all_others_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "books" / ".ipynb_checkpoints").mkdir(parents=True)
+    for name in ("a.txt", "B.TXT", "._a.txt", ".ipynb_checkpoints/a.txt", "c.text", "d.md"):
+        (tmp_path / "books" / name).write_text(f"The book {name}.")
+    said: list[str] = []
+    (tmp_path / "spec.toml").write_text(BOOKS)
+    build(tmp_path / "spec.toml", tmp_path / "out", said.append)
+    shards = Shards(tmp_path / "out")
+    assert {shards.record(i).origin for i in range(len(shards))} == {"books/a.txt", "books/B.TXT"}
+    left_out = json.loads((tmp_path / "out" / REPORT).read_text())["files"]
+    hidden, other = "hidden", "does not end in .txt"
+    assert {one["file"]: one["why"] for one in left_out} == {
+        "books/._a.txt": hidden,
+        "books/.ipynb_checkpoints/a.txt": hidden,
+        "books/c.text": other,
+        "books/d.md": other,
+    }
+    told = [line for line in said if line.startswith("books: ")]
+    assert sorted(told) == [
+        "books: 2 files are not read (hidden), first books/._a.txt",
+        "books: 2 files are not read (does not end in .txt), first books/c.text",
+    ]
+
+
+def test_tables_are_known_by_their_endings_in_capitals_too(tmp_path: Path) -> None:
+    (tmp_path / "tables").mkdir()
+    write_lines(tmp_path / "tables" / "A.JSONL", {"text": "The ring."})
+    pq.write_table(pa.table({"text": ["A book."]}), tmp_path / "tables" / "B.PARQUET")
+    made = examples(tmp_path, '[[documents]]\nname = "d"\npath = "tables"')
+    assert len(made) == 2
+    expect(made[0], ("<s>", 0), ("The ring.", 1), ("</s>", 1))
+
+
+@pytest.mark.parametrize(("listed", "there"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_name_is_found_in_either_normal_form(corpus: Path, listed: str, there: str) -> None:
+    name = "caf\u00e9.png"
+    (corpus / unicodedata.normalize(there, "b\u00fccher")).mkdir()
+    os.link(corpus / "still.png", corpus / unicodedata.normalize(there, f"b\u00fccher/{name}"))
+    row = turns(("user", "<image>Who?"), CALM[1])
+    row["images"] = [unicodedata.normalize(listed, f"b\u00fccher/{name}")]
+    write_lines(corpus / unicodedata.normalize(there, "t\u00e4lk.jsonl"), row)
+    asked = CHAT.replace("talk.jsonl", unicodedata.normalize(listed, "t\u00e4lk.jsonl"))
+    (made,) = examples(corpus, asked)
+    assert made.vision.sum() == 65
+
+
+def test_skipped_rows_are_told_by_their_reasons(tmp_path: Path) -> None:
+    gone = [turns(("user", "<image>"), ("assistant", "y")) for _ in range(12)]
+    for i, row in enumerate(gone):
+        row["images"] = [f"gone {i}.png"]
+    tools = turns(*CALM) | {"tools": [{"type": "function"}]}
+    write_lines(tmp_path / "talk.jsonl", *gone, turns(*CALM), *[tools] * 5)
+    said: list[str] = []
+    (tmp_path / "spec.toml").write_text(f'on_bad = "skip"\n{CHAT}')
+    build(tmp_path / "spec.toml", tmp_path / "out", said.append)
+    assert said[-1] == (
+        f"17 rows skipped, listed in {tmp_path / 'out' / REPORT}: 12 times the image ... is not "
+        "there; 5 times the row has tools, which a conversation of ours cannot carry"
+    )
+    report = json.loads((tmp_path / "out" / REPORT).read_text())
+    assert sum(report["reasons"].values()) == report["bad_rows"] == 17
+
+
 def test_a_spec_that_is_not_there_is_refused(tmp_path: Path) -> None:
     said = refusal(lambda: build(tmp_path / "spec.toml", tmp_path / "out", print))
     assert "there is no spec" in said
@@ -1150,15 +1217,15 @@ def test_no_workers_are_refused(tmp_path: Path) -> None:
 # ---- Ray
 
 
-def killed_once(job: Job, portion: Portion) -> PortionNote:
-    """A portion whose first worker is killed: the third of them."""
+def killed_once(job: Job, partition: Partition) -> PartitionNote:
+    """A partition whose first worker is killed: the third of them."""
     note = job.out.parent / "killed"
-    if portion.shard == "words-00002.arrow" and not note.exists():
+    if partition.shard == "words-00002.arrow" and not note.exists():
         note.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    with (job.out.parent / f"done-{portion.shard}").open("a") as file:
+    with (job.out.parent / f"done-{partition.shard}").open("a") as file:
         file.write("x")
-    return build_portion(job, portion)
+    return build_partition(job, partition)
 
 
 @pytest.mark.slow
@@ -1169,7 +1236,7 @@ def test_ray_writes_the_same_bytes_and_a_killed_worker_costs_its_block(
     here = Path(__file__).resolve().parent  # its workers import this file
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent)]))
     make(mixed, MIXED, "local")
-    monkeypatch.setattr(builder, "build_portion", killed_once)
+    monkeypatch.setattr(builder, "build_partition", killed_once)
     try:
         make(mixed, MIXED, "ray", workers=2, engine="ray")
         assert (mixed / "killed").exists()

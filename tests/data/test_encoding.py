@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from painted import film, numbers
 
-from ringworld.data.corpora.encoding import Encoder, Footage, Media, stream_frames
+from ringworld.data.corpora.encoding import EncodedMedia, Encoder, Media, stream_frames
 from ringworld.data.example import frames, join, text
 from ringworld.errors import InputError
 from ringworld.media.clip import read_clip, stream_clip
@@ -35,10 +35,10 @@ def media(source: Path | bytes, fps: float = 1.0, start: float = 0.0) -> Media:
 
 def test_films_have_the_codes_of_their_frames_and_their_times(tmp_path, codec):
     path = film(tmp_path / "film.mp4", [k / 10 for k in range(BATCH + 9)])
-    encoder, made = Encoder(codec), list[Footage]()
+    encoder, made = Encoder(codec), list[EncodedMedia]()
     for start in (0.2, 3.0):
         made.append(encoder.add(media(path, fps=10.0, start=start)))
-    assert [one.ready for one in made] == [False, False]
+    assert [one.is_complete for one in made] == [False, False]
     encoder.flush()
     for one, start in zip(made, (0.2, 3.0), strict=True):
         clip = read_clip(path, FrameSampling(fps=10.0, video_start=start), size=TINY.size)

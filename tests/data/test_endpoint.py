@@ -43,12 +43,12 @@ from ringworld.data.questions.endpoint import (
     GIVE_UP_AFTER,
     LONGEST_PAUSE_S,
     Budget,
+    BudgetSpent,
     Client,
     Endpoint,
-    Spent,
     Unanswered,
 )
-from ringworld.data.questions.wire import LARGEST_REPLY
+from ringworld.data.questions.transport import LARGEST_REPLY
 from ringworld.errors import InputError
 
 BODY = json.dumps({"messages": [{"role": "user", "content": "Say something."}]}).encode()
@@ -127,8 +127,8 @@ def test_what_may_pass_is_tried_again(
     clock = Clock()
     asking = client(server, clock)
     if word == "timeout":  # a short deadline for what hangs, and a long one for the second try
-        asking.wire.seconds = 0.3
-        clock.while_waiting = lambda: setattr(asking.wire, "seconds", 20.0)
+        asking.transport.seconds = 0.3
+        clock.while_waiting = lambda: setattr(asking.transport, "seconds", 20.0)
     assert asking.ask(BODY, 10).content == "at last"
     assert asking.tally.retried == {word: 1}
     assert asking.tally.requests == len(server.asked) == 2
@@ -321,7 +321,7 @@ def test_requests_under_way_cannot_pass_the_budget_of_tokens(server: Endpointlik
     def ask(_: int) -> bool:
         try:
             asking.ask(BODY, 1200)
-        except Spent as spent:
+        except BudgetSpent as spent:
             assert str(spent) == "the budget of 12,000 tokens is spent"
             return False
         return True
@@ -339,7 +339,7 @@ def test_tries_count_in_the_budget_of_requests(server: Endpointlike) -> None:
     asking = client(server, requests=4)
     asking.ask(BODY, 10)
     asking.ask(BODY, 10)
-    with pytest.raises(Spent, match="budget of 4 requests"):
+    with pytest.raises(BudgetSpent, match="budget of 4 requests"):
         asking.ask(BODY, 10)
     assert len(server.asked) == 4
 
@@ -387,7 +387,7 @@ def test_cutting_ends_an_exchange_under_way(server: Endpointlike) -> None:
     with ThreadPoolExecutor(1) as pool:
         reply = pool.submit(asking.ask, BODY, 10)
         assert begun.wait(20)
-        asking.wire.cut()
+        asking.transport.abort()
         with pytest.raises(Unanswered):
             reply.result(20)
 

@@ -12,7 +12,7 @@ import pytest
 from ringworld.batch import Batch
 from ringworld.data import example
 from ringworld.data.example import Example
-from ringworld.data.packing.ledger import NAME, Ledger, digest
+from ringworld.data.packing.ledger import LEDGER_FILE, Ledger, digest
 from ringworld.data.packing.loader import make_batches
 from ringworld.data.packing.rows import Apart, PackedRows
 from ringworld.errors import InputError
@@ -39,7 +39,7 @@ def read(path: Path) -> list[tuple[int, str]]:
 
 
 def test_each_step_stands_in_the_ledger_once_also_over_restarts(tmp_path: Path) -> None:
-    path = tmp_path / "run" / NAME
+    path = tmp_path / "run" / LEDGER_FILE
     for start, end in ((0, 4), (2, 6), (6, 7)):
         ledger = Ledger(path)
         for step in range(start, end):
@@ -50,7 +50,7 @@ def test_each_step_stands_in_the_ledger_once_also_over_restarts(tmp_path: Path) 
 def test_another_batch_for_a_step_is_refused_and_leaves_the_ledger_as_it_was(
     tmp_path: Path,
 ) -> None:
-    path = tmp_path / NAME
+    path = tmp_path / LEDGER_FILE
     Ledger(path).record(3, batch_of(3))
     before = path.read_text()
     with pytest.raises(InputError, match="the batch of step 3 is not the one in .*changed since"):
@@ -70,7 +70,7 @@ def test_a_digest_tells_every_array_and_its_dtype(name: str) -> None:
 
 
 def test_a_line_that_a_kill_cut_short_is_written_again(tmp_path: Path) -> None:
-    path = tmp_path / NAME
+    path = tmp_path / LEDGER_FILE
     for step in range(3):
         Ledger(path).record(step, batch_of(step))
     whole = path.read_bytes()
@@ -82,7 +82,7 @@ def test_a_line_that_a_kill_cut_short_is_written_again(tmp_path: Path) -> None:
 
 
 def test_a_damaged_ledger_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / NAME
+    path = tmp_path / LEDGER_FILE
     path.write_text('{"step": 0, "sha256": "a"}\nnothing\n')
     with pytest.raises(InputError, match="is damaged: remove it"):
         Ledger(path).record(1, batch_of(1))
@@ -149,4 +149,4 @@ def test_a_run_whose_data_changed_does_not_go_on(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the batch of step 1 is not the one in"):
         train(tmp_path, 4, last=8)
     train(tmp_path, 4, last=7)
-    assert [step for step, _ in read(tmp_path / NAME)] == [0, 1, 2, 3]
+    assert [step for step, _ in read(tmp_path / LEDGER_FILE)] == [0, 1, 2, 3]

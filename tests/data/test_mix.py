@@ -16,7 +16,7 @@ from ringworld.data import example
 from ringworld.data.example import Example
 from ringworld.data.packing import loader
 from ringworld.data.packing.loader import make_batches, rows_held
-from ringworld.data.packing.mix import TOGETHER, Chosen, MixedExamples, draw_forms, mix_sources
+from ringworld.data.packing.mix import SHARED_ROWS, Chosen, MixedExamples, draw_forms, mix_sources
 from ringworld.data.packing.rows import Apart, MixedRows, PackedRows
 from ringworld.errors import InputError
 from ringworld.mesh import make_mesh
@@ -195,7 +195,7 @@ def mix_of(shares: dict[str, float], *apart: str) -> Any:
 
 def test_sources_apart_have_their_share_of_every_batch_and_the_others_of_the_tokens() -> None:
     mix = mix_of({"chat": 0.15, "questions": 0.6, "films": 0.25}, "films")
-    assert isinstance(mix, Apart) and mix.shares == {"films": 0.25, TOGETHER: 0.75}
+    assert isinstance(mix, Apart) and mix.shares == {"films": 0.25, SHARED_ROWS: 0.75}
     packed = {name: PackedRows(own, CONTEXT) for name, own in mix.sources.items()}
     rows = MixedRows(packed, mix.shares)
     batches, tokens = rows.draw(0).batch(4), Counter[int]()

@@ -19,9 +19,9 @@ from ringworld.data.example import Example
 from ringworld.data.packing import pack
 from ringworld.data.packing.pack import (
     Cut,
+    PackingPlan,
     Piece,
     Pieces,
-    Plan,
     best_fit,
     drop,
     efficiency,
@@ -65,7 +65,7 @@ def pack_all(lengths: list[int], context: int) -> tuple[list[Example], list[Batc
     return examples, [pack_row(row, examples.__getitem__, context) for row in rows_of(rows)]
 
 
-def rows_of(plan: Plan) -> list[tuple[Piece, ...]]:
+def rows_of(plan: PackingPlan) -> list[tuple[Piece, ...]]:
     return [plan[i] for i in range(len(plan))]
 
 
@@ -249,7 +249,7 @@ def test_windows_of_examples_are_planned_each_by_itself(lengths: list[int], cont
         for row in rows_of(plan_rows(lengths[first : first + 7], context)):
             apart.append(tuple(Piece(p.example + first, p.start, p.stop) for p in row))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pack, "WINDOW", 7)
+        patch.setattr(pack, "PLAN_WINDOW", 7)
         assert rows_of(plan_rows(lengths, context)) == apart
 
 
@@ -283,7 +283,7 @@ def test_pictures_alone_fill_their_rows_as_far_as_three_of_them_can(
 
 def test_efficiency_counts_the_places_with_a_token() -> None:
     pieces = Pieces(np.array([0, 1, 2]), np.array([0, 0, 0]), np.array([9, 3, 3]))
-    assert efficiency(Plan(np.array([0, 1, 3]), pieces), 8) == 12 / 16
+    assert efficiency(PackingPlan(np.array([0, 1, 3]), pieces), 8) == 12 / 16
 
 
 def test_lengths_beyond_a_plan_are_refused() -> None:

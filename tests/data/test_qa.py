@@ -36,12 +36,12 @@ from misbehaving import (
 from ringworld import cli
 from ringworld.data.corpora.shards import Shards
 from ringworld.data.packing.rows import Apart
-from ringworld.data.questions.chunks import Chunk, Document, cut, read_documents
+from ringworld.data.questions.chunks import Chunk, Document, cut_document, read_documents
 from ringworld.data.questions.completion import Reply
 from ringworld.data.questions.config import QA
-from ringworld.data.questions.contexts import TEMPLATE_ROOM, Verdict, put_together
+from ringworld.data.questions.contexts import TEMPLATE_ROOM, Verdict, group_chunks
 from ringworld.data.questions.endpoint import Budget, Client, Endpoint
-from ringworld.data.questions.pairs import Pair, Rejected, messages, qa_example, read_pair
+from ringworld.data.questions.pairs import Pair, Rejected, openai_messages, qa_example, read_pair
 from ringworld.data.questions.qa import run_qa
 from ringworld.data.questions.replies import Replies
 from ringworld.errors import InputError
@@ -230,7 +230,7 @@ def test_only_answers_and_their_ends_are_learned(tokenizer: Tokenizer) -> None:
 
 
 def test_messages_open_with_the_document_and_take_turns() -> None:
-    said = messages("Ada came.", [Pair("Who came?", "Ada"), Pair("And then?", "Nothing")])
+    said = openai_messages("Ada came.", [Pair("Who came?", "Ada"), Pair("And then?", "Nothing")])
     assert said == [
         {"role": "user", "content": "Ada came. Who came?"},
         {"role": "assistant", "content": "Ada"},
@@ -247,7 +247,7 @@ def test_messages_open_with_the_document_and_take_turns() -> None:
     "written", ["Call me Ishmael. " * 9, "naïve 東京 🛶🛶 \u0301e\r\n\t x" * 5, "x"]
 )
 def test_chunks_joined_are_the_document(tokenizer: Tokenizer, written: str, length: int) -> None:
-    chunks = cut(Document("d", written), tokenizer, length)
+    chunks = cut_document(Document("d", written), tokenizer, length)
     assert "".join(chunk.written for chunk in chunks) == written
     assert sum(chunk.tokens for chunk in chunks) == len(tokenizer.encode(written))
     assert all(chunk.tokens == length for chunk in chunks[:-1])
@@ -259,9 +259,9 @@ def test_contexts_hold_every_chunk_once_and_are_full(tokenizer: Tokenizer, most:
     written = "".join(fact(i) + FILLER for i in range(40))
     verdicts = [
         Verdict(chunk, Pair(f"What is told at {i}?", f"Fact {i}") if i % 3 else None, "")
-        for i, chunk in enumerate(cut(Document("d", written), tokenizer, CHUNK))
+        for i, chunk in enumerate(cut_document(Document("d", written), tokenizer, CHUNK))
     ]
-    contexts = list(put_together(iter(verdicts), most, tokenizer))
+    contexts = list(group_chunks(iter(verdicts), most, tokenizer))
     assert "".join(context.document for context in contexts) == written
     assert sum(context.chunks for context in contexts) == len(verdicts)
     asked = [pair for context in contexts for pair in context.pairs]
@@ -281,9 +281,9 @@ def test_the_order_of_questions_tells_nothing_of_their_places(tokenizer: Tokeniz
     chunks = [Chunk("d", i, FILLER, 20) for i in range(30)]
     pairs = [Pair(f"What is at {i}?", str(i)) for i in range(30)]
     verdicts = [Verdict(c, p, "") for c, p in zip(chunks, pairs, strict=True)]
-    (context,) = put_together(verdicts, 10_000, tokenizer)
+    (context,) = group_chunks(verdicts, 10_000, tokenizer)
     assert list(context.pairs) != pairs and Counter(context.pairs) == Counter(pairs)
-    (again,) = put_together(verdicts, 10_000, tokenizer)
+    (again,) = group_chunks(verdicts, 10_000, tokenizer)
     assert again.pairs == context.pairs
 
 
@@ -654,7 +654,7 @@ def test_rows_become_shards_of_which_only_the_answers_are_learned(
     qa = job(server, books, tmp_path / "qa")
     run(qa)
     (chat,) = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.S | re.M)
-    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": messages("Hi.", [ASKED])}))
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": openai_messages("Hi.", [ASKED])}))
     spec = chat.replace("runs/qa", "qa").replace("models/mine", NANO.as_posix())
     (tmp_path / "mix.toml").write_text(spec)
     page = PAGE.replace("\\\n", " ")

@@ -21,7 +21,7 @@ from ringworld.data.corpora.manifest import (
     ShardNote,
     TokenizerNote,
     hash_codec,
-    read_manifest,
+    read_shard_manifest,
     write_json,
 )
 from ringworld.data.corpora.shards import Record, Shards, find_fault, write_shard
@@ -264,7 +264,7 @@ def test_a_tokenizer_that_names_another_end_is_refused(tmp_path: Path) -> None:
 
 def test_text_alone_needs_no_codec(tmp_path: Path) -> None:
     make_folder(tmp_path, {"a": 2})
-    manifest = read_manifest(tmp_path)
+    manifest = read_shard_manifest(tmp_path)
     write_json(tmp_path / MANIFEST, replace(manifest, codec=None))
     Shards(tmp_path).check_parts(NANO / "tokenizer.json", None)
 

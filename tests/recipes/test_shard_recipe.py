@@ -13,7 +13,6 @@ from PIL import Image
 from ringworld import cli
 from ringworld.data.corpora.build import build
 from ringworld.data.corpora.shards import Shards
-from ringworld.data.packing.ledger import NAME as LEDGER
 from ringworld.data.packing.rows import Apart
 from ringworld.errors import InputError
 from ringworld.recipes.recipe import Recipe

@@ -167,6 +167,6 @@ def test_a_file_that_is_missing_or_too_large_is_one_sentence(
         load_sentencepiece(tmp_path / "tokenizer.model")
     (tmp_path / "tokenizer.model").write_bytes(SMALL)
     assert load_sentencepiece(tmp_path / "tokenizer.model").bos == 1
-    monkeypatch.setattr("ringworld.text.sentencepiece.LARGEST_FILE", 100)
+    monkeypatch.setattr("ringworld.text.sentencepiece.LARGEST_MODEL", 100)
     with pytest.raises(InputError, match="and a tokenizer.model at most 100"):
         load_sentencepiece(tmp_path / "tokenizer.model")

@@ -34,7 +34,7 @@ from ringworld.train.codec import (
     start_codec,
 )
 from ringworld.weights.folder import save_folder
-from ringworld.weights.vgg import PLACES, load_features
+from ringworld.weights.vgg import ARRAY_PLACES, load_features
 
 EYE = VGG(widths=(4, 6), depths=(1, 2))
 PATCH = PatchGAN(channels=4, halvings=1, groups=2)
@@ -105,7 +105,7 @@ def test_vgg16_has_thirteen_convolutions_and_its_known_number_of_weights():
 
 def test_places_of_the_pinned_file_hold_all_weights_and_do_not_overlap():
     sizes = [4 * count(param) for param in paths(vgg.specs(VGG16)).values()]
-    spans = sorted((place, place + size) for place, size in zip(PLACES, sizes, strict=True))
+    spans = sorted((place, place + size) for place, size in zip(ARRAY_PLACES, sizes, strict=True))
     assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
     assert spans[-1][1] <= ASSETS["vgg16"].size
 

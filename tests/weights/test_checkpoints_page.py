@@ -21,7 +21,7 @@ from ringworld import fetch as fetch_module
 from ringworld.models.vqgan import NANO_VQGAN
 from ringworld.weights import open as open_module
 from ringworld.weights.codecs import diffusers_name, lwm_name, their_names
-from ringworld.weights.names import NAMES
+from ringworld.weights.names import WEIGHT_NAMES
 from ringworld.weights.shipped import NANO
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "checkpoints.md"
@@ -36,7 +36,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def names() -> str:
     """Every weight of a model on all sides."""
-    rows = [[name.ours, name.hugging_face, name.gguf, name.lwm] for name in NAMES]
+    rows = [[name.ours, name.hugging_face, name.gguf, name.lwm] for name in WEIGHT_NAMES]
     return table(["ours", "Hugging Face", "GGUF", "LWM"], rows)
 
 

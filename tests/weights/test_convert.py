@@ -17,6 +17,7 @@ from sentencepiece_files import SMALL
 from tiny_hf import write_tiny
 
 from ringworld.errors import InputError
+from ringworld.params import paths
 from ringworld.text.sentencepiece import read_sentencepiece
 from ringworld.weights.codecs import load_codec
 from ringworld.weights.folder import load_folder
@@ -79,6 +80,47 @@ def test_in_and_out_again_is_equal_to_the_byte(tmp_path: Path, family: str, dtyp
     assert {field: said.get(field) for field in asked} == asked | (
         {"sliding_window": None} if family == "qwen2" else {}
     )
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(np.float16, np.float32), (ml_dtypes.bfloat16, np.float16), (np.float32, ml_dtypes.bfloat16)],
+)
+def test_layers_of_several_dtypes_become_one_that_holds_them_all(tmp_path: Path, one, other):
+    tensors = write_tiny(tmp_path / "src", one)
+    mixed = {n: w.astype(other) if "layers.1.mlp" in n else w for n, w in tensors.items()}
+    save_file(mixed, tmp_path / "src" / "model.safetensors", metadata={"format": "pt"})
+    again = tensors_of(out_and_back(tmp_path / "src", tmp_path))
+    for name, w in mixed.items():
+        assert again[name].dtype == (np.float32 if ".mlp." in name else one)
+        np.testing.assert_array_equal(again[name].astype(np.float32), w.astype(np.float32))
+    said = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    assert said["torch_dtype"] == "float32"
+
+
+def test_layers_quantised_in_several_ways_become_float32(tmp_path: Path):
+    tensors = gguf_tensors(np.random.default_rng(0))
+    for part in ("q", "k"):
+        tensors[f"blk.1.attn_{part}.weight"] = tensors[f"blk.1.attn_{part}.weight"].astype("f2")
+    file = write_gguf(tmp_path / "m.gguf", tensors)
+    convert(file, tmp_path / "ours", None, quiet)
+    found = load_folder(tmp_path / "ours")[2]
+    assert {w.dtype for w in found.values()} == {np.dtype(np.float32)}
+    wanted = paths(load_model(file).weights)
+    assert all(np.array_equal(wanted[name], w) for name, w in found.items())
+
+
+def test_a_token_without_a_row_is_refused_by_its_id_and_name(tmp_path: Path):
+    shutil.copytree(NANO, tmp_path / "nano")
+    file = tmp_path / "nano" / "tokenizer.json"
+    said = json.loads(file.read_text())
+    name = next(token for token, i in said["model"]["vocab"].items() if i == 2047)
+    said["model"]["vocab"][name] = 5000  # as many tokens as before
+    file.write_text(json.dumps(said))
+    with pytest.raises(InputError, match=f"{name}' the id 5000 and the model has 2048 rows"):
+        load_model(tmp_path / "nano")
+    with pytest.raises(InputError, match="the id 5000"):
+        convert(tmp_path / "nano", tmp_path / "out", None, quiet)
 
 
 def test_a_whole_file_is_read_and_not_the_shards_of_an_old_index(tmp_path: Path):
@@ -147,10 +189,10 @@ def test_a_tokenizer_without_names_goes_out_with_those_of_the_models_ends(tmp_pa
         tmp_path / "named-ours" / "tokenizer_config.json"
     ).read_text() == '{"eos_token": "<unk>"}'
     shutil.copyfile(NANO / "tokenizer.json", tmp_path / "src" / "tokenizer.json")
-    with pytest.raises(InputError, match="has 2048 tokens and the model 320"):
+    with pytest.raises(InputError, match="the id 2047 and the model has 320 rows"):
         convert(tmp_path / "src", tmp_path / "others", None, quiet)
     (tmp_path / "src" / "tokenizer.json").write_text("{}")
-    with pytest.raises(InputError, match=r"tokenizer\.json is broken"):
+    with pytest.raises(InputError, match=r"is not a tokenizer\.json"):
         convert(tmp_path / "src", tmp_path / "broken", None, quiet)
 
 

@@ -1,6 +1,7 @@
 """GGUF comes in: every type that its own package dequantises, words and scaling, no broken file."""
 
 import json
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,10 @@ from tokenizers import Tokenizer
 
 from ringworld.errors import InputError
 from ringworld.rope_scaling import Llama3
-from ringworld.weights.gguf import KINDS, PLAIN, read_container
+from ringworld.weights.gguf import PLAIN, TENSOR_TYPES, read_container
 from ringworld.weights.gguf_model import read_gguf
 from ringworld.weights.model import load_model
+from ringworld.weights.open import read_checkpoint
 from tests import foreign
 
 
@@ -89,13 +91,15 @@ def test_the_types_that_are_read_are_those_that_gguf_dequantises():
         except NotImplementedError:
             continue
         found[int(kind)] = (kind.name, block, width)
-    assert {n: (kind.name, kind.block, kind.width) for n, kind in KINDS.items()} == found
-    assert set(PLAIN) < {kind.name for kind in KINDS.values()}
+    assert {n: (kind.name, kind.block, kind.width) for n, kind in TENSOR_TYPES.items()} == found
+    assert set(PLAIN) < {kind.name for kind in TENSOR_TYPES.values()}
 
 
-@pytest.mark.parametrize("number", [n for n, kind in KINDS.items() if kind.name not in PLAIN])
+@pytest.mark.parametrize(
+    "number", [n for n, kind in TENSOR_TYPES.items() if kind.name not in PLAIN]
+)
 def test_quantised_numbers_are_those_of_gguf(tmp_path, number):
-    kind, rng = KINDS[number], np.random.default_rng(number)
+    kind, rng = TENSOR_TYPES[number], np.random.default_rng(number)
     packed = rng.integers(0, 64, (3, 2 * kind.width), np.uint8)  # small scales, so finite ones
     writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
     theirs = gguf.GGMLQuantizationType(number)
@@ -230,6 +234,12 @@ def test_a_broken_file_is_one_sentence(tmp_path, content, said):
     assert "model.gguf" in str(caught.value)
 
 
+def yarn(writer: gguf.GGUFWriter) -> None:
+    """The entries of a model scaled by YaRN."""
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(4.0)
+
+
 def with_tensor(name: str, array: np.ndarray) -> Callable[[Path], Path]:
     """A valid file but for one tensor."""
 
@@ -274,6 +284,39 @@ WRONG = {
         with_entries(lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)),
         "scales RoPE by 'longrope'",
     ),
+    "linear scaling": (
+        with_entries(lambda w: w.add_rope_scaling_factor(2.0)),
+        "scales RoPE by 'linear' with 2, and",
+    ),
+    "an old linear scaling": (
+        with_entries(lambda w: w.add_float32("llama.rope.scale_linear", 4.0)),
+        "scales RoPE by 'linear' with 4, and",
+    ),
+    "attn_factor": (
+        with_entries(lambda w: w.add_rope_scaling_attn_factors(1.5)),
+        "rope.scaling.attn_factor 1.5, which this decoder does not do",
+    ),
+    "a part of YaRN": (
+        with_entries(lambda w: (yarn(w), w.add_rope_scaling_yarn_ext_factor(0.0))),
+        "mixes YaRN",
+    ),
+    "another scale": (
+        with_entries(lambda w: w.add_float32("llama.attention.scale", 0.25)),
+        r"scales scores by 0.25, not by 1 / sqrt\(4\)",
+    ),
+    "no mask": (
+        with_entries(lambda w: w.add_causal_attention(False)),
+        "attention.causal 0, which this decoder does not do",
+    ),
+    "capped logits": (
+        with_entries(lambda w: w.add_final_logit_softcapping(30.0)),
+        "final_logit_softcapping 30, which",
+    ),
+    "wide values": (with_entries(lambda w: w.add_value_length(8)), "another width than its keys"),
+    "heads of layers": (
+        with_entries(lambda w: w.add_head_count_kv([1, 2])),
+        "different attention.head_count_kv",
+    ),
     "another cut": (with_entries(lambda w: w.add_tokenizer_pre("new")), "cuts text as 'new'"),
     "another tokenizer": (with_entries(lambda w: w.add_tokenizer_model("bert")), "'bert'"),
     "merges of no tokens": (with_entries(lambda w: w.add_token_merges(["q r"])), "no two tokens"),
@@ -292,6 +335,59 @@ def test_a_file_that_is_no_model_of_ours_is_one_sentence(tmp_path, write, said):
         for read in read_gguf(path).tensors.values():
             read()
     assert "\n" not in str(caught.value)
+
+
+def test_neutral_entries_and_yarns_own_change_nothing(tmp_path):
+    """What llama.cpp takes for nothing, and one number said for each layer."""
+    plain = read_gguf(make(tmp_path)).config
+    neutral = with_entries(
+        lambda w: (
+            w.add_rope_scaling_attn_factors(1.0),
+            w.add_rope_scaling_factor(1.0),
+            w.add_float32("llama.attention.scale", 0.5),
+            w.add_causal_attention(True),
+            w.add_value_length(4),
+            w.add_head_count_kv([1, 1]),
+            w.add_sliding_window(4),
+        )
+    )
+    assert read_gguf(neutral(tmp_path)).config == plain
+    scaled = with_entries(lambda w: (yarn(w), w.add_rope_scaling_yarn_beta_fast(16.0)))
+    assert read_gguf(scaled(tmp_path)).config["rope_scaling"] == {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,  # the context, as llama.cpp takes it
+        "beta_fast": 16.0,
+    }
+
+
+def test_any_part_of_a_split_model_and_their_folder_stand_for_all_of_it(tmp_path):
+    tensors = foreign.gguf_tensors(np.random.default_rng(0))
+    whole = read_gguf(foreign.write_gguf(tmp_path / "whole.gguf", tensors))
+    (tmp_path / "parts").mkdir()
+    first = foreign.write_gguf(tmp_path / "parts" / "m.gguf", tensors, part=8)
+    parts = sorted(first.parent.iterdir())
+    assert len(parts) == 3
+    for path in (*parts, first.parent):
+        found = read_checkpoint(path)
+        assert found.config == whole.config and found.tokenizer == whole.tokenizer
+        assert set(found.tensors) == set(whole.tensors)
+        for name, read in whole.tensors.items():
+            assert np.array_equal(found.tensors[name](), read())
+
+
+def test_a_part_alone_says_which_parts_are_missing(tmp_path):
+    tensors = foreign.gguf_tensors(np.random.default_rng(0))
+    first = foreign.write_gguf(tmp_path / "m.gguf", tensors, part=8)
+    parts = sorted(tmp_path.iterdir())
+    renamed = parts[1].rename(tmp_path / "b.gguf")
+    with pytest.raises(InputError, match=r"no .*m-00002-of-00003.gguf, part 2 of 3 of this model"):
+        read_gguf(first)
+    with pytest.raises(InputError, match=r"b.gguf is part 2 of 3 of a model: name it NAME-00002-"):
+        read_gguf(renamed)
+    shutil.copy(parts[2], parts[1])
+    with pytest.raises(InputError, match=r"m-00002-of-00003.gguf is not part 2 of 3 of a model"):
+        read_gguf(first)
 
 
 def test_the_tokenizer_is_whole_json(tmp_path):

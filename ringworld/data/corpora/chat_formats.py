@@ -32,6 +32,7 @@ from urllib.parse import unquote, urlparse
 from ringworld.config import from_dict
 from ringworld.data.corpora.encoding import Media
 from ringworld.errors import InputError
+from ringworld.files import find_name, is_there
 from ringworld.media.sampling import FrameSampling
 
 SPEAKERS = {
@@ -289,19 +290,11 @@ def _locate(place: str, kind: str, folder: Path) -> Path | bytes:
     scheme = urlparse(place).scheme if "://" in place else ""
     if scheme not in ("", "file"):
         raise InputError(f"the {kind} is an address of {scheme}: download it and give its path")
-    path = folder / (unquote(urlparse(place).path) if scheme else place)
-    if not _is_file(path):
+    path = folder / find_name(folder, unquote(urlparse(place).path) if scheme else place)
+    if not is_there(path) or not path.is_file():
         shown = place if len(place) <= LONGEST_PATH else f"{place[:LONGEST_PATH]}..."
         raise InputError(f"the {kind} {shown!r} is not there: copy it or correct the path")
     return path
-
-
-def _is_file(path: Path) -> bool:
-    """Whether a file is there; names that no file can have are not."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def _listed(row: Mapping[str, Any], kind: str) -> list[Any]:

@@ -1,8 +1,8 @@
-"""Talks and captions as examples, in LWM's chat form; answers are learned, questions given.
+"""Conversations and captions as examples, in LWM's chat form: answers are learned.
 
     <s>{system} USER: {question}\\n<vision>...</vision> ASSISTANT: {answer}</s> USER: ...
 
-What a picture or a film is written beside stands on another line. An answer that is drawn is
+Text and media beside each other stand on different lines. An answer that is drawn is
 learned in its codes alone, as in `ringworld.tasks.clips`, whose forms these are.
 """
 
@@ -12,49 +12,53 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ringworld.data.corpora.chat_formats import Part, Turn
-from ringworld.data.corpora.encoding import Footage, Media, wrap
+from ringworld.data.corpora.encoding import EncodedMedia, Media, wrap_frames
 from ringworld.data.corpora.shards import Record
 from ringworld.data.example import Example, document, join, text
 from ringworld.text.template import DESCRIBE, SYSTEM
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary
 
-# Reads a film or a picture; its codes may come later.
-See = Callable[[Media], Footage]
+# Reads a film or a picture; its codes come when the batch that it falls into is encoded.
+EncodeMedia = Callable[[Media], EncodedMedia]
 
 
 @dataclass(frozen=True)
-class Shown:
-    """Footage in an example, its codes learned or not."""
+class MediaPart:
+    """A film or a picture within an example, and the loss weight of its codes."""
 
-    footage: Footage
+    encoded: EncodedMedia
     weight: float
 
 
-Draft = Sequence[Example | Shown]
+PendingExample = Sequence[Example | MediaPart]
 
 
-def ready(draft: Draft) -> bool:
-    """Whether all codes of the draft are known."""
-    return all(part.footage.ready for part in draft if isinstance(part, Shown))
+def is_complete(pending: PendingExample) -> bool:
+    """Whether the codes of all its media are known."""
+    return all(part.encoded.is_complete for part in pending if isinstance(part, MediaPart))
 
 
-def finish(draft: Draft, origin: str, tokenizer: Tokenizer, vocabulary: Vocabulary) -> Record:
-    """The example of a draft whose codes are known."""
+def finish_example(
+    pending: PendingExample, origin: str, tokenizer: Tokenizer, vocabulary: Vocabulary
+) -> Record:
+    """The record of an example whose codes are all known."""
     parts, seconds = [], [np.zeros(0)]
-    for part in draft:
-        if isinstance(part, Shown):
-            seconds.append(np.array(part.footage.moments))
-            codes = part.footage.codes
-            part = wrap(codes, tokenizer, vocabulary, around=0.0, inside=part.weight)
+    for part in pending:
+        if isinstance(part, MediaPart):
+            seconds.append(np.array(part.encoded.moments))
+            codes = part.encoded.codes
+            part = wrap_frames(codes, tokenizer, vocabulary, around=0.0, inside=part.weight)
         parts.append(part)
     example = parts[0] if len(parts) == 1 else join(parts)
     return Record(example=example, seconds=np.concatenate(seconds), origin=origin)
 
 
-def make_talk(turns: Sequence[Turn], see: See, tokenizer: Tokenizer) -> Draft:
+def make_conversation(
+    turns: Sequence[Turn], encode: EncodeMedia, tokenizer: Tokenizer
+) -> PendingExample:
     """The example of alternating turns, after a system turn or LWM's own system prompt."""
-    draft: list[Example | Shown] = [text(tokenizer.bos_ids, 0.0)]
+    pending: list[Example | MediaPart] = [text(tokenizer.bos_ids, 0.0)]
     given = SYSTEM
     if turns[0].speaker == "system":
         given = "".join(part for part in turns[0].parts if isinstance(part, str))
@@ -67,23 +71,23 @@ def make_talk(turns: Sequence[Turn], see: See, tokenizer: Tokenizer) -> Draft:
                 if isinstance(part, str):
                     given += part
                 else:
-                    draft += [text(tokenizer.encode(given), 0.0), Shown(see(part), 0.0)]
+                    pending += [text(tokenizer.encode(given), 0.0), MediaPart(encode(part), 0.0)]
                     given = ""
             given += " ASSISTANT:"
             continue
         weight = 1.0 if turn.learned else 0.0
         spoken = any(isinstance(part, str) for part in parts)
         opening = isinstance(parts[0], str)
-        draft.append(text(tokenizer.encode(given if opening else f"{given} "), 0.0))
+        pending.append(text(tokenizer.encode(given if opening else f"{given} "), 0.0))
         given = ""
         for i, part in enumerate(parts):
             if isinstance(part, str):
                 ids = tokenizer.encode(part) if i else tokenizer.encode_answer(part)
-                draft.append(text(ids, weight))
+                pending.append(text(ids, weight))
             else:
-                draft.append(Shown(see(part), weight))
-        draft.append(text([tokenizer.eos], weight if spoken else 0.0))
-    return draft
+                pending.append(MediaPart(encode(part), weight))
+        pending.append(text([tokenizer.eos], weight if spoken else 0.0))
+    return pending
 
 
 def space_out(parts: Sequence[Part]) -> list[Part]:
@@ -118,20 +122,22 @@ def reorder(turns: Sequence[Turn], order: str) -> list[Turn]:
     return ordered
 
 
-def make_caption(media: Media, caption: str, order: str, see: See, tokenizer: Tokenizer) -> Draft:
+def make_caption(
+    media: Media, caption: str, order: str, encode: EncodeMedia, tokenizer: Tokenizer
+) -> PendingExample:
     """A picture or film drawn from its caption, described by it, or alone."""
     if order == "vision":
         first, last = text(tokenizer.bos_ids, 0.0), text([tokenizer.eos], 0.0)
-        return [first, Shown(see(media), 1.0), last]
+        return [first, MediaPart(encode(media), 1.0), last]
     kind = "an image" if media.still else "a video"
     if order == "text-vision":
         turns = [Turn("user", (f"Generate {kind} of {caption}",)), Turn("assistant", (media,))]
     else:
         asked = DESCRIBE.replace("video", "image") if media.still else DESCRIBE
         turns = [Turn("user", (asked, media)), Turn("assistant", (caption,))]
-    return make_talk(turns, see, tokenizer)
+    return make_conversation(turns, encode, tokenizer)
 
 
-def make_document(ids: Sequence[int], tokenizer: Tokenizer) -> Draft:
+def make_document(ids: Sequence[int], tokenizer: Tokenizer) -> PendingExample:
     """A whole document by the ids of its text, every token and its end learned."""
     return [document(ids, tokenizer)]

@@ -1,4 +1,4 @@
-"""Films and pictures as codes: read through the one door, encoded in full batches, never kept.
+"""Films and pictures as codes: decoded in the sandbox, encoded in full batches, frames not kept.
 
 Frames of neighbouring films share a batch, so that a thousand pictures cost what a film of a
 thousand frames does; what is held is a batch of frames and the codes so far, whatever the length of
@@ -30,7 +30,7 @@ class Media:
 
 
 @dataclass
-class Footage:
+class EncodedMedia:
     """The frames of one film or picture: when each was on the screen, and its codes, once known."""
 
     media: Media
@@ -38,7 +38,7 @@ class Footage:
     coded: list[Int[np.ndarray, "Q"]] = field(default_factory=list)
 
     @property
-    def ready(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether every frame has its codes."""
         return len(self.coded) == len(self.moments)
 
@@ -49,43 +49,46 @@ class Footage:
 
 
 class Encoder:
-    """A codec that is fed film by film and works in full batches."""
+    """Encodes the frames of many films and pictures in full batches."""
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
-        self._waiting: list[tuple[Footage, UInt8[np.ndarray, "Y X 3"]]] = []
+        self._waiting: list[tuple[EncodedMedia, UInt8[np.ndarray, "Y X 3"]]] = []
 
-    def add(self, media: Media) -> Footage:
+    def add(self, media: Media) -> EncodedMedia:
         """Read a film; its codes come with the batches that it falls into, the last with `flush`.
 
-        Raises InputError as the door for media does.
+        Raises InputError for a file that is no film or picture, or is damaged.
         """
-        footage = Footage(media)
+        encoded = EncodedMedia(media)
         for moment, pixels in stream_frames(media, self.codec.config.size):
-            footage.moments.append(moment)
-            self._waiting.append((footage, pixels))
+            encoded.moments.append(moment)
+            self._waiting.append((encoded, pixels))
             if len(self._waiting) == BATCH:
                 self.flush()
-        return footage
+        return encoded
 
     def flush(self) -> None:
-        """Encode what waits."""
+        """Encode the frames that wait for a full batch."""
         if self._waiting:
             codes = self.codec.encode(np.stack([pixels for _, pixels in self._waiting]))
-            for (footage, _), code in zip(self._waiting, codes, strict=True):
-                footage.coded.append(code)
+            for (encoded, _), code in zip(self._waiting, codes, strict=True):
+                encoded.coded.append(code)
             self._waiting = []
 
 
 def stream_frames(media: Media, size: int) -> Iterator[tuple[float, UInt8[np.ndarray, "Y X 3"]]]:
-    """The timestamp and the pixels of each frame: the one place that asks the door for media."""
+    """The timestamp in seconds and the pixels of each frame.
+
+    Raises InputError for a file that is no film or picture, or is damaged.
+    """
     if media.still:
         yield 0.0, read_image(media.source, size=size)
         return
     yield from stream_clip(media.source, media.sampling, size=size)
 
 
-def wrap(
+def wrap_frames(
     codes: Int[np.ndarray, "Z Q"],
     tokenizer: Tokenizer,
     vocabulary: Vocabulary,

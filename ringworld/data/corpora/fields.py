@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from ringworld.data.corpora.encoding import wrap
+from ringworld.data.corpora.encoding import wrap_frames
 from ringworld.data.corpora.spec import Fields
 from ringworld.data.example import Example, join, text
 from ringworld.errors import InputError
@@ -64,7 +64,9 @@ def make_fields(
                 parts.append(text(tokenizer.encode(piece), weight))
             else:
                 codes = make_frames(piece, name, rules.max_n_frames, vocabulary)
-                parts.append(wrap(codes, tokenizer, vocabulary, around=weight, inside=weight))
+                parts.append(
+                    wrap_frames(codes, tokenizer, vocabulary, around=weight, inside=weight)
+                )
     if rules.add_eos_token:
         parts.append(text([tokenizer.eos], 1.0))
     return join(parts)

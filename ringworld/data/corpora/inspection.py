@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float64, Int, UInt8
 
 from ringworld.config import from_dict
-from ringworld.data.corpora.build import Report
+from ringworld.data.corpora.build import BuildReport
 from ringworld.data.corpora.manifest import REPORT, Counts, Manifest, hash_codec, read_json
 from ringworld.data.corpora.partition import Bad
 from ringworld.data.corpora.shards import Record, Shards
@@ -28,7 +28,7 @@ LEAST_LETTERS = 80
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lengths:
+class LengthSummary:
     """How long examples are, in tokens; `bars` counts those of at most each power of two."""
 
     shortest: int
@@ -39,7 +39,7 @@ class Lengths:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Packing:
+class RowFill:
     """How well the examples fill rows of `context` tokens."""
 
     context: int
@@ -69,7 +69,7 @@ class Uses:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
+class SamplePart:
     """Neighbouring tokens of a sample: "given" or "learned" text, or frames "seen" or "drawn"."""
 
     kind: str
@@ -86,7 +86,7 @@ class Sample:
     origin: str
     tokens: int
     seconds: tuple[float, ...]
-    pieces: tuple[Piece, ...]
+    pieces: tuple[SamplePart, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +97,8 @@ class Inspection:
     counts: Counts
     sources: dict[str, Counts]
     skipped: int
-    lengths: Lengths
-    packing: Packing
+    lengths: LengthSummary
+    packing: RowFill
     often: tuple[Often, ...]
     uses: tuple[Uses, ...]
     text_ids_used: int
@@ -120,7 +120,7 @@ def inspect_shards(folder: Path, *, context: int, samples: int) -> Inspection:
     shards.verify()
     manifest, tokenizer = shards.manifest, load_tokenizer(folder / TOKENIZER)
     shards.check_tokenizer(folder / TOKENIZER)
-    text_counts, code_counts = count_tokens(shards)
+    text_counts, code_counts = count_token_ids(shards)
     lengths = shards.lengths
     plan = plan_rows(lengths, context)
     order = np.argsort(-text_counts, kind="stable")[:SHOWN_TOKENS]
@@ -130,7 +130,7 @@ def inspect_shards(folder: Path, *, context: int, samples: int) -> Inspection:
         sources=manifest.sources,
         skipped=manifest.skipped,
         lengths=measure_lengths(lengths),
-        packing=Packing(context=context, rows=len(plan), efficiency=efficiency(plan, context)),
+        packing=RowFill(context=context, rows=len(plan), efficiency=efficiency(plan, context)),
         often=tuple(
             Often(id=int(i), token=name_token(tokenizer, int(i)), count=int(text_counts[i]))
             for i in order
@@ -141,14 +141,14 @@ def inspect_shards(folder: Path, *, context: int, samples: int) -> Inspection:
         text_ids=manifest.text_ids,
         codes_used=int(np.count_nonzero(code_counts[:-2])),
         codes=max(manifest.vision_ids - 2, 0),
-        bad=from_dict(Report, read_json(folder / REPORT), str(folder / REPORT)).bad,
+        bad=from_dict(BuildReport, read_json(folder / REPORT), str(folder / REPORT)).bad,
         samples=tuple(
-            describe(shards, i, tokenizer) for i in choose_samples(shards.manifest, samples)
+            describe_sample(shards, i, tokenizer) for i in choose_samples(shards.manifest, samples)
         ),
     )
 
 
-def count_tokens(shards: Shards) -> tuple[Int[np.ndarray, "V"], Int[np.ndarray, "U"]]:
+def count_token_ids(shards: Shards) -> tuple[Int[np.ndarray, "V"], Int[np.ndarray, "U"]]:
     """How often each text id and each vision id stands in the data."""
     text = np.zeros(shards.manifest.text_ids, np.int64)
     vision = np.zeros(max(shards.manifest.vision_ids, 2), np.int64)
@@ -172,10 +172,10 @@ def measure_uses(text: Int[np.ndarray, "V"], codes: Int[np.ndarray, "U"]) -> tup
     )
 
 
-def measure_lengths(lengths: Int[np.ndarray, "n"]) -> Lengths:
+def measure_lengths(lengths: Int[np.ndarray, "n"]) -> LengthSummary:
     """The distribution of lengths."""
     powers = np.ceil(np.log2(lengths)).astype(int)
-    return Lengths(
+    return LengthSummary(
         shortest=int(lengths.min()),
         median=float(np.median(lengths)),
         mean=float(lengths.mean()),
@@ -188,7 +188,7 @@ def measure_lengths(lengths: Int[np.ndarray, "n"]) -> Lengths:
 
 
 def choose_samples(manifest: Manifest, count: int) -> list[int]:
-    """Examples from every source in turn, evenly spread over each."""
+    """Examples from every source in turn, evenly spread_evenly over each."""
     chosen: list[list[int]] = []
     first = dict.fromkeys(manifest.sources, np.zeros(0, np.int64))
     at = 0
@@ -197,17 +197,17 @@ def choose_samples(manifest: Manifest, count: int) -> list[int]:
         first[shard.source] = np.append(first[shard.source], np.arange(at, at + size))
         at += size
     for held in first.values():
-        chosen.append(held[spread(len(held), count)].tolist())
+        chosen.append(held[spread_evenly(len(held), count)].tolist())
     turns = [row[i] for i in range(count) for row in chosen if i < len(row)]
     return turns[:count]
 
 
-def spread(count: int, most: int) -> Int[np.ndarray, "n"]:
-    """At most `most` of so many things, evenly spread, the first and the last among them."""
+def spread_evenly(count: int, most: int) -> Int[np.ndarray, "n"]:
+    """At most `most` of so many things, evenly spread_evenly, the first and the last among them."""
     return np.linspace(0, count - 1, min(most, count)).astype(int)
 
 
-def describe(shards: Shards, index: int, tokenizer: Tokenizer) -> Sample:
+def describe_sample(shards: Shards, index: int, tokenizer: Tokenizer) -> Sample:
     """One example as people read it, long pieces without their middle."""
     record = shards.record(index)
     pieces, cuts = [], cut_example(record)
@@ -220,7 +220,7 @@ def describe(shards: Shards, index: int, tokenizer: Tokenizer) -> Sample:
         else:
             kind = "learned" if learned else "given"
             written = shorten(tokenizer.decode(tokens.tolist()), most)
-        pieces.append(Piece(kind=kind, tokens=len(tokens), written=written))
+        pieces.append(SamplePart(kind=kind, tokens=len(tokens), written=written))
     return Sample(
         index=index,
         source=shards.source(index),
@@ -278,7 +278,7 @@ def find_codec(manifest: Manifest, codec: Path | None) -> Codec | None:
 def draw_samples(
     folder: Path, samples: Sequence[Sample], codec: Codec
 ) -> dict[int, tuple[UInt8[np.ndarray, "Z Y X 3"], list[str]]]:
-    """Frames evenly spread over each sample that has some, and when the film shows them."""
+    """Frames evenly spread_evenly over each sample that has some, and when the film shows them."""
     shards = Shards(folder)
     each = shards.manifest.vocabulary.codes_per_frame
     drawn = {}
@@ -287,7 +287,7 @@ def draw_samples(
         codes = record.example.tokens[record.example.vision]
         if len(codes):
             frames = codes.reshape(-1, each + 1)[:, :each]
-            shown = spread(len(frames), SHOWN_FRAMES)
+            shown = spread_evenly(len(frames), SHOWN_FRAMES)
             moments = [name_moment(record.seconds, number) for number in shown.tolist()]
             drawn[sample.index] = (codec.decode(frames[shown]), moments)
     return drawn

@@ -1,13 +1,20 @@
-"""What a folder of shards says of itself: counts, hashes, and whose ids its tokens are."""
+"""The manifest of a folder of shards: counts, hashes, tokenizer and codec, films and pictures.
+
+Texts and tables are hashed before a build begins. Films and pictures are hashed as they are read,
+and noted beside the shard, in `NAME-00000.media.json`; a build that is run again compares them, so
+that no shard of a film that has changed is kept.
+"""
 
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ringworld.config import from_dict
+from ringworld.data.corpora.reader import Input, Partition
 from ringworld.errors import InputError
 from ringworld.files import hash_file, whole
 from ringworld.text.load import load_tokenizer, read_tokenizer
@@ -36,7 +43,8 @@ class Counts:
 @dataclass(frozen=True, kw_only=True)
 class TokenizerNote:
     """Which tokenizer made the text ids: the sha256 of its tokenizer.json, its number of ids, and
-    the ids of the tokens before a text (-1 for none) and after it."""
+    the ids of the tokens before a text (-1 for none) and after it.
+    """
 
     sha256: str
     size: int
@@ -46,7 +54,7 @@ class TokenizerNote:
 
 @dataclass(frozen=True, kw_only=True)
 class CodecNote:
-    """Which codec made the codes."""
+    """Which codec made the codes: its hash, frame size in pixels, codebook, codes of a frame."""
 
     sha256: str
     size: int
@@ -124,7 +132,7 @@ def make_vocabulary(tokenizer: TokenizerNote, codec: CodecNote | None) -> Vocabu
     )
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_shard_manifest(folder: Path) -> Manifest:
     """The manifest of a folder of shards.
 
     Raises InputError when there is none, it is not whole, its counts contradict each other, or it
@@ -180,3 +188,57 @@ def hash_codec(folder: Path) -> str:
     weights = sorted(path.name for path in folder.glob("*.safetensors"))
     lines = [f"{name} {hash_file(folder / name)}\n" for name in ("config.json", *weights)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+# ---- films and pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaNote:
+    """The films and pictures that the rows of a partition show, bad rows included."""
+
+    media: tuple[Input, ...]
+
+
+def hash_media(path: Path, folder: Path) -> Input:
+    """What a file is now; its path is that from the spec's folder, where it lies in it."""
+    inside = path.is_relative_to(folder)
+    name = (path.relative_to(folder) if inside else path).as_posix()
+    return Input(file=name, sha256=hash_file(path))
+
+
+def write_media(out: Path, partition: Partition, media: Iterable[Input]) -> None:
+    """Note what was read for a partition, whole or not at all."""
+    note = MediaNote(media=tuple(sorted(media, key=lambda one: one.file)))
+    write_json(media_path(out, partition), note)
+
+
+def media_path(out: Path, partition: Partition) -> Path:
+    """Where the media of a partition are noted."""
+    return (out / partition.shard).with_suffix(".media.json")
+
+
+def check_media(out: Path, folder: Path, partitions: Sequence[Partition], workers: int) -> None:
+    """Compare the films and pictures of these partitions with what was read, `workers` at a time.
+
+    Raises InputError for the first that is another or is gone.
+    """
+    read: dict[str, str] = {}
+    for path in (media_path(out, partition) for partition in partitions):
+        if path.exists():
+            note = from_dict(MediaNote, read_json(path), str(path))
+            read |= {one.file: one.sha256 for one in note.media}
+    with ThreadPoolExecutor(workers) as pool:
+        for file, found in zip(
+            read, pool.map(lambda name: _hash(folder / name), read), strict=True
+        ):
+            if found != read[file]:
+                raise InputError(
+                    f"{file} is not what it was when {out} was built from it: put it back, or "
+                    "build in another folder"
+                )
+
+
+def _hash(path: Path) -> str:
+    """The sha256 of a file, or nothing when it is gone."""
+    return hash_file(path) if path.is_file() else ""

@@ -1,4 +1,4 @@
-"""One portion of a build: rows to examples to a shard, and what was bad among them."""
+"""One partition of a build: its rows become examples and a shard; bad rows are noted."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,26 +14,27 @@ from tokenizers import Encoding
 
 from ringworld.data.corpora.chat_formats import SAMPLING, read_conversation, read_media
 from ringworld.data.corpora.conversation import (
-    Draft,
-    See,
-    finish,
+    EncodeMedia,
+    PendingExample,
+    finish_example,
+    is_complete,
     make_caption,
+    make_conversation,
     make_document,
-    make_talk,
-    ready,
     reorder,
 )
-from ringworld.data.corpora.encoding import Encoder, Footage, Media
+from ringworld.data.corpora.encoding import EncodedMedia, Encoder, Media
 from ringworld.data.corpora.fields import make_fields
 from ringworld.data.corpora.manifest import (
     CodecNote,
     ShardNote,
     TokenizerNote,
+    hash_media,
     make_vocabulary,
     write_json,
+    write_media,
 )
-from ringworld.data.corpora.provenance import hash_media, write_media
-from ringworld.data.corpora.reader import Input, Portion, Row, read_rows
+from ringworld.data.corpora.reader import Input, Partition, Row, read_rows
 from ringworld.data.corpora.shards import Record, find_fault, write_shard
 from ringworld.data.corpora.spec import (
     AnySource,
@@ -51,15 +52,15 @@ from ringworld.text.load import load_tokenizer
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.weights.codecs import load_codec
 
-NOTES = "notes"
+NOTES_FOLDER = "notes"
 # Letters of documents that become tokens at one time, on every core, while those before them are
 # written: enough that the cores are not kept waiting, and some ten megabytes.
-LOT = 1 << 20
+BATCH_LETTERS = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every portion needs: the spec and its folder, its parts, and where to write."""
+    """What every partition needs: the spec and its folder, tokenizer, codec, output folder."""
 
     spec: Spec
     folder: Path
@@ -79,29 +80,29 @@ class Bad:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PortionNote:
-    """What became of a portion: its shard, None where no row was good, and its bad rows."""
+class PartitionNote:
+    """The result of a partition: its shard, None where no row was good, and its bad rows."""
 
-    portion: str
+    partition: str
     shard: ShardNote | None
     bad: tuple[Bad, ...]
 
 
-def build_portion(job: Job, portion: Portion) -> PortionNote:
-    """Write the shard of a portion, then its note; the same portion gives the same bytes.
+def build_partition(job: Job, partition: Partition) -> PartitionNote:
+    """Write the shard of a partition, then its note; the same partition gives the same bytes.
 
     Raises InputError for a bad row where these are refused.
     """
-    work = Work(job, portion)
-    path = job.out / portion.shard
+    work = Work(job, partition)
+    path = job.out / partition.shard
     counts = write_shard(path, work.records())
     if work.encoder is not None:
-        write_media(job.out, portion, work.media.values())
+        write_media(job.out, partition, work.media.values())
     bad = tuple(Bad(origin=origin, why=why) for _, origin, why in sorted(work.bad))
     shard = None
     if counts.examples:
         shard = ShardNote(
-            file=portion.shard,
+            file=partition.shard,
             source=work.source.name,
             sha256=hash_file(path),
             bytes=path.stat().st_size,
@@ -109,22 +110,22 @@ def build_portion(job: Job, portion: Portion) -> PortionNote:
         )
     else:
         path.unlink()
-    note = PortionNote(portion=portion.shard, shard=shard, bad=bad)
-    write_json(note_path(job.out, portion), note)
+    note = PartitionNote(partition=partition.shard, shard=shard, bad=bad)
+    write_json(partition_note_path(job.out, partition), note)
     return note
 
 
-def note_path(out: Path, portion: Portion) -> Path:
-    """Where the note of a portion is kept until the manifest is written."""
-    return out / NOTES / f"{portion.shard}.json"
+def partition_note_path(out: Path, partition: Partition) -> Path:
+    """Where the note of a partition is kept until the manifest is written."""
+    return out / NOTES_FOLDER / f"{partition.shard}.json"
 
 
 class Work:
-    """The rows of one portion on their way to records; `bad` and `media` grow as they are read."""
+    """Turns the rows of one partition into records; `bad` and `media` grow as rows are read."""
 
-    def __init__(self, job: Job, portion: Portion) -> None:
-        self.job, self.portion = job, portion
-        self.source: AnySource = job.spec.sources[portion.source]
+    def __init__(self, job: Job, partition: Partition) -> None:
+        self.job, self.partition = job, partition
+        self.source: AnySource = job.spec.sources[partition.source]
         self.tokenizer = _tokenizer(job.tokenizer)
         self.vocabulary = make_vocabulary(job.tokenizer_note, job.codec_note)
         self.encoder: Encoder | None = None
@@ -138,86 +139,88 @@ class Work:
         if isinstance(self.source, Text | Documents):
             yield from self.documents()
             return
-        waiting: deque[tuple[Row, list[Draft]]] = deque()
-        for row in read_rows(self.portion, self.source, self.job.folder):
+        waiting: deque[tuple[Row, list[PendingExample]]] = deque()
+        for row in read_rows(self.partition, self.source, self.job.folder):
             try:
-                waiting.append((row, self.drafts(row)))
+                waiting.append((row, self.examples(row)))
             except InputError as error:
                 self.refuse(row, error)
-            while waiting and all(map(ready, waiting[0][1])):
+            while waiting and all(map(is_complete, waiting[0][1])):
                 yield from self.finished(*waiting.popleft())
         if self.encoder is not None:
             self.encoder.flush()
-        for row, drafts in waiting:
-            yield from self.finished(row, drafts)
+        for row, examples in waiting:
+            yield from self.finished(row, examples)
 
     def documents(self) -> Iterator[Record]:
-        """Documents, a lot of them becoming tokens while the lot before it is written."""
+        """Documents: one batch of texts is tokenized while the batch before it is written."""
         encode = self.tokenizer.backend.encode_batch_fast
         with ThreadPoolExecutor(1) as pool:
             before: list[tuple[list[Row], Future[list[Encoding]]]] = []
-            for rows, texts in self.lots():
+            for rows, texts in self.text_batches():
                 encoded = pool.submit(encode, texts, add_special_tokens=False)
                 before.append((rows, encoded))
                 if len(before) == 2:
-                    yield from self.laid(*before.pop(0))
+                    yield from self.document_records(*before.pop(0))
             for rows, encoded in before:
-                yield from self.laid(rows, encoded)
+                yield from self.document_records(rows, encoded)
 
-    def lots(self) -> Iterator[tuple[list[Row], list[str]]]:
-        """The texts of the good rows, about `LOT` letters at a time."""
+    def text_batches(self) -> Iterator[tuple[list[Row], list[str]]]:
+        """The texts of the good rows, in batches of about `BATCH_LETTERS` letters."""
         rows: list[Row] = []
         texts: list[str] = []
         letters = 0
-        for row in read_rows(self.portion, self.source, self.job.folder):
+        for row in read_rows(self.partition, self.source, self.job.folder):
             try:
-                texts.append(self.written(row))
+                texts.append(self.document_text(row))
             except InputError as error:
                 self.refuse(row, error)
                 continue
             rows.append(row)
             letters += len(texts[-1])
-            if letters >= LOT:
+            if letters >= BATCH_LETTERS:
                 yield rows, texts
                 rows, texts, letters = [], [], 0
         if rows:
             yield rows, texts
 
-    def laid(self, rows: Sequence[Row], encoded: Future[list[Encoding]]) -> Iterator[Record]:
-        """The records of a lot."""
+    def document_records(
+        self, rows: Sequence[Row], encoded: Future[list[Encoding]]
+    ) -> Iterator[Record]:
+        """The records of a batch of tokenized documents."""
         for row, encoding in zip(rows, encoded.result(), strict=True):
             yield from self.finished(row, [make_document(encoding.ids, self.tokenizer)])
 
-    def written(self, row: Row) -> str:
-        """The document that a row is."""
+    def document_text(self, row: Row) -> str:
+        """The text of a document's row. Raises InputError when it has none."""
         content = row.read()
         if isinstance(self.source, Documents):
             name = f"the column {self.source.column}"
             return check_text(content.get(self.source.column), name)
         return check_text(content, "the document")
 
-    def drafts(self, row: Row) -> list[Draft]:
-        """The examples of a row, its films being encoded: one, or one for each order."""
+    def examples(self, row: Row) -> list[PendingExample]:
+        """The examples of a row, one or one for each order; codes of media may come later."""
         source, content = self.source, row.read()
         check_words(content)
         if isinstance(source, Fields):
             return [[make_fields(content, row.line, source, self.tokenizer, self.vocabulary)]]
-        assert isinstance(source, Chat | Captions), "documents are laid in lots"
+        assert isinstance(source, Chat | Captions), "documents come in batches"
         rules = FrameSampling(**{name: getattr(source, name) for name in SAMPLING})
-        see = cache(self.see)  # what a row shows is read once, however many orders it is kept in
+        encode = cache(self.encode_media)  # once a row, however many orders it is kept in
         if isinstance(source, Captions):
             return [
-                self.caption(source, row, content, order, rules, see)
+                self.caption(source, row, content, order, rules, encode)
                 for order in self.orders(source, row)
             ]
         turns = read_conversation(content, row.folder, rules)
         return [
-            make_talk(reorder(turns, order), see, self.tokenizer)
+            make_conversation(reorder(turns, order), encode, self.tokenizer)
             for order in self.orders(source, row)
         ]
 
-    def see(self, media: Media) -> Footage:
-        """Note which file a film or a picture is, and have it read."""
+    def encode_media(self, media: Media) -> EncodedMedia:
+        """Read a film or a picture for encoding, and note its file and hash."""
         if isinstance(media.source, Path) and media.source not in self.media:
             self.media[media.source] = hash_media(media.source, self.job.folder)
         assert self.encoder is not None, "a source of media has an encoder"
@@ -230,8 +233,8 @@ class Work:
         content: Mapping[str, Any],
         order: str,
         rules: FrameSampling,
-        see: See,
-    ) -> Draft:
+        encode: EncodeMedia,
+    ) -> PendingExample:
         """The example of a picture or a film and its caption."""
         kinds = [kind for kind in ("video", "image") if content.get(kind)]
         if len(kinds) != 1:
@@ -242,21 +245,21 @@ class Work:
         if order != "vision":
             words = check_text(content.get(source.caption), f"the key {source.caption}")
         media = read_media(content[kind], kind, row.folder, rules, beside=content)
-        return make_caption(media, words.strip(), order, see, self.tokenizer)
+        return make_caption(media, words.strip(), order, encode, self.tokenizer)
 
     def orders(self, source: Chat | Captions, row: Row) -> Sequence[str]:
         """The forms of this row: all, or one drawn by the seed, the source and the row alone."""
         if source.every_order:
             return source.orders
-        file = crc32(self.portion.files[0].encode())
-        rng = np.random.default_rng((self.job.spec.seed, self.portion.source, file, row.line))
+        file = crc32(self.partition.files[0].encode())
+        rng = np.random.default_rng((self.job.spec.seed, self.partition.source, file, row.line))
         return [source.orders[int(rng.integers(len(source.orders)))]]
 
-    def finished(self, row: Row, drafts: Sequence[Draft]) -> Iterator[Record]:
+    def finished(self, row: Row, examples: Sequence[PendingExample]) -> Iterator[Record]:
         """The records of a row, unless one of them cannot be trained on."""
         vocabulary, records = self.vocabulary, []
-        for draft in drafts:
-            record = finish(draft, row.origin, self.tokenizer, vocabulary)
+        for pending in examples:
+            record = finish_example(pending, row.origin, self.tokenizer, vocabulary)
             fault = find_fault(record.example, vocabulary.text, vocabulary.vision_rows)
             if fault:
                 error = InputError(f"the example {fault}: correct the row or leave it out")

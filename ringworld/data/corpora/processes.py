@@ -1,7 +1,7 @@
-"""Portions done by processes of this machine, which a Ctrl-C ends without a word.
+"""Partitions run in processes of this machine, which end without a message on Ctrl-C.
 
 A terminal sends Ctrl-C to every process, and the builder says what to do next. A worker leaves the
-portion that it is at by an exception, so that nothing half-written stays, and begins no other; it
+partition that it is at by an exception, so that nothing half-written stays, and begins no other; it
 does not die of it, since a pool that loses one worker kills the rest where they stand. A builder
 that is killed takes its workers with it.
 """
@@ -18,15 +18,15 @@ from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 
-from ringworld.data.corpora.partition import PortionNote
-from ringworld.data.corpora.reader import Portion
+from ringworld.data.corpora.partition import PartitionNote
+from ringworld.data.corpora.reader import Partition
 from ringworld.errors import InputError
 
 
 def run_in_processes(
-    work: Callable[[Portion], PortionNote], portions: Sequence[Portion], *, workers: int
-) -> Iterator[PortionNote]:
-    """The notes of the portions, in order, each done in one of `workers` new processes.
+    work: Callable[[Partition], PartitionNote], partitions: Sequence[Partition], *, workers: int
+) -> Iterator[PartitionNote]:
+    """The notes of the partitions, in order, each done in one of `workers` new processes.
 
     Raises InputError when a process dies.
     """
@@ -34,7 +34,7 @@ def run_in_processes(
     pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin)
     try:
         with _interrupts_held():
-            notes = pool.map(partial(_do, work), portions)
+            notes = pool.map(partial(_do, work), partitions)
         yield from notes
     except BrokenProcessPool as error:
         raise InputError(
@@ -67,7 +67,7 @@ def _interrupts_held() -> Generator[None, None, None]:
 
 @dataclass
 class State:
-    """Where a worker is: at a portion, and whether somebody has pressed Ctrl-C."""
+    """Whether a worker is at a partition, and whether somebody has pressed Ctrl-C."""
 
     at_work: bool = False
     stopped: bool = False
@@ -86,7 +86,7 @@ def _begin() -> None:
 def _end_with_builder() -> None:
     """End this worker at once when its builder is gone, killed without a chance to say so.
 
-    It would wait for ever for its next portion, and until then write where the next build does.
+    It would wait for ever for its next partition, and until then write where the next build does.
     """
     builder = multiprocessing.parent_process()
     assert builder is not None, "a worker has a builder"
@@ -100,12 +100,12 @@ def _stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
 
-def _do(work: Callable[[Portion], PortionNote], portion: Portion) -> PortionNote:
-    """One portion, in a worker."""
+def _do(work: Callable[[Partition], PartitionNote], partition: Partition) -> PartitionNote:
+    """One partition, in a worker."""
     STATE.at_work = True
     try:
         if STATE.stopped:
             raise KeyboardInterrupt
-        return work(portion)
+        return work(partition)
     finally:
         STATE.at_work = False

@@ -1,8 +1,8 @@
-"""The same build on Ray, which spreads portions over many machines and repeats lost ones.
+"""Partitions run on a Ray cluster, which repeats those of machines that it loses.
 
-Every row of the Ray dataset is one portion, so that a worker that is killed costs only its own. The
-machines share the folders that are read and written, as every cluster's file system does. Without a
-cluster's address (`RAY_ADDRESS`) Ray starts one on this machine.
+Every row of the Ray dataset is one partition, so that a killed worker costs only its own. The
+machines share the folders that are read and written. Without a cluster's address (`RAY_ADDRESS`)
+Ray starts a cluster on this machine.
 """
 
 import json
@@ -14,19 +14,19 @@ from functools import partial
 from importlib import import_module
 
 from ringworld.config import from_dict
-from ringworld.data.corpora.partition import PortionNote
-from ringworld.data.corpora.reader import Portion
+from ringworld.data.corpora.partition import PartitionNote
+from ringworld.data.corpora.reader import Partition
 from ringworld.errors import InputError
 
 
 def run_on_ray(
-    work: Callable[[Portion], PortionNote], portions: Sequence[Portion], *, workers: int
-) -> Iterator[PortionNote]:
-    """The notes of the portions, in order, `workers` of them at a time.
+    work: Callable[[Partition], PartitionNote], partitions: Sequence[Partition], *, workers: int
+) -> Iterator[PartitionNote]:
+    """The notes of the partitions, in order, `workers` of them at a time.
 
     Raises InputError when Ray is not installed, or as `work` does.
     """
-    if not portions:
+    if not partitions:
         return
     try:
         ray, data = import_module("ray"), import_module("ray.data")
@@ -39,19 +39,19 @@ def run_on_ray(
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # how far the build is, we tell
     rows = data.from_items(
-        [{"portion": json.dumps(asdict(portion))} for portion in portions],
-        override_num_blocks=len(portions),
+        [{"partition": json.dumps(asdict(partition))} for partition in partitions],
+        override_num_blocks=len(partitions),
     )
     for done in rows.map(partial(_do, work), concurrency=workers).iter_rows():
         if done["refused"]:
             raise InputError(done["refused"])
-        yield from_dict(PortionNote, json.loads(done["note"]), "the note of a portion")
+        yield from_dict(PartitionNote, json.loads(done["note"]), "the note of a partition")
 
 
-def _do(work: Callable[[Portion], PortionNote], row: dict[str, str]) -> dict[str, str]:
-    """One portion; what Ray carries is text."""
-    portion = from_dict(Portion, json.loads(row["portion"]), "a portion")
+def _do(work: Callable[[Partition], PartitionNote], row: dict[str, str]) -> dict[str, str]:
+    """One partition; what Ray carries is text."""
+    partition = from_dict(Partition, json.loads(row["partition"]), "a partition")
     try:
-        return {"note": json.dumps(asdict(work(portion))), "refused": ""}
+        return {"note": json.dumps(asdict(work(partition))), "refused": ""}
     except InputError as error:
         return {"note": "", "refused": str(error)}

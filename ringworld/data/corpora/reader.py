@@ -1,8 +1,10 @@
-"""What a build reads: the files of its sources cut into portions, and the rows of a portion.
+"""What a build reads: the files of its sources cut into partitions, and the rows of a partition.
 
-Blocks are cut by the input alone (so many files, lines or rows), never by who reads them, and each
-becomes one shard: that is why any number of workers writes the same bytes. A row that cannot be
-read is told with its file and line; blank lines are no rows.
+Partitions are cut by the input alone (so many files, lines or rows), never by who reads them, and
+each becomes one shard: that is why any number of workers writes the same bytes. Of a folder all
+files count whose names end as the source asks, in small letters or capitals, at any depth, but for
+hidden ones (a name, or that of a folder on the way, begins with a dot); what is left out is listed.
+A row that cannot be read is told with its file and line; blank lines are no rows.
 """
 
 import hashlib
@@ -18,7 +20,7 @@ import pyarrow.parquet as pq
 
 from ringworld.data.corpora.spec import AnySource, Spec, Text
 from ringworld.errors import InputError
-from ringworld.files import hash_file
+from ringworld.files import find_name, hash_file
 
 TABLES = (".jsonl", ".parquet")
 # A line is read whole. An hour of film at one frame a second, as LWM's codes, is 5 MB.
@@ -34,7 +36,16 @@ class Input:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Portion:
+class LeftOut:
+    """A file in the folder of a source that is not read, and why."""
+
+    source: str
+    file: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition:
     """Some rows of one source: what one worker reads at a time, and one shard holds.
 
     `source` is its place in the spec, `files` the files. Of a single file of rows, `start` and
@@ -50,6 +61,16 @@ class Portion:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What the sources of a spec read: every file with its hash, the partitions, and the files in
+    their folders that are not read."""
+
+    files: tuple[Input, ...]
+    partitions: tuple[Partition, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One row: its number in its file, from 1, the folder its paths start from, and `read`."""
 
@@ -59,52 +80,64 @@ class Row:
     read: Callable[[], Any]
 
 
-def cut_portions(spec: Spec, folder: Path) -> tuple[list[Input], list[Portion]]:
-    """The files of a spec, which lies in `folder`, and their portions, always in the same order.
+def cut_partitions(spec: Spec, folder: Path) -> Inputs:
+    """The files of a spec, which lies in `folder`, and their partitions, always in the same order.
 
     Raises InputError when a source has nothing to read.
     """
     inputs: list[Input] = []
-    portions: list[Portion] = []
+    partitions: list[Partition] = []
+    left_out: list[LeftOut] = []
     for place, source in enumerate(spec.sources):
-        files = find_files(source, folder)
-        cuts: list[Portion] = []
+        files, others = find_files(source, folder)
+        left_out += others
+        cuts: list[Partition] = []
         if isinstance(source, Text):
             inputs += [Input(file=file, sha256=hash_file(folder / file)) for file in files]
             for i in range(0, len(files), source.rows_per_shard):
                 some = tuple(files[i : i + source.rows_per_shard])
-                cuts.append(Portion(shard="", source=place, files=some, line=i + 1))
+                cuts.append(Partition(shard="", source=place, files=some, line=i + 1))
         else:
             for file in files:
-                cut = _cut_lines if file.endswith(".jsonl") else _cut_rows
+                cut = _cut_lines if is_jsonl(file) else _cut_rows
                 digest, edges = cut(folder / file, source.rows_per_shard)
                 inputs.append(Input(file=file, sha256=digest))
                 for (start, line), (stop, _) in zip(edges, edges[1:], strict=False):
                     cuts.append(
-                        Portion(
+                        Partition(
                             shard="", source=place, files=(file,), start=start, stop=stop, line=line
                         )
                     )
         if not cuts:
             raise InputError(f"{source.name}: {folder / source.path} holds no rows: fill it")
-        for i, portion in enumerate(cuts):
-            portions.append(replace(portion, shard=f"{source.name}-{i:05d}.arrow"))
-    return inputs, portions
+        for i, partition in enumerate(cuts):
+            partitions.append(replace(partition, shard=f"{source.name}-{i:05d}.arrow"))
+    return Inputs(files=tuple(inputs), partitions=tuple(partitions), left_out=tuple(left_out))
 
 
-def find_files(source: AnySource, folder: Path) -> list[str]:
-    """The files of a source, sorted, as paths from `folder`.
+def find_files(source: AnySource, folder: Path) -> tuple[list[str], list[LeftOut]]:
+    """The files of a source, sorted, as paths from `folder`, and those beside them left out.
 
     Raises InputError without any, and for a name that is no text, as shards could not tell it.
     """
-    path = folder / source.path
     suffixes = source.suffixes if isinstance(source, Text) else TABLES
-    if path.is_file() and path.name.endswith(suffixes):
-        return [source.path]
+    endings = tuple(suffix.lower() for suffix in suffixes)
+    place = find_name(folder, source.path)
+    path = folder / place
+    if path.is_file() and path.name.lower().endswith(endings):
+        return [place], []
     if not path.exists():
         raise InputError(f"{source.name}: there is nothing at {path}: correct its path")
-    found = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
-    files = [(Path(source.path) / name).as_posix() for name in found if name.endswith(suffixes)]
+    files: list[str] = []
+    left_out: list[LeftOut] = []
+    for name in sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()):
+        file = (Path(place) / name).as_posix()
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if not hidden and name.lower().endswith(endings):
+            files.append(file)
+            continue
+        why = "hidden" if hidden else f"does not end in {' or '.join(suffixes)}"
+        left_out.append(LeftOut(source=source.name, file=file, why=why))
     if not files:
         raise InputError(
             f"{source.name}: {path} holds no file that ends in {' or '.join(suffixes)}: "
@@ -112,7 +145,12 @@ def find_files(source: AnySource, folder: Path) -> list[str]:
         )
     if unnamed := next((name for name in files if not is_text(name)), None):
         raise InputError(f"{source.name}: the name of {folder / unnamed} is not UTF-8: rename it")
-    return files
+    return files, [other for other in left_out if is_text(other.file)]
+
+
+def is_jsonl(file: str) -> bool:
+    """Whether a table is lines of JSON; else it is Parquet."""
+    return file.lower().endswith(".jsonl")
 
 
 def is_text(name: str) -> bool:
@@ -120,22 +158,22 @@ def is_text(name: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
-def _cut_lines(path: Path, portion: int) -> tuple[str, list[tuple[int, int]]]:
-    """The hash of a JSONL, and (byte, line number) where each portion starts, then of its end."""
+def _cut_lines(path: Path, partition: int) -> tuple[str, list[tuple[int, int]]]:
+    """The hash of a JSONL, and (byte, line number) where each partition starts, then of its end."""
     digest, at, number, edges = hashlib.sha256(), 0, 0, []
     for number, line in enumerate(_lines(path), 1):
-        if (number - 1) % portion == 0:
+        if (number - 1) % partition == 0:
             edges.append((at, number))
         digest.update(line)
         at += len(line)
     return digest.hexdigest(), [*edges, (at, number + 1)]
 
 
-def _cut_rows(path: Path, portion: int) -> tuple[str, list[tuple[int, int]]]:
-    """The hash of a Parquet file, and (row, number) where each portion starts, then of its end."""
+def _cut_rows(path: Path, partition: int) -> tuple[str, list[tuple[int, int]]]:
+    """The hash of a Parquet file; (row, number) of each partition's start, then of the end."""
     with _open_parquet(path) as file:
         rows = file.metadata.num_rows
-    return hash_file(path), [(row, row + 1) for row in (*range(0, rows, portion), rows)]
+    return hash_file(path), [(row, row + 1) for row in (*range(0, rows, partition), rows)]
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -154,48 +192,48 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
         raise InputError(f"{path} is not whole Parquet: copy or write it again") from error
 
 
-# ---- the rows of a portion
+# ---- the rows of a partition
 
 
-def read_rows(portion: Portion, source: AnySource, folder: Path) -> Iterator[Row]:
-    """The rows of a portion. `Row.read` raises InputError when a row is broken."""
+def read_rows(partition: Partition, source: AnySource, folder: Path) -> Iterator[Row]:
+    """The rows of a partition. `Row.read` raises InputError when a row is broken."""
     if isinstance(source, Text):
-        for i, file in enumerate(portion.files):
+        for i, file in enumerate(partition.files):
             path = folder / file
             read = partial(_read_text, path)
-            yield Row(origin=file, line=portion.line + i, folder=path.parent, read=read)
+            yield Row(origin=file, line=partition.line + i, folder=path.parent, read=read)
         return
-    file = portion.files[0]
-    rows = _json_rows if file.endswith(".jsonl") else _parquet_rows
+    file = partition.files[0]
+    rows = _json_rows if is_jsonl(file) else _parquet_rows
     beside = (folder / file).parent
-    for line, read in rows(folder / file, portion):
+    for line, read in rows(folder / file, partition):
         yield Row(origin=f"{file}:{line}", line=line, folder=beside, read=read)
 
 
 def _read_text(path: Path) -> str:
     try:
-        return decode(path.read_bytes())
+        return decode_utf8(path.read_bytes())
     except OSError as error:
         raise InputError("the file cannot be read: check its permissions") from error
 
 
-def _json_rows(path: Path, portion: Portion) -> Iterator[tuple[int, Callable[[], Any]]]:
+def _json_rows(path: Path, partition: Partition) -> Iterator[tuple[int, Callable[[], Any]]]:
     with path.open("rb") as file:
-        file.seek(portion.start)
-        number = portion.line
-        while file.tell() < portion.stop:
+        file.seek(partition.start)
+        number = partition.line
+        while file.tell() < partition.stop:
             line = file.readline(LONGEST_LINE)
             if line.strip():
                 yield number, partial(parse_line, line)
             number += 1
 
 
-def _parquet_rows(path: Path, portion: Portion) -> Iterator[tuple[int, Callable[[], Any]]]:
+def _parquet_rows(path: Path, partition: Partition) -> Iterator[tuple[int, Callable[[], Any]]]:
     with _open_parquet(path) as file:
         first = 0
         for group in range(file.num_row_groups):
             count = file.metadata.row_group(group).num_rows
-            start, stop = max(portion.start - first, 0), min(portion.stop - first, count)
+            start, stop = max(partition.start - first, 0), min(partition.stop - first, count)
             if start < stop:
                 try:
                     table = file.read_row_group(group)
@@ -213,7 +251,7 @@ def _parquet_row(table: pa.Table, row: int) -> Mapping[str, Any]:
         raise InputError("a text is not UTF-8: write it as UTF-8 or leave it out") from error
 
 
-def decode(written: bytes) -> str:
+def decode_utf8(written: bytes) -> str:
     """UTF-8, with or without a byte order mark. Raises InputError for anything else."""
     try:
         return written.decode("utf-8-sig")
@@ -225,7 +263,7 @@ def decode(written: bytes) -> str:
 
 def parse_line(line: bytes) -> Mapping[str, Any]:
     """A line of JSONL. Raises InputError when it is no JSON object in UTF-8."""
-    written = decode(line)
+    written = decode_utf8(line)
     try:
         row = json.loads(written)
     except (ValueError, RecursionError) as error:

@@ -35,7 +35,7 @@ from ringworld.data.corpora.manifest import (
     ShardNote,
     hash_codec,
     note_tokenizer,
-    read_manifest,
+    read_shard_manifest,
 )
 from ringworld.data.example import Example
 from ringworld.errors import InputError
@@ -45,8 +45,8 @@ from ringworld.files import hash_file, whole
 BATCH_TOKENS = 1 << 20
 # Readers that are kept open; each is a mapping, a file and some kilobytes.
 OPEN_SHARDS = 64
-KIND = b"ringworld tokens 1"
-SCHEMA = pa.schema(
+RECORD_KIND = b"ringworld tokens 1"
+RECORD_SCHEMA = pa.schema(
     [
         ("tokens", pa.list_(pa.int32())),
         ("runs", pa.list_(pa.int32())),
@@ -55,7 +55,7 @@ SCHEMA = pa.schema(
         ("seconds", pa.list_(pa.float64())),
         ("origin", pa.utf8()),
     ],
-    metadata={b"kind": KIND},
+    metadata={b"kind": RECORD_KIND},
 )
 
 
@@ -97,7 +97,7 @@ def write_shard(path: Path, records: Iterable[Record]) -> Counts:
     The same records give the same bytes. Raises InputError when the disk is full or fails.
     """
     counts, held, tokens = Counts(), list[Record](), 0
-    with whole(path) as draft, pa.ipc.new_file(str(draft), SCHEMA) as file:
+    with whole(path) as draft, pa.ipc.new_file(str(draft), RECORD_SCHEMA) as file:
         for record in records:
             held.append(record)
             tokens += len(record.example)
@@ -147,7 +147,7 @@ def _batch(records: Sequence[Record]) -> tuple[pa.RecordBatch, Counts]:
         vision=int(vision.sum()),
         learned=int(np.count_nonzero(weights)),
     )
-    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA), counts
+    return pa.RecordBatch.from_arrays(columns, schema=RECORD_SCHEMA), counts
 
 
 def _lists(
@@ -180,7 +180,7 @@ class Shards(Sequence[Example]):
     def __init__(self, folder: Path) -> None:
         """Open a folder. Raises InputError when it is no data, or a file is missing or cut."""
         self.folder = Path(folder)
-        self.manifest: Manifest = read_manifest(self.folder)
+        self.manifest: Manifest = read_shard_manifest(self.folder)
         for shard in self.manifest.shards:
             _check_size(self.folder / shard.file, shard)
         counts = [shard.counts.examples for shard in self.manifest.shards]
@@ -343,7 +343,7 @@ def _open_shard(path: Path, shard: ShardNote) -> list[Columns]:
         batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         for batch in batches:
             batch.validate(full=True)
-        if not reader.schema.equals(SCHEMA, check_metadata=True) or any(
+        if not reader.schema.equals(RECORD_SCHEMA, check_metadata=True) or any(
             column.null_count for batch in batches for column in batch.columns
         ):
             raise ValueError("another schema")
@@ -353,7 +353,7 @@ def _open_shard(path: Path, shard: ShardNote) -> list[Columns]:
 
 
 def _map(batch: pa.RecordBatch) -> Columns:
-    lists = {name: batch.column(name) for name in SCHEMA.names if name != "origin"}
+    lists = {name: batch.column(name) for name in RECORD_SCHEMA.names if name != "origin"}
     return Columns(
         values={name: own.values.to_numpy(zero_copy_only=True) for name, own in lists.items()},
         starts={name: own.offsets.to_numpy() for name, own in lists.items()},

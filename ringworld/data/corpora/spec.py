@@ -30,7 +30,7 @@ from ringworld.media.sampling import FrameSampling
 # thirty frames are 8 M tokens of LWM's, 35 MB.
 ROWS_PER_SHARD = 1000
 
-Order = Literal["text-vision", "vision-text", "vision"]
+CaptionOrder = Literal["text-vision", "vision-text", "vision"]
 ChatOrder = Literal["as-written", "text-vision", "vision-text"]
 
 
@@ -92,7 +92,7 @@ class Captions(Source, FrameSampling):
     """
 
     caption: str = "caption"
-    orders: tuple[Order, ...] = ("text-vision", "vision-text")
+    orders: tuple[CaptionOrder, ...] = ("text-vision", "vision-text")
     every_order: bool = False
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from ringworld.batch import Batch
 from ringworld.errors import InputError
 from ringworld.files import whole, writing_to
 
-NAME = "ledger.jsonl"
+LEDGER_FILE = "ledger.jsonl"
 
 
 def digest(batch: Batch) -> str:

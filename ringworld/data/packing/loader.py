@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
-from ringworld.attention.balance import plan_order
+from ringworld.attention.balance import choose_layout
 from ringworld.attention.layout import deal, dealt_length
 from ringworld.attention.mask import Where
 from ringworld.batch import Batch
@@ -18,7 +18,7 @@ from ringworld.mesh import has_mesh, named_sharding
 from ringworld.settings import MeshShape
 
 Rows = PackedRows | MixedRows
-Tree = TypeVar("Tree", Batch, Where)
+RowTree = TypeVar("RowTree", Batch, Where)
 
 
 def check_rows(context: int, rows: int, shape: MeshShape) -> None:
@@ -57,13 +57,13 @@ def make_batches(
         if ledger:
             ledger.record(step, read)
         where = read.where if len(held) == batch else stack(rows.where(n) for n in numbers)
-        order = plan_order(where, ring).order
+        order = choose_layout(where, ring).order
         return jax.tree.map(lambda x: _place(deal(x, order), held, batch), read)
 
     return batches
 
 
-def stack(rows: Iterable[Tree]) -> Tree:
+def stack(rows: Iterable[RowTree]) -> RowTree:
     """Rows `[T]` as arrays `[B, T]`."""
     return jax.tree.map(lambda *x: np.stack(x), *rows)
 

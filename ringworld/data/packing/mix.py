@@ -17,18 +17,18 @@ import numpy as np
 from jaxtyping import Int
 
 from ringworld.data.example import Example
-from ringworld.data.packing.rows import Apart, Examples, check_shares, measure, seed_of
+from ringworld.data.packing.rows import Apart, Examples, check_shares, example_lengths, seed_of
 from ringworld.errors import InputError
 
 # The sources that share rows, as one more beside those packed apart. No source is called so.
-TOGETHER = "the others"
+SHARED_ROWS = "the others"
 
 # A source draws one example of at most so many tokens.
-Source = Callable[[np.random.Generator, int], Example]
+DrawExample = Callable[[np.random.Generator, int], Example]
 
 
 def draw_examples(
-    sources: Mapping[str, Source],
+    sources: Mapping[str, DrawExample],
     shares: Mapping[str, float],
     *,
     tokens: int,
@@ -74,7 +74,7 @@ class MixedExamples:
         columns, due = [], []
         for i, (name, share) in enumerate(used.items()):
             wanted = tokens * share / sum(used.values())
-            index, lengths = _shuffle(measure(sources[name]), wanted, seed, name)
+            index, lengths = _shuffle(example_lengths(sources[name]), wanted, seed, name)
             due.append((np.cumsum(lengths) - lengths) / share)
             columns.append((np.full(len(index), i, np.uint8), index, lengths))
         order = np.argsort(np.concatenate(due), kind="stable")
@@ -134,8 +134,8 @@ def mix_sources(
     groups = {name: sources[name] for name in rows}
     if sharing:
         wanted = math.ceil(tokens * part)
-        groups[TOGETHER] = MixedExamples(sources, sharing, tokens=wanted, seed=seed)
-        rows[TOGETHER] = part
+        groups[SHARED_ROWS] = MixedExamples(sources, sharing, tokens=wanted, seed=seed)
+        rows[SHARED_ROWS] = part
     return Apart(groups, rows)
 
 

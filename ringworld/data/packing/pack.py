@@ -30,12 +30,12 @@ from ringworld.errors import InputError
 
 # Examples that are planned together: memory stays that of so many, and at 1 to 2 microseconds a
 # piece the sorted list of rows with room is short enough to be kept by moving it.
-WINDOW = 1 << 17
+PLAN_WINDOW = 1 << 17
 # Where rows have fewer pieces than so many, which of them share one decides how full they are, and
 # best fit wastes the end of most: two long pieces that leave room for half a third.
-FEW = 8
+FEW_PIECES = 8
 # Plans hold examples and tokens as int32: 12 bytes a piece, where int64 would take 24.
-MOST = np.iinfo(np.int32).max
+LARGEST_COUNT = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def drop(lengths: Lengths, context: int) -> Pieces:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class PackingPlan:
     """Which pieces fill which row: row i holds `pieces[offsets[i]]` to before `offsets[i + 1]`."""
 
     offsets: Int[np.ndarray, "rows_and_1"]
@@ -191,35 +191,35 @@ def compose(values: list[int], left: dict[int, int], short: int, context: int) -
 def fit_rows(sizes: Int[np.ndarray, "P"], context: int) -> Int[np.ndarray, "P"]:
     """The row of each piece, by `even_fit` where rows have few pieces and else by `best_fit`."""
     shorter = sizes[sizes < context]
-    if len(shorter) and context < FEW * np.quantile(shorter, 0.1):
+    if len(shorter) and context < FEW_PIECES * np.quantile(shorter, 0.1):
         return even_fit(sizes, context)
     return best_fit(sizes, context)
 
 
-def plan_rows(lengths: Lengths, context: int, cut: Cut = split) -> Plan:
+def plan_rows(lengths: Lengths, context: int, cut: Cut = split) -> PackingPlan:
     """Rows of at most `context` input tokens, the same for the same lengths; no row is empty.
 
-    Each `WINDOW` of examples is planned by itself, with `fit_rows`. The plan takes 12 bytes a piece
-    and 8 a row. Raises InputError when an example, or their number, passes 2^31.
+    Each `PLAN_WINDOW` of examples is planned by itself, with `fit_rows`. The plan takes 12 bytes a
+    piece and 8 a row. Raises InputError when an example, or their number, passes 2^31.
     """
     lengths = np.asarray(lengths)
-    if max(len(lengths), lengths.max(initial=0)) > MOST:
+    if max(len(lengths), lengths.max(initial=0)) > LARGEST_COUNT:
         raise InputError(
-            f"a plan holds at most {MOST} examples of at most {MOST} tokens: divide the longest "
-            "ones, or plan them apart"
+            f"a plan holds at most {LARGEST_COUNT} examples of at most {LARGEST_COUNT} tokens: "
+            "divide the longest ones, or plan them apart"
         )
     counts, columns = [np.zeros(1, np.int64)], [np.zeros((3, 0), np.int32)]
-    for first in range(0, len(lengths), WINDOW):
-        pieces = cut(lengths[first : first + WINDOW], context)
+    for first in range(0, len(lengths), PLAN_WINDOW):
+        pieces = cut(lengths[first : first + PLAN_WINDOW], context)
         rows = fit_rows(pieces.inputs, context)
         order = np.lexsort((-pieces.inputs, rows))
         counts.append(np.bincount(rows))
         column = np.stack([pieces.example + first, pieces.start, pieces.stop])[:, order]
         columns.append(column.astype(np.int32))
-    return Plan(np.cumsum(np.concatenate(counts)), Pieces(*np.concatenate(columns, axis=1)))
+    return PackingPlan(np.cumsum(np.concatenate(counts)), Pieces(*np.concatenate(columns, axis=1)))
 
 
-def efficiency(plan: Plan, context: int) -> float:
+def efficiency(plan: PackingPlan, context: int) -> float:
     """The share of the rows' places that hold a token."""
     return float(plan.pieces.inputs.sum(dtype=np.int64) / (len(plan) * context))
 

@@ -20,11 +20,11 @@ from ringworld.attention.mask import Where
 from ringworld.batch import Batch
 from ringworld.data.example import Example
 from ringworld.data.packing import pack
-from ringworld.data.packing.pack import Cut, Pieces, Plan, pack_row, plan_rows
+from ringworld.data.packing.pack import Cut, PackingPlan, Pieces, pack_row, plan_rows
 from ringworld.errors import InputError
 from ringworld.files import whole
 
-CUTS: dict[str, Cut] = {"split": pack.split, "truncate": pack.truncate, "drop": pack.drop}
+CUT_FUNCTIONS: dict[str, Cut] = {"split": pack.split, "truncate": pack.truncate, "drop": pack.drop}
 SEGMENTS: dict[str, Callable[[Where], Where]] = {"masked": lambda row: row, "naive": pack.run_on}
 WEIGHTS: dict[str, Callable[[Batch], Batch]] = {
     "examples": pack.weigh_examples,
@@ -83,7 +83,7 @@ class Apart:
     shares: Mapping[str, float]
 
 
-def measure(examples: Examples) -> Int[np.ndarray, "N"]:
+def example_lengths(examples: Examples) -> Int[np.ndarray, "N"]:
     """The length of each example, asked of all at once where they know."""
     if isinstance(examples, Measured):
         return np.asarray(examples.lengths)
@@ -105,9 +105,9 @@ class PackedRows:
         plans: Path | None = None,
     ) -> None:
         self.examples, self.context, self.packing = examples, context, packing
-        lengths = measure(examples)
+        lengths = example_lengths(examples)
         if plans is None:
-            self.plan = plan_rows(lengths, context, CUTS[packing.long])
+            self.plan = plan_rows(lengths, context, CUT_FUNCTIONS[packing.long])
         else:
             self.plan = keep_plan(lengths, context, packing, plans)
         if not len(self.plan):
@@ -194,16 +194,18 @@ def check_shares(sources: Mapping[str, object], shares: Mapping[str, float]) -> 
     return used
 
 
-def keep_plan(lengths: Int[np.ndarray, "N"], context: int, packing: Packing, folder: Path) -> Plan:
+def keep_plan(
+    lengths: Int[np.ndarray, "N"], context: int, packing: Packing, folder: Path
+) -> PackingPlan:
     """The plan for these lengths as arrays mapped from files in `folder`; made when not there.
 
     The name of the files is a hash of all that the plan depends on. One process writes them.
     """
-    asked = f"{context} {packing.long} {pack.WINDOW}".encode()
+    asked = f"{context} {packing.long} {pack.PLAN_WINDOW}".encode()
     digest = hashlib.sha256(asked + np.ascontiguousarray(lengths, np.int64).tobytes()).hexdigest()
     pieces, offsets = (folder / f"{kind}-{digest[:16]}.npy" for kind in ("pieces", "offsets"))
     if not offsets.exists():
-        plan = plan_rows(lengths, context, CUTS[packing.long])
+        plan = plan_rows(lengths, context, CUT_FUNCTIONS[packing.long])
         if jax.process_index() > 0:
             return plan
         columns = (plan.pieces.example, plan.pieces.start, plan.pieces.stop)
@@ -211,4 +213,4 @@ def keep_plan(lengths: Int[np.ndarray, "N"], context: int, packing: Packing, fol
             with whole(path) as draft:
                 np.save(draft, array)
     mapped = np.load(pieces, mmap_mode="r")
-    return Plan(np.load(offsets, mmap_mode="r"), Pieces(*mapped))
+    return PackingPlan(np.load(offsets, mmap_mode="r"), Pieces(*mapped))

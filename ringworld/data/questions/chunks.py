@@ -76,7 +76,7 @@ def _lines(file: Path, field: str) -> Iterator[Document]:
             yield Document(f"{file.name}:{number}", written)
 
 
-def cut(document: Document, tokenizer: Tokenizer, length: int) -> list[Chunk]:
+def cut_document(document: Document, tokenizer: Tokenizer, length: int) -> list[Chunk]:
     """The document in chunks of `length` tokens, of which the last may be shorter.
 
     Their texts, joined, are the document to the letter. A cut falls before a token, or before the

@@ -38,7 +38,7 @@ class Context:
         return len(self.example) + TEMPLATE_ROOM * len(self.pairs)
 
 
-def put_together(verdicts: Iterable[Verdict], most: int, tokenizer: Tokenizer) -> Iterator[Context]:
+def group_chunks(verdicts: Iterable[Verdict], most: int, tokenizer: Tokenizer) -> Iterator[Context]:
     """The chunks of one document in as few contexts of at most `most` tokens as their order allows.
 
     Every chunk is in one context, asked about or not. A document is never joined with another: a

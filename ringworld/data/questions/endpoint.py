@@ -18,7 +18,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from ringworld.data.questions.completion import Reply, error_code, read_reply, retry_after
-from ringworld.data.questions.wire import Broken, Response, Wire, is_loopback
+from ringworld.data.questions.transport import Response, Transport, TransportError, is_loopback
 from ringworld.errors import InputError
 
 # The first pause, doubled at each try, and the longest: seven tries last two minutes, about what
@@ -54,7 +54,7 @@ class Endpoint:
     timeout: float = 120.0
     """seconds for one exchange, whole"""
     temperature: float | None = None
-    """None leaves it to the endpoint"""
+    """of the replies; without it the endpoint's own"""
     answer_tokens: int = 512
     """the most tokens of a reply, thoughts included"""
     limit_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
@@ -97,7 +97,7 @@ class Endpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What one run of the command may spend; None for no limit. Cached answers are free."""
+    """What one run may spend; without a value there is no limit. Cached answers are free."""
 
     requests: int | None = None
     """tries included"""
@@ -109,16 +109,16 @@ class Unanswered(Exception):
     """A request that no try brought an answer to; its text is one word that says why."""
 
 
-class Spent(Exception):
+class BudgetSpent(Exception):
     """The budget does not allow another request; its text says which part of it is spent."""
 
 
-class Stopped(Exception):
+class RunStopped(Exception):
     """The run is being stopped, and the request was not sent."""
 
 
 @dataclass
-class Tally:
+class Usage:
     """What was sent and spent so far."""
 
     requests: int = 0
@@ -151,8 +151,10 @@ class Client:
     ) -> None:
         self.endpoint = endpoint
         self.budget = budget
-        self.tally = Tally()
-        self.wire = Wire(f"{endpoint.base_url.rstrip('/')}/chat/completions", endpoint.timeout)
+        self.tally = Usage()
+        self.transport = Transport(
+            f"{endpoint.base_url.rstrip('/')}/chat/completions", endpoint.timeout
+        )
         self._key = endpoint.key()
         self._stop = threading.Event()
         self._now, self._wait = now, wait or self._stop.wait
@@ -176,34 +178,34 @@ class Client:
     def ask(self, body: bytes, estimate: int) -> Reply:
         """The answer to one request, which takes `estimate` tokens at most by our count.
 
-        Raises Unanswered, Spent, Stopped, and InputError for what no further try mends.
+        Raises Unanswered, BudgetSpent, RunStopped, and InputError for what no further try mends.
         """
-        failure = Passing("")
+        failure = RetryableError("")
         for attempt in range(self.endpoint.retries + 1):
             if attempt and self._pause(attempt - 1, failure):
-                raise Stopped
+                raise RunStopped
             self._hold()
             self._reserve(estimate)
             reply = None
             try:
                 reply = self._exchange(body, estimate)
                 return reply
-            except Passing as passing:
+            except RetryableError as passing:
                 failure = passing
                 self._check_reached(attempt + 1, passing)
-            except Refused as refused:
+            except RequestRefused as refused:
                 raise self._lost(str(refused), refused.hint) from None
             finally:
                 self._settle(estimate, reply)
         raise self._lost(failure.word)
 
-    def _check_reached(self, tries: int, failure: "Passing") -> None:
+    def _check_reached(self, tries: int, failure: "RetryableError") -> None:
         """Raise InputError when nobody was ever reached, after some tries or all."""
         if failure.word != "unreachable":
             self._reached = True
         elif not self._reached and tries >= min(FIRST_TRIES, self.endpoint.retries + 1):
             raise InputError(
-                f"nobody answers at {self.wire.origin}: start the server or correct "
+                f"nobody answers at {self.transport.origin}: start the server or correct "
                 "endpoint.base_url, then run the same command to go on"
             )
 
@@ -216,11 +218,11 @@ class Client:
         last = f"{word}, {hint}" if hint else word
         return InputError(
             f"{GIVE_UP_AFTER} chunks in a row got no answer (the last: {last}): see that "
-            f"{self.wire.origin} serves {self.endpoint.model} and takes such requests, then run "
-            "the same command to go on"
+            f"{self.transport.origin} serves {self.endpoint.model} and takes such requests, then "
+            "run the same command to go on"
         )
 
-    def _pause(self, tried: int, failure: "Passing") -> bool:
+    def _pause(self, tried: int, failure: "RetryableError") -> bool:
         """Wait before the next try: half the doubled pause, and up to the other half by chance."""
         pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**tried)
         with self._lock:
@@ -232,7 +234,7 @@ class Client:
         """Wait for the time that the endpoint named to any thread."""
         left = min(self._not_before - self._now(), LONGEST_ASKED_S)
         if (left > 0 and self._wait(left)) or self._stop.is_set():
-            raise Stopped
+            raise RunStopped
 
     def _reserve(self, estimate: int) -> None:
         """Count a request before it is sent, so that those under way cannot pass the budget."""
@@ -246,9 +248,9 @@ class Client:
             if most.requests is not None and self.tally.requests >= most.requests:
                 self._spent = self._spent or f"the budget of {most.requests:,} requests is spent"
             if self._spent:
-                raise Spent(self._spent)
+                raise BudgetSpent(self._spent)
             if self._stop.is_set():
-                raise Stopped
+                raise RunStopped
             self.tally.requests += 1
             self._reserved += estimate
 
@@ -273,21 +275,23 @@ class Client:
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         try:
-            response = self.wire.post(body, headers)
-        except Broken as broken:
-            raise Passing(str(broken)) from None
+            response = self.transport.post(body, headers)
+        except TransportError as broken:
+            raise RetryableError(str(broken)) from None
         if response.status != 200:
             raise self._refusal(response)
         reply = read_reply(response.body, estimate)
         if reply is None:
-            raise Passing("garbage")
+            raise RetryableError("garbage")
         if self._key and (self._key in reply.content or self._key in reply.finish):
-            raise Passing("garbage")  # an endpoint that repeats the key: it must not reach a file
+            raise RetryableError(
+                "garbage"
+            )  # an endpoint that repeats the key: it must not reach a file
         return reply
 
     def _refusal(self, response: Response) -> Exception:
         """What a status other than 200 means; of the endpoint's words only a code is passed on."""
-        status, origin = response.status, self.wire.origin
+        status, origin = response.status, self.transport.origin
         code = error_code(response.body)
         if status in (401, 403):
             named = self.endpoint.key_variable or "key_variable, which names none"
@@ -299,8 +303,8 @@ class Client:
             )
         if status == 404:
             return InputError(
-                f"{origin} has no model {self.endpoint.model} at {self.wire.url.path}: correct "
-                "endpoint.model or endpoint.base_url"
+                f"{origin} has no model {self.endpoint.model} at {self.transport.url.path}: "
+                "correct endpoint.model or endpoint.base_url"
             )
         if status in PASSING or status >= 500:
             after = retry_after(response.headers.get("retry-after", ""), self._now())
@@ -312,11 +316,11 @@ class Client:
             if after is not None:
                 with self._lock:
                     self._not_before = max(self._not_before, self._now() + after)
-            return Passing(f"status {status}", after)
-        return Refused(f"status {status}", "" if self._key and self._key in code else code)
+            return RetryableError(f"status {status}", after)
+        return RequestRefused(f"status {status}", "" if self._key and self._key in code else code)
 
 
-class Passing(Exception):
+class RetryableError(Exception):
     """A failure that may pass: one word for it, and the seconds that the endpoint asked for."""
 
     def __init__(self, word: str, after: float | None = None) -> None:
@@ -324,7 +328,7 @@ class Passing(Exception):
         self.word, self.after = word, after
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """The endpoint read this request and will not have it, as when it is too long."""
 
     def __init__(self, word: str, hint: str) -> None:

@@ -149,7 +149,7 @@ def _numbers(written: str) -> set[str]:
     return set(re.findall(r"\d+", grouped))
 
 
-def take_turns(document: str, pairs: Sequence[Pair]) -> list[tuple[str, str]]:
+def chat_turns(document: str, pairs: Sequence[Pair]) -> list[tuple[str, str]]:
     """Who says what: the pairs as a chat about the document, which opens the first turn."""
     said = []
     for i, pair in enumerate(pairs):
@@ -158,14 +158,14 @@ def take_turns(document: str, pairs: Sequence[Pair]) -> list[tuple[str, str]]:
     return said
 
 
-def messages(document: str, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+def openai_messages(document: str, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     """The turns as OpenAI's `messages`; what spells a placeholder is said to be text."""
     return [
         {
             "role": role,
             "content": [{"type": "text", "text": words}] if PLACEHOLDER.search(words) else words,
         }
-        for role, words in take_turns(document, pairs)
+        for role, words in chat_turns(document, pairs)
     ]
 
 
@@ -185,7 +185,7 @@ def qa_example(document: str, pairs: Sequence[Pair], tokenizer: Tokenizer) -> Ex
     the tokens of an answer and its `</s>`, 0 for everything else.
     """
     parts = [text(tokenizer.bos_ids, 0.0)]
-    for i, (role, words) in enumerate(take_turns(document, pairs)):
+    for i, (role, words) in enumerate(chat_turns(document, pairs)):
         if role == "user":
             opening = f"{SYSTEM} USER: " if i == 0 else " USER: "
             parts.append(text(tokenizer.encode(f"{opening}{words} ASSISTANT:"), 0.0))

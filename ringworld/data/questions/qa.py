@@ -25,17 +25,17 @@ from typing import Any
 import numpy as np
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 
-from ringworld.data.questions.chunks import Chunk, cut, measure_documents, read_documents
+from ringworld.data.questions.chunks import Chunk, cut_document, measure_documents, read_documents
 from ringworld.data.questions.completion import Reply
 from ringworld.data.questions.config import LEAST_ROOM, LONGEST_TURN, QA
-from ringworld.data.questions.contexts import TEMPLATE_ROOM, Verdict, put_together
-from ringworld.data.questions.endpoint import Client, Spent, Stopped, Unanswered
+from ringworld.data.questions.contexts import TEMPLATE_ROOM, Verdict, group_chunks
+from ringworld.data.questions.endpoint import BudgetSpent, Client, RunStopped, Unanswered
 from ringworld.data.questions.pairs import (
     INSTRUCTION,
     Pair,
     Rejected,
     fold,
-    messages,
+    openai_messages,
     read_pair,
     request_body,
     turn_length,
@@ -49,11 +49,11 @@ from ringworld.text.tokenizer import Tokenizer
 
 ROWS, PAIRS, REPORT, CACHE = "questions.jsonl", "pairs.jsonl", "report.json", "cache"
 # Chunks that wait in line for each thread, so that one slow reply does not idle the others.
-AHEAD = 8
+CHUNKS_AHEAD = 8
 
 
 @dataclass
-class Counts:
+class QACounts:
     """What became of the documents: the body of the report."""
 
     documents: int = 0
@@ -84,14 +84,16 @@ def run_qa(qa: QA, announce: Announce, client: Client | None = None) -> Path:
     Raises InputError for what a user can put right, and KeyboardInterrupt when it was stopped, once
     the answers under way have arrived. Every answer that arrived is kept in any case.
     """
-    asker = Asker(qa, load_tokenizer(qa.tokenizer), client or Client(qa.endpoint, qa.budget))
+    generator = PairGenerator(
+        qa, load_tokenizer(qa.tokenizer), client or Client(qa.endpoint, qa.budget)
+    )
     with writing_to(qa.folder):  # documents and replies may be private
         qa.folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
-    with alone_in(qa.folder), _stopping(asker.client, announce), _progress(asker) as show:
+    with alone_in(qa.folder), _stopping(generator.client, announce), _progress(generator) as show:
         with whole(qa.folder / ROWS) as rows, whole(qa.folder / PAIRS) as pairs:
-            _write(asker, rows, pairs, show)
-        _report(asker, announce)
-    if lost := asker.counts.unanswered_alone:
+            _write(generator, rows, pairs, show)
+        _report(generator, announce)
+    if lost := generator.counts.unanswered_alone:
         raise InputError(
             f"no chunk got an answer{_reasons(lost)}: see that {qa.endpoint.base_url} serves "
             f"{qa.endpoint.model}, then run the same command to go on"
@@ -99,12 +101,12 @@ def run_qa(qa: QA, announce: Announce, client: Client | None = None) -> Path:
     return qa.folder / ROWS
 
 
-class Asker:
+class PairGenerator:
     """One pass over the documents: chunks are asked about ahead, and judged in order."""
 
     def __init__(self, qa: QA, tokenizer: Tokenizer, client: Client) -> None:
         self.qa, self.tokenizer, self.client = qa, tokenizer, client
-        self.counts = Counts()
+        self.counts = QACounts()
         self.ended = ""
         self._replies = Replies(qa.folder / CACHE)
         self._room = len(tokenizer.encode(INSTRUCTION)) + qa.endpoint.answer_tokens + LEAST_ROOM
@@ -118,7 +120,7 @@ class Asker:
             try:
                 for chunk in self._chunks():
                     line.append((chunk, self._submit(pool, chunk, under_way)))
-                    if len(line) > AHEAD * self.qa.endpoint.concurrency:
+                    if len(line) > CHUNKS_AHEAD * self.qa.endpoint.concurrency:
                         yield self._judge(*line.popleft())
                 while line:
                     yield self._judge(*line.popleft())
@@ -132,7 +134,7 @@ class Asker:
             if not document.written.strip():
                 self.counts.empty_documents += 1
                 continue
-            chunks = cut(document, self.tokenizer, self.qa.chunk)
+            chunks = cut_document(document, self.tokenizer, self.qa.chunk)
             self.counts.chunks += len(chunks)
             yield from chunks
 
@@ -166,11 +168,11 @@ class Asker:
             return Verdict(chunk, None, "too short")
         try:
             pair = self._read(chunk, coming.result())
-        except Spent as spent:
+        except BudgetSpent as spent:
             self.ended = str(spent)
             counts.not_asked += 1
             return Verdict(chunk, None, "not asked")
-        except (Stopped, Unanswered) as lost:
+        except (RunStopped, Unanswered) as lost:
             if self.client.stopped:
                 raise KeyboardInterrupt(
                     f"stopped: every answer so far is kept in {self.qa.folder / CACHE}; run the "
@@ -217,13 +219,13 @@ def _mark(*parts: str) -> bytes:
     return blake2b("\n".join(parts).encode(), digest_size=16).digest()
 
 
-def _write(asker: Asker, rows: Path, pairs: Path, show: Callable[[int], None]) -> None:
+def _write(generator: PairGenerator, rows: Path, pairs: Path, show: Callable[[int], None]) -> None:
     """The verdicts as lines of `pairs`, and document by document as rows of chat."""
-    counts, qa = asker.counts, asker.qa
+    counts, qa = generator.counts, generator.qa
     with (
         open(rows, "w", encoding="utf-8") as row_file,
         open(pairs, "w", encoding="utf-8") as pair_file,
-        closing(asker.verdicts()) as verdicts,
+        closing(generator.verdicts()) as verdicts,
     ):
 
         def noted() -> Iterator[Verdict]:
@@ -233,11 +235,13 @@ def _write(asker: Asker, rows: Path, pairs: Path, show: Callable[[int], None]) -
                 yield verdict
 
         for _, of_document in groupby(noted(), key=lambda verdict: verdict.chunk.document):
-            for context in put_together(of_document, qa.context, asker.tokenizer):
+            for context in group_chunks(of_document, qa.context, generator.tokenizer):
                 if not context.pairs:
                     counts.chunks_without_row += context.chunks
                     continue
-                row_file.write(_line({"messages": messages(context.document, context.pairs)}))
+                row_file.write(
+                    _line({"messages": openai_messages(context.document, context.pairs)})
+                )
                 counts.rows += 1
                 counts.row_tokens += len(context.example)
                 counts.learned_tokens += int(np.count_nonzero(context.example.weights))
@@ -252,11 +256,11 @@ def _line(said: dict[str, Any]) -> str:
     return json.dumps(said, ensure_ascii=False) + "\n"
 
 
-def _report(asker: Asker, announce: Announce) -> None:
+def _report(generator: PairGenerator, announce: Announce) -> None:
     """Write `report.json`, and say the same in some lines."""
-    counts, tally, qa = asker.counts, asker.client.tally, asker.qa
+    counts, tally, qa = generator.counts, generator.client.tally, generator.qa
     said = {
-        "ended": asker.ended or "every chunk was read",
+        "ended": generator.ended or "every chunk was read",
         **asdict(counts),
         "rejected": dict(sorted(counts.rejected.items())),
         "unanswered": dict(sorted(counts.unanswered.items())),
@@ -287,8 +291,8 @@ def _report(asker: Asker, announce: Announce) -> None:
     announce(
         f"{counts.rows:,} rows of {counts.row_tokens:,} tokens, of which {share:.2%} are learned"
     )
-    if asker.ended:
-        announce(f"stopped early: {asker.ended}; raise it and run the same command to go on")
+    if generator.ended:
+        announce(f"stopped early: {generator.ended}; raise it and run the same command to go on")
 
 
 def _reasons(counter: Counter[str]) -> str:
@@ -305,7 +309,7 @@ def _stopping(client: Client, announce: Announce) -> Generator[None, None, None]
 
     def stop(*_: object) -> None:
         if client.stopped:
-            client.wire.cut()
+            client.transport.abort()
             return
         client.stop()
         announce("stopping when the answers under way have arrived; once more leaves them")
@@ -322,14 +326,14 @@ def _stopping(client: Client, announce: Announce) -> Generator[None, None, None]
 
 
 @contextmanager
-def _progress(asker: Asker) -> Generator[Callable[[int], None], None, None]:
+def _progress(generator: PairGenerator) -> Generator[Callable[[int], None], None, None]:
     """A bar over the bytes of the documents, with the pairs and tokens so far."""
     columns = BarColumn(bar_width=20), TaskProgressColumn(), TextColumn("{task.description}")
     with make_progress(*columns) as bar:
-        task = bar.add_task("", total=measure_documents(asker.qa.documents))
+        task = bar.add_task("", total=measure_documents(generator.qa.documents))
 
         def show(size: int) -> None:
-            counts, tally = asker.counts, asker.client.tally
+            counts, tally = generator.counts, generator.client.tally
             bar.update(
                 task,
                 advance=size,

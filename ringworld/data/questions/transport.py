@@ -24,7 +24,7 @@ from ringworld.errors import InputError
 LARGEST_REPLY = 4 * 2**20
 
 
-class Broken(Exception):
+class TransportError(Exception):
     """The exchange broke off, and may go better next time; its text is one word that says how."""
 
 
@@ -37,7 +37,7 @@ class Response:
     body: bytes
 
 
-class Wire:
+class Transport:
     """Sends requests to one URL, from any number of threads; a connection for each."""
 
     def __init__(self, url: str, seconds: float, largest: int = LARGEST_REPLY) -> None:
@@ -46,17 +46,17 @@ class Wire:
         self.largest = largest
         self._proxy = _proxy(self.url)
         self._tls = ssl.create_default_context()
-        self._open: set[_Line] = set()
+        self._open: set[_OpenSocket] = set()
         self._cut = False
 
     def post(self, body: bytes, headers: Mapping[str, str]) -> Response:
         """Send `body` and read the whole reply, all within `seconds`.
 
-        Raises Broken (timeout, unreachable, reset, truncated, oversized, garbage), and InputError
-        for what waiting does not mend: a redirect, or a certificate that does not hold.
+        Raises TransportError (timeout, unreachable, reset, truncated, oversized, garbage), and
+        InputError for what waiting does not change: a redirect, or an invalid certificate.
         """
         connection, target, proxied = self._connection()
-        line = _Line()
+        line = _OpenSocket()
         clock = threading.Timer(self.seconds, line.hang_up)
         clock.daemon = True
         self._open.add(line)
@@ -80,8 +80,8 @@ class Wire:
             self._open.discard(line)
             connection.close()
 
-    def cut(self) -> None:
-        """Break off every exchange that is under way; each raises Broken in its thread."""
+    def abort(self) -> None:
+        """Break off every exchange that is under way; each raises TransportError in its thread."""
         self._cut = True
         for line in list(self._open):
             line.hang_up()
@@ -101,12 +101,12 @@ class Wire:
     def _read(self, reply: http.client.HTTPResponse) -> bytes:
         promised = reply.length
         if promised is not None and promised > self.largest:
-            raise Broken("oversized")
+            raise TransportError("oversized")
         body = reply.read(self.largest + 1)
         if len(body) > self.largest:
-            raise Broken("oversized")
+            raise TransportError("oversized")
         if promised is not None and len(body) < promised:
-            raise Broken("truncated")
+            raise TransportError("truncated")
         return body
 
     def _connection(self) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
@@ -156,7 +156,7 @@ def _proxy_grant(proxy: SplitResult | None) -> dict[str, str]:
     return {"Proxy-Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
 
 
-class _Line:
+class _OpenSocket:
     """A socket that another thread may hang up: who reads it then reads its end at once.
 
     It is kept here because a connection forgets its socket when the reply has no promised length.
@@ -175,8 +175,8 @@ class _Line:
 
 
 @contextmanager
-def _said_in_a_word(line: _Line) -> Generator[None, None, None]:
-    """Turn what sockets, TLS and framing raise into Broken; no text of theirs is kept."""
+def _said_in_a_word(line: _OpenSocket) -> Generator[None, None, None]:
+    """Turn what sockets, TLS and framing raise into TransportError; no text of theirs is kept."""
     word = ""
     try:
         yield
@@ -185,15 +185,15 @@ def _said_in_a_word(line: _Line) -> Generator[None, None, None]:
             "the certificate of the endpoint does not hold: correct base_url, or name the "
             "authority that signed it in SSL_CERT_FILE"
         ) from None
-    except (Broken, TimeoutError, OSError, http.client.HTTPException, ValueError) as error:
+    except (TransportError, TimeoutError, OSError, http.client.HTTPException, ValueError) as error:
         word = "timeout" if line.hung_up else _word_for(error)
     if word:
-        raise Broken(word)
+        raise TransportError(word)
 
 
 def _word_for(error: Exception) -> str:
     match error:
-        case Broken():
+        case TransportError():
             return str(error)
         case TimeoutError():
             return "timeout"
