@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ringworld.errors import InputError
 from ringworld.settings import MeshShape, WeightAxis
@@ -94,6 +94,8 @@ def shard(x: jax.Array, *logical: str | None, rules: Rules = RULES) -> jax.Array
     return jax.sharding.reshard(x, spec(*logical, rules=rules)) if has_mesh() else x
 
 
-def named_sharding(mesh: Mesh, *logical: str | None, rules: Rules = RULES) -> NamedSharding:
+def named_sharding(
+    mesh: Mesh | AbstractMesh, *logical: str | None, rules: Rules = RULES
+) -> NamedSharding:
     """Where an array with these logical axes lives on `mesh`."""
     return NamedSharding(mesh, spec(*logical, rules=rules))
