@@ -21,7 +21,7 @@ from typing import ParamSpec, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ringworld.errors import InputError
 from ringworld.settings import MeshShape, WeightAxis
@@ -123,7 +123,9 @@ def _check_mesh() -> None:
         )
 
 
-def named_sharding(mesh: Mesh, *logical: str | None, rules: Rules = RULES) -> NamedSharding:
+def named_sharding(
+    mesh: Mesh | AbstractMesh, *logical: str | None, rules: Rules = RULES
+) -> NamedSharding:
     """Where an array with these logical axes lives on `mesh`."""
     return NamedSharding(mesh, spec(*logical, rules=rules))
 
