@@ -183,7 +183,7 @@ from contextlib import nullcontext
 import jax
 import jax.numpy as jnp
 import ringworld
-from ringworld.models import folder
+from ringworld.weights import folder
 from ringworld.params import paths
 
 def held():
