@@ -51,6 +51,7 @@ class VQGAN:
     width: int
     """the length of a code's vector"""
     latent_channels: int | None = None
+    """between the encoder or decoder and the code vectors; without it their length"""
     commitment: float = 0.25
     """the weight of the loss that pulls latents to their codes"""
 
