@@ -183,6 +183,7 @@ from contextlib import nullcontext
 import jax
 import jax.numpy as jnp
 import ringworld
+import ringworld.weights.model  # so that its own size is not counted
 from ringworld.weights import folder
 from ringworld.params import paths
 
