@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def chat(config: Chat, announce: Announce, terminal: Terminal | None = None) -> 
         raise InputError("there is no question, and standard input is closed: give a question")
     attached = Attachments("" if config.doc is None else read_document(config.doc))
     shape = config.mesh
-    mesh = jax.set_mesh(make_mesh(**asdict(shape))) if shape.devices > 1 else nullcontext()
+    mesh = jax.set_mesh(make_mesh(**asdict(shape)))
     terminal = terminal or make_terminal(announce)
     announce(f"loading {config.model}")
     with mesh:
