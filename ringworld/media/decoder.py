@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 import av
 from av.subtitles.stream import SubtitleStream
-from PIL import ImageOps, TiffImagePlugin
+from PIL import ImageOps, PngImagePlugin, TiffImagePlugin
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -53,7 +53,7 @@ OTHER_PICTURES = {
 BAD_EXIF = (ArithmeticError, LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error)
 IMPORTED_LATE = (TiffImagePlugin, SubtitleStream)  # by the libraries, when it cannot be opened
 # A profile, or the workflow that made a picture, is a few megabytes at most.
-TEXT_LIMIT = 16 << 20
+TEXT_LIMIT = 16 << 20  # bytes
 
 
 def confine(*, memory: int, cpu_seconds: int) -> None:
@@ -137,6 +137,7 @@ def main(ask: dict[str, Any]) -> None:
     os.dup2(void, 1)
     os.dup2(void, 2)
     av.logging.set_level(None)
+    vars(PngImagePlugin).update(MAX_TEXT_CHUNK=TEXT_LIMIT)
     confine(memory=ask["memory"], cpu_seconds=ask["cpu_seconds"])
     try:
         with os.fdopen(0, "rb") as file:

@@ -47,6 +47,7 @@ class Film:
     def __init__(self, file: BinaryIO, *, pixels: int, threads: int) -> None:
         """Open the container; refuse what is no film or has over `pixels` pixels a frame."""
         self.file, self.pixels, self.threads = file, pixels, threads
+        whole = is_whole_riff(file)
         self.origin: Fraction | None = None
         self.reached, self.broken = Fraction(0), False
         self.open()
@@ -57,12 +58,15 @@ class Film:
         self.length = Fraction(length, av.time_base) if length and length > 0 else None
         if self.container.format.name == "avi":  # its length is guessed from what is there
             self.length = self.stream.frames * self.step
-        if self.container.format.name == "mpegvideo":  # guessed from the bit rate
+        # An elementary stream has no timestamps: those of the demuxer drift, and its length is
+        # guessed from the bit rate.
+        self.timed = self.container.format.name != "mpegvideo"
+        if not self.timed:
             self.length = None
         start = self.container.start_time
         self.begin = self.find_origin() if start is None else Fraction(start, av.time_base)
         # Empty frames at the end of an AVI repeat the last one; the demuxer passes over them.
-        self.holds = self.container.format.name == "avi" and is_whole_riff(file)
+        self.holds = whole and self.container.format.name == "avi"
         self.aspect = Fraction(self.stream.sample_aspect_ratio or 1)
         self.margins = find_margins(
             file,
@@ -110,8 +114,12 @@ class Film:
             raise Fault("pixels")
 
     def measure(self) -> Fraction:
-        """When the last frame leaves the screen, by the packets, all of which are read; rewinds."""
+        """When the last frame leaves the screen; reads all packets and rewinds."""
         origin = end = self.find_origin()
+        if not self.timed:
+            *_, (_, end, _, _) = self.displayed(Fraction(0))
+            self.open()
+            return end
         for packet in self.container.demux():
             covered = self.record_reach(packet)
             if packet.stream.index == self.stream.index and not packet.is_discard:
@@ -136,7 +144,7 @@ class Film:
 
     def frames(self, start: Fraction) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
         """(timestamp, time on screen, frame) in order, from the last key frame before `start`."""
-        if start > 0:
+        if start > 0 and self.timed:
             origin = self.find_origin() if self.origin is None else self.origin
             target = math.floor((start + origin) / self.tick)
             first = None
@@ -188,7 +196,10 @@ class Film:
                 self.check_pixels(frame.width, frame.height)
                 self.broken |= frame.is_corrupt
                 tick = Fraction(frame.time_base or self.tick)
-                latest, stamp = stamp, due if frame.pts is None else frame.pts * tick
+                latest, stamp = (
+                    stamp,
+                    frame.pts * tick if self.timed and frame.pts is not None else due,
+                )
                 if packet.size == 0 and stamp == latest:  # the last of an AVI, reordered
                     stamp = due
                 if self.origin is None:

@@ -31,7 +31,33 @@ from ringworld.progress import Announce
 from ringworld.recipes.pixels import CodecData, Frames, PictureData, to_unit, window
 
 STILLS = frozenset({".png", ".jpg", ".jpeg", ".webp"})
-FILMS = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif"})
+FILMS = frozenset(
+    {
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".gif",
+        ".mpg",
+        ".mpeg",
+        ".m1v",
+        ".m2v",
+        ".vob",
+        ".ts",
+        ".m2ts",
+        ".mts",
+        ".ogv",
+        ".asf",
+        ".wmv",
+        ".flv",
+        ".3gp",
+        ".3g2",
+        ".rm",
+        ".rmvb",
+    }
+)
 AHEAD = 32  # pictures decoded together: each has a process of its own, which takes long to start
 # One frame in so many is kept from training, to be drawn and measured.
 HELD_ONE_IN = 20
