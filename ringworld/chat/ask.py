@@ -17,7 +17,7 @@ from ringworld.media.clip import ANIMATIONS, write_animation
 from ringworld.mesh import make_mesh
 from ringworld.progress import Announce
 from ringworld.settings import Sampling
-from ringworld.tasks.clips import bare, question_prompt, request
+from ringworld.tasks.clips import question_prompt, unconditional_prompt, video_prompt
 from ringworld.weights.model import Model, load_model
 
 # The longest answer to a question about a clip: a description of three shapes.
@@ -56,8 +56,8 @@ def draw_captions(
     """A clip for each caption, with classifier-free guidance against the prompt without one."""
     codes = draw_frames(
         model.sharded_weights(),
-        [request(caption, model.tokenizer) for caption in captions],
-        [bare(model.tokenizer)] * len(captions),
+        [video_prompt(caption, model.tokenizer) for caption in captions],
+        [unconditional_prompt(model.tokenizer)] * len(captions),
         model.config,
         frames=frames,
         guidance=guidance,
@@ -79,7 +79,7 @@ def continue_scene(
     seen = open_frames(given, model.config.vocabulary, 0.0)
     codes = draw_frames(
         model.sharded_weights(),
-        [join([bare(model.tokenizer), seen])],
+        [join([unconditional_prompt(model.tokenizer), seen])],
         [],
         model.config,
         frames=frames_more,

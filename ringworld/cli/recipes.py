@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
-from ringworld.cli.options import parse
+from ringworld.cli.options import parse_options
 from ringworld.cli.verbs import prepare_jax
-from ringworld.errors import InputError, did_you_mean
 
 # What `train --help` says of each recipe, without importing any.
 SUMMARIES = {
@@ -29,19 +28,14 @@ def prepare_recipe(
 
     Raises InputError when there is no recipe or option of that name.
     """
-    if name not in SUMMARIES:
-        near = did_you_mean(name, SUMMARIES)
-        raise InputError(
-            f"there is no recipe {name}{near or ':'} use one of {', '.join(SUMMARIES)}"
-        )
-    prepare_jax()
     from ringworld.recipes.registry import find_recipe
 
     recipe = find_recipe(name)
+    prepare_jax()
     folder = Annotated[Path, arg(help="the folder of the run, to begin it or to go on")]
     flat: Any = Annotated  # of a type that is not known before
     fields = [("folder", folder), ("recipe", flat[type(recipe), arg(name="")])]
     options = make_dataclass(f"Train {name}", fields, frozen=True, kw_only=True)
     defaults = options(folder=Path("runs") / name, recipe=recipe)
-    asked = parse(options, words, f"ringworld train {name}", defaults)
+    asked = parse_options(options, words, f"ringworld train {name}", defaults)
     return defaults, lambda: announce(f"done: {asked.recipe.run(asked.folder, announce)}")

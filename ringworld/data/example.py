@@ -22,6 +22,7 @@ class Example:
     weights: Float[np.ndarray, "n"]
 
     def __len__(self) -> int:
+        """The number of tokens."""
         return len(self.tokens)
 
 

@@ -9,11 +9,12 @@ import jax
 from ringworld.data.samples import read_shelf
 from ringworld.evals.config import Grid
 from ringworld.evals.heatmap import draw_heatmaps
-from ringworld.evals.needle import Trial, make_form, run_needle
+from ringworld.evals.needle import Trial, run_needle
 from ringworld.files import whole
 from ringworld.mesh import make_mesh
 from ringworld.progress import Announce
 from ringworld.settings import Extension, MeshShape
+from ringworld.tasks.needle import make_form
 from ringworld.weights.model import load_model
 
 
@@ -46,7 +47,7 @@ def measure_needles(
             rules=rules,
         )
     trained, name = model.config.llama.context, f"needles of {folder.name}"
-    maps = {f"{name}, {rule}": of_rule(trials, rule, trained) for rule in rules}
+    maps = {f"{name}, {rule}": select_rule(trials, rule, trained) for rule in rules}
     if max(trial.length for trial in trials) <= trained:
         maps = {name: trials}
     with whole(out / "needle.png") as draft:
@@ -54,6 +55,6 @@ def measure_needles(
     announce(f"wrote {out / 'needle.json'} and {out / 'needle.png'}")
 
 
-def of_rule(trials: Sequence[Trial], rule: str, trained: int) -> list[Trial]:
-    """The trials of a rule, and those within the trained context, where every rule is plain."""
+def select_rule(trials: Sequence[Trial], rule: str, trained: int) -> list[Trial]:
+    """The trials of a rule, and those within the trained context, where no rule is needed."""
     return [trial for trial in trials if trial.rule == rule or trial.length <= trained]

@@ -26,17 +26,14 @@ from ringworld.models.world import World, WorldWeights
 from ringworld.progress import Announce
 from ringworld.settings import Extension, Sampling
 from ringworld.tasks.needle import (
-    BOOK,
-    QUESTION,
     Form,
     Needle,
-    answer_room,
+    count_haystack,
     draw_needles,
     hide,
+    max_answer_tokens,
     prompt,
-    room,
 )
-from ringworld.text.template import ANSWER_RULES, render
 from ringworld.text.tokenizer import Tokenizer
 
 
@@ -55,22 +52,6 @@ class Trial:
     response: str
     found: bool
     rule: str = "plain"
-
-
-def make_form(template: str, tokenizer: Tokenizer) -> Form:
-    """The words of a chat template around a book and a question.
-
-    Raises InputError when the template does not show them as they are.
-    """
-    first, last = tokenizer.bos_name or "", tokenizer.eos_name or ""
-    asked = [{"role": "user", "content": f"{BOOK} {QUESTION} {ANSWER_RULES}"}]
-    before, *rest = render(template, asked, bos_token=first, eos_token=last).split(BOOK)
-    if len(rest) != 1 or QUESTION not in rest[0]:
-        raise InputError(
-            "the chat template does not show a question once, as it was asked: remove "
-            "chat_template.jinja, and LWM's form is used"
-        )
-    return Form(before, rest[0])
 
 
 def run_needle(
@@ -103,13 +84,13 @@ def run_needle(
                 continue
             asked = _hide_needles(tokenizer, form, pages, length, depths, (grid.seed, length, turn))
             stretched = extend_context(c, length, rule) if beyond else c
-            steps, drawn = answer_room(form), Sampling()
+            steps, drawn = max_answer_tokens(form), Sampling()
             prompts = [ids for _, ids in asked]
             written = write_text(
                 weights, prompts, stretched, steps=steps, sampling=drawn, seed=grid.seed
             )
             trials += [
-                _judge(length, depth, turn, needle, tokenizer.decode(ids), rule)
+                _make_trial(length, depth, turn, needle, tokenizer.decode(ids), rule)
                 for depth, (needle, _), ids in zip(depths, asked, written, strict=True)
             ]
             _write_trials(results, trials)
@@ -134,7 +115,7 @@ def _hide_needles(
     needles = draw_needles(rng, len(depths))
     asked = []
     for needle, depth in zip(needles, depths, strict=True):
-        size = room(length, [needle], tokenizer, form)
+        size = count_haystack(length, [needle], tokenizer, form)
         if size > len(pages):
             raise InputError(
                 f"the books hold {len(pages)} tokens and a haystack needs {size}: add books or use "
@@ -146,8 +127,10 @@ def _hide_needles(
     return asked
 
 
-def _judge(length: int, depth: float, turn: int, needle: Needle, response: str, rule: str) -> Trial:
-    found = str(needle.number) in response
+def _make_trial(
+    length: int, depth: float, turn: int, needle: Needle, response: str, rule: str
+) -> Trial:
+    found = needle.found_in(response)
     return Trial(length, depth, turn, needle.city, needle.number, response, found, rule)
 
 

@@ -30,11 +30,17 @@ class FrameSampling:
     """
 
     fps: float | None = 1.0
+    """frames a second"""
     num_frames: int | None = None
+    """so many frames, evenly over the span, in place of fps"""
     min_frames: int | None = None
+    """the fewest frames"""
     max_frames: int | None = None
+    """the most frames"""
     video_start: float = 0.0
+    """the second where the span begins"""
     video_end: float | None = None
+    """the second before which it ends; without it the film's own end"""
 
     def __post_init__(self) -> None:
         if self.fps is not None and not 0 < self.fps < math.inf:

@@ -12,8 +12,8 @@ from ringworld.data.packing.rows import check_shares
 from ringworld.data.samples import SampleFilm, Shelf, read_sample_film, read_shelf
 from ringworld.fetch import fetch
 from ringworld.progress import Announce
-from ringworld.tasks.clips import CodedClip, clip_example, draw_clips, film_example
-from ringworld.tasks.needle import draw_needles, longest_needles, recall_example, room
+from ringworld.tasks.clips import CodedClip, clip_example, draw_clips, video_alone
+from ringworld.tasks.needle import count_haystack, draw_needles, max_needles, recall_example
 from ringworld.text.load import load_tokenizer
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.train.stage import ModelData, ModelStage
@@ -77,9 +77,9 @@ def text_sources(shelf: Shelf, tokenizer: Tokenizer) -> dict[str, DrawExample]:
     def recall(rng: np.random.Generator, longest: int) -> Example:
         least = max(longest / 4, SHORTEST_RECALL)
         length = int(np.exp(rng.uniform(np.log(least), np.log(longest + 1))))
-        most = 1 if rng.random() < 0.5 else longest_needles(length)
+        most = 1 if rng.random() < 0.5 else max_needles(length)
         needles = draw_needles(rng, int(rng.integers(1, 1 + most)))
-        passage = draw_passage(rng, shelf.books, room(length, needles, tokenizer))
+        passage = draw_passage(rng, shelf.books, count_haystack(length, needles, tokenizer))
         return recall_example(rng, passage, needles, tokenizer)
 
     def echo(rng: np.random.Generator, longest: int) -> Example:
@@ -103,6 +103,6 @@ def vision_sources(
         run = runs[int(rng.integers(len(runs)))]
         most = (longest - 4) // vocabulary.frame_length
         start = int(rng.integers(max(len(run) - most, 0) + 1))
-        return film_example(run[start : start + most], tokenizer, vocabulary)
+        return video_alone(run[start : start + most], tokenizer, vocabulary)
 
     return dict(zip(VISION, (shapes, scenes), strict=True))

@@ -5,8 +5,8 @@
                        USER: {question} ASSISTANT: {answer}</s> ...
     video alone        <s><vision>...</vision></s>
 
-What is given is not learned, so an example teaches one modality. The bare video teaches what
-guidance moves away from.
+What is given is not learned, so an example teaches one modality. Video alone teaches the
+unconditional distribution that classifier-free guidance needs.
 """
 
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ from ringworld.text.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary
 
 FRAMES_A_CLIP = 6
-# The share of clips that have a frame of the film for a ground; the others have a plain one.
+# The share of clips with a film frame as their ground; the others have a plain one.
 OVER_FILM = 0.2
-# The most turns of a talk about one clip: each tells of the same codes, which are read only once.
+# The most questions about one clip: all share its codes, which are read once.
 TURNS = 8
 
 
@@ -41,14 +41,14 @@ class CodedClip:
     codes: Int[np.ndarray, "Z Q"]
 
 
-def request(wish: str, tokenizer: Tokenizer) -> Example:
-    """The prompt that asks for a video, up to `<vision>`: codes come next."""
+def video_prompt(wish: str, tokenizer: Tokenizer) -> Example:
+    """The prompt that asks for a video, up to and with `<vision>`; codes come next."""
     ids = tokenizer.encode(f"{SYSTEM} USER: Generate a video of {wish} ASSISTANT: ")
     return text([*tokenizer.bos_ids, *ids, tokenizer.vision_start], 0.0)
 
 
-def bare(tokenizer: Tokenizer) -> Example:
-    """The prompt without a wish, that guidance moves away from."""
+def unconditional_prompt(tokenizer: Tokenizer) -> Example:
+    """The prompt for any video, `<s><vision>`, which guidance moves away from."""
     return text([*tokenizer.bos_ids, tokenizer.vision_start], 0.0)
 
 
@@ -56,24 +56,26 @@ def _ending(tokenizer: Tokenizer) -> Example:
     return text([tokenizer.vision_end, tokenizer.eos], 0.0)
 
 
-def draw_example(
+def text_to_video(
     wish: str, codes: Int[np.ndarray, "Z Q"], tokenizer: Tokenizer, vocabulary: Vocabulary
 ) -> Example:
-    """Text then video: the frames are learned."""
-    return join([request(wish, tokenizer), frames(codes, vocabulary, 1.0), _ending(tokenizer)])
+    """An example of text then video, of which the frames are learned."""
+    return join([video_prompt(wish, tokenizer), frames(codes, vocabulary, 1.0), _ending(tokenizer)])
 
 
-def film_example(
+def video_alone(
     codes: Int[np.ndarray, "Z Q"], tokenizer: Tokenizer, vocabulary: Vocabulary
 ) -> Example:
-    """Video alone: the frames are learned."""
-    return join([bare(tokenizer), frames(codes, vocabulary, 1.0), _ending(tokenizer)])
+    """An example of video alone, of which the frames are learned."""
+    return join(
+        [unconditional_prompt(tokenizer), frames(codes, vocabulary, 1.0), _ending(tokenizer)]
+    )
 
 
 def question_prompt(
     asked: str, codes: Int[np.ndarray, "Z Q"], tokenizer: Tokenizer, vocabulary: Vocabulary
 ) -> Example:
-    """A question and its video, up to the answer."""
+    """A question and its video, up to where the answer begins."""
     opening = [
         *tokenizer.bos_ids,
         *tokenizer.encode(f"{SYSTEM} USER: {asked}\n"),
@@ -88,13 +90,13 @@ def question_prompt(
     )
 
 
-def talk_example(
+def video_to_text(
     turns: Sequence[tuple[str, str]],
     codes: Int[np.ndarray, "Z Q"],
     tokenizer: Tokenizer,
     vocabulary: Vocabulary,
 ) -> Example:
-    """Video then text: (question, answer) turns about one clip, of which the answers are learned.
+    """An example of video then (question, answer) turns, of which the answers are learned.
 
     The first question comes before the video, the others follow the answer before them.
     """
@@ -109,22 +111,22 @@ def talk_example(
 def clip_example(
     rng: np.random.Generator, clip: CodedClip, tokenizer: Tokenizer, vocabulary: Vocabulary
 ) -> Example:
-    """The clip drawn from words (5 in 10), talked about (4), or bare (1)."""
+    """One of three forms: text then video (5 in 10), video then text (4), video alone (1)."""
     form = rng.choice(3, p=(0.5, 0.4, 0.1))
     words = caption(clip.scene)
     if form == 0:
-        return draw_example(words, clip.codes, tokenizer, vocabulary)
+        return text_to_video(words, clip.codes, tokenizer, vocabulary)
     if form == 2:
-        return film_example(clip.codes, tokenizer, vocabulary)
+        return video_alone(clip.codes, tokenizer, vocabulary)
     pairs = [(DESCRIBE, words), *questions(clip.scene)]
     chosen = rng.permutation(len(pairs))[:TURNS]
-    return talk_example([pairs[i] for i in chosen], clip.codes, tokenizer, vocabulary)
+    return video_to_text([pairs[i] for i in chosen], clip.codes, tokenizer, vocabulary)
 
 
 def draw_clips(
     film: SampleFilm, codec: Codec, count: int, seed: int, cache: Path, announce: Announce
 ) -> list[CodedClip]:
-    """`count` scenes, some over frames of the film, with their codes; kept in `cache`."""
+    """`count` random scenes, some over frames of the film, with their codes; kept in `cache`."""
     learned = film.frames[~film.held_out]
     scenes = []
     for i in range(count):

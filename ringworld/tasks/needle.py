@@ -1,4 +1,4 @@
-"""Needles: random numbers hidden in a book, and the question for one of them.
+"""Needles: random numbers hidden in a book, the question for one of them, and its judge.
 
 The words are LWM's, so that its figures can be compared. Numbers are random, because what a model
 has read before proves nothing. Lengths and depths are counted in the model's own tokens.
@@ -12,14 +12,14 @@ from jaxtyping import Int
 
 from ringworld.data.example import Example, join, text
 from ringworld.errors import InputError
-from ringworld.text.template import ANSWER_RULES, SYSTEM
+from ringworld.text.template import ANSWER_RULES, SYSTEM, render
 from ringworld.text.tokenizer import Tokenizer
 
-# Room for the answer: seven digits and the end of the text, with some to spare.
-ANSWER_ROOM = 16
+# Tokens of an answer: seven digits and the end of the text, with some to spare.
+ANSWER_TOKENS = 16
 # A model that was not trained on needles answers in a sentence: "The special magic ... number is".
-SENTENCE_ROOM = 48
-# Noncharacters of Unicode, which no text has: where a book and a question stand in a form.
+SENTENCE_TOKENS = 48
+# Noncharacters of Unicode, which stand for the book and the question in a form.
 BOOK, QUESTION = "\ufdd1", "\ufdd2"
 NAMES = """
     Accra Algiers Amman Amsterdam Ankara Athens Auckland Baghdad Baku Bangkok Barcelona Beirut
@@ -43,24 +43,45 @@ class Needle:
 
     @property
     def sentence(self) -> str:
-        """What is hidden in the book."""
+        """The line that is hidden in the book."""
         return f"\nThe special magic {self.city} number is: {self.number}\n"
 
     @property
     def question(self) -> str:
-        """What is asked at the end."""
+        """The question at the end."""
         return f"What is the special magic {self.city} number?"
+
+    def found_in(self, response: str) -> bool:
+        """Whether a response contains the number, as LWM judges."""
+        return str(self.number) in response
 
 
 @dataclass(frozen=True)
 class Form:
-    """A model's own words around a book and a question, special tokens spelled.
+    """The text of a model's chat template around a book, with special tokens as text.
 
-    `before` stands before the book, `behind` behind it, with `QUESTION` where the question goes.
+    `before` comes before the book; `after` comes after it and has `QUESTION` where the question
+    goes.
     """
 
     before: str
-    behind: str
+    after: str
+
+
+def make_form(template: str, tokenizer: Tokenizer) -> Form:
+    """The form of a chat template.
+
+    Raises InputError when the template does not show them as they are.
+    """
+    first, last = tokenizer.bos_name or "", tokenizer.eos_name or ""
+    asked = [{"role": "user", "content": f"{BOOK} {QUESTION} {ANSWER_RULES}"}]
+    before, *rest = render(template, asked, bos_token=first, eos_token=last).split(BOOK)
+    if len(rest) != 1 or QUESTION not in rest[0]:
+        raise InputError(
+            "the chat template does not show a question once, as it was asked: remove "
+            "chat_template.jinja, and LWM's form is used"
+        )
+    return Form(before, rest[0])
 
 
 def draw_needles(rng: np.random.Generator, count: int) -> list[Needle]:
@@ -100,7 +121,7 @@ def _opening(tokenizer: Tokenizer, form: Form | None = None) -> list[int]:
 
 def _ask(needle: Needle, tokenizer: Tokenizer, form: Form | None = None) -> list[int]:
     if form is not None:
-        return tokenizer.encode_spelled(form.behind.replace(QUESTION, needle.question))
+        return tokenizer.encode_spelled(form.after.replace(QUESTION, needle.question))
     return tokenizer.encode(f" {needle.question} {ANSWER_RULES} ASSISTANT: ")
 
 
@@ -108,20 +129,20 @@ def _ask_again(needle: Needle, tokenizer: Tokenizer) -> list[int]:
     return tokenizer.encode(f" USER: {needle.question} ASSISTANT: ")
 
 
-def answer_room(form: Form | None) -> int:
-    """How many tokens an answer may have."""
-    return ANSWER_ROOM if form is None else SENTENCE_ROOM
+def max_answer_tokens(form: Form | None) -> int:
+    """The most tokens that an answer may have."""
+    return ANSWER_TOKENS if form is None else SENTENCE_TOKENS
 
 
-def room(
+def count_haystack(
     length: int, needles: Sequence[Needle], tokenizer: Tokenizer, form: Form | None = None
 ) -> int:
-    """The haystack tokens that fit into `length` beside needles, a question for each, and answers.
+    """How many haystack tokens fit into `length` beside needles, their questions and answers.
 
-    Raises InputError when none does.
+    Raises InputError when the others alone do not fit.
     """
     hidden = sum(len(tokenizer.encode(needle.sentence)) for needle in needles)
-    questions = len(_ask(needles[0], tokenizer, form)) + answer_room(form) * len(needles)
+    questions = len(_ask(needles[0], tokenizer, form)) + max_answer_tokens(form) * len(needles)
     questions += sum(len(_ask_again(needle, tokenizer)) for needle in needles[1:])
     left = length - len(_opening(tokenizer, form)) - hidden - questions
     if left < 0:
@@ -131,17 +152,17 @@ def room(
     return left
 
 
-def longest_needles(length: int) -> int:
-    """How many needles leave a third of `length` tokens or more to the haystack; at most 16."""
+def max_needles(length: int) -> int:
+    """The most needles that leave a third of `length` tokens to the haystack, from 1 to 16."""
     return max(1, min(16, (length - 128) // 96))
 
 
 def prompt(
     hidden: Int[np.ndarray, "n"], asked: Needle, tokenizer: Tokenizer, form: Form | None = None
 ) -> Int[np.ndarray, "m"]:
-    """The book with its needle, the question, the rules; the answer comes next.
+    """A book with its needle, the question and the rules, up to where the answer begins.
 
-    The words are LWM's unless there is a form.
+    The words around them are LWM's unless a form is given.
     """
     parts = [_opening(tokenizer, form), hidden, _ask(asked, tokenizer, form)]
     return np.concatenate(parts).astype(np.int32)

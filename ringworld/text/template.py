@@ -107,7 +107,8 @@ def render(
     if len(template) > limits.template:
         raise InputError(
             f"the chat template has {len(template):,} characters and {limits.template:,} are "
-            "allowed: use another, such as --template lwm"
+            "allowed: use another, such as lwm",
+            setting="template",
         )
     context = {
         **more,
@@ -130,7 +131,7 @@ def render(
     if answer["fault"] == "refused":
         raise InputError(f"the chat template refuses these messages: {said or 'it does not say'}")
     sentence = SENTENCES.get(answer["fault"], SENTENCES["failed"]) + (f" ({said})" if said else "")
-    raise InputError(f"the chat template {sentence}: use another, such as --template lwm")
+    raise InputError(f"the chat template {sentence}: use another, such as lwm", setting="template")
 
 
 def _ask(bounds: str, request: str, patience: float) -> dict[str, str]:

@@ -31,7 +31,7 @@ from ringworld.errors import InputError
 from ringworld.files import alone_in
 from ringworld.media.clip import read_clip, read_image, write_animation
 from ringworld.media.sampling import FrameSampling
-from ringworld.tasks.clips import draw_example, film_example, talk_example
+from ringworld.tasks.clips import text_to_video, video_alone, video_to_text
 from ringworld.text.load import load_tokenizer
 from ringworld.weights.codecs import load_codec
 from ringworld.weights.shipped import NANO
@@ -222,7 +222,7 @@ def test_a_film_in_any_dialect_is_the_talk_that_recipes_make(
     codes = CODEC.encode(read_clip(corpus / "film.mp4", FrameSampling(fps=2.0), size=64).frames)
     assert len(codes) == FRAMES
     vocabulary = Shards(corpus / "out").manifest.vocabulary
-    wanted = talk_example([("What is it?", "Noise.")], codes, TOKENIZER, vocabulary)
+    wanted = video_to_text([("What is it?", "Noise.")], codes, TOKENIZER, vocabulary)
     for name, value in vars(wanted).items():
         assert np.array_equal(getattr(made, name), value), name
     assert Shards(corpus / "out").record(0).seconds.tolist() == [i / 2 for i in range(FRAMES)]
@@ -302,7 +302,7 @@ def test_an_answer_may_be_drawn(corpus: Path) -> None:
     (made,) = examples(corpus, f"{CHAT}fps = 2")
     codes = CODEC.encode(read_clip(corpus / "film.mp4", FrameSampling(fps=2.0), size=64).frames)
     vocabulary = Shards(corpus / "out").manifest.vocabulary
-    wanted = draw_example("noise", codes, TOKENIZER, vocabulary)
+    wanted = text_to_video("noise", codes, TOKENIZER, vocabulary)
     assert made.tokens.tolist() == wanted.tokens.tolist()
     assert made.weights.tolist() == wanted.weights.tolist()
 
@@ -321,9 +321,9 @@ def test_a_caption_has_the_form_that_recipes_give_it(corpus: Path, order: str) -
     codes = CODEC.encode(read_clip(corpus / "film.mp4", FrameSampling(fps=2.0), size=64).frames)
     rest = (TOKENIZER, Shards(corpus / "out").manifest.vocabulary)
     wanted = {
-        "text-vision": draw_example("noise", codes, *rest),
-        "vision-text": talk_example([("Describe the video.", "noise")], codes, *rest),
-        "vision": film_example(codes, *rest),
+        "text-vision": text_to_video("noise", codes, *rest),
+        "vision-text": video_to_text([("Describe the video.", "noise")], codes, *rest),
+        "vision": video_alone(codes, *rest),
     }[order]
     assert made.tokens.tolist() == wanted.tokens.tolist()
     assert made.weights.tolist() == wanted.weights.tolist()

@@ -27,7 +27,7 @@ from ringworld.mesh import make_mesh
 from ringworld.settings import MeshShape
 from ringworld.tasks import needle
 from ringworld.tasks.needle import (
-    ANSWER_ROOM,
+    ANSWER_TOKENS,
     CITIES,
     Needle,
     draw_needles,
@@ -202,23 +202,23 @@ def test_prompt_and_answers_fill_exactly_the_length(
     tokenizer: Tokenizer, count: int, length: int, rng: np.random.Generator
 ) -> None:
     needles = draw_needles(rng, count)
-    haystack = haystack_of(tokenizer, needle.room(length, needles, tokenizer))
+    haystack = haystack_of(tokenizer, needle.count_haystack(length, needles, tokenizer))
     whole = recall_example(rng, haystack, needles, tokenizer)
     answers = count * len([*"1234567", "</s>"])
-    assert len(whole) == length - count * ANSWER_ROOM + answers
+    assert len(whole) == length - count * ANSWER_TOKENS + answers
     if count == 1:
         hidden = hide(haystack, needles, [0.5], tokenizer)
-        assert len(needle.prompt(hidden, needles[0], tokenizer)) == length - ANSWER_ROOM
+        assert len(needle.prompt(hidden, needles[0], tokenizer)) == length - ANSWER_TOKENS
 
 
 def test_a_length_without_room_is_refused_with_the_least_that_fits(
     tokenizer: Tokenizer, rng: np.random.Generator
 ) -> None:
     needles = draw_needles(rng, 2)
-    sentence = refusal(lambda: needle.room(100, needles, tokenizer))
+    sentence = refusal(lambda: needle.count_haystack(100, needles, tokenizer))
     least = int(sentence.rsplit(" ", 1)[1])
-    assert needle.room(least, needles, tokenizer) == 0
-    refusal(lambda: needle.room(least - 1, needles, tokenizer))
+    assert needle.count_haystack(least, needles, tokenizer) == 0
+    refusal(lambda: needle.count_haystack(least - 1, needles, tokenizer))
 
 
 @settings(max_examples=100, deadline=None)

@@ -11,18 +11,17 @@ from ringworld.errors import InputError
 from ringworld.evals import needle
 from ringworld.evals.config import Grid
 from ringworld.evals.heatmap import draw_heatmaps, name_length
-from ringworld.evals.measure import of_rule
-from ringworld.evals.needle import accuracy, make_form, read_trials, run_needle
+from ringworld.evals.measure import select_rule
+from ringworld.evals.needle import accuracy, read_trials, run_needle
 from ringworld.models.world import specs
-from ringworld.params import init
 from ringworld.recipes.nano import NANO_WORLD
-from ringworld.tasks.needle import CITIES, SENTENCE_ROOM, Form
+from ringworld.tasks.needle import CITIES, SENTENCE_TOKENS, Form, make_form
 from ringworld.text.load import load_tokenizer
 from ringworld.text.template import ANSWER_RULES
 from ringworld.weights.shipped import NANO
 
 # The model is replaced by a reader, which does not look at the weights.
-NOTHING = init(specs(NANO_WORLD), 0)
+NOTHING = specs(NANO_WORLD)  # weights that nothing reads
 GRID = Grid(lengths=(256, 512), depths=(0.0, 0.5, 1.0), rounds=2)
 
 
@@ -97,7 +96,7 @@ def test_a_models_own_template_asks_in_the_same_words(books, tmp_path, monkeypat
         assert ids[0] == words.bos and ids.count(words.eos) == 1
         said = words.decode(ids)
         assert said.startswith("[") and said.endswith(f" number? {ANSWER_RULES}]A:")
-    assert {len(prompt) + SENTENCE_ROOM for prompt in asked} <= {255, 256, 511, 512}
+    assert {len(prompt) + SENTENCE_TOKENS for prompt in asked} <= {255, 256, 511, 512}
 
 
 @pytest.mark.parametrize("template", ["{{ messages[0].content }}" * 2, "Hello.", "{{ BOOK }}"])
@@ -132,7 +131,7 @@ def test_beyond_the_context_every_rule_is_tried_on_the_same_prompts(
     assert len(within) == 6 and len(beyond) == 3
     assert all(prompts == beyond[0] for prompts in beyond)
     for rule in rules:
-        assert len(of_rule(trials, rule, 256)) == 12
+        assert len(select_rule(trials, rule, 256)) == 12
 
 
 def test_a_file_that_is_no_result_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ringworld.errors import InputError
-from ringworld.tasks.clips import question_prompt, request
+from ringworld.tasks.clips import question_prompt, video_prompt
 from ringworld.tasks.needle import Needle, prompt
 from ringworld.text.load import load_tokenizer
 from ringworld.text.template import (
@@ -219,7 +219,7 @@ def test_the_forms_are_what_the_shipped_model_was_trained_on() -> None:
     assert words.decode(ours) == words.decode(prompt(book, needle, words).tolist())
     wish = [{"role": "user", "content": "a red circle"}]
     drawn = words.encode_spelled(render(FORMS["video"], wish, **NAMES))
-    assert [*drawn, words.vision_start] == request("a red circle", words).tokens.tolist()
+    assert [*drawn, words.vision_start] == video_prompt("a red circle", words).tokens.tolist()
     before, after = render(
         FORMS["lwm"], [{"role": "user", "content": f"{ASK}\n{IMAGE_PLACEHOLDER}"}], **NAMES
     ).split(IMAGE_PLACEHOLDER)

@@ -61,12 +61,15 @@ class Pieces:
     stop: Int[np.ndarray, "P"]
 
     def __len__(self) -> int:
+        """The number of pieces."""
         return len(self.example)
 
     def __getitem__(self, i: int) -> Piece:
+        """Piece i."""
         return Piece(int(self.example[i]), int(self.start[i]), int(self.stop[i]))
 
     def __iter__(self) -> Iterator[Piece]:
+        """The pieces, in order."""
         return (self[i] for i in range(len(self)))
 
     @property
@@ -112,9 +115,11 @@ class PackingPlan:
     pieces: Pieces
 
     def __len__(self) -> int:
+        """The number of rows."""
         return len(self.offsets) - 1
 
     def __getitem__(self, row: int) -> tuple[Piece, ...]:
+        """The pieces of a row, in order."""
         return tuple(self.pieces[i] for i in range(self.offsets[row], self.offsets[row + 1]))
 
 

@@ -61,9 +61,13 @@ MASKED = Packing()
 class Examples(Protocol):
     """Examples by number: a list, token shards, or a mix of them."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """The number of examples."""
+        ...
 
-    def __getitem__(self, i: int, /) -> Example: ...
+    def __getitem__(self, i: int, /) -> Example:
+        """Example i."""
+        ...
 
 
 @runtime_checkable
@@ -121,6 +125,7 @@ class PackedRows:
             )
 
     def __len__(self) -> int:
+        """The number of rows in an epoch."""
         return len(self.plan)
 
     def __getitem__(self, number: int) -> Batch:
@@ -154,6 +159,7 @@ class MixedRows:
         self._ends = np.cumsum([len(rows) for rows in self.sources.values()])
 
     def __len__(self) -> int:
+        """The number of rows of all sources."""
         return int(self._ends[-1])
 
     def _find(self, number: int) -> tuple[PackedRows, int]:

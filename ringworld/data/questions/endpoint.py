@@ -54,7 +54,7 @@ class Endpoint:
     timeout: float = 120.0
     """seconds for one exchange, whole"""
     temperature: float | None = None
-    """None leaves it to the endpoint"""
+    """of the replies; without it the endpoint's own"""
     answer_tokens: int = 512
     """the most tokens of a reply, thoughts included"""
     limit_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
@@ -97,7 +97,7 @@ class Endpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What one run of the command may spend; None for no limit. Cached answers are free."""
+    """What one run may spend; without a value there is no limit. Cached answers are free."""
 
     requests: int | None = None
     """tries included"""
