@@ -1,5 +1,7 @@
 """Every implementation of attention gives the numbers of its definition, and costs what it says."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
@@ -458,3 +460,55 @@ def test_a_kernel_that_cannot_run_here_is_refused() -> None:
     q, k, v, _ = (jnp.asarray(x) for x in draw(8, 4))
     with pytest.raises(InputError, match="tpu kernel cannot run on this platform, cpu"):
         attend(q, k, v, one_document(8), impl="tpu")
+
+
+# ---- what cannot be attended to is refused before anything is computed
+
+BAD_CALLS = """
+import numpy as np
+from ringworld import Where, attend
+from ringworld.errors import InputError
+
+T = 300
+q = np.zeros((1, T, 8, 16), np.float32)
+where = Where(*(np.ones((1, T), np.int32),) * 2)
+turned = q.swapaxes(1, 2)
+short = Where(where.positions[:, :200], where.segments[:, :200])
+floats = Where(where.positions.astype(np.float32), where.segments)
+for args, impl in [
+    ((q, q[:, :50], q, where), None),
+    ((q, q[:, :50], q[:, :50], where), None),
+    ((q, q[..., :8], q[..., :8], where), None),
+    ((q, q, q, short), None),
+    ((turned, turned, turned, where), None),
+    ((q[0], q[0], q[0], where), None),
+    ((q.astype(np.int32), q, q, where), None),
+    ((q, q, q, floats), None),
+    ((q, q, q, where), "flash"),
+]:
+    try:
+        attend(*args, impl=impl)
+    except InputError as error:
+        print(error)
+    else:
+        print("computed")
+"""
+
+
+def test_shapes_that_do_not_fit_are_refused_by_name_without_a_shape_checker() -> None:
+    done = subprocess.run([sys.executable, "-c", BAD_CALLS], capture_output=True, text=True)
+    told = done.stdout.splitlines()
+    wanted = [
+        ["k is (1, 50, 8, 16)", "v is (1, 300, 8, 16)"],
+        ["q is (1, 300, 8, 16)", "k is (1, 50, 8, 16)"],
+        ["q is (1, 300, 8, 16)", "k is (1, 300, 8, 8)"],
+        ["positions is (1, 200)", "q is (1, 300, 8, 16)"],
+        ["positions is (1, 300)", "q is (1, 8, 300, 16)", "swap axes 1 and 2"],
+        ["(300, 8, 16)", "[batch, tokens, heads, head width]"],
+        ["int32 (1, 300, 8, 16)", "floating-point"],
+        ["positions is an array of float32"],
+        ["'flash'", "xla", "tpu", "gpu", "dense"],
+    ]
+    assert len(told) == len(wanted), done.stderr
+    for sentence, parts in zip(told, wanted, strict=True):
+        assert all(part in sentence for part in parts), sentence
