@@ -48,7 +48,7 @@ def empty_cache(rows: int, places: int, c: World) -> Cache:
     return Cache(keys(), keys(), Where(rows_of_zeros(), rows_of_zeros()))
 
 
-Pair = tuple[Array, Array]  # keys and values of all layers
+KeysValues = tuple[Array, Array]  # keys and values of all layers
 # put(held, new, layer): the array `held` of all layers `[L, B, S, ...]` with the new tokens of one.
 Writer = Callable[[Array, Array, Array], Array]
 
@@ -68,10 +68,10 @@ def forward_cached(
     that `cache.where` still calls padding. Reads follow writes, so XLA makes no copy.
     """
 
-    def body(carry: tuple[Array, Pair], held: tuple[Block, Array]) -> tuple[Any, None]:
+    def body(carry: tuple[Array, KeysValues], held: tuple[Block, Array]) -> tuple[Any, None]:
         (x, (ks, vs)), (w, i) = carry, held
 
-        def attend(q: Array, k: Array, v: Array, where: Where) -> tuple[Array, Pair]:
+        def attend(q: Array, k: Array, v: Array, where: Where) -> tuple[Array, KeysValues]:
             cached = put(ks, k, i), put(vs, v, i)
             return attend_new(q, (k, v), where, cached, cache.where, layer=i), cached
 
