@@ -466,7 +466,7 @@ def test_a_vocabulary_of_nothing_is_refused() -> None:
         Vocabulary(text=9, bos=1, eos=2, codes=-1)
 
 
-@pytest.mark.parametrize("size", [0, -2, 1.5, "2"])
-def test_a_mesh_axis_that_is_no_whole_number_is_refused(size: Any) -> None:
-    with pytest.raises(InputError, match=f"mesh axis seq is {size!r} and must be at least 1"):
+@pytest.mark.parametrize("size", [0, -2])
+def test_a_mesh_axis_below_one_is_refused(size: int) -> None:
+    with pytest.raises(InputError, match=f"mesh axis seq is {size} and must be at least 1"):
         make_mesh(seq=size)
