@@ -1,6 +1,7 @@
 """The demo in miniature: every step of the story with the shipped model, and then again."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -77,6 +78,7 @@ def test_the_demo_tells_its_whole_story_and_a_second_run_repeats_nothing(
     written = page.read_text()
     for word in ("Big Buck Bunny", "needle", "held out", "questions"):
         assert word in written
+    assert re.search(r"[012] of 2 \(95 %: \d+ to \d+ %, a guess: (&lt; )?\d+ %\)", written)
     assert len([line for line in said if line.startswith("stage ")]) == 2
     metrics = (page.parent / "1k" / "metrics.jsonl").read_text()
     page.unlink()
@@ -84,7 +86,7 @@ def test_the_demo_tells_its_whole_story_and_a_second_run_repeats_nothing(
     assert not any(line.startswith(("stage ", "decoding", "needle:")) for line in again)
     assert (page.parent / "1k" / "metrics.jsonl").read_text() == metrics
     _, third = story()
-    assert len(third) == 1 and "to its end" in third[0]
+    assert len(third) == 1 and "is finished: remove" in third[0]
 
 
 def test_a_folder_of_another_run_is_refused(
