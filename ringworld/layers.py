@@ -1,7 +1,9 @@
-"""The pieces of a decoder layer, a few lines each. Weights come gathered (see `params.gather`)."""
+"""Primitives of a decoder on the mesh: projection, norm, chunks of tokens, embedding.
+
+Weights come gathered (see `params.gather`).
+"""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +12,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from ringworld.mesh import has_mesh, spec
+from ringworld.mesh import shard, spec
 
 # Tokens whose MLP features exist at one time on a device. Each chunk adds to the float32 gradients
 # of the weights: at 2048 tokens that is 512 FLOPs for each byte of them that moves, and an H100
@@ -29,7 +31,7 @@ def contract(subscripts: str, x: Array, w: Array, *features: str | None) -> Arra
 
     `features` names the logical axes of the result after `[B, T]`.
     """
-    out_sharding = PartitionSpec(*placed_rows(x), *spec(*features)) if has_mesh() else None
+    out_sharding = PartitionSpec(*placed_rows(x), *spec(*features))
     return jnp.einsum(subscripts, x, w.astype(x.dtype), out_sharding=out_sharding)
 
 
@@ -42,22 +44,40 @@ def rms_norm(
     return (wide * scale * gain.astype(jnp.float32)).astype(x.dtype)
 
 
-def swiglu(
-    x: Float[Array, "T D"],
-    w_gate: Float[Array, "D F"],
-    w_up: Float[Array, "D F"],
-    w_down: Float[Array, "F D"],
-) -> Float[Array, "T D"]:
-    """(silu(x W_gate) * x W_up) W_down. Source: Shazeer, "GLU variants" (arXiv 2002.05202)."""
-    gate, up = (jnp.einsum("td,df->tf", x, w.astype(x.dtype)) for w in (w_gate, w_up))
-    return jnp.einsum("tf,fd->td", jax.nn.silu(gate) * up, w_down.astype(x.dtype))
+def over_tokens(
+    f: Callable[..., Array],
+    x: Float[Array, "B T D"],
+    weights: tuple[Array, ...],
+    axes: tuple[tuple[str | None, ...], ...],
+) -> Float[Array, "B T D"]:
+    """`f(tokens [T, D], *weights)`, a function of single tokens, of all the tokens of `x`.
+
+    `axes` are the logical axes of the weights. Each device goes through its own tokens, `CHUNK` at
+    a time, and the parts of results that stand for its part of the features are summed over
+    `tensor`. Source: Liu and Abbeel, "Blockwise Parallel Transformer" (arXiv 2305.19370).
+    """
+    rows = PartitionSpec(*placed_rows(x), None)
+    places = (rows, *(spec(*logical) for logical in axes))
+
+    def local(x: Array, *weights: Array) -> Array:
+        # Each device adds part of every sum, from its part of the features, and has a gradient of
+        # its own of all that it reads. One sum over devices follows the last chunk; left to
+        # autodiff, the sums would stand in the loop.
+        over = (*_axes(rows), "tensor")
+        x, *parts = (
+            lax.pcast(a, tuple(axis for axis in over if axis not in _axes(place)), to="varying")
+            for a, place in zip((x, *weights), places, strict=True)
+        )
+        return lax.psum(_in_chunks(lambda tokens: f(tokens, *parts), x), "tensor")
+
+    weights = tuple(shard(w, *logical) for w, logical in zip(weights, axes, strict=True))
+    return jax.shard_map(local, in_specs=places, out_specs=rows)(x, *weights)
 
 
-def in_chunks(f: Callable[[Array], Array], x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    """`f`, a function of single tokens, of all of them: CHUNK at a time, forward and backward.
+def _in_chunks(f: Callable[[Array], Array], x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """`f` of all tokens, CHUNK at a time, forward and backward.
 
-    Chunks are of equal length, so there are fewer tokens of padding than chunks. Source: Liu and
-    Abbeel, "Blockwise Parallel Transformer" (arXiv 2305.19370).
+    Chunks are of equal length, so there are fewer tokens of padding than chunks.
     """
     tokens = x.reshape(-1, x.shape[-1])
     count = -(-len(tokens) // CHUNK)
@@ -69,56 +89,10 @@ def in_chunks(f: Callable[[Array], Array], x: Float[Array, "B T D"]) -> Float[Ar
     return done.reshape(padded.shape)[: len(tokens)].reshape(x.shape)
 
 
-def feed_forward(
-    x: Float[Array, "B T D"],
-    gain: Float[Array, "D"],
-    w_gate: Float[Array, "D F"],
-    w_up: Float[Array, "D F"],
-    w_down: Float[Array, "F D"],
-    eps: float,
-) -> Float[Array, "B T D"]:
-    """x + swiglu(rms_norm(x)), each device going through its own tokens in chunks."""
-
-    def added(x: Array, gain: Array, *w: Array) -> Array:
-        return in_chunks(lambda tokens: swiglu(rms_norm(tokens, gain, eps), *w), x)
-
-    if not has_mesh():
-        return x + added(x, gain, w_gate, w_up, w_down)
-    rows = PartitionSpec(*placed_rows(x), None)
-    places = (rows, spec(None), spec(None, "mlp"), spec(None, "mlp"), spec("mlp", None))
-
-    def everywhere(x: Array, *w: Array) -> Array:
-        # Each device adds part of every sum, from its part of the features, and has a gradient of
-        # its own of all that it reads. One sum over devices follows the last chunk; left to
-        # autodiff, the sums would stand in the loop.
-        over = (*_axes(rows), "tensor")
-        own = (
-            lax.pcast(a, tuple(axis for axis in over if axis not in _axes(place)), to="varying")
-            for a, place in zip((x, *w), places, strict=True)
-        )
-        return x + lax.psum(added(*own), "tensor")
-
-    return jax.shard_map(everywhere, in_specs=places, out_specs=rows)(x, gain, w_gate, w_up, w_down)
-
-
 def _axes(place: PartitionSpec) -> tuple[str, ...]:
     """The mesh axes that divide an array of this partition."""
     parts = ((part,) if isinstance(part, str) else part or () for part in place)
     return tuple(axis for part in parts for axis in part)
-
-
-def _look_up(
-    table: Float[Array, "V D"],
-    ids: Int[Array, "B T"],
-    keep: Bool[Array, "B T"],
-    axis: str | None,
-) -> Float[Array, "B T D"]:
-    """The rows that this device's part of the table holds, 0 elsewhere, summed over `axis`."""
-    first = 0 if axis is None else lax.axis_index(axis) * table.shape[0]
-    local = ids - first
-    held = keep & (local >= 0) & (local < table.shape[0])
-    rows = jnp.where(held[..., None], table[jnp.where(held, local, 0)], 0)
-    return rows if axis is None else lax.psum(rows, axis)
 
 
 def embed(
@@ -129,11 +103,15 @@ def embed(
     The table's rows are divided over `tensor`: each device looks up what it holds, and the parts
     are summed. (A plain gather of a divided table makes the compiler replicate it.)
     """
-    if not has_mesh():
-        return _look_up(table, ids, keep, None)
+
+    def local(table: Array, ids: Array, keep: Array) -> Array:
+        own = ids - lax.axis_index("tensor") * table.shape[0]
+        held = keep & (own >= 0) & (own < table.shape[0])
+        found = jnp.where(held[..., None], table[jnp.where(held, own, 0)], 0)
+        return lax.psum(found, "tensor")
+
     rows = PartitionSpec(*placed_rows(ids))
-    return jax.shard_map(
-        partial(_look_up, axis="tensor"),
-        in_specs=(spec("vocab", None), rows, rows),
-        out_specs=PartitionSpec(*rows, None),
-    )(table, ids, keep)
+    places = (spec("vocab", None), rows, rows)
+    return jax.shard_map(local, in_specs=places, out_specs=PartitionSpec(*rows, None))(
+        table, ids, keep
+    )

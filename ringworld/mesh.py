@@ -10,19 +10,24 @@ to the mesh axes that divide it, so a sharding is written once, by meaning:
     tensor      heads, MLP features and vocabulary rows
 
 Meshes are *explicit*: the sharding is part of an array's type, and a wrong one is an error at trace
-time. Nothing here creates devices; without a mesh every function below is the identity.
+time. A mesh is always set while something is computed; one device is a mesh of 1 x 1 x 1 x 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ringworld.errors import InputError
 from ringworld.settings import MeshShape, WeightAxis
 
+P = ParamSpec("P")
+R = TypeVar("R")
 AXES = ("data", "fsdp", "seq", "tensor")
 
 
@@ -73,9 +78,23 @@ def spec(*logical: str | None, rules: Rules = RULES) -> PartitionSpec:
     return PartitionSpec(*(None if name is None else getattr(rules, name) for name in logical))
 
 
-def has_mesh() -> bool:
-    """Whether a mesh is set (`with jax.set_mesh(mesh)`)."""
+def mesh_is_set() -> bool:
+    """Whether a mesh is set. For the doors that may set one; nothing else chooses by it."""
     return not jax.sharding.get_abstract_mesh().empty
+
+
+def on_a_mesh(f: Callable[P, R]) -> Callable[P, R]:
+    """`f` under the mesh that is set, or else under a mesh of one device.
+
+    For doors that a program may call before it has set a mesh. Not for use under `jax.jit`.
+    """
+
+    @wraps(f)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with nullcontext() if mesh_is_set() else jax.set_mesh(make_mesh()):
+            return f(*args, **kwargs)
+
+    return run
 
 
 def platform() -> str:
@@ -85,15 +104,38 @@ def platform() -> str:
 
 
 def axis_size(axis: str) -> int:
-    """How many devices the current mesh has along `axis`; 1 without a mesh."""
-    return jax.sharding.get_abstract_mesh().shape[axis] if has_mesh() else 1
+    """How many devices the mesh has along `axis`. Raises InputError when no mesh is set."""
+    _check_mesh()
+    return jax.sharding.get_abstract_mesh().shape[axis]
 
 
 def shard(x: jax.Array, *logical: str | None, rules: Rules = RULES) -> jax.Array:
-    """`x` divided along its logical axes over the current mesh; `x` itself without a mesh."""
-    return jax.sharding.reshard(x, spec(*logical, rules=rules)) if has_mesh() else x
+    """`x` divided along its logical axes over the mesh. Raises InputError when no mesh is set."""
+    _check_mesh()
+    return jax.sharding.reshard(x, spec(*logical, rules=rules))
 
 
-def named_sharding(mesh: Mesh, *logical: str | None, rules: Rules = RULES) -> NamedSharding:
+def _check_mesh() -> None:
+    if not mesh_is_set():
+        raise InputError(
+            "no mesh is set: compute within `with jax.set_mesh(ringworld.make_mesh()):`, which is "
+            "one device, or give make_mesh more"
+        )
+
+
+def named_sharding(
+    mesh: Mesh | AbstractMesh, *logical: str | None, rules: Rules = RULES
+) -> NamedSharding:
     """Where an array with these logical axes lives on `mesh`."""
     return NamedSharding(mesh, spec(*logical, rules=rules))
+
+
+def place(x: np.ndarray, *logical: str | None, rules: Rules = RULES) -> jax.Array:
+    """An array of the host on the mesh, or on the default device before a mesh is set.
+
+    Each device receives its own part only.
+    """
+    if not mesh_is_set():
+        return jax.numpy.asarray(x)
+    sharding = named_sharding(jax.sharding.get_mesh(), *logical, rules=rules)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])

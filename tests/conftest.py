@@ -8,6 +8,7 @@ ringworld: its array functions are wrapped by the shape checker when they are fi
 import importlib.util
 import os
 import platform
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -65,3 +66,12 @@ def _has_gpu(items: list[pytest.Item]) -> bool:
 def rng() -> np.random.Generator:
     """Random numbers that are the same in every run."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_device() -> Iterator[None]:
+    """A mesh of one device for every test; those that divide arrays set their own within it."""
+    from ringworld.mesh import make_mesh
+
+    with jax.set_mesh(make_mesh()):
+        yield

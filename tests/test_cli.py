@@ -19,7 +19,7 @@ from tyro._docstrings import get_field_docstring
 import ringworld
 from ringworld import cli
 from ringworld.cli.command import GROUPS, Command
-from ringworld.cli.options import MARKERS, _default, parse, parse_count
+from ringworld.cli.options import MARKERS, _default, parse_count, parse_options
 from ringworld.cli.recipes import SUMMARIES, prepare_recipe
 from ringworld.cli.verbs import SHIPPED, VERBS
 from ringworld.errors import InputError
@@ -217,7 +217,7 @@ def test_numbers_of_tokens_have_units() -> None:
 def test_units_reach_the_options_of_a_verb_and_of_a_recipe(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    talk = parse(VERBS["chat"].options, ["model", "--context", "64k"], "chat")
+    talk = parse_options(VERBS["chat"].options, ["model", "--context", "64k"], "chat")
     assert talk.context == 65_536
     seen = []
     monkeypatch.setattr(Recipe, "run", lambda recipe, folder, say: seen.append(recipe))

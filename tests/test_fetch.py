@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from ringworld import fetch as fetching
-from ringworld.errors import InputError
-from ringworld.fetch import ASSETS, Asset, fetch, fetch_asset
+from ringworld.errors import InputError, UnavailableError
+from ringworld.fetch import ASSETS, Asset, fetch, fetch_asset, find_cache
 
 BOOKS = {"one_gut.txt": b"Call me Ishmael.", "two_gut.txt": b"It was a dark night."}
 FILM = b"not really a film " * 1000
@@ -180,3 +180,17 @@ def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
 def test_every_pinned_hash_is_a_sha256():
     for asset in ASSETS.values():
         assert all(len(bytes.fromhex(pin)) == 32 for pin in (asset.sha256, asset.package_sha256))
+
+
+def test_without_a_home_folder_the_cache_has_to_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("RINGWORLD_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    with pytest.raises(UnavailableError, match="set RINGWORLD_CACHE to a folder"):
+        find_cache()
+    monkeypatch.undo()
+    monkeypatch.setenv("RINGWORLD_CACHE", "/somewhere")
+    assert find_cache() == Path("/somewhere")

@@ -18,9 +18,9 @@ from ringworld import attention, layers, params
 from ringworld.attention.block import BLOCKWISE
 from ringworld.attention.mask import Where
 from ringworld.batch import Batch
-from ringworld.layers import embed, feed_forward
+from ringworld.layers import embed, over_tokens
 from ringworld.mesh import make_mesh, shard
-from ringworld.models.llama import Activations, Llama, blocks_specs, run_layers
+from ringworld.models.llama import MLP_AXES, Activations, Llama, blocks_specs, mlp, run_layers
 from ringworld.models.world import World, specs
 from ringworld.settings import MeshShape
 from ringworld.train import loss as loss_module
@@ -56,6 +56,11 @@ def placed_arrays() -> list[jax.Array]:
     return [shard(jnp.asarray(a), *axes) for a, axes in zip(arrays(), AXES, strict=True)]
 
 
+def feed_forward(x: Any, *weights: Any) -> Any:
+    """The MLP added to its input, as a layer does."""
+    return x + over_tokens(partial(mlp, eps=EPS), x, weights, MLP_AXES)
+
+
 def loss_of(chunk: int) -> Any:
     """A weighted sum of what the MLP gives and its gradients, `chunk` tokens at a time."""
 
@@ -63,7 +68,7 @@ def loss_of(chunk: int) -> Any:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(layers, "CHUNK", chunk)
             return jax.value_and_grad(
-                lambda scale, *rest: jnp.sum(scale * feed_forward(*rest, EPS)), tuple(range(1, 6))
+                lambda scale, *rest: jnp.sum(scale * feed_forward(*rest)), tuple(range(1, 6))
             )(*a)
 
     return run
@@ -122,8 +127,8 @@ def test_tokens_stay_where_they_are(shape: MeshShape) -> None:
     with jax.set_mesh(mesh_of(shape)):
         placed = placed_arrays()
         text = jax.jit(loss_of(5)).lower(*placed).compile().as_text()
-        out = jax.typeof(feed_forward(*placed[1:], EPS))
-        few = feed_forward(shard(placed[1], "batch", None, None), *placed[2:], EPS)
+        out = jax.typeof(feed_forward(*placed[1:]))
+        few = feed_forward(shard(placed[1], "batch", None, None), *placed[2:])
     assert " all-reduce" in text, "the program was not read"
     for moves in ("all-gather", "all-to-all", "collective-permute"):
         assert f" {moves}" not in text

@@ -11,7 +11,7 @@ from benchmarks.peers.model_work import WRITTEN, draw_prompt
 from benchmarks.protocol import Prepared, serve
 from ringworld.cpu import widen_vectors
 from ringworld.data.example import text
-from ringworld.inference.stream import DecodeState, decode_tokens, prefill, truncate
+from ringworld.inference.stream import DecodeState, decode_tokens, prefill, truncate_state
 from ringworld.settings import Sampling
 from ringworld.weights.model import load_model
 
@@ -49,7 +49,7 @@ def prepare(request: dict[str, Any]) -> Prepared:
 
     def again() -> list[int]:
         ids, state = write(held.pop())
-        held.append(replace(truncate(state, length), x=last))
+        held.append(replace(truncate_state(state, length), x=last))
         return ids
 
     return Prepared(again, [loaded, *map(float, again()[:4])])

@@ -26,7 +26,7 @@ from ringworld.attention.ring import attend_ring
 from ringworld.attention.tiles import Kernel
 from ringworld.attention.ulysses import attend_exchanged
 from ringworld.errors import InputError
-from ringworld.mesh import axis_size, has_mesh, platform, shard, spec
+from ringworld.mesh import axis_size, mesh_is_set, platform, shard, spec
 
 Implementation = Literal["dense", "xla", "tpu", "gpu"]
 KERNELS: dict[str, Kernel] = {
@@ -40,8 +40,6 @@ ALONE = replace(BLOCKWISE, tile=512)
 # A TPU's compiler hides the ring's transfers behind the Pallas kernel, and not behind XLA's tiles.
 # The kernel for GPUs has not been timed on one: it has to be asked for.
 BEST = {"tpu": "tpu"}
-# New tokens up to here wait for the cache more than they compute, on one device.
-FEW = 4
 
 
 def attend(
@@ -70,11 +68,12 @@ def attend(
         raise InputError(
             f"{k.shape[2]} key heads do not divide {q.shape[2]} query heads: choose a multiple"
         )
+    dense = partial(attend_dense, is_causal=causal)
+    ring = partial(attend_ring, is_causal=causal, kernel=_choose(impl), axis=_ring_axis())
+    if not mesh_is_set():  # one device, and nothing to divide
+        return dense(q, k, v, where) if impl == "dense" else ring(q, k, v, where)
     if impl == "dense":
         return _attend_whole_rows(q, k, v, where, causal)
-    ring = partial(attend_ring, is_causal=causal, kernel=_choose(impl), axis=_ring_axis())
-    if not has_mesh():
-        return ring(q, k, v, where)
     if "tensor" in _divided(q)[1]:
         exchanged = partial(attend_exchanged, attend=ring, axis="tensor")
         heads, rows = PartitionSpec(*_divided(q)), PartitionSpec(*_divided(where.segments))
@@ -108,16 +107,14 @@ def attend_new(
     """
     if layer is None:
         cached, layer = jax.tree.map(lambda x: x[None], cached), jnp.int32(0)
-    seq = "seq" if has_mesh() and _divided(q)[1] else None
-    if seq or (not has_mesh() and q.shape[1] > FEW):
+    seq, ring = "seq" if _divided(q)[1] else None, _ring_axis()
+    if seq:
         kernel = _choose(None)
-        if kernel is BLOCKWISE and seq is None:
+        if ring is None and kernel is BLOCKWISE:
             kernel = ALONE
-        local = partial(attend_chunk, kernel=kernel, is_causal=causal, axis=seq)
+        local = partial(attend_chunk, kernel=kernel, is_causal=causal, axis=ring)
     else:
-        local = partial(attend_few, is_causal=causal, axis="seq" if has_mesh() else None)
-    if not has_mesh():
-        return local(q, new, queries, cached, layer, keys)
+        local = partial(attend_few, is_causal=causal, axis="seq")
     tokens, token_keys = spec("batch", seq, "heads", None), spec("batch", seq, "kv_heads", None)
     cache = spec("layers", "batch", "seq", "kv_heads", None)
     rows = spec("batch", seq), spec("batch", "seq")
@@ -154,17 +151,23 @@ def _put(x: Array, *logical: str | None) -> Array:
 
 
 def _ring_axis() -> str | None:
-    return "seq" if axis_size("seq") > 1 else None
+    """The mesh axis of the ring; None where it is a ring of one device."""
+    return "seq" if mesh_is_set() and axis_size("seq") > 1 else None
 
 
 def _choose(impl: Implementation | None) -> Kernel:
     """The kernel asked for, or else the platform's own, or else the one for every platform."""
     here = platform()
+    if impl not in (None, "dense", *KERNELS):
+        raise InputError(
+            f"there is no attention kernel {impl!r}: use dense, {', '.join(KERNELS)}, or leave "
+            "impl out"
+        )
     if impl in KERNELS and impl not in ("xla", here):
         raise InputError(
             f"the {impl} kernel cannot run on this platform, {here}: leave impl out, or say xla"
         )
-    return KERNELS[impl or BEST.get(here, "xla")]
+    return KERNELS[impl if impl in KERNELS else BEST.get(here, "xla")]
 
 
 def _attend_whole_rows(q: Array, k: Array, v: Array, where: Where, is_causal: bool) -> Array:

@@ -75,7 +75,7 @@ def attend_few(
     layer: Int[Array, ""],
     keys: Where,
     is_causal: bool,
-    axis: str | None,
+    axis: str,
 ) -> Float[Array, "B T N H"]:
     """Attention of a few tokens, which every device of the ring holds, to a cache and each other.
 
@@ -99,12 +99,8 @@ def attend_few(
             partial, attend_places(scaled, cut(cached[0]), cut(cached[1]), sees(seen, here))
         )
 
-    partial = empty_partial(q)
-    if axis is not None:
-        partial = jax.tree.map(lambda x: lax.pcast(x, axis, to="varying"), partial)
-    partial = lax.fori_loop(first, stop, step, partial)
-    if axis is not None:
-        partial = merge_ring(partial, axis)
+    partial = jax.tree.map(lambda x: lax.pcast(x, axis, to="varying"), empty_partial(q))
+    partial = merge_ring(lax.fori_loop(first, stop, step, partial), axis)
     out, _ = finish(merge(partial, attend_places(scaled, *new, sees(seen, queries))))
     return out.astype(q.dtype)
 

@@ -12,7 +12,7 @@ from ringworld.settings import Extension, MeshShape, Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chat:
+class ChatRequest:
     """Talk with a model, about a document, pictures or a film."""
 
     model: Positional[Path]
@@ -47,7 +47,7 @@ class Chat:
 
     def __post_init__(self) -> None:
         if self.question is not None:
-            check_text(self.question, "question")
+            check_utf8(self.question, "question")
             if not self.question.strip():
                 raise InputError("the question is empty: ask something, or leave it out to talk")
         if self.max_new_tokens < 1:
@@ -94,7 +94,7 @@ class VideoRequest:
     mesh: MeshShape = field(default_factory=MeshShape)
 
     def __post_init__(self) -> None:
-        check_text(self.caption, "caption")
+        check_utf8(self.caption, "caption")
         for name in ("frames", "scale"):
             if getattr(self, name) < 1:
                 raise InputError(
@@ -107,7 +107,7 @@ class VideoRequest:
             )
 
 
-def check_text(given: str, name: str) -> None:
+def check_utf8(given: str, name: str) -> None:
     """Raise InputError when the words of a command line are not UTF-8."""
     try:
         given.encode("utf-8")

@@ -19,7 +19,7 @@ from ringworld.inference.stream import (
     decode_tokens,
     empty_state,
     prefill,
-    truncate,
+    truncate_state,
 )
 from ringworld.mesh import axis_size
 from ringworld.models.world import World
@@ -140,7 +140,7 @@ class Session:
         before, tick, self._cut, self._answered = state.length, on_read(len(new)), False, 0
         state = prefill(self._weights, state, new, self._c, on_chunk=tick, stopped=stopped)
         if state.length < before + len(new):
-            self._state = truncate(state, before)
+            self._state = truncate_state(state, before)
             self._history = self._history if before else History()
             return
         self._state = state
@@ -180,7 +180,7 @@ class Session:
             self._answered += len(ids)
             ended = ids[-1] in self._stops
             if ended:
-                self._state = truncate(self._state, self.used - 1)
+                self._state = truncate_state(self._state, self.used - 1)
             if piece := detokenizer.add(ids[:-1] if ended else ids):
                 yield piece
         if piece := detokenizer.finish():

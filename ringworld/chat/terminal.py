@@ -9,14 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import jax
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
-from ringworld.chat.config import Chat
+from ringworld.chat.config import ChatRequest
 from ringworld.chat.keyboard import ask_person, is_interactive
 from ringworld.chat.session import Codes, Session, Style
 from ringworld.errors import BadFileError, InputError
@@ -70,7 +70,7 @@ class Attachments:
         self.document, self.images, self.image_tokens = "", [], 0
 
 
-def chat(config: Chat, announce: Announce, terminal: Terminal | None = None) -> None:
+def chat(config: ChatRequest, announce: Announce, terminal: Terminal | None = None) -> None:
     """Answer one question, or talk until the person leaves.
 
     Raises InputError when a file or an option cannot be used, or the context is too small for the
@@ -80,7 +80,7 @@ def chat(config: Chat, announce: Announce, terminal: Terminal | None = None) -> 
         raise InputError("there is no question, and standard input is closed: give a question")
     attached = Attachments("" if config.doc is None else read_document(config.doc))
     shape = config.mesh
-    mesh = jax.set_mesh(make_mesh(**asdict(shape))) if shape.devices > 1 else nullcontext()
+    mesh = jax.set_mesh(make_mesh(**asdict(shape)))
     terminal = terminal or make_terminal(announce)
     announce(f"loading {config.model}")
     with mesh:
@@ -103,7 +103,7 @@ def chat(config: Chat, announce: Announce, terminal: Terminal | None = None) -> 
             announce(count_tokens(session))
 
 
-def open_session(model: Model, config: Chat) -> Session:
+def open_session(model: Model, config: ChatRequest) -> Session:
     """A session in the model's own template and sampling, or as the config says."""
     c = model.config
     if config.context is not None:

@@ -66,6 +66,10 @@ def _run(words: list[str]) -> int:
         return _tell(str(stop), INTERRUPTED)
     except BrokenPipeError:
         return _drop_output(BROKEN_PIPE)
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # what rich makes of one
+            return _drop_output(BROKEN_PIPE)
+        raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO) or error.filename:
             raise

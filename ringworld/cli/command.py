@@ -7,7 +7,7 @@ What does the work is imported last, when the options are known to be right: hel
 from collections.abc import Callable
 
 from ringworld import __version__
-from ringworld.cli.options import find_flag, parse
+from ringworld.cli.options import find_flag, parse_options
 from ringworld.cli.recipes import SUMMARIES, prepare_recipe
 from ringworld.cli.verbs import VERBS, Verb
 from ringworld.errors import InputError, did_you_mean
@@ -50,7 +50,7 @@ class Command:
             raise InputError(_unknown_verb(words))
         verb = " ".join(words[:length])
         self._options = VERBS[verb].options
-        asked = parse(VERBS[verb].options, words[length:], f"ringworld {verb}")
+        asked = parse_options(VERBS[verb].options, words[length:], f"ringworld {verb}")
         assert isinstance(asked, Verb)
         work = asked.load()
         return lambda: work(announce)

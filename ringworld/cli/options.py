@@ -34,7 +34,7 @@ MARKERS = (
 )
 
 
-def parse(cls: type[T], words: list[str], prog: str, default: T | None = None) -> T:
+def parse_options(cls: type[T], words: list[str], prog: str, default: T | None = None) -> T:
     """The dataclass `cls` as the words say; what they do not say is its default.
 
     Raises InputError for a word that cannot be used. Prints the help and exits when asked to.

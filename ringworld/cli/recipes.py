@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
-from ringworld.cli.options import parse
+from ringworld.cli.options import parse_options
 from ringworld.cli.verbs import prepare_jax
 
 # What `train --help` says of each recipe, without importing any.
@@ -37,5 +37,5 @@ def prepare_recipe(
     fields = [("folder", folder), ("recipe", flat[type(recipe), arg(name="")])]
     options = make_dataclass(f"Train {name}", fields, frozen=True, kw_only=True)
     defaults = options(folder=Path("runs") / name, recipe=recipe)
-    asked = parse(options, words, f"ringworld train {name}", defaults)
+    asked = parse_options(options, words, f"ringworld train {name}", defaults)
     return defaults, lambda: announce(f"done: {asked.recipe.run(asked.folder, announce)}")

@@ -12,12 +12,12 @@ from typing import Literal, Protocol, runtime_checkable
 
 from tyro.conf import Positional
 
-from ringworld.chat.config import Chat, VideoRequest
+from ringworld.chat.config import ChatRequest, VideoRequest
 from ringworld.data.questions.config import QA
 from ringworld.evals.config import Grid, Perplexity
 from ringworld.settings import Extension, MeshShape
 
-Work = Callable[[Callable[[str], None]], None]
+Action = Callable[[Callable[[str], None]], None]
 # The model that ships with the package, as `weights.shipped` has it.
 SHIPPED = Path(__file__).parents[1] / "assets" / "nano"
 
@@ -26,7 +26,7 @@ SHIPPED = Path(__file__).parents[1] / "assets" / "nano"
 class Verb(Protocol):
     """A verb with its options filled in."""
 
-    def load(self) -> Work:
+    def load(self) -> Action:
         """Import what does the work; return a function that does it and announces how it goes."""
 
 
@@ -45,7 +45,7 @@ class Demo:
     folder: Path = Path("runs/demo")
     """where everything is kept, to go on from"""
 
-    def load(self) -> Work:
+    def load(self) -> Action:
         """The demo."""
         prepare_jax()
         from ringworld.demo import run_demo
@@ -60,7 +60,7 @@ class Fetch:
     name: Positional[str]
     """what to bring; an unknown name lists them all"""
 
-    def load(self) -> Work:
+    def load(self) -> Action:
         """Fetch, and say where."""
         from ringworld.fetch import fetch
 
@@ -68,7 +68,7 @@ class Fetch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Build:
+class BuildShards:
     """Make token shards of text, tables, chat, films and pictures; docs/data.md says how."""
 
     spec: Positional[Path]
@@ -80,8 +80,8 @@ class Build:
     engine: Literal["local", "ray"] = "local"
     """where they run: on this machine, or on a Ray cluster"""
 
-    def load(self) -> Work:
-        """Build, and say what was made."""
+    def load(self) -> Action:
+        """BuildShards, and say what was made."""
         prepare_jax()
         from ringworld.data.corpora.build import build
 
@@ -112,7 +112,7 @@ class Inspect:
     samples: int = 6
     """how many examples are shown"""
 
-    def load(self) -> Work:
+    def load(self) -> Action:
         """Inspect, and print, and write the page if one is asked for."""
         prepare_jax()
         from rich.console import Console
@@ -136,7 +136,7 @@ class Inspect:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Needle:
+class MeasureNeedles:
     """Hide random numbers in books and ask for them, over lengths and depths."""
 
     model: Positional[Path] = SHIPPED
@@ -152,7 +152,7 @@ class Needle:
     """how RoPE is extended at lengths beyond the model's context: plain theta ntk yarn"""
     mesh: MeshShape = field(default_factory=MeshShape)
 
-    def load(self) -> Work:
+    def load(self) -> Action:
         """Measure."""
         prepare_jax()
         from ringworld.evals.measure import measure_needles
@@ -166,7 +166,7 @@ class Needle:
 class LossByPosition(Perplexity):
     """What a context costs or gains: the loss of a text by position, plain and extended."""
 
-    def load(self) -> Work:
+    def load(self) -> Action:
         """Measure."""
         prepare_jax()
         from ringworld.evals.perplexity import measure_perplexity
@@ -178,10 +178,10 @@ class LossByPosition(Perplexity):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Talk(Chat):
+class Talk(ChatRequest):
     """Talk with a model about documents, pictures and films."""
 
-    def load(self) -> Work:
+    def load(self) -> Action:
         """Talk."""
         prepare_jax()
         from ringworld.chat.terminal import chat
@@ -193,7 +193,7 @@ class Talk(Chat):
 class Video(VideoRequest):
     """Draw a clip from a caption, with classifier-free guidance."""
 
-    def load(self) -> Work:
+    def load(self) -> Action:
         """Draw."""
         prepare_jax()
         from ringworld.chat.ask import draw_video
@@ -205,7 +205,7 @@ class Video(VideoRequest):
 class Questions(QA):
     """Ask an endpoint for questions about long documents, chunk by chunk."""
 
-    def load(self) -> Work:
+    def load(self) -> Action:
         """Ask, judge and put together."""
         from ringworld.data.questions.qa import run_qa
 
@@ -223,7 +223,7 @@ class Convert:
     add_vision: Path | None = None
     """a codec with which a language model becomes a world model"""
 
-    def load(self) -> Work:
+    def load(self) -> Action:
         """Convert."""
         prepare_jax()
         from ringworld.weights.save import convert
@@ -243,14 +243,14 @@ class Entry:
 VERBS = {
     "demo": Entry(Demo, "", "the whole story on a laptop"),
     "fetch": Entry(Fetch, "NAME", "sample data and models, by name"),
-    "data build": Entry(Build, "SPEC --out F", "token shards of films, chat, books"),
+    "data build": Entry(BuildShards, "SPEC --out F", "token shards of films, chat, books"),
     "data inspect": Entry(Inspect, "FOLDER", "what shards hold, hashes compared"),
     "data qa": Entry(
         Questions,
         "DOCUMENTS --tokenizer M ...",
         "questions about documents, from an endpoint",
     ),
-    "eval needle": Entry(Needle, "[MODEL]", "needle accuracy over lengths and depths"),
+    "eval needle": Entry(MeasureNeedles, "[MODEL]", "needle accuracy over lengths and depths"),
     "eval perplexity": Entry(
         LossByPosition, "MODEL --text F", "loss by position, plain and extended"
     ),

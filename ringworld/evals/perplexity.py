@@ -28,7 +28,7 @@ from ringworld.errors import InputError, TooLargeError
 from ringworld.evals.config import Perplexity
 from ringworld.evals.heatmap import name_length
 from ringworld.files import whole
-from ringworld.mesh import axis_size, has_mesh, make_mesh, shard, spec
+from ringworld.mesh import axis_size, make_mesh, shard, spec
 from ringworld.models.context_extension import extend_context
 from ringworld.models.world import World, WorldWeights, forward, gather_heads, token_nll
 from ringworld.progress import Announce
@@ -99,8 +99,6 @@ def _measure(
     def local(x: Array, targets: Array, head: Array) -> Array:
         return _read_losses(x, targets, head)
 
-    if not has_mesh():
-        return local(x, targets, head)
     rows = spec("batch", "seq")
     places = (spec("batch", "seq", None), rows, spec(None, None))
     return jax.shard_map(local, in_specs=places, out_specs=rows)(x, targets, head)

@@ -18,10 +18,10 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from ringworld.attention import attend_new
 from ringworld.attention.mask import Where
 from ringworld.layers import rms_norm
-from ringworld.mesh import axis_size, has_mesh, shard, spec
-from ringworld.models.llama import COMPUTE, Block, block_specs, narrow, read, write
+from ringworld.mesh import axis_size, shard, spec
+from ringworld.models.llama import COMPUTE, Block, layer
 from ringworld.models.world import World, WorldWeights, embed_tokens
-from ringworld.params import Leaf, gather, pytree_dataclass
+from ringworld.params import Leaf, pytree_dataclass
 
 
 @pytree_dataclass
@@ -48,7 +48,7 @@ def empty_cache(rows: int, places: int, c: World) -> Cache:
     return Cache(keys(), keys(), Where(rows_of_zeros(), rows_of_zeros()))
 
 
-Pair = tuple[Array, Array]  # keys and values of all layers
+KeysValues = tuple[Array, Array]  # keys and values of all layers
 # put(held, new, layer): the array `held` of all layers `[L, B, S, ...]` with the new tokens of one.
 Writer = Callable[[Array, Array, Array], Array]
 
@@ -68,17 +68,18 @@ def forward_cached(
     that `cache.where` still calls padding. Reads follow writes, so XLA makes no copy.
     """
 
-    def layer(carry: tuple[Array, Pair], held: tuple[Block, Array]) -> tuple[Any, None]:
+    def body(carry: tuple[Array, KeysValues], held: tuple[Block, Array]) -> tuple[Any, None]:
         (x, (ks, vs)), (w, i) = carry, held
-        w = gather(w, block_specs(c.llama))
-        q, k, v = read(x, w, where.positions, c.llama)
-        cached = put(ks, k, i), put(vs, v, i)
-        attended = attend_new(q, (k, v), narrow(where, c.llama), cached, cache.where, layer=i)
-        return (write(x, attended, w, c.llama), cached), None
+
+        def attend(q: Array, k: Array, v: Array, where: Where) -> tuple[Array, KeysValues]:
+            cached = put(ks, k, i), put(vs, v, i)
+            return attend_new(q, (k, v), where, cached, cache.where, layer=i), cached
+
+        return layer(x, w, where, attend, c.llama), None
 
     start = (embed_tokens(weights, tokens, vision, c), (cache.k, cache.v))
     layers = jnp.arange(c.llama.layers, dtype=jnp.int32)
-    (x, (k, v)), _ = lax.scan(layer, start, (weights.blocks, layers))
+    (x, (k, v)), _ = lax.scan(body, start, (weights.blocks, layers))
     one = jnp.int32(0)
     stands = jax.tree.map(lambda held, new: put(held[None], new, one)[0], cache.where, where)
     return x, Cache(k, v, stands)
@@ -151,8 +152,6 @@ def grow_cache(cache: Cache, places: int) -> Cache:
         stands = jax.tree.map(partial(pad, axis=1), cache.where)
         return Cache(pad(cache.k, 2), pad(cache.v, 2), stands)
 
-    if not has_mesh():
-        return local(cache)
     held = _specs("seq")
     return jax.shard_map(local, in_specs=(held,), out_specs=held)(cache)
 
@@ -189,17 +188,14 @@ def _cut_chunks(x: Shaped[Array, "B S"], count: int) -> Shaped[Array, "n B S/n"]
     def local(x: Array) -> Array:
         return x.reshape(x.shape[0], count, -1).swapaxes(0, 1)
 
-    if not has_mesh():
-        return local(x)
     cut = spec(None, "batch", "seq")
     return jax.shard_map(local, in_specs=spec("batch", "seq"), out_specs=cut)(x)
 
 
 def _pick(x: Float[Array, "B T D"], where: Where, last: Int[Array, "B"]) -> Float[Array, "B D"]:
     """Each row's token at position `last` on every device, or 0 if it is not among these."""
-    out = spec(None, None) if has_mesh() else None
     picked = (where.positions == last[:, None]) & (where.segments > 0)
-    return jnp.einsum("bs,bsd->bd", picked.astype(x.dtype), x, out_sharding=out)
+    return jnp.einsum("bs,bsd->bd", picked.astype(x.dtype), x, out_sharding=spec(None, None))
 
 
 def _write_chunk(where: Where, start: Int[Array, ""]) -> Writer:
@@ -218,11 +214,10 @@ def _write_chunk(where: Where, start: Int[Array, ""]) -> Writer:
 
 def _write_at(places: Int[Array, "B T"]) -> Writer:
     """Write tokens that every device has: each those whose places it holds."""
-    axis = "seq" if axis_size("seq") > 1 else None
 
     def local(held: Array, new: Array, layer: Array, places: Array) -> Array:
         size = held.shape[2]
-        own = places - (0 if axis is None else lax.axis_index(axis) * size)
+        own = places - lax.axis_index("seq") * size
         own = jnp.where((own >= 0) & (own < size), own, size)  # the others fall off its end
         row = jnp.arange(places.shape[0], dtype=jnp.int32)[:, None]
         return held.at[layer, row, own].set(new, mode="drop")
@@ -236,8 +231,6 @@ def _on_every_device(
     """Run `local(held, new, layer, *rest)` on every device, for new tokens divided along `seq`."""
 
     def put(held: Array, new: Array, layer: Array) -> Array:
-        if not has_mesh():
-            return local(held, new, layer, *rest)
         heads = ("kv_heads", None)[: new.ndim - 2]
         there, coming = spec("layers", "batch", "seq", *heads), spec("batch", seq, *heads)
         return jax.shard_map(local, in_specs=(there, coming, spec(), *specs), out_specs=there)(

@@ -21,7 +21,7 @@ from ringworld.data.example import Example
 from ringworld.errors import InputError
 from ringworld.inference.cache import Cache, decode_step, prefill_rows
 from ringworld.inference.sampling import draw_token, guide
-from ringworld.mesh import axis_size, has_mesh, shard, spec
+from ringworld.mesh import axis_size, shard, spec
 from ringworld.models.world import World, WorldWeights, gather_heads, read_head
 from ringworld.params import Leaf, pytree_dataclass
 from ringworld.settings import Sampling
@@ -105,8 +105,7 @@ def decode_prompts(
     tokens, vision = shard(tokens, "batch"), shard(vision, "batch")
     positions = (prompts.lengths + i)[:, None]
     where = Where(positions, jnp.ones_like(positions))
-    rows = spec("batch", None) if has_mesh() else None
-    places = prompts.places.at[positions].get(out_sharding=rows)
+    places = prompts.places.at[positions].get(out_sharding=spec("batch", None))
     x, cache = decode_step(weights, cache, tokens[:, None], vision[:, None], where, places, c)
     return shard(x[:, 0], None, None), cache
 

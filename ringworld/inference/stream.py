@@ -161,7 +161,7 @@ def _make_chunk(
     return place(tokens), place(vision.astype(np.bool_)), Where(place(positions), place(segments))
 
 
-def truncate(state: DecodeState, length: int) -> DecodeState:
+def truncate_state(state: DecodeState, length: int) -> DecodeState:
     """The state of the first `length` tokens. Prefill something before decoding: `x` is stale."""
     return replace(state, cache=_truncate(state.cache, jnp.int32(length)), length=length)
 

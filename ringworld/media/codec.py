@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from ringworld.errors import InputError
+from ringworld.mesh import on_a_mesh
 from ringworld.models.vqgan import VQGAN, Weights, decode, encode
 
 # Frames that go through the codec at a time.
@@ -26,12 +27,14 @@ class FloatCodec:
     config: VQGAN
     weights: Weights
 
+    @on_a_mesh
     def encode(self, pixels: Float[np.ndarray, "Z Y X 3"]) -> Int[np.ndarray, "Z y x"]:
         """The grid of codes of each picture: `side` x `side`, from 0 to codebook - 1."""
         batches = _batches(pixels.astype(np.float32))
         codes = [_encode(self.weights, jnp.asarray(batch), self.config) for batch in batches]
         return np.concatenate(codes)[: len(pixels)]
 
+    @on_a_mesh
     def decode(self, codes: Int[np.ndarray, "Z y x"]) -> Float[np.ndarray, "Z Y X 3"]:
         """The pixels of grids of codes, in [-1, 1]. Raises InputError for a code out of range."""
         if codes.size and not 0 <= codes.min() <= codes.max() < self.config.codebook:

@@ -19,6 +19,7 @@ from typing import Any
 import av
 import numpy as np
 from av.sidedata.sidedata import Type
+from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageCms
 
 from ringworld.media.headers import NO_MARGINS, Margins
@@ -54,6 +55,8 @@ PQ, HLG = 16, 18  # code points of transfer
 SDR_WHITE = 203.0  # cd/m2
 HLG_PEAK = 1000.0  # cd/m2
 PNG_SRGB_GAMMA = 0.45455
+# One for all frames: each has threads, whose stacks stay as long as the frame that it belongs to.
+REFORMATTER = VideoReformatter()
 SRGB_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
@@ -161,14 +164,14 @@ def draw_frame(
         return fit(image if turn is None else image.transpose(turn), rows, columns, shape)
 
     if frame.color_trc in (PQ, HLG) or frame.color_primaries in WIDE:
-        deep = np.float32(1 / 65535) * frame.to_ndarray(format="rgb48le")
+        deep = np.float32(1 / 65535) * REFORMATTER.reformat(frame, format="rgb48le").to_ndarray()
         channels = [arrange(Image.fromarray(deep[..., channel])) for channel in range(3)]
         light = np.stack([np.asarray(channel) for channel in channels], axis=-1).clip(0, 1)
         return encode_srgb(to_light(light, frame.color_trc, frame.color_primaries)).tobytes()
     if frame.format.name == "pal8" or any(part.is_alpha for part in frame.format.components):
-        image = Image.fromarray(frame.to_ndarray(format="rgba"))
+        image = Image.fromarray(REFORMATTER.reformat(frame, format="rgba").to_ndarray())
         return arrange(over_white(image)).tobytes()
-    return arrange(frame.to_image()).tobytes()
+    return arrange(REFORMATTER.reformat(frame, format="rgb24").to_image()).tobytes()
 
 
 def transposition(frame: av.VideoFrame) -> Image.Transpose | None:

@@ -1,14 +1,17 @@
 """The decoder: a Llama whose attention goes round the ring.
 
-Each layer   x += attend(turn(q), turn(k), v) W_o     with q, k, v from rms_norm(x)
-             x += swiglu(rms_norm(x))
-What its relatives add is data: a bias of q, k and v (Qwen2), a norm of each query and key before
-they are turned (Qwen3), a window of positions (Mistral), scaled RoPE frequencies (Llama 3).
+    x = x + attention(norm(x))
+    x = x + mlp(norm(x))
+
+Training and decoding run the same layer; they differ in the function that attends (`Attend`).
+Related models differ in data: biases of q, k and v (Qwen2), a norm of queries and keys before RoPE
+(Qwen3), a sliding window (Mistral), scaled RoPE frequencies (Llama 3).
 Source: Touvron et al., "LLaMA" (arXiv 2302.13971); grouped keys: Ainslie et al. (arXiv 2305.13245).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -22,7 +25,7 @@ from ringworld.attention import attend
 from ringworld.attention.mask import Where, window
 from ringworld.attention.ring import SAVED
 from ringworld.errors import InputError
-from ringworld.layers import contract, feed_forward, rms_norm
+from ringworld.layers import contract, over_tokens, rms_norm
 from ringworld.params import Weight, constant, dense, gather, pytree_dataclass, stacked
 from ringworld.rope import Rope, turn_halves
 from ringworld.rope_scaling import Scaling
@@ -31,6 +34,8 @@ COMPUTE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 Activations = Literal["attention", "nothing", "offload"]
 SIZES = ("layers", "model", "mlp", "heads", "kv_heads", "head_width", "context")
 LAYER_INPUT, HOST = "layer_input", "pinned_host"
+# The logical axes of the weights of `mlp`.
+MLP_AXES = ((None,), (None, "mlp"), (None, "mlp"), ("mlp", None))
 # What is kept of each layer until its backward, which recomputes the rest. Its input always is;
 # "attention" adds the attention's output and log-sum-exp, so that the ring is not walked a third
 # time; "nothing" adds nothing; "offload" keeps what "attention" does in the memory of the host.
@@ -165,11 +170,14 @@ def blocks_specs(c: Llama) -> Block:
     return stacked(c.layers, block_specs(c))
 
 
-def read(
-    x: Float[Array, "B T D"], w: Block, positions: Int[Array, "B T"], c: Llama
+# (q, k, v, where) -> the heads' outputs `[B, T, N, H]`, and a cache that goes on: None in training.
+Attend = Callable[[Array, Array, Array, Where], tuple[Array, Any]]
+
+
+def qkv(
+    h: Float[Array, "B T D"], w: Block, positions: Int[Array, "B T"], c: Llama
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
-    """What a layer asks and offers: its queries, keys and values, turned by their positions."""
-    h = rms_norm(x, w.attn_norm, c.norm_eps)
+    """Queries, keys and values of normed tokens; RoPE has turned queries and keys."""
     q = contract("btd,dnh->btnh", h, w.wq, "heads", None)
     k = contract("btd,dkh->btkh", h, w.wk, "kv_heads", None)
     v = contract("btd,dkh->btkh", h, w.wv, "kv_heads", None)
@@ -181,8 +189,8 @@ def read(
     return turn_halves(q, turns), turn_halves(k, turns), v
 
 
-def narrow(where: Where, c: Llama) -> Where:
-    """Where the tokens stand, what they see of their segments narrowed to the model's window."""
+def apply_window(where: Where, c: Llama) -> Where:
+    """`where` with the span of the model's sliding window; unchanged in a model without one."""
     if c.window is None:
         return where
     seen = window(where, c.window)
@@ -190,28 +198,58 @@ def narrow(where: Where, c: Llama) -> Where:
     return Where(where.positions, where.segments, span)
 
 
-def write(
-    x: Float[Array, "B T D"], attended: Float[Array, "B T N H"], w: Block, c: Llama
-) -> Float[Array, "B T D"]:
-    """The residual stream after a layer, from what its heads attended to."""
-    x = x + contract("btnh,nhd->btd", attended, w.wo, None)
-    return feed_forward(x, w.mlp_norm, w.w_gate, w.w_up, w.w_down, c.norm_eps)
+def attention(
+    h: Float[Array, "B T D"], w: Block, where: Where, attend: Attend, c: Llama
+) -> tuple[Float[Array, "B T D"], Any]:
+    """What attention adds to the residual stream, and the cache that `attend` returns."""
+    q, k, v = qkv(h, w, where.positions, c)
+    heads, cache = attend(q, k, v, apply_window(where, c))
+    return contract("btnh,nhd->btd", heads, w.wo, None), cache
 
 
-def layer(x: Float[Array, "B T D"], w: Block, where: Where, c: Llama) -> Float[Array, "B T D"]:
-    """One decoder layer over packed rows."""
+def mlp(
+    x: Float[Array, "T D"],
+    gain: Float[Array, "D"],
+    w_gate: Float[Array, "D F"],
+    w_up: Float[Array, "D F"],
+    w_down: Float[Array, "F D"],
+    eps: float,
+) -> Float[Array, "T D"]:
+    """SwiGLU of normed tokens: (silu(h W_gate) * h W_up) W_down with h = norm(x).
+
+    Source: Shazeer, "GLU Variants Improve Transformer" (arXiv 2002.05202).
+    """
+    h = rms_norm(x, gain, eps)
+    gate = jnp.einsum("td,df->tf", h, w_gate.astype(h.dtype))
+    up = jnp.einsum("td,df->tf", h, w_up.astype(h.dtype))
+    return jnp.einsum("tf,fd->td", jax.nn.silu(gate) * up, w_down.astype(h.dtype))
+
+
+def layer(
+    x: Float[Array, "B T D"], w: Block, where: Where, attend: Attend, c: Llama
+) -> tuple[Float[Array, "B T D"], Any]:
+    """The residual stream after one layer, and the cache that `attend` returns.
+
+    The MLP has its norm inside, so that both go through the tokens in chunks (`over_tokens`).
+    """
     w = gather(w, block_specs(c))
-    q, k, v = read(x, w, where.positions, c)
-    return write(x, attend(q, k, v, narrow(where, c)), w, c)
+    added, cache = attention(rms_norm(x, w.attn_norm, c.norm_eps), w, where, attend, c)
+    x = x + added
+    weights = (w.mlp_norm, w.w_gate, w.w_up, w.w_down)
+    x = x + over_tokens(partial(mlp, eps=c.norm_eps), x, weights, MLP_AXES)
+    return x, cache
 
 
 def run_layers(
     x: Float[Array, "B T D"], blocks: Block, where: Where, c: Llama
 ) -> Float[Array, "B T D"]:
-    """All layers, one after another; the backward recomputes each but for what is `KEPT`."""
+    """All layers over packed rows; the backward recomputes each but for what is `KEPT`."""
+
+    def ring(q: Array, k: Array, v: Array, where: Where) -> tuple[Array, None]:
+        return attend(q, k, v, where), None
 
     def body(x: Array, w: Block) -> tuple[Array, None]:
-        return layer(checkpoint_name(x, LAYER_INPUT), w, where, c), None
+        return layer(checkpoint_name(x, LAYER_INPUT), w, where, ring, c)
 
     body = jax.checkpoint(body, policy=KEPT[c.activations], prevent_cse=False)
     return lax.scan(body, x, blocks)[0]

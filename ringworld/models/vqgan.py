@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ringworld.errors import InputError
-from ringworld.mesh import has_mesh, spec
+from ringworld.mesh import spec
 from ringworld.models.convolution import Conv, Norm, conv, convolve, norm, normalise
 from ringworld.params import Param, Weight, pytree_dataclass
 
@@ -291,7 +291,7 @@ def _double(x: Float[Array, "Z y x C"], w: Conv) -> Float[Array, "Z Y X C"]:
 
 
 def _lookup(codebook: Float[Array, "U E"], codes: Int[Array, "Z y x"]) -> Float[Array, "Z y x E"]:
-    return codebook.at[codes].get(out_sharding=spec("batch") if has_mesh() else None)
+    return codebook.at[codes].get(out_sharding=spec("batch"))
 
 
 def _check(found: tuple[int, ...], wanted: tuple[int, ...], what: str) -> None:

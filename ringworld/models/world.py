@@ -8,6 +8,7 @@ table that it looks up. Source: LWM (arXiv 2402.08268).
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
@@ -102,6 +103,9 @@ def forward(
     c: World,
 ) -> Float[Array, "B T D"]:
     """The residual stream after the last layer and the final norm, ready for a head."""
+    tokens, vision, where = jax.tree.map(
+        lambda x: shard(x, "batch", "seq"), (tokens, vision, where)
+    )
     x = embed_tokens(weights, tokens, vision, c)
     x = llama.run_layers(x, weights.blocks, where, c.llama)
     return rms_norm(x, weights.heads.norm, c.llama.norm_eps)

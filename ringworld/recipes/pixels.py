@@ -23,6 +23,7 @@ from ringworld.tasks.shapes import draw, sample_scene
 from ringworld.train.stage import Data
 
 Frames = UInt8[np.ndarray, "Z Y X 3"]
+HeldOut = UInt8[np.ndarray, "z y x 3"]  # of another number and size than the frames beside them
 
 MOMENTS = 4  # frames taken of each scene of shapes
 SCENES = 40  # of moving shapes, to measure on
@@ -105,7 +106,7 @@ class FilmPictures(PictureData):
         held_out = {"held-out film": unseen, "shapes": draw_shapes(unseen, size)}
         return CodecData(pixel_batches(learned, self.mix), held_out)
 
-    def read(self, film: Path, cache: Path, announce: Announce) -> tuple[Frames, Frames]:
+    def read(self, film: Path, cache: Path, announce: Announce) -> tuple[Frames, HeldOut]:
         """The frames to learn from, and the held-out ones; kept in `cache`."""
         kept = cache / "pictures.npz"
         if not kept.exists():

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from ringworld import params
@@ -55,7 +55,7 @@ class Build:
 
 def build(
     specs: Any,
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     optimizer: optax.GradientTransformation,
     loss: Loss,
     rules: Rules = RULES,
@@ -105,7 +105,7 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation) -> Step:
     return step
 
 
-def abstract_batch(mesh: Mesh, rows: int, context: int) -> Batch:
+def abstract_batch(mesh: Mesh | AbstractMesh, rows: int, context: int) -> Batch:
     """A batch of `rows` rows of `context` tokens, without memory, divided over a mesh."""
 
     def array(dtype: Any) -> jax.ShapeDtypeStruct:

@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ringworld.batch import Batch
-from ringworld.mesh import has_mesh, spec
+from ringworld.mesh import shard, spec
 from ringworld.models.world import (
     Heads,
     World,
@@ -80,8 +80,6 @@ def _sums(
 
 def nll_sums(x: Float[Array, "B T D"], heads: Heads, batch: Batch) -> Float[Array, "2"]:
     """The batch's weighted nll sums, text and vision; the heads are gathered."""
-    if not has_mesh():
-        return _sums(x, heads, batch, None)
     table = spec(None, "vocab")
     of_heads = Heads(spec(None), table, None if heads.vision is None else table)
 
@@ -107,6 +105,7 @@ def loss(
     batch has no such target; `text_targets` and `vision_targets`, how many targets have a weight;
     `flops`, what `batch_flops` counts.
     """
+    batch = jax.tree.map(lambda x: shard(x, "batch", "seq"), batch)
     x = forward(weights, batch.tokens, batch.vision, batch.where, c)
     sums = nll_sums(x, gather_heads(weights, c), batch)
     text_weights = jnp.where(batch.target_vision, 0.0, batch.weights)

@@ -1,4 +1,4 @@
-"""A file from elsewhere as a place in its bytes: nothing is taken that the file does not hold.
+"""Bounds-checked reading of foreign binary files: nothing is taken that the file does not hold.
 
 Every length that a file names is compared with what is left of it before anything is made, so that
 a file costs memory in proportion to its size and no more. Arrays stay in the file until they are

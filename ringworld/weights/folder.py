@@ -20,13 +20,12 @@ from typing import Any, TypeVar
 from weakref import ref
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
 from ringworld.errors import InputError
 from ringworld.files import read_json_object, sync, writing_to
-from ringworld.mesh import RULES, Rules, has_mesh, named_sharding
+from ringworld.mesh import RULES, Rules, place
 from ringworld.params import Param, paths
 from ringworld.weights.file_names import CONFIG, TENSORS
 from ringworld.weights.tensors import (
@@ -137,7 +136,7 @@ def fill(
     leaves = []
     for name, param in paths(specs).items():
         whole = _read(name, param, tensors[name], dtype)
-        leaves.append(jax.block_until_ready(_place(whole, param, rules)))
+        leaves.append(jax.block_until_ready(place(whole, *param.axes, rules=rules)))
         copied = ref(whole)
         del whole
         _wait_until_freed(copied)
@@ -186,10 +185,3 @@ def _read(name: str, param: Param, tensor: np.ndarray | LazyWeight, dtype: DType
         let_go(piece)
         filled, entry = filled + len(piece), next(pieces, None)
     return whole
-
-
-def _place(whole: np.ndarray, param: Param, rules: Rules) -> jax.Array:
-    if not has_mesh():
-        return jnp.asarray(whole)
-    sharding = named_sharding(jax.sharding.get_mesh(), *param.axes, rules=rules)
-    return jax.make_array_from_callback(param.shape, sharding, lambda index: whole[index])

@@ -1,8 +1,8 @@
 """Hugging Face's config.json and folders, read into ours.
 
 Llama 2 and 3, Mistral, Qwen2 and 2.5, Qwen3, SmolLM2 and LWM are one decoder here: what makes them
-differ is a handful of fields of `Llama`. What a config asks for and this decoder does not do is an
-error, never a guess.
+differ is a handful of fields of `Llama`. A setting that this decoder does not
+support is an error, never ignored.
 """
 
 import math

@@ -1,7 +1,7 @@
-"""What every reader of foreign weights gives: a config, tensors that are read when asked, words.
+"""`Checkpoint`, which every reader of foreign weights returns: config, lazy tensors, tokenizer.
 
-The language is Hugging Face's, because everybody speaks it: the names of its tensors, the fields of
-its config.json, the half-split rotary order. What a reader cannot say in it does not come in.
+All readers use Hugging Face's conventions: the names of its tensors, the fields of its config.json,
+and the half-split rotary order. A model that these cannot describe is refused.
 """
 
 from collections.abc import Mapping

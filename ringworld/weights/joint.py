@@ -1,4 +1,4 @@
-"""Two vocabularies in one table, for those who know only one; and sight for a model of text.
+"""Joined tables: a world model as one language model and back; vision added to a text model.
 
 A world model looks text ids and vision ids up in two tables. Joined, they are one ordinary
 language model, whose id `V + u` is the vision id u, V being the rows of the text table:

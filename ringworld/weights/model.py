@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Int
 from ringworld.attention.mask import Where
 from ringworld.errors import InputError
 from ringworld.media.codec import Codec
-from ringworld.mesh import has_mesh, shard
+from ringworld.mesh import on_a_mesh, shard
 from ringworld.models.world import Logits, World, WorldWeights, forward, read_heads, specs
 from ringworld.params import shardings
 from ringworld.settings import Sampling
@@ -80,6 +80,7 @@ class Model:
             raise InputError("this model reads text only: use one with a codec folder")
         return self.codec_or_none
 
+    @on_a_mesh
     def logits(
         self,
         tokens: ArrayLike,
@@ -115,8 +116,6 @@ class Model:
 
     def sharded_weights(self) -> WorldWeights:
         """The weights, sharded over the mesh that is set."""
-        if not has_mesh():
-            return self.weights
         mesh = jax.sharding.get_mesh()
         return jax.device_put(self.weights, shardings(specs(self.config), mesh))
 

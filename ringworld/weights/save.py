@@ -1,7 +1,7 @@
-"""Models out: `convert` from anywhere to ours, and from ours to a folder for everybody.
+"""`convert`: a foreign model to a folder of ours, and a folder of ours to a Hugging Face folder.
 
-A folder for everybody is what transformers, vLLM and their relatives load as it is. Weights pass
-one at a time and unchanged: what came in as bfloat16 goes out as the same bytes.
+transformers, vLLM and their relatives load such a folder as it is. Weights are copied one at a time
+and unchanged: bfloat16 stays the same bytes.
 """
 
 import json

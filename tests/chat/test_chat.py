@@ -21,7 +21,7 @@ from PIL import Image
 
 from ringworld.attention.mask import Where
 from ringworld.chat import ask as ask_module
-from ringworld.chat.config import Chat, VideoRequest
+from ringworld.chat.config import ChatRequest, VideoRequest
 from ringworld.chat.session import Session, Style, find_stops
 from ringworld.chat.terminal import (
     HELP,
@@ -50,7 +50,7 @@ from ringworld.inference.stream import (
     find_place,
     prefill,
     round_places,
-    truncate,
+    truncate_state,
 )
 from ringworld.mesh import make_mesh
 from ringworld.models.context_extension import extend_context
@@ -150,7 +150,7 @@ def test_turns_through_the_cache_write_what_whole_forwards_do(
         state, seen = empty_state(TINY), text([], 0.0)
         for i, turn in enumerate(turns):
             if i == 2:
-                state = truncate(state, state.length - 9)
+                state = truncate_state(state, state.length - 9)
                 seen = Example(seen.tokens[:-9], seen.vision[:-9], seen.weights[:-9])
             state, seen = prefill(placed, state, turn, TINY), join([seen, turn])
             ids, state = write_all(placed, state, 6)
@@ -523,7 +523,7 @@ def test_what_cannot_be_asked_is_refused_before_the_model_is_loaded(tmp_path: Pa
         ({"question": "Hello", "doc": tmp_path / "none"}, "no file at"),
     ):
         with pytest.raises(InputError, match=said):
-            chat(Chat(model=nowhere, **config), told.append)
+            chat(ChatRequest(model=nowhere, **config), told.append)
     assert not told
 
 
@@ -559,7 +559,7 @@ def test_one_question_goes_to_the_output_and_its_cost_to_the_side(
     book.write_text("It was late. The special magic Rome number is: 7654321\nShe slept. " * 3)
     told: list[str] = []
     asked = "What is the special magic Rome number?"
-    config = Chat(model=NANO, question=asked, doc=book, max_new_tokens=12)
+    config = ChatRequest(model=NANO, question=asked, doc=book, max_new_tokens=12)
     terminal = make_terminal(told.append)
     chat(config, told.append, terminal)
     assert "7654321" in capsys.readouterr().out
@@ -596,7 +596,7 @@ def test_documents_that_are_no_text_are_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_config_opens_a_session_of_its_context(model: Model) -> None:
-    config = Chat(model=NANO, context=1024, rope="ntk", max_new_tokens=7)
+    config = ChatRequest(model=NANO, context=1024, rope="ntk", max_new_tokens=7)
     session = open_session(model, config)
     assert (session.used, session.left) == (0, 1024)
 
@@ -695,9 +695,11 @@ def test_sampling_that_no_model_can_have_is_refused_with_its_file(
 
 def test_the_models_own_sampling_holds_but_for_what_is_asked_for() -> None:
     own = Sampling(temperature=0.6, top_k=20, top_p=0.9)
-    assert Chat(model=NANO).choose_sampling(own) == own
-    assert Chat(model=NANO).choose_sampling(None) == GREEDY
-    assert Chat(model=NANO, temperature=0.0).choose_sampling(own) == replace(own, temperature=0.0)
+    assert ChatRequest(model=NANO).choose_sampling(own) == own
+    assert ChatRequest(model=NANO).choose_sampling(None) == GREEDY
+    assert ChatRequest(model=NANO, temperature=0.0).choose_sampling(own) == replace(
+        own, temperature=0.0
+    )
     assert describe_sampling(GREEDY).startswith("greedy decoding")
     assert describe_sampling(own) == "sampling at temperature 0.6, top_k 20, top_p 0.9"
 

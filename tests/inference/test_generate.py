@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ringworld.attention import attend_new
 from ringworld.attention import decode as decoding
-from ringworld.attention.decode import attend_few
 from ringworld.attention.dense import attend_dense
 from ringworld.attention.layout import deal, invert, striped_order
 from ringworld.attention.mask import Where, window
@@ -246,15 +246,14 @@ def test_a_few_tokens_read_one_layer_from_the_first_place_seen_to_the_last(
     cached[:, 1, :, 8:20] = 0
     cached[0, 1, :, 8:18], cached[1, 1, :, 8:18] = k[:, :10], v[:, :10]
     stands[0, :, 8:18], stands[1, :, 8:18] = where.positions[:, :10], 1
-    found = attend_few(
-        jnp.asarray(q[:, -3:]),
-        (jnp.asarray(k[:, -3:]), jnp.asarray(v[:, -3:])),
-        jax.tree.map(lambda x: jnp.asarray(x[:, -3:]), where),
-        (jnp.asarray(cached[0]), jnp.asarray(cached[1])),
-        jnp.int32(1),
-        Where(jnp.asarray(stands[0]), jnp.asarray(stands[1])),
-        is_causal=True,
-        axis=None,
+    new, keys = ("batch", None, "kv_heads", None), ("layers", "batch", "seq", "kv_heads", None)
+    found = attend_new(
+        shard(jnp.asarray(q[:, -3:]), "batch", None, "heads", None),
+        (shard(jnp.asarray(k[:, -3:]), *new), shard(jnp.asarray(v[:, -3:]), *new)),
+        jax.tree.map(lambda x: shard(x[:, -3:], "batch", None), where),
+        (shard(jnp.asarray(cached[0]), *keys), shard(jnp.asarray(cached[1]), *keys)),
+        Where(*(shard(jnp.asarray(x), "batch", "seq") for x in stands)),
+        layer=jnp.int32(1),
     )
     # Sums of 16 products of numbers near 1, in float32, in another order.
     np.testing.assert_allclose(found, wanted, atol=1e-5)

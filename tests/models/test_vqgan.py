@@ -115,7 +115,8 @@ def test_mesh_does_not_change_codes_or_frames(weights, pixels):
     codes = encode(weights, frames, TINY)
     back = decode(weights, codes, TINY)
     with jax.set_mesh(make_mesh(data=2)):
-        divided = encode(weights, shard(frames, "batch"), TINY)
+        weights, frames = jax.device_get((weights, frames))
+        divided = encode(weights, shard(jnp.asarray(frames), "batch"), TINY)
         again = decode(weights, divided, TINY)
     np.testing.assert_array_equal(divided, codes)
     np.testing.assert_allclose(again, back, atol=1e-5)
@@ -194,7 +195,7 @@ def test_a_folder_is_never_overwritten(weights, tmp_path: Path):
 
 
 def test_a_failed_save_leaves_nothing(tmp_path: Path):
-    with pytest.raises(TypeError):
+    with pytest.raises((TypeError, AttributeError)):
         save_folder(tmp_path / "codec", "vqgan", TINY, {"w": object()}, jnp.float32)
     assert not list(tmp_path.iterdir())
 

@@ -172,15 +172,6 @@ def test_a_device_of_the_ring_holds_its_share_of_weights_and_gradients() -> None
             assert params.paths(tree)[name].addressable_shards[0].data.size == share, name
 
 
-def test_one_device_on_a_mesh_gives_what_no_mesh_gives() -> None:
-    rows = PackedRows(draw_examples(12, 40), CONTEXT)
-    batch = make_batches(rows, batch=2, seed=0, ring=1)(0)
-    (found, _), grads = fetch(differentiate(TINY)(weights_of(TINY), batch))
-    (wanted, _), wanted_grads = on_mesh(ONE)
-    assert found == pytest.approx(wanted, rel=TOLERANCE)
-    assert largest_error(grads, wanted_grads)[0] <= TOLERANCE
-
-
 def test_the_loss_is_the_balanced_mean_of_its_definition() -> None:
     (value, parts), _ = on_mesh(ONE)
     batch = jax.device_get(batches_of(ONE)(0))
@@ -290,7 +281,7 @@ def test_the_loss_of_one_modality_ignores_the_targets_of_the_other() -> None:
         assert_same_bits(getattr(other_grads.heads, name), getattr(grads.heads, name))
         only = Batch(**{**vars(batch), "weights": np.where(mask, 0, batch.weights)})
         (_, parts_of_rest), grads_of_rest = run(weights, only)
-        assert parts_of_rest[f"{name}_loss"] == 0
+        assert np.isnan(parts_of_rest[f"{name}_loss"])
         assert not np.asarray(getattr(grads_of_rest.heads, name)).any()
 
 
@@ -348,7 +339,7 @@ def shard_bytes(tree: Any) -> int:
 
 def test_7b_step_at_one_million_tokens_typechecks_on_4096_devices() -> None:
     mesh = AbstractMesh((1, 8, 64, 8), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
-    with jax.sharding.use_abstract_mesh(mesh):
+    with jax.set_mesh(None), jax.sharding.use_abstract_mesh(mesh):
         optimizer = make_optimizer(AdamW(), 1000, specs(LWM_7B))
         learned = partial(loss, c=LWM_7B, vision_share=0.5)
         built = build(specs(LWM_7B), mesh, optimizer, learned)

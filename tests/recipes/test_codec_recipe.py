@@ -13,13 +13,13 @@ from ringworld import cli
 from ringworld.errors import InputError
 from ringworld.media.clip import write_animation
 from ringworld.models.vqgan import NANO_VQGAN, VQGAN
-from ringworld.recipes import codec as codec_recipe
 from ringworld.recipes import pixels
 from ringworld.recipes.codec import CodecStage, nano_codec
 from ringworld.recipes.pixels import FilmPictures, PixelMix, pixel_batches
 from ringworld.recipes.recipe import Recipe
 from ringworld.train.codec import CodecTraining
 from ringworld.weights.codecs import load_codec
+from ringworld.weights.shipped import NANO
 
 TINY = VQGAN(size=16, channels=8, multipliers=(1, 2), blocks=1, groups=4, codebook=16, width=8)
 STAGE = CodecStage(
@@ -111,7 +111,7 @@ def test_the_command_line_trains_the_codec(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_recipe_is_that_of_the_codec_that_ships() -> None:
-    folder = Path(codec_recipe.__file__).parent / "assets" / "nano" / "codec"
+    folder = NANO / "codec"
     about = json.loads((folder / "training.jsonl").read_text().splitlines()[0])
     recipe = nano_codec()
     (stage,) = recipe.stages

@@ -80,7 +80,7 @@ def test_an_adversarial_codec_is_made_goes_on_after_a_stop_and_is_not_made_twice
     said: list[str] = []
     done = recipe.run(whole, said.append)
     assert any(line.startswith("held-out frames: ") for line in said)
-    assert load_codec(done).config == recipe.model
+    assert load_codec(done).config == STAGE.model
     assert Image.open(whole / "sheet.png").size == (80, 16)
     sheets = sorted(path.name for path in (whole / "sheets").iterdir())
     assert sheets == ["step_00000002.png", "step_00000004.png"]

@@ -1,11 +1,13 @@
 """One recipe type: what a run's folder goes on from, what it refuses, and what may change."""
 
+import errno
 import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,19 +15,24 @@ from ringworld.cli.recipes import SUMMARIES
 from ringworld.data import example
 from ringworld.data.example import Example
 from ringworld.errors import InputError
+from ringworld.mesh import make_mesh
 from ringworld.models.llama import Llama
-from ringworld.models.world import World
+from ringworld.models.world import World, specs
+from ringworld.params import paths, shardings
 from ringworld.progress import Announce
 from ringworld.recipes.recipe import Recipe
 from ringworld.recipes.registry import RECIPES, find_recipe
 from ringworld.settings import MeshShape
 from ringworld.train import checkpoint
+from ringworld.train import stage as stage_module
+from ringworld.train.build import start
 from ringworld.train.loop import Loop
 from ringworld.train.optimizer import AdamW
 from ringworld.train.stage import FreshModel, ModelData, ModelStage, choose_rope
 from ringworld.vocab import Vocabulary
 from ringworld.weights.open import open_model
 from ringworld.weights.shipped import NANO
+from ringworld.weights.tensors import read_tensors
 
 CONTEXT = 16
 TINY = World(
@@ -262,6 +269,47 @@ def test_a_base_that_was_chosen_for_more_is_recorded_in_the_model(tmp_path: Path
     done = recipe(ahead).run(tmp_path, quiet)
     llama = open_model(done).config.llama
     assert (llama.context, llama.rope_context, llama.rope_reach) == (8, CONTEXT, CONTEXT)
+
+
+# ---- weights from stage to stage
+
+
+def test_a_stage_reads_its_weights_from_the_folder_onto_its_own_mesh(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Any] = []
+
+    def noted(read: Any, optimizer: Any) -> Any:
+        begun.append(read)
+        return start(read, optimizer)
+
+    monkeypatch.setattr(stage_module, "start", noted)
+    spread = replace(FIRST, mesh=MeshShape(seq=2, tensor=1), weights_over=("fsdp", "seq"))
+    source = finished / "first" / "model"
+    Recipe(name="on", stages=(spread,), data=Toys(), start=source).run(tmp_path, quiet)
+    (read,) = begun
+    wanted = shardings(specs(TINY), make_mesh(seq=2), spread.rules)
+    assert jax.tree.map(lambda w: w.sharding, read) == wanted
+    assert read.text_embed.addressable_shards[0].data.shape == (32, 4)
+    stored = read_tensors(source / "model.safetensors")
+    for name, weight in paths(read).items():
+        np.testing.assert_array_equal(weight, stored[name])
+
+
+def test_a_trained_model_is_saved_whole_or_not_at_all(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    source = finished / "first" / "model"
+    given = Recipe(name="on", stages=(FIRST,), data=Toys(), start=source)
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="could not be written"):
+        patch.setattr("ringworld.weights.model.shutil.copy2", full)
+        given.run(tmp_path, quiet)
+    assert not (tmp_path / "first" / "model").exists()
+    done = given.run(tmp_path, quiet)
+    assert {file.name for file in source.iterdir()} == {file.name for file in done.iterdir()}
 
 
 # ---- the registry

@@ -14,7 +14,6 @@ from ringworld.evals.heatmap import draw_heatmaps, name_length
 from ringworld.evals.measure import select_rule
 from ringworld.evals.needle import accuracy, read_trials, run_needle
 from ringworld.models.world import specs
-from ringworld.params import init
 from ringworld.recipes.nano import NANO_WORLD
 from ringworld.tasks.needle import CITIES, SENTENCE_TOKENS, Form, make_form
 from ringworld.text.load import load_tokenizer
@@ -22,7 +21,7 @@ from ringworld.text.template import ANSWER_RULES
 from ringworld.weights.shipped import NANO
 
 # The model is replaced by a reader, which does not look at the weights.
-NOTHING = init(specs(NANO_WORLD), 0)
+NOTHING = specs(NANO_WORLD)  # weights that nothing reads
 GRID = Grid(lengths=(256, 512), depths=(0.0, 0.5, 1.0), rounds=2)
 
 

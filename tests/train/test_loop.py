@@ -18,7 +18,7 @@ import pytest
 from tiny_run import STEPS, batch, launch, tiny_step, train
 
 from ringworld.errors import InputError
-from ringworld.mesh import has_mesh
+from ringworld.mesh import mesh_is_set
 from ringworld.train.build import TrainState
 from ringworld.train.checkpoint import FOLDER
 from ringworld.train.loop import Loop
@@ -174,7 +174,7 @@ def test_the_next_batch_is_made_while_a_step_runs(tmp_path: Path) -> None:
     meshes = []
 
     def noticed(step: int) -> np.ndarray:
-        meshes.append(has_mesh())
+        meshes.append(mesh_is_set())
         made[step].set()
         return batch(step)
 

@@ -183,7 +183,8 @@ from contextlib import nullcontext
 import jax
 import jax.numpy as jnp
 import ringworld
-from ringworld.models import folder
+import ringworld.weights.model  # so that its own size is not counted
+from ringworld.weights import folder
 from ringworld.params import paths
 
 def held():

@@ -14,7 +14,7 @@ from ringworld.batch import Batch
 from ringworld.data.packing.ledger import Ledger
 from ringworld.data.packing.rows import MixedRows, PackedRows
 from ringworld.errors import InputError
-from ringworld.mesh import has_mesh, named_sharding
+from ringworld.mesh import named_sharding
 from ringworld.settings import MeshShape
 
 Rows = PackedRows | MixedRows
@@ -70,8 +70,6 @@ def stack(rows: Iterable[RowTree]) -> RowTree:
 
 def rows_held(batch: int, length: int) -> list[int]:
     """The rows of a batch of which this process's devices hold a part on the mesh that is set."""
-    if not has_mesh():
-        return list(range(batch))
     sharding = named_sharding(jax.sharding.get_mesh(), "batch", "seq")
     parts = sharding.addressable_devices_indices_map((batch, length)).values()
     return sorted({i for part in parts if part for i in range(batch)[part[0]]})
@@ -79,8 +77,6 @@ def rows_held(batch: int, length: int) -> list[int]:
 
 def _place(x: Shaped[np.ndarray, "b P"], held: list[int], batch: int) -> jax.Array:
     """Rows `held` of a batch, this process's part of it, as an array over the mesh."""
-    if not has_mesh():
-        return jax.numpy.asarray(x)
     sharding = named_sharding(jax.sharding.get_mesh(), "batch", "seq")
 
     def read(index: tuple[slice, ...] | None) -> Shaped[np.ndarray, "_ _"]:
