@@ -93,4 +93,4 @@ def echo_example(
     (Olsson et al., "In-context learning and induction heads", arXiv 2209.11895).
     """
     shuffled = rng.permutation(passage)
-    return join([text([*tokenizer.bos_ids, *shuffled], 0.0), text(shuffled, 1.0)])
+    return join([text(tokenizer.bos_ids, 0.0), text(shuffled, 0.0), text(shuffled, 1.0)])

@@ -38,7 +38,7 @@ def document(ids: Sequence[int] | Int[np.ndarray, "n"], tokenizer: Tokenizer) ->
 
     It begins at once with a tokenizer that has no first token.
     """
-    return join([text(tokenizer.bos_ids, 0.0), text([*ids, tokenizer.eos], 1.0)])
+    return join([text(tokenizer.bos_ids, 0.0), text(ids, 1.0), text([tokenizer.eos], 1.0)])
 
 
 def open_frames(codes: Int[np.ndarray, "Z Q"], vocabulary: Vocabulary, weight: float) -> Example:
