@@ -102,7 +102,7 @@ def plan_corpus(name: str, examples: int) -> tuple[str, ...]:
 
 
 def plan(examples: int = 10_000_000) -> None:
-    """PackingPlan `examples` examples of each corpus, each in a process of its own."""
+    """Plan `examples` examples of each corpus, each in a process of its own."""
     rows = []
     for name in CORPORA:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import ringworld
 from ringworld import Where, attend, make_mesh
 from ringworld.chat.session import Session, Style
-from ringworld.data.corpora.build import build
+from ringworld.data.corpora.build import build_shards
 from ringworld.data.corpora.shards import Shards
 from ringworld.data.packing.loader import make_batches
 from ringworld.data.packing.rows import PackedRows
@@ -68,7 +68,7 @@ def text_to_loss() -> None:
     Path("books").mkdir()
     Path("books/one.txt").write_text("The ring of eight went round and round. " * 40)
     Path("spec.toml").write_text('[[text]]\nname = "books"\npath = "books"\n')
-    build(Path("spec.toml"), Path("tokens"), print)
+    build_shards(Path("spec.toml"), Path("tokens"), print)
     batches = make_batches(PackedRows(Shards(Path("tokens")), 64), batch=2, seed=0, ring=RING)
     jax.jit(loss, static_argnums=(2, 3))(MODEL.weights, batches(0), MODEL.config, 0.5)
 
@@ -84,7 +84,7 @@ def key_round_the_ring() -> None:
 
 def question_to_answer() -> None:
     """A question of a conversation with a loaded model, and the first tokens of its answer."""
-    list(Session(MODEL, MODEL.config, Style(most=4)).ask("Who is it?"))
+    list(Session(MODEL, MODEL.config, Style(max_new_tokens=4)).ask("Who is it?"))
 
 
 PATHS = {

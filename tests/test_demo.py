@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from ringworld import demo
 from ringworld.data import samples as corpus
@@ -19,6 +21,8 @@ from ringworld.recipes import samples as sampled
 from ringworld.recipes.recipe import Recipe
 from ringworld.train.loop import Loop
 
+# What is set when a program starts: the demo sets its own meshes.
+NO_MESH = Mesh(np.empty((), object), ())
 PAGE = "It was a bright cold day in April. The clocks were striking thirteen, and nobody slept. "
 
 
@@ -66,7 +70,8 @@ def story(
 
     def run() -> tuple[Path, list[str]]:
         said: list[str] = []
-        return demo.run_demo(tmp_path / "demo", said.append), said
+        with jax.set_mesh(NO_MESH):
+            return demo.run_demo(tmp_path / "demo", said.append), said
 
     return run
 

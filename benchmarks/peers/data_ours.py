@@ -19,7 +19,7 @@ from benchmarks.peers.data_work import (
     sample_frames,
 )
 from benchmarks.protocol import Prepared, serve
-from ringworld.data.corpora.build import build
+from ringworld.data.corpora.build import build_shards
 from ringworld.data.corpora.shards import Shards
 from ringworld.data.packing.loader import make_batches
 from ringworld.data.packing.rows import PackedRows
@@ -38,7 +38,7 @@ def make_builder(name: str, corpus: Path, out: Path) -> Callable[[], Shards]:
 
     def run() -> Shards:
         place = out / f"{name}-{next(numbers)}"
-        build(spec, place, lambda said: None)
+        build_shards(spec, place, lambda said: None)
         return Shards(place)
 
     return run

@@ -83,10 +83,12 @@ class BuildShards:
     def load(self) -> Action:
         """BuildShards, and say what was made."""
         prepare_jax()
-        from ringworld.data.corpora.build import build
+        from ringworld.data.corpora.build import build_shards
 
         def work(announce: Callable[[str], None]) -> None:
-            made = build(self.spec, self.out, announce, workers=self.workers, engine=self.engine)
+            made = build_shards(
+                self.spec, self.out, announce, workers=self.workers, engine=self.engine
+            )
             announce(
                 f"done: {made.counts.examples} examples of {made.counts.tokens} tokens in "
                 f"{self.out}, {made.skipped} rows skipped"

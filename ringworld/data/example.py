@@ -22,6 +22,7 @@ class Example:
     weights: Float[np.ndarray, "n"]
 
     def __len__(self) -> int:
+        """The number of tokens."""
         return len(self.tokens)
 
 
@@ -38,7 +39,10 @@ def document(ids: Sequence[int] | Int[np.ndarray, "n"], tokenizer: Tokenizer) ->
 
     It begins at once with a tokenizer that has no first token.
     """
-    return join([text(tokenizer.bos_ids, 0.0), text(ids, 1.0), text([tokenizer.eos], 1.0)])
+    parts = tokenizer.bos_ids, ids, [tokenizer.eos]
+    whole = text(np.concatenate([np.asarray(part, np.int32) for part in parts]), 1.0)
+    whole.weights[0] = 0.0  # nothing predicts it
+    return whole
 
 
 def open_frames(codes: Int[np.ndarray, "Z Q"], vocabulary: Vocabulary, weight: float) -> Example:

@@ -91,7 +91,7 @@ def read_sentencepiece(data: bytes, name: str = "the tokenizer.model") -> Tokeni
     or the model is neither BPE nor unigram.
     """
     try:
-        model = parse(data)
+        model = parse_model(data)
     except (Malformed, UnicodeDecodeError) as error:
         raise InputError(f"{name} is not a SentencePiece model ({error}): copy it again") from None
     backend = _make_bpe(model) if model.kind == BPE else _make_unigram(model)
@@ -177,7 +177,7 @@ def _piece(data: bytes) -> VocabularyPiece:
     return VocabularyPiece(text, score, kind)
 
 
-def parse(data: bytes) -> SentencePieceModel:
+def parse_model(data: bytes) -> SentencePieceModel:
     """What a model file says. Raises Malformed, or UnicodeDecodeError for a piece that is no text.
 
     Fields that say how the model was trained are skipped, as the format asks of a reader.

@@ -103,6 +103,7 @@ class MetricsLog:
         self._since = time.perf_counter()
 
     def __enter__(self) -> "MetricsLog":
+        """Show the progress bar."""
         self._bar.start()
         return self
 
@@ -112,6 +113,7 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """Remove the progress bar."""
         self._bar.stop()
 
     def push(self, step: int, metrics: dict[str, jax.Array], *, wait_s: float) -> None:

@@ -82,6 +82,7 @@ class LazyWeight:
         return wider({read.dtype for read in self.reads})
 
     def __iter__(self) -> Iterator[np.ndarray]:
+        """The pieces, each read when it is asked for."""
         return (read() for read in self.reads)
 
 

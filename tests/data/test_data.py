@@ -184,7 +184,8 @@ def test_a_passage_learns_every_token_but_the_first(tokenizer: Tokenizer) -> Non
     (book,) = encode_books([Book("Night", STORY)], tokenizer)
     whole = passage_example(book, tokenizer)
     assert whole.tokens[0] == tokenizer.bos and tokenizer.decode(book.tolist()) == STORY
-    assert whole.weights.tolist() == [0, *[1] * len(book)]
+    assert whole.tokens[-1] == tokenizer.eos
+    assert whole.weights.tolist() == [0, *[1] * len(book), 1]
 
 
 # ---- needles

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ringworld.data.corpora.fields import make_fields
-from ringworld.data.corpora.spec import Fields
+from ringworld.data.corpora.spec import FieldSource
 from ringworld.data.example import Example
 from ringworld.errors import InputError
 from ringworld.text.tokenizer import Tokenizer, train_tokenizer
@@ -24,7 +24,7 @@ def tokenizer() -> Tokenizer:
 
 def make(tokenizer: Tokenizer, row: dict[str, Any], line: int = 1, **rules: Any) -> Example:
     """The example of a row under these rules."""
-    return make_fields(row, line, Fields(name="x", path="x.jsonl", **rules), tokenizer, CODES)
+    return make_fields(row, line, FieldSource(name="x", path="x.jsonl", **rules), tokenizer, CODES)
 
 
 def expect(tokenizer: Tokenizer, example: Example, *parts: tuple[Any, float]) -> None:

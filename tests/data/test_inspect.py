@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from ringworld import cli
-from ringworld.data.corpora.build import build
+from ringworld.data.corpora.build import build_shards
 from ringworld.data.corpora.inspection import (
     SHOWN_FRAMES,
     Inspection,
@@ -61,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "words.jsonl").write_text("\n".join([*words, "bad"]))
     (root / "films.jsonl").write_text('{"video": "a.mp4", "caption": "noise"}\n')
     (root / "spec.toml").write_text(SPEC)
-    build(root / "spec.toml", root / "tokens", lambda said: None)
+    build_shards(root / "spec.toml", root / "tokens", lambda said: None)
     return root / "tokens"
 
 
@@ -132,7 +132,7 @@ def test_a_long_sample_shows_its_ends_its_answers_and_frames_of_all_of_it(tmp_pa
         '[[chat]]\nname = "talk"\npath = "talk.jsonl"\n'
         '[[fields]]\nname = "codes"\npath = "codes.jsonl"\nfields = "vision,words"\n'
     )
-    build(tmp_path / "spec.toml", tmp_path / "tokens", print)
+    build_shards(tmp_path / "spec.toml", tmp_path / "tokens", print)
     talk, film = inspect_shards(tmp_path / "tokens", context=64, samples=2).samples
     given = talk.pieces[0].written
     assert "It begins. " in given and " [...] " in given and "Who is it? ASSISTANT:" in given
@@ -249,5 +249,5 @@ def test_every_command_of_the_data_page_runs(
     assert len(rows) == 2 and any("3 examples" in line for line in said)
     assert Path("tokens.html").exists() and "films.jsonl:2" in capsys.readouterr().out
     assert len(Path("runs/films/stage/metrics.jsonl").read_text().splitlines()) == 3
-    assert Path("runs/films/model/model.safetensors").exists()
+    assert Path("runs/films/stage/model/model.safetensors").exists()
     assert Path("runs/mixed/model/model.safetensors").exists()

@@ -23,15 +23,15 @@ from ringworld.data.packing.pack import (
     Piece,
     Pieces,
     best_fit,
-    drop,
+    drop_long,
     efficiency,
     even_fit,
     lay,
     pack_row,
     plan_rows,
     run_on,
-    split,
-    truncate,
+    split_long,
+    truncate_long,
     weigh_examples,
     weigh_rows,
 )
@@ -45,7 +45,7 @@ from ringworld.vocab import Vocabulary
 
 LENGTHS = st.lists(st.integers(0, 90), max_size=30)
 CONTEXTS = st.integers(1, 40)
-CUTS = st.sampled_from([split, truncate, drop])
+CUTS = st.sampled_from([split_long, truncate_long, drop_long])
 
 
 def examples_of(lengths: list[int]) -> list[Example]:
@@ -125,7 +125,7 @@ def test_padding_has_no_segment_no_weight_and_stands_behind(
 @settings(max_examples=100, deadline=None)
 @given(lengths=LENGTHS, context=CONTEXTS)
 def test_pieces_of_a_split_example_share_one_token(lengths: list[int], context: int) -> None:
-    pieces = split(lengths, context)
+    pieces = split_long(lengths, context)
     for number, length in enumerate(lengths):
         own = [piece for piece in pieces if piece.example == number]
         assert all(a.stop == b.start + 1 for a, b in zip(own, own[1:], strict=False))
@@ -142,8 +142,8 @@ def test_truncated_and_dropped_examples_are_one_piece_or_none(
     lengths: list[int], context: int
 ) -> None:
     wanted = [Piece(i, 0, min(n, context + 1)) for i, n in enumerate(lengths) if n > 1]
-    assert list(truncate(lengths, context)) == wanted
-    assert list(drop(lengths, context)) == [p for p in wanted if lengths[p.example] == p.stop]
+    assert list(truncate_long(lengths, context)) == wanted
+    assert list(drop_long(lengths, context)) == [p for p in wanted if lengths[p.example] == p.stop]
 
 
 @pytest.mark.parametrize(("long", "tokens"), [("split", 33), ("truncate", 20), ("drop", 4)])

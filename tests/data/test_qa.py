@@ -41,7 +41,7 @@ from ringworld.data.questions.completion import Reply
 from ringworld.data.questions.config import QA
 from ringworld.data.questions.contexts import TEMPLATE_ROOM, Verdict, group_chunks
 from ringworld.data.questions.endpoint import Budget, Client, Endpoint
-from ringworld.data.questions.pairs import Pair, Rejected, openai_messages, qa_example, read_pair
+from ringworld.data.questions.pairs import QAPair, Rejected, openai_messages, qa_example, read_pair
 from ringworld.data.questions.qa import run_qa
 from ringworld.data.questions.replies import Replies
 from ringworld.errors import InputError
@@ -117,11 +117,11 @@ def lines(path: Path) -> list[dict[str, Any]]:
 # --- pairs -----------------------------------------------------------------------------------
 
 TOLD = "In 1,203 the fleet of Count Baldwin left Corfu. It had 480 ships, and Rome was silent."
-ASKED = Pair("Who is it?", "Nobody")
+ASKED = QAPair("Who is it?", "Nobody")
 GOOD = {"question": "How many ships did Baldwin's fleet have?", "answer": "480 ships"}
 
 
-def judged(said: dict[str, Any] | str, finish: str = "stop") -> Pair:
+def judged(said: dict[str, Any] | str, finish: str = "stop") -> QAPair:
     """The pair in a reply about the chunk above."""
     content = said if isinstance(said, str) else json.dumps(said)
     return read_pair(Reply(content, finish, 1, 1, True), TOLD)
@@ -141,7 +141,7 @@ def judged(said: dict[str, Any] | str, finish: str = "stop") -> Pair:
     ids=str,
 )
 def test_a_good_pair_is_read_however_it_is_wrapped(said: dict[str, Any] | str) -> None:
-    assert judged(said) == Pair(**GOOD)
+    assert judged(said) == QAPair(**GOOD)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_a_reply_that_did_not_end_is_rejected(finish: str) -> None:
 
 
 def test_only_answers_and_their_ends_are_learned(tokenizer: Tokenizer) -> None:
-    pairs = [Pair("Who came?", "Ada"), Pair("When did she come?", "At 7 o'clock")]
+    pairs = [QAPair("Who came?", "Ada"), QAPair("When did she come?", "At 7 o'clock")]
     document = "Ada came at 7 o'clock. </s> is written here."
     example = qa_example(document, pairs, tokenizer)
     given = [
@@ -230,7 +230,9 @@ def test_only_answers_and_their_ends_are_learned(tokenizer: Tokenizer) -> None:
 
 
 def test_messages_open_with_the_document_and_take_turns() -> None:
-    said = openai_messages("Ada came.", [Pair("Who came?", "Ada"), Pair("And then?", "Nothing")])
+    said = openai_messages(
+        "Ada came.", [QAPair("Who came?", "Ada"), QAPair("And then?", "Nothing")]
+    )
     assert said == [
         {"role": "user", "content": "Ada came. Who came?"},
         {"role": "assistant", "content": "Ada"},
@@ -258,7 +260,7 @@ def test_chunks_joined_are_the_document(tokenizer: Tokenizer, written: str, leng
 def test_contexts_hold_every_chunk_once_and_are_full(tokenizer: Tokenizer, most: int) -> None:
     written = "".join(fact(i) + FILLER for i in range(40))
     verdicts = [
-        Verdict(chunk, Pair(f"What is told at {i}?", f"Fact {i}") if i % 3 else None, "")
+        Verdict(chunk, QAPair(f"What is told at {i}?", f"Fact {i}") if i % 3 else None, "")
         for i, chunk in enumerate(cut_document(Document("d", written), tokenizer, CHUNK))
     ]
     contexts = list(group_chunks(iter(verdicts), most, tokenizer))
@@ -279,7 +281,7 @@ def test_contexts_hold_every_chunk_once_and_are_full(tokenizer: Tokenizer, most:
 
 def test_the_order_of_questions_tells_nothing_of_their_places(tokenizer: Tokenizer) -> None:
     chunks = [Chunk("d", i, FILLER, 20) for i in range(30)]
-    pairs = [Pair(f"What is at {i}?", str(i)) for i in range(30)]
+    pairs = [QAPair(f"What is at {i}?", str(i)) for i in range(30)]
     verdicts = [Verdict(c, p, "") for c, p in zip(chunks, pairs, strict=True)]
     (context,) = group_chunks(verdicts, 10_000, tokenizer)
     assert list(context.pairs) != pairs and Counter(context.pairs) == Counter(pairs)
@@ -668,7 +670,7 @@ def test_rows_become_shards_of_which_only_the_answers_are_learned(
     for row, example in zip(rows, built, strict=True):
         said = [plain(turn["content"]) for turn in row["messages"]]
         asked = [re.search(r"Who is the keeper of \w+\?$", words) for words in said[::2]]
-        pairs = [Pair(q[0], told) for q, told in zip(asked, said[1::2], strict=True) if q]
+        pairs = [QAPair(q[0], told) for q, told in zip(asked, said[1::2], strict=True) if q]
         expected = qa_example(said[0].removesuffix(f" {pairs[0].question}"), pairs, tokenizer)
         np.testing.assert_array_equal(example.tokens, expected.tokens)
         np.testing.assert_array_equal(example.weights, expected.weights)

@@ -21,7 +21,7 @@ from ringworld.batch import Batch
 from ringworld.data import example
 from ringworld.data.example import Example
 from ringworld.data.packing.loader import PackedRows, make_batches
-from ringworld.data.packing.pack import pack_row, split
+from ringworld.data.packing.pack import pack_row, split_long
 from ringworld.errors import InputError
 from ringworld.layers import rms_norm
 from ringworld.mesh import AXES, RULES, Rules, make_mesh, named_sharding
@@ -203,7 +203,7 @@ def stack(rows: list[Batch]) -> Batch:
 
 def test_a_packed_row_learns_what_its_examples_learn_alone() -> None:
     examples = draw_examples(2, 30)
-    pieces = split([len(e) for e in examples], CONTEXT)
+    pieces = split_long([len(e) for e in examples], CONTEXT)
     assert len(pieces) == 2 and sum(p.inputs for p in pieces) <= CONTEXT
     nothing = pack_row([], examples.__getitem__, CONTEXT)
     together = stack([pack_row(pieces, examples.__getitem__, CONTEXT), nothing])
@@ -301,7 +301,7 @@ def test_a_world_of_text_alone_has_no_vision_table_and_learns() -> None:
     assert table.vision_embed is None and table.heads.vision is None
     assert params.count(table) == params.count(specs(TINY)) - 2 * 16 * 16
     examples = [example.text(np.random.default_rng(0).integers(3, 32, 50).tolist(), 1.0)]
-    row = pack_row(split([50], CONTEXT), examples.__getitem__, CONTEXT)
+    row = pack_row(split_long([50], CONTEXT), examples.__getitem__, CONTEXT)
     weights = weights_of(c)
     ((value, parts), grads) = jax.jit(
         lambda w, b: jax.value_and_grad(loss, has_aux=True)(w, b, c, 0.0)
@@ -448,3 +448,25 @@ def test_a_step_never_gathers_the_sequence_and_goes_round_the_ring_twice() -> No
     # shard, and home, on or back. The backward recomputes each layer but its attention: the ring is
     # not walked a third time.
     assert len(re.findall(r" collective-permute(?:-start)?\(", text)) == 4 + 6 + 2 + 2 * 2
+
+
+# ---- what cannot be a model or a mesh is refused in a sentence
+
+
+@pytest.mark.parametrize("name", ["layers", "model", "mlp", "heads", "kv_heads", "context"])
+def test_a_decoder_without_a_size_is_refused_by_that_sizes_name(name: str) -> None:
+    with pytest.raises(InputError, match=f"^{name} is 0: make it 1 or more"):
+        replace(TINY.llama, **{name: 0})
+
+
+def test_a_vocabulary_of_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match="cannot have 0 text ids"):
+        Vocabulary(text=0, bos=1, eos=2)
+    with pytest.raises(InputError, match="-1 codes"):
+        Vocabulary(text=9, bos=1, eos=2, codes=-1)
+
+
+@pytest.mark.parametrize("size", [0, -2])
+def test_a_mesh_axis_below_one_is_refused(size: int) -> None:
+    with pytest.raises(InputError, match=f"mesh axis seq is {size} and must be at least 1"):
+        make_mesh(seq=size)

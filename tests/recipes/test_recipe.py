@@ -213,10 +213,10 @@ def test_a_run_that_failed_before_it_kept_anything_is_corrected_in_its_folder(
     with monkeypatch.context() as patch, pytest.raises(InputError, match="the disk is full"):
         patch.setattr(checkpoint.Checkpoints, "save", full)
         recipe(wrong, data=Toys(seed=3)).run(folder, quiet)
-    assert (folder / "first" / LEDGER).exists()
+    assert (folder / "first" / LEDGER_FILE).exists()
     recipe(FIRST).run(folder, quiet)
     assert losses(folder) == losses(finished)
-    assert len((folder / "first" / LEDGER).read_text().splitlines()) == 3
+    assert len((folder / "first" / LEDGER_FILE).read_text().splitlines()) == 3
 
 
 def test_a_start_is_known_by_what_it_holds_and_not_by_its_path(

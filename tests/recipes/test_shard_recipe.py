@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ringworld import cli
-from ringworld.data.corpora.build import build
+from ringworld.data.corpora.build import build_shards
 from ringworld.data.corpora.shards import Shards
 from ringworld.data.packing.rows import Apart
 from ringworld.errors import InputError
@@ -54,7 +54,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write("talk.jsonl", [{"conversations": turn}] * 20)
     write("pictures.jsonl", pictures)
     (root / "spec.toml").write_text(SPEC)
-    build(root / "spec.toml", root / "tokens", lambda said: None)
+    build_shards(root / "spec.toml", root / "tokens", lambda said: None)
     return root / "tokens"
 
 
@@ -124,10 +124,10 @@ def test_a_stage_of_mixed_sources_goes_on_as_if_never_stopped(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(checkpoint.Checkpoints, "save", stopped)
         train("stopped")
-    stopped_at = (tmp_path / "stopped" / "stage" / LEDGER).read_text()
+    stopped_at = (tmp_path / "stopped" / "stage" / LEDGER_FILE).read_text()
     assert 2 <= len(stopped_at.splitlines()) < 4
     again = train("stopped")
-    for name in (f"stage/{LEDGER}", "stage/model/model.safetensors"):
+    for name in (f"stage/{LEDGER_FILE}", "stage/model/model.safetensors"):
         assert (again / name).read_bytes() == (whole / name).read_bytes()
 
 

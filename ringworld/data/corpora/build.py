@@ -93,7 +93,7 @@ class BuildReport:
     files: tuple[LeftOut, ...] = ()
 
 
-def build(
+def build_shards(
     spec_path: Path,
     out: Path,
     announce: Announce,
@@ -119,7 +119,7 @@ def build(
 def continue_build(
     spec_path: Path, out: Path, announce: Announce, workers: int, engine: Engine
 ) -> Manifest:
-    """The work of `build`, without what it says when it is interrupted."""
+    """The work of `build_shards`, without what it says when it is interrupted."""
     spec, folder = read_spec(spec_path), spec_path.parent
     job = make_job(spec, folder, out)
     run = choose_engine(engine, workers)
@@ -154,9 +154,7 @@ def continue_build(
             *collect(run(partial(build_partition, job), todo), job, done, len(partitions), left_out)
         ]
         made = {note.partition: note for note in (*done.values(), *notes)}
-        manifest = write_manifest(
-            job, [made[partition.shard] for partition in partitions], left_out
-        )
+        manifest = finish_build(job, [made[partition.shard] for partition in partitions], left_out)
         if manifest.skipped:
             announce(describe_skipped(out))
         return manifest
@@ -305,9 +303,7 @@ def collect(
         )
 
 
-def write_manifest(
-    job: Job, notes: Sequence[PartitionNote], left_out: Sequence[LeftOut]
-) -> Manifest:
+def finish_build(job: Job, notes: Sequence[PartitionNote], left_out: Sequence[LeftOut]) -> Manifest:
     """Write the report, the tokenizer and, last, the manifest; remove the notes."""
     bad = [row for note in notes for row in note.bad]
     shards = tuple(note.shard for note in notes if note.shard is not None)

@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ringworld.data.corpora.encoding import wrap_frames
-from ringworld.data.corpora.spec import Fields
+from ringworld.data.corpora.spec import FieldSource
 from ringworld.data.example import Example, join, text
 from ringworld.errors import InputError
 from ringworld.text.tokenizer import Tokenizer
@@ -40,7 +40,11 @@ BOS, EOS = "<s>", "</s>"
 
 
 def make_fields(
-    row: Mapping[str, Any], line: int, rules: Fields, tokenizer: Tokenizer, vocabulary: Vocabulary
+    row: Mapping[str, Any],
+    line: int,
+    rules: FieldSource,
+    tokenizer: Tokenizer,
+    vocabulary: Vocabulary,
 ) -> Example:
     """The example of row `line`, from 1. Raises InputError when it does not fit the rules."""
     parts = [text(tokenizer.bos_ids, 0.0)] if rules.add_bos_token else []
@@ -72,7 +76,7 @@ def make_fields(
     return join(parts)
 
 
-def choose(row: Mapping[str, Any], line: int, rules: Fields) -> str:
+def choose(row: Mapping[str, Any], line: int, rules: FieldSource) -> str:
     """The language of this row."""
     if not rules.fields_from_example:
         return rules.fields

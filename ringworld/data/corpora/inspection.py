@@ -219,7 +219,7 @@ def describe_sample(shards: Shards, index: int, tokenizer: Tokenizer) -> Sample:
             kind, written = "drawn" if learned else "seen", f"{frames} frame{'s' * (frames > 1)}"
         else:
             kind = "learned" if learned else "given"
-            written = shorten(tokenizer.decode(tokens.tolist()), most)
+            written = shorten_middle(tokenizer.decode(tokens.tolist()), most)
         pieces.append(SamplePart(kind=kind, tokens=len(tokens), written=written))
     return Sample(
         index=index,
@@ -242,7 +242,7 @@ def cut_example(record: Record) -> list[tuple[slice, bool, bool]]:
     ]
 
 
-def shorten(written: str, most: int) -> str:
+def shorten_middle(written: str, most: int) -> str:
     """The first and the last letters of a text that has more than `most`."""
     if len(written) <= most:
         return written

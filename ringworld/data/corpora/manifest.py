@@ -36,6 +36,7 @@ class Counts:
     learned: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
+        """The counts of both, field by field."""
         names = [own.name for own in fields(self)]
         return Counts(**{name: getattr(self, name) + getattr(other, name) for name in names})
 

@@ -38,12 +38,12 @@ from ringworld.data.corpora.reader import Input, Partition, Row, read_rows
 from ringworld.data.corpora.shards import Record, find_fault, write_shard
 from ringworld.data.corpora.spec import (
     AnySource,
-    Captions,
-    Chat,
-    Documents,
-    Fields,
+    CaptionSource,
+    ChatSource,
+    DocumentSource,
+    FieldSource,
     Spec,
-    Text,
+    TextSource,
 )
 from ringworld.errors import InputError
 from ringworld.files import hash_file
@@ -93,7 +93,7 @@ def build_partition(job: Job, partition: Partition) -> PartitionNote:
 
     Raises InputError for a bad row where these are refused.
     """
-    work = Work(job, partition)
+    work = PartitionBuilder(job, partition)
     path = job.out / partition.shard
     counts = write_shard(path, work.records())
     if work.encoder is not None:
@@ -120,7 +120,7 @@ def partition_note_path(out: Path, partition: Partition) -> Path:
     return out / NOTES_FOLDER / f"{partition.shard}.json"
 
 
-class Work:
+class PartitionBuilder:
     """Turns the rows of one partition into records; `bad` and `media` grow as rows are read."""
 
     def __init__(self, job: Job, partition: Partition) -> None:
@@ -129,14 +129,14 @@ class Work:
         self.tokenizer = _tokenizer(job.tokenizer)
         self.vocabulary = make_vocabulary(job.tokenizer_note, job.codec_note)
         self.encoder: Encoder | None = None
-        if isinstance(self.source, Chat | Captions) and job.codec is not None:
+        if isinstance(self.source, ChatSource | CaptionSource) and job.codec is not None:
             self.encoder = Encoder(load_codec_once(job.codec))
         self.bad: list[tuple[int, str, str]] = []
         self.media: dict[Path, Input] = {}
 
     def records(self) -> Iterator[Record]:
         """The good rows in order, each as soon as its codes are known."""
-        if isinstance(self.source, Text | Documents):
+        if isinstance(self.source, TextSource | DocumentSource):
             yield from self.documents()
             return
         waiting: deque[tuple[Row, list[PendingExample]]] = deque()
@@ -194,21 +194,21 @@ class Work:
     def document_text(self, row: Row) -> str:
         """The text of a document's row. Raises InputError when it has none."""
         content = row.read()
-        if isinstance(self.source, Documents):
+        if isinstance(self.source, DocumentSource):
             name = f"the column {self.source.column}"
-            return check_text(content.get(self.source.column), name)
-        return check_text(content, "the document")
+            return require_text(content.get(self.source.column), name)
+        return require_text(content, "the document")
 
     def examples(self, row: Row) -> list[PendingExample]:
         """The examples of a row, one or one for each order; codes of media may come later."""
         source, content = self.source, row.read()
         check_words(content)
-        if isinstance(source, Fields):
+        if isinstance(source, FieldSource):
             return [[make_fields(content, row.line, source, self.tokenizer, self.vocabulary)]]
-        assert isinstance(source, Chat | Captions), "documents come in batches"
+        assert isinstance(source, ChatSource | CaptionSource), "documents come in batches"
         rules = FrameSampling(**{name: getattr(source, name) for name in SAMPLING})
         encode = cache(self.encode_media)  # once a row, however many orders it is kept in
-        if isinstance(source, Captions):
+        if isinstance(source, CaptionSource):
             return [
                 self.caption(source, row, content, order, rules, encode)
                 for order in self.orders(source, row)
@@ -228,7 +228,7 @@ class Work:
 
     def caption(
         self,
-        source: Captions,
+        source: CaptionSource,
         row: Row,
         content: Mapping[str, Any],
         order: str,
@@ -243,11 +243,11 @@ class Work:
         kind = kinds[0]
         words = ""
         if order != "vision":
-            words = check_text(content.get(source.caption), f"the key {source.caption}")
+            words = require_text(content.get(source.caption), f"the key {source.caption}")
         media = read_media(content[kind], kind, row.folder, rules, beside=content)
         return make_caption(media, words.strip(), order, encode, self.tokenizer)
 
-    def orders(self, source: Chat | Captions, row: Row) -> Sequence[str]:
+    def orders(self, source: ChatSource | CaptionSource, row: Row) -> Sequence[str]:
         """The forms of this row: all, or one drawn by the seed, the source and the row alone."""
         if source.every_order:
             return source.orders
@@ -275,7 +275,7 @@ class Work:
         self.bad.append((row.line, row.origin, str(error)))
 
 
-def check_text(value: Any, name: str) -> str:
+def require_text(value: Any, name: str) -> str:
     """A text that says something. Raises InputError for an empty one, or for what is none."""
     if not isinstance(value, str):
         raise InputError(f"{name} is missing or no text: add it")

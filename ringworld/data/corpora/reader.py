@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ringworld.data.corpora.spec import AnySource, Spec, Text
+from ringworld.data.corpora.spec import AnySource, Spec, TextSource
 from ringworld.errors import InputError
 from ringworld.files import find_name, hash_file
 
@@ -92,7 +92,7 @@ def cut_partitions(spec: Spec, folder: Path) -> Inputs:
         files, others = find_files(source, folder)
         left_out += others
         cuts: list[Partition] = []
-        if isinstance(source, Text):
+        if isinstance(source, TextSource):
             inputs += [Input(file=file, sha256=hash_file(folder / file)) for file in files]
             for i in range(0, len(files), source.rows_per_shard):
                 some = tuple(files[i : i + source.rows_per_shard])
@@ -120,7 +120,7 @@ def find_files(source: AnySource, folder: Path) -> tuple[list[str], list[LeftOut
 
     Raises InputError without any, and for a name that is no text, as shards could not tell it.
     """
-    suffixes = source.suffixes if isinstance(source, Text) else TABLES
+    suffixes = source.suffixes if isinstance(source, TextSource) else TABLES
     endings = tuple(suffix.lower() for suffix in suffixes)
     place = find_name(folder, source.path)
     path = folder / place
@@ -197,7 +197,7 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
 
 def read_rows(partition: Partition, source: AnySource, folder: Path) -> Iterator[Row]:
     """The rows of a partition. `Row.read` raises InputError when a row is broken."""
-    if isinstance(source, Text):
+    if isinstance(source, TextSource):
         for i, file in enumerate(partition.files):
             path = folder / file
             read = partial(_read_text, path)

@@ -80,6 +80,7 @@ class Columns:
     origins: pa.StringArray
 
     def __len__(self) -> int:
+        """The number of examples in the batch."""
         return len(self.origins)
 
     def row(self, name: str, row: int) -> Shaped[np.ndarray, "n"]:
@@ -188,9 +189,11 @@ class Shards(Sequence[Example]):
         self._open: dict[int, list[Columns]] = {}
 
     def __len__(self) -> int:
+        """The number of examples in all shards."""
         return int(self._first[-1])
 
     def __reduce__(self) -> tuple[type["Shards"], tuple[Path]]:
+        """A copy for another process: the folder is opened again there."""
         return Shards, (self.folder,)
 
     @overload

@@ -54,21 +54,21 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text(Source):
+class TextSource(Source):
     """A folder of text files, each a document, every token learned."""
 
     suffixes: tuple[str, ...] = (".txt",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Documents(Source):
+class DocumentSource(Source):
     """JSONL or Parquet with a column of text, each row a document, every token learned."""
 
     column: str = "text"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chat(Source, FrameSampling):
+class ChatSource(Source, FrameSampling):
     """JSONL or Parquet of talks in any of the three common dialects; answers are learned.
 
     `orders` is what a question about a picture or a film puts first, one drawn for each row;
@@ -83,7 +83,7 @@ class Chat(Source, FrameSampling):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Captions(Source, FrameSampling):
+class CaptionSource(Source, FrameSampling):
     """JSONL or Parquet of a picture or a film and its caption.
 
     `orders` are the forms, one drawn for each row: "text-vision" learns to draw the caption,
@@ -100,7 +100,7 @@ class Captions(Source, FrameSampling):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fields(Source):
+class FieldSource(Source):
     """LWM's JSONL, its keys put together by LWM's language of `fields`.
 
     The options are LWM's: `ringworld.data.corpora.fields` says what each does.
@@ -125,10 +125,14 @@ class Fields(Source):
 
 def count_forms(source: Source) -> int:
     """How many examples a row of the source becomes: one, or one for each of its orders."""
-    return len(source.orders) if isinstance(source, Chat | Captions) and source.every_order else 1
+    return (
+        len(source.orders)
+        if isinstance(source, ChatSource | CaptionSource) and source.every_order
+        else 1
+    )
 
 
-AnySource = Text | Documents | Chat | Captions | Fields
+AnySource = TextSource | DocumentSource | ChatSource | CaptionSource | FieldSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,11 +148,11 @@ class Spec:
     seed: int = 0
     on_bad: Literal["refuse", "skip"] = "refuse"
     max_bad: int = 100
-    text: tuple[Text, ...] = ()
-    documents: tuple[Documents, ...] = ()
-    chat: tuple[Chat, ...] = ()
-    captions: tuple[Captions, ...] = ()
-    fields: tuple[Fields, ...] = ()
+    text: tuple[TextSource, ...] = ()
+    documents: tuple[DocumentSource, ...] = ()
+    chat: tuple[ChatSource, ...] = ()
+    captions: tuple[CaptionSource, ...] = ()
+    fields: tuple[FieldSource, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -186,7 +190,7 @@ def read_spec(path: Path) -> Spec:
     return from_dict(Spec, table, str(path))
 
 
-def _check_media(source: Chat | Captions, orders: tuple[str, ...]) -> None:
+def _check_media(source: ChatSource | CaptionSource, orders: tuple[str, ...]) -> None:
     Source.__post_init__(source)
     FrameSampling.__post_init__(source)
     if not orders:

@@ -82,9 +82,11 @@ class MixedExamples:
         self._source, self._index, self.lengths = source, index, lengths
 
     def __len__(self) -> int:
+        """The number of examples drawn."""
         return len(self.lengths)
 
     def __getitem__(self, i: int) -> Example:
+        """Example i of the mix."""
         return self._sources[self._source[i]][int(self._index[i])]
 
 
@@ -148,9 +150,11 @@ class Chosen:
         self._examples, self._numbers, self.lengths = examples, numbers, lengths
 
     def __len__(self) -> int:
+        """The number of examples chosen."""
         return len(self._numbers)
 
     def __getitem__(self, i: int) -> Example:
+        """Example i of those chosen."""
         return self._examples[int(self._numbers[i])]
 
 

@@ -61,12 +61,15 @@ class Pieces:
     stop: Int[np.ndarray, "P"]
 
     def __len__(self) -> int:
+        """The number of pieces."""
         return len(self.example)
 
     def __getitem__(self, i: int) -> Piece:
+        """Piece i."""
         return Piece(int(self.example[i]), int(self.start[i]), int(self.stop[i]))
 
     def __iter__(self) -> Iterator[Piece]:
+        """The pieces, in order."""
         return (self[i] for i in range(len(self)))
 
     @property
@@ -80,7 +83,7 @@ Lengths = Sequence[int] | Int[np.ndarray, "N"]
 Cut = Callable[[Lengths, int], Pieces]
 
 
-def split(lengths: Lengths, context: int) -> Pieces:
+def split_long(lengths: Lengths, context: int) -> Pieces:
     """Every example as pieces that fit a row; pieces share one token, so that no target is lost."""
     lengths = np.asarray(lengths, np.int64)
     counts = np.maximum(lengths + context - 2, 0) // context
@@ -90,14 +93,14 @@ def split(lengths: Lengths, context: int) -> Pieces:
     return Pieces(example, start, np.minimum(start + context + 1, lengths[example]))
 
 
-def truncate(lengths: Lengths, context: int) -> Pieces:
+def truncate_long(lengths: Lengths, context: int) -> Pieces:
     """Every example as one piece, without what does not fit a row."""
     lengths = np.asarray(lengths, np.int64)
     example = np.flatnonzero(lengths > 1)
     return Pieces(example, np.zeros_like(example), np.minimum(lengths[example], context + 1))
 
 
-def drop(lengths: Lengths, context: int) -> Pieces:
+def drop_long(lengths: Lengths, context: int) -> Pieces:
     """Only the examples that fit a row, each as one piece."""
     lengths = np.asarray(lengths, np.int64)
     example = np.flatnonzero((lengths > 1) & (lengths <= context + 1))
@@ -112,9 +115,11 @@ class PackingPlan:
     pieces: Pieces
 
     def __len__(self) -> int:
+        """The number of rows."""
         return len(self.offsets) - 1
 
     def __getitem__(self, row: int) -> tuple[Piece, ...]:
+        """The pieces of a row, in order."""
         return tuple(self.pieces[i] for i in range(self.offsets[row], self.offsets[row + 1]))
 
 
@@ -196,7 +201,7 @@ def fit_rows(sizes: Int[np.ndarray, "P"], context: int) -> Int[np.ndarray, "P"]:
     return best_fit(sizes, context)
 
 
-def plan_rows(lengths: Lengths, context: int, cut: Cut = split) -> PackingPlan:
+def plan_rows(lengths: Lengths, context: int, cut: Cut = split_long) -> PackingPlan:
     """Rows of at most `context` input tokens, the same for the same lengths; no row is empty.
 
     Each `PLAN_WINDOW` of examples is planned by itself, with `fit_rows`. The plan takes 12 bytes a

@@ -24,7 +24,11 @@ from ringworld.data.packing.pack import Cut, PackingPlan, Pieces, pack_row, plan
 from ringworld.errors import InputError
 from ringworld.files import whole
 
-CUT_FUNCTIONS: dict[str, Cut] = {"split": pack.split, "truncate": pack.truncate, "drop": pack.drop}
+CUT_FUNCTIONS: dict[str, Cut] = {
+    "split": pack.split_long,
+    "truncate": pack.truncate_long,
+    "drop": pack.drop_long,
+}
 SEGMENTS: dict[str, Callable[[Where], Where]] = {"masked": lambda row: row, "naive": pack.run_on}
 WEIGHTS: dict[str, Callable[[Batch], Batch]] = {
     "examples": pack.weigh_examples,
@@ -57,9 +61,13 @@ MASKED = Packing()
 class Examples(Protocol):
     """Examples by number: a list, token shards, or a mix of them."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """The number of examples."""
+        ...
 
-    def __getitem__(self, i: int, /) -> Example: ...
+    def __getitem__(self, i: int, /) -> Example:
+        """Example i."""
+        ...
 
 
 @runtime_checkable
@@ -117,6 +125,7 @@ class PackedRows:
             )
 
     def __len__(self) -> int:
+        """The number of rows in an epoch."""
         return len(self.plan)
 
     def __getitem__(self, number: int) -> Batch:
@@ -150,6 +159,7 @@ class MixedRows:
         self._ends = np.cumsum([len(rows) for rows in self.sources.values()])
 
     def __len__(self) -> int:
+        """The number of rows of all sources."""
         return int(self._ends[-1])
 
     def _find(self, number: int) -> tuple[PackedRows, int]:

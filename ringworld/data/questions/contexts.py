@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ringworld.data.example import Example
 from ringworld.data.questions.chunks import Chunk
-from ringworld.data.questions.pairs import Pair, qa_example, turn_length
+from ringworld.data.questions.pairs import QAPair, qa_example, turn_length
 from ringworld.text.template import SYSTEM
 from ringworld.text.tokenizer import Tokenizer
 
@@ -19,7 +19,7 @@ class Verdict:
     """A chunk, and the pair that it got or the word that says why it got none."""
 
     chunk: Chunk
-    pair: Pair | None
+    pair: QAPair | None
     word: str
 
 
@@ -29,7 +29,7 @@ class Context:
 
     chunks: int
     document: str
-    pairs: tuple[Pair, ...]
+    pairs: tuple[QAPair, ...]
     example: Example
 
     @property

@@ -47,7 +47,7 @@ FENCE = re.compile(r"^```\w*\s*\n(.*?)\n?```$", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Pair:
+class QAPair:
     """A question about a document, and its answer."""
 
     question: str
@@ -75,7 +75,7 @@ def request_body(chunk: str, endpoint: Endpoint) -> bytes:
     return json.dumps(body, sort_keys=True, ensure_ascii=False).encode()
 
 
-def read_pair(reply: Reply, chunk: str) -> Pair:
+def read_pair(reply: Reply, chunk: str) -> QAPair:
     """The pair in a reply about `chunk`. Raises Rejected for one that is not fit.
 
     Thoughts before `</think>` and a fence around the JSON are taken off.
@@ -95,7 +95,7 @@ def read_pair(reply: Reply, chunk: str) -> Pair:
         raise Rejected("nothing to ask")
     _check(question, answer)
     _check_ground(question, answer, evidence, chunk)
-    return Pair(question, answer)
+    return QAPair(question, answer)
 
 
 def _object(written: str) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def _numbers(written: str) -> set[str]:
     return set(re.findall(r"\d+", grouped))
 
 
-def chat_turns(document: str, pairs: Sequence[Pair]) -> list[tuple[str, str]]:
+def chat_turns(document: str, pairs: Sequence[QAPair]) -> list[tuple[str, str]]:
     """Who says what: the pairs as a chat about the document, which opens the first turn."""
     said = []
     for i, pair in enumerate(pairs):
@@ -158,7 +158,7 @@ def chat_turns(document: str, pairs: Sequence[Pair]) -> list[tuple[str, str]]:
     return said
 
 
-def openai_messages(document: str, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+def openai_messages(document: str, pairs: Sequence[QAPair]) -> list[dict[str, Any]]:
     """The turns as OpenAI's `messages`; what spells a placeholder is said to be text."""
     return [
         {
@@ -169,13 +169,13 @@ def openai_messages(document: str, pairs: Sequence[Pair]) -> list[dict[str, Any]
     ]
 
 
-def turn_length(pair: Pair, tokenizer: Tokenizer) -> int:
+def turn_length(pair: QAPair, tokenizer: Tokenizer) -> int:
     """The tokens that a pair adds to its document, the end of the answer included."""
     asked = len(tokenizer.encode(f" USER: {pair.question} ASSISTANT:"))
     return asked + len(tokenizer.encode_answer(pair.answer)) + 1
 
 
-def qa_example(document: str, pairs: Sequence[Pair], tokenizer: Tokenizer) -> Example:
+def qa_example(document: str, pairs: Sequence[QAPair], tokenizer: Tokenizer) -> Example:
     """A document and a chat about it, of which only the answers and their ends are learned.
 
         <s>{system} USER: {document} {question} ASSISTANT: {answer}</s>

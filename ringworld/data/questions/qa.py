@@ -32,7 +32,7 @@ from ringworld.data.questions.contexts import TEMPLATE_ROOM, Verdict, group_chun
 from ringworld.data.questions.endpoint import BudgetSpent, Client, RunStopped, Unanswered
 from ringworld.data.questions.pairs import (
     INSTRUCTION,
-    Pair,
+    QAPair,
     Rejected,
     fold,
     openai_messages,
@@ -186,7 +186,7 @@ class PairGenerator:
         counts.accepted += 1
         return Verdict(chunk, pair, "accepted")
 
-    def _read(self, chunk: Chunk, answered: "Answered") -> Pair:
+    def _read(self, chunk: Chunk, answered: "Answered") -> QAPair:
         """The pair in a reply. Raises Rejected, also for one that is long or not new.
 
         The same question about two books has two answers; within one it would be ambiguous.
