@@ -38,12 +38,12 @@ from ringworld.evals.needle import Trial, accuracy, run_needle
 from ringworld.evals.report import write_report
 from ringworld.evals.story import (
     Answer,
-    Book,
     Continuation,
     Drawing,
+    FilmReconstruction,
+    HeldOutBook,
     Machine,
     Number,
-    Reconstruction,
     StageRecord,
     Story,
 )
@@ -115,7 +115,7 @@ def run_demo(folder: Path, announce: Announce) -> Path:
     base = load_model(NANO)
     with clock.timed("see"):
         film = read_sample_film(film_file, base.codec, folder / "data", announce)
-        seen = reconstruct(film, base)
+        seen = reconstruct_film(film, base)
     with clock.timed("read"):
         shelf = read_shelf(base.tokenizer, folder / "data", announce)
     with clock.timed("prove, before"):
@@ -135,10 +135,10 @@ def run_demo(folder: Path, announce: Announce) -> Path:
         machine=describe_machine(clock),
         reconstruction=seen,
         books=[
-            Book(
+            HeldOutBook(
                 title="Shakespeare, Milton and the Bible", tokens=total(shelf.books), use="training"
             ),
-            Book(title="books held out", tokens=total(shelf.held_out), use="haystacks only"),
+            HeldOutBook(title="books held out", tokens=total(shelf.held_out), use="haystacks only"),
         ],
         stages=read_stages(recipe, folder),
         before=before,
@@ -165,13 +165,13 @@ def total(books: list[np.ndarray]) -> int:
     return sum(len(book) for book in books)
 
 
-def reconstruct(film: SampleFilm, model: Model) -> Reconstruction:
+def reconstruct_film(film: SampleFilm, model: Model) -> FilmReconstruction:
     """Ten held-out frames of the film beside their reconstructions, and the PSNR of all of them."""
     held = film.held_out
     original, rebuilt = film.frames[held], model.codec.decode(film.codes[held])
     error = (original / 255.0 - rebuilt / 255.0) ** 2
     shown = np.linspace(0, held.sum() - 1, 10).astype(int)
-    return Reconstruction(
+    return FilmReconstruction(
         film="Big Buck Bunny (Blender Foundation, CC BY 3.0)",
         original=original[shown],
         rebuilt=rebuilt[shown],
@@ -303,7 +303,7 @@ def summarise(after: list[Trial], base: Model, recipe: Recipe) -> str:
 
 
 def list_numbers(
-    seen: Reconstruction,
+    seen: FilmReconstruction,
     before: list[Trial],
     after: list[Trial],
     answers: list[Answer],

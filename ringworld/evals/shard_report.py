@@ -12,10 +12,20 @@ from rich.text import Text
 
 from ringworld.data.corpora.inspection import SHOWN_FRAMES, Inspection, Sample, spread_evenly
 from ringworld.errors import InputError
-from ringworld.evals.page import Html, bar, element, figure, filmstrip, join, page, section, table
+from ringworld.evals.page import (
+    Html,
+    bar,
+    element,
+    figure,
+    filmstrip,
+    join_html,
+    page,
+    section,
+    table,
+)
 from ringworld.files import whole
 
-Frames = tuple[UInt8[np.ndarray, "Z Y X 3"], list[str]]  # and when the film shows each
+TimedFrames = tuple[UInt8[np.ndarray, "Z Y X 3"], list[str]]  # and when the film shows each
 STYLES = {"given": "dim", "learned": "bold green", "seen": "yellow", "drawn": "bold yellow"}
 # The size of a frame in the terminal: two pixels to a letter's height.
 COLUMNS, LINES = 18, 9
@@ -23,7 +33,7 @@ SHEET = 4  # frames side by side, which a terminal of 80 columns holds
 BAR = 32
 
 
-def facts(found: Inspection) -> list[tuple[str, str]]:
+def list_facts(found: Inspection) -> list[tuple[str, str]]:
     """The few numbers that come first, and what they are."""
     counts, packing = found.counts, found.packing
     return [
@@ -68,9 +78,9 @@ USES = ("times", "text ids", "codes")
 # ---- the terminal
 
 
-def tell(found: Inspection, frames: Mapping[int, Frames], console: Console) -> None:
+def tell(found: Inspection, frames: Mapping[int, TimedFrames], console: Console) -> None:
     """Print the inspection."""
-    for number, words in facts(found):
+    for number, words in list_facts(found):
         console.print(f"{number:>16}  {words}", highlight=False)
     console.print(_rich_table(MIX, mix(found)))
     lengths = found.lengths
@@ -95,7 +105,7 @@ def _rich_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     return out
 
 
-def _tell_sample(sample: Sample, frames: Frames | None, pictures: bool) -> Group:
+def _tell_sample(sample: Sample, frames: TimedFrames | None, pictures: bool) -> Group:
     words = Text()
     for piece in sample.pieces:
         shown = f"[{piece.written}]" if piece.kind in ("seen", "drawn") else piece.written
@@ -130,7 +140,7 @@ def _sheet(frames: UInt8[np.ndarray, "Z Y X 3"], moments: Sequence[str]) -> Tabl
 # ---- the page
 
 
-def write_page(path: Path, found: Inspection, frames: Mapping[int, Frames]) -> None:
+def write_page(path: Path, found: Inspection, frames: Mapping[int, TimedFrames]) -> None:
     """Write the inspection as a page, whole or not at all; it asks no other place for anything.
 
     Raises InputError when there is a folder of that name, or the disk is full.
@@ -140,9 +150,9 @@ def write_page(path: Path, found: Inspection, frames: Mapping[int, Frames]) -> N
     title = f"The tokens of {found.folder}"
     key = (
         element("div", element("dt", words), element("dd", number))
-        for number, words in facts(found)
+        for number, words in list_facts(found)
     )
-    header = join([element("h1", title), element("dl", *key, class_="key")])
+    header = join_html([element("h1", title), element("dl", *key, class_="key")])
     most = max(found.lengths.bars.values())
     lengths = [
         (f"at most {int(top):,}", f"{n:,}", bar(n / most)) for top, n in found.lengths.bars.items()
@@ -176,10 +186,10 @@ def write_page(path: Path, found: Inspection, frames: Mapping[int, Frames]) -> N
         listed = element("div", table(("row", "why"), rows), class_="words")
         parts.append(section("Skipped", "Rows that were left out.", listed))
     with whole(path) as draft:
-        draft.write_text(page(title, header, join(parts)), encoding="utf-8")
+        draft.write_text(page(title, header, join_html(parts)), encoding="utf-8")
 
 
-def _show_sample(sample: Sample, frames: Frames | None) -> Html:
+def _show_sample(sample: Sample, frames: TimedFrames | None) -> Html:
     colours = {"given": "var(--soft)", "learned": "var(--good)"}
     words = []
     for piece in sample.pieces:
@@ -191,4 +201,4 @@ def _show_sample(sample: Sample, frames: Frames | None) -> Html:
     body = [element("p", *words)]
     if frames is not None:
         body.append(filmstrip({sample.origin: frames[0]}, frames[1]))
-    return figure(join(body), f"{sample.origin}, {sample.tokens:,} tokens, of {sample.source}")
+    return figure(join_html(body), f"{sample.origin}, {sample.tokens:,} tokens, of {sample.source}")

@@ -75,7 +75,7 @@ def covering_size(width: float, height: float, rows: int, columns: int) -> tuple
     return max(columns, int(rows * width / height)), rows
 
 
-def fit(
+def fit_frame(
     image: Image.Image, rows: int, columns: int, shape: tuple[float, float] | None = None
 ) -> Image.Image:
     """The image resized (bicubic) to cover `rows` x `columns`, its centre kept.
@@ -91,7 +91,7 @@ def fit(
 def draw_picture(image: Image.Image, rows: int, columns: int) -> bytes:
     """The sRGB bytes of an upright picture, fitted to `rows` x `columns`."""
     info = dict(image.info)
-    return convert_picture(fit(over_white(image), rows, columns), info).tobytes()
+    return convert_picture(fit_frame(over_white(image), rows, columns), info).tobytes()
 
 
 def over_white(image: Image.Image) -> Image.Image:
@@ -161,7 +161,7 @@ def draw_frame(
         image = image.crop((left, top, left + wide, top + high)) if any(margins) else image
         if frame.interlaced_frame:
             image = Image.fromarray(np.asarray(image)[::2])
-        return fit(image if turn is None else image.transpose(turn), rows, columns, shape)
+        return fit_frame(image if turn is None else image.transpose(turn), rows, columns, shape)
 
     if frame.color_trc in (PQ, HLG) or frame.color_primaries in WIDE:
         deep = np.float32(1 / 65535) * REFORMATTER.reformat(frame, format="rgb48le").to_ndarray()

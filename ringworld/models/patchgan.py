@@ -67,24 +67,24 @@ class PatchGAN:
 
 
 @pytree_dataclass
-class Weights:
+class PatchGANWeights:
     """The weights of a discriminator; the first and the last convolution have no norm."""
 
     convs: tuple[Conv, ...]
     norms: tuple[Norm, ...]
 
 
-def specs(config: PatchGAN) -> Weights:
+def patchgan_specs(config: PatchGAN) -> PatchGANWeights:
     """The spec table of a discriminator."""
     widths = (COLOURS, *config.widths, 1)
-    return Weights(
+    return PatchGANWeights(
         convs=tuple(conv(SIDE, *pair) for pair in zip(widths, widths[1:], strict=False)),
         norms=tuple(norm(width) for width in config.widths[1:]),
     )
 
 
 def discriminate(
-    weights: Weights, pixels: Float[Array, "Z Y X C"], config: PatchGAN
+    weights: PatchGANWeights, pixels: Float[Array, "Z Y X C"], config: PatchGAN
 ) -> Float[Array, "Z y x"]:
     """The logit of each patch of pictures in [-1, 1]: above 0 it looks real, below 0 generated."""
     first, *inner, last = weights.convs

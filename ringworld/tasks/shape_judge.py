@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from ringworld.tasks.shape_language import facts, parse_caption
-from ringworld.tasks.shapes import COLOURS, MOTIONS, SHAPES, Scene, outline
+from ringworld.tasks.shapes import COLOURS, MOTIONS, SHAPES, Scene, shape_outline
 
 # A pixel is white when its darkest channel is above the floor and its chroma is below the limit.
 WHITE_FLOOR = 165
@@ -217,7 +217,7 @@ def fit_shapes(
     for shape, radius in zip(SHAPES, side * UNIT_RADII, strict=True):
         drop = radius / 3 if shape == "triangle" else 0.0  # from the box's middle to the centroid
         distances = [
-            outline(shape, x - centre[0], y - centre[1] + drop * scale, radius * scale)
+            shape_outline(shape, x - centre[0], y - centre[1] + drop * scale, radius * scale)
             for scale in RADII
         ]
         templates = down @ np.clip(0.5 - np.stack(distances), 0, 1) @ across.swapaxes(-1, -2)

@@ -117,7 +117,7 @@ def arrange(
     for word in words:
         drawn = []
         for _ in range(PLACES):
-            thing = place(rng, *word, largest=largest)
+            thing = place_thing(rng, *word, largest=largest)
             clash = sum(overlap(thing, other) for other in things)
             drawn.append((clash, thing))
             if clash == 0:
@@ -127,7 +127,7 @@ def arrange(
     return things, total
 
 
-def place(
+def place_thing(
     rng: np.random.Generator, colour: str, shape: str, motion: str, *, largest: float
 ) -> Thing:
     """A thing with these words, `largest` in half-width at most, that never leaves the picture."""
@@ -162,7 +162,7 @@ def path(thing: Thing, frames: int) -> Float[np.ndarray, "Z 2"]:
     return np.array([thing.x, thing.y]) + share[:, None] * thing.travel * step
 
 
-def outline(
+def shape_outline(
     shape: str,
     dx: Float[np.ndarray, "..."],
     dy: Float[np.ndarray, "..."],
@@ -190,7 +190,9 @@ def draw(scene: Scene, *, frames: int, size: int = 64) -> UInt8[np.ndarray, "Z Y
     y, x = np.mgrid[:size, :size] + 0.5
     for thing in scene.things:
         centre = path(thing, frames)[:, :, None, None] * size
-        distance = outline(thing.shape, x - centre[:, 0], y - centre[:, 1], thing.radius * size)
+        distance = shape_outline(
+            thing.shape, x - centre[:, 0], y - centre[:, 1], thing.radius * size
+        )
         cover = np.clip(0.5 - distance, 0, 1)[..., None]
         pixels += cover * (np.array(COLOURS[thing.colour]) - pixels)
     return np.rint(pixels).astype(np.uint8)

@@ -164,7 +164,7 @@ class MetricsLog:
         }
         with writing_to(self.path.parent), open(self.path, "a") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
-        line = describe(row)
+        line = format_row(row)
         self._bar.update(self._task, completed=step + 1, description=line)
         last = step + 1 == self.steps
         if self._bar.disable and (step % self.log_every == 0 or last):
@@ -176,7 +176,7 @@ def have_ended(metrics: dict[str, jax.Array]) -> bool:
     return all(value.is_ready() for value in metrics.values() if isinstance(value, Pending))
 
 
-def describe(row: dict[str, Any]) -> str:
+def format_row(row: dict[str, Any]) -> str:
     """A row of the record as one line for people."""
     shown = [f"step {row['step']}"]
     shown += [f"{name} {row[name]:.4f}" for name in MUST_BE_FINITE if name in row]

@@ -16,7 +16,7 @@ from ringworld.media.clip import read_clip, stream_clip
 from ringworld.media.codec import BATCH, Codec
 from ringworld.media.sampling import FrameSampling
 from ringworld.media.sandbox import MediaLimits
-from ringworld.models.vqgan import VQGAN, specs
+from ringworld.models.vqgan import VQGAN, vqgan_specs
 from ringworld.params import init
 from ringworld.vocab import LWM
 
@@ -25,7 +25,7 @@ TINY = VQGAN(size=32, channels=8, multipliers=(1, 2), blocks=1, groups=4, codebo
 
 @pytest.fixture(scope="module")
 def codec() -> Codec:
-    return Codec(TINY, jax.jit(lambda: init(specs(TINY), 0))())
+    return Codec(TINY, jax.jit(lambda: init(vqgan_specs(TINY), 0))())
 
 
 def media(source: Path | bytes, fps: float = 1.0, start: float = 0.0) -> Media:

@@ -14,7 +14,7 @@ from ringworld.train import metrics
 from ringworld.train.metrics import (
     NAME,
     MetricsLog,
-    describe,
+    format_row,
     keep_before,
     mfu,
     peak_flops,
@@ -112,7 +112,7 @@ def test_plain_lines_are_said_every_few_steps_and_at_the_end(tmp_path: Path) -> 
 
 def test_a_line_says_step_loss_gradient_speed_utilisation_and_waiting() -> None:
     row = {"step": 7, "loss": 1.5, "grad_norm": 0.25, "tokens_per_s": 1e3, "mfu": 0.421}
-    said = describe({**row, "seconds": 2.0, "wait_s": 0.02})
+    said = format_row({**row, "seconds": 2.0, "wait_s": 0.02})
     assert said == "step 7 loss 1.5000 grad_norm 0.2500 tokens/s 1000 mfu 42.1% waited 1.0%"
 
 
