@@ -6,14 +6,15 @@ formulas and tables. `to_rst` turns that into what Sphinx reads.
 
 import builtins
 import re
-from importlib.metadata import version as installed
 
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 
+import ringworld
+
 project = "ringworld"
-release = version = installed("ringworld")
+release = version = ringworld.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.viewcode"]
 exclude_patterns = ["_templates"]
 templates_path = ["_templates"]

@@ -1,6 +1,7 @@
 """Settings that several commands share. Plain dataclasses: importing them does not import JAX."""
 
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Literal
 
 from ringworld.errors import InputError
@@ -25,8 +26,12 @@ class MeshShape:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if getattr(self, field.name) < 1:
-                raise InputError(f"mesh axis {field.name} must be at least 1: set it to 1 or more")
+            size = getattr(self, field.name)
+            if not isinstance(size, Integral) or size < 1:
+                raise InputError(
+                    f"mesh axis {field.name} is {size!r} and must be at least 1: set it to a whole "
+                    "number from 1 up"
+                )
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:

@@ -31,6 +31,12 @@ class Vocabulary:
     """rows of the vision table: codes, two markers and spares"""
 
     def __post_init__(self) -> None:
+        if self.text < 1 or min(self.codes, self.codes_per_frame, self.vision_rows) < 0:
+            raise InputError(
+                f"a vocabulary cannot have {self.text} text ids, {self.codes} codes, "
+                f"{self.codes_per_frame} of them a frame, and {self.vision_rows} vision rows: "
+                "set text to 1 or more and the others to 0 or more"
+            )
         if self.codes and self.vision_rows < self.codes + 2:
             raise InputError(
                 f"{self.vision_rows} vision rows cannot hold {self.codes} codes and the ends of "

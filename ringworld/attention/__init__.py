@@ -61,13 +61,11 @@ def attend(
     the `seq` axis. Arrays divided [B/(data,fsdp), T/(seq,tensor), N, H] exchange tokens for heads
     over `tensor` first (Ulysses). The numbers are the same whatever the mesh, and whatever the
     order of the tokens in the row. `impl=None` is the best kernel for the platform; "dense"
-    computes every score at once, for tests. Raises InputError when the heads do not divide, or the
-    kernel asked for cannot run here.
+    computes every score at once, for tests. Raises InputError, before anything is computed, when
+    shapes or types do not fit each other, or when the kernel asked for cannot run here.
     """
-    if q.shape[2] % k.shape[2]:
-        raise InputError(
-            f"{k.shape[2]} key heads do not divide {q.shape[2]} query heads: choose a multiple"
-        )
+    _check_arrays(q, k, v)
+    _check_where(where, q)
     dense = partial(attend_dense, is_causal=causal)
     ring = partial(attend_ring, is_causal=causal, kernel=_choose(impl), axis=_ring_axis())
     if not mesh_is_set():  # one device, and nothing to divide
@@ -153,6 +151,42 @@ def _put(x: Array, *logical: str | None) -> Array:
 def _ring_axis() -> str | None:
     """The mesh axis of the ring; None where it is a ring of one device."""
     return "seq" if mesh_is_set() and axis_size("seq") > 1 else None
+
+
+def _check_arrays(q: Array, k: Array, v: Array) -> None:
+    """Raise InputError unless these are queries, keys and values of the same rows."""
+    if any(x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating) for x in (q, k, v)):
+        kinds = ", ".join(f"{x.dtype} {x.shape}" for x in (q, k, v))
+        raise InputError(
+            f"q, k and v are {kinds}: give floating-point arrays [batch, tokens, heads, head width]"
+        )
+    if k.shape != v.shape:
+        raise InputError(f"k is {k.shape} and v is {v.shape}: give a value for every key")
+    if (*q.shape[:2], q.shape[3]) != (*k.shape[:2], k.shape[3]):
+        raise InputError(
+            f"q is {q.shape} and k is {k.shape}: only their third size, the number of heads, may "
+            "differ; give the same rows, tokens and head width"
+        )
+    if not k.shape[2] or q.shape[2] % k.shape[2]:
+        raise InputError(
+            f"{k.shape[2]} key heads do not divide {q.shape[2]} query heads: choose a multiple"
+        )
+
+
+def _check_where(where: Where, q: Array) -> None:
+    """Raise InputError unless `where` says of each token of `q` where it stands."""
+    given = {"positions": where.positions, "segments": where.segments}
+    if where.span is not None:
+        given |= {"span.first": where.span.first, "span.stop": where.span.stop}
+    for name, x in given.items():
+        if x.shape != q.shape[:2]:
+            raise InputError(
+                f"{name} is {x.shape} and q is {q.shape}: give a number for each token, "
+                f"{q.shape[:2]}; q is [batch, tokens, heads, head width], so swap axes 1 and 2 of "
+                "arrays [batch, heads, tokens, head width]"
+            )
+        if not jnp.issubdtype(x.dtype, jnp.integer):
+            raise InputError(f"{name} is an array of {x.dtype}: give int32")
 
 
 def _choose(impl: Implementation | None) -> Kernel:

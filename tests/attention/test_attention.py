@@ -1,5 +1,7 @@
 """Every implementation of attention gives the numbers of its definition, and costs what it says."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
@@ -67,6 +69,10 @@ def packed(length: int = T) -> Where:
     return Where(positions, segments)
 
 
+# What is set when nobody has set a mesh.
+NO_MESH = Mesh(np.empty((), object), ())
+
+
 def draw(length: int, kv_heads: int, seed: int = 0) -> Arrays:
     """q, k, v and the cotangent of the output."""
     rng = np.random.default_rng(seed)
@@ -124,7 +130,8 @@ def place(mesh: Mesh, arrays: Arrays, where: Where) -> tuple[Any, ...]:
 def run(impl: str, ring: int, arrays: Arrays, where: Where, causal: bool) -> Arrays:
     """The output, dq, dk and dv on a ring of so many devices; 0 is no mesh at all."""
     if ring == 0:
-        return jax.device_get(compiled(impl, causal)(*map(jnp.asarray, arrays), where))
+        with jax.set_mesh(NO_MESH):
+            return jax.device_get(compiled(impl, causal)(*map(jnp.asarray, arrays), where))
     mesh = make_mesh(seq=ring)
     with jax.set_mesh(mesh):
         return jax.device_get(compiled(impl, causal)(*place(mesh, arrays, where)))
@@ -296,7 +303,7 @@ def test_arrays_that_the_ring_does_not_divide_are_refused() -> None:
 
 # ---- new tokens against a cache
 
-CACHE_MESHES = [None, {"seq": 4}, {"data": 2, "seq": 2, "tensor": 2}, {"data": 2}]
+CACHE_MESHES = [{}, {"seq": 4}, {"data": 2, "seq": 2, "tensor": 2}, {"data": 2}]
 
 
 def at(x: Any, places: Any) -> Any:
@@ -305,11 +312,9 @@ def at(x: Any, places: Any) -> Any:
 
 
 def cache_attention(
-    shape: dict[str, int] | None, q: Any, new: Any, queries: Where, cached: Any, keys: Where
+    shape: dict[str, int], q: Any, new: Any, queries: Where, cached: Any, keys: Where
 ) -> np.ndarray:
     arrays = (q, new, queries, cached, keys)
-    if shape is None:
-        return np.asarray(jax.jit(attend_new)(*arrays))
     mesh = make_mesh(**shape)
     heads = (named_sharding(mesh, "batch", axis, "heads", None) for axis in (None, None, "seq"))
     of_q, of_new, of_cached = heads
@@ -321,7 +326,7 @@ def cache_attention(
 
 @pytest.mark.parametrize("shape", CACHE_MESHES, ids=["1", "ring4", "2x1x2x2", "2x1x1x1"])
 def test_attention_to_a_cache_equals_the_last_rows_of_full_attention(
-    shape: dict[str, int] | None,
+    shape: dict[str, int],
 ) -> None:
     new, length, room = 3, 48, 64
     q, k, v, dout = draw(length, 2)
@@ -343,7 +348,7 @@ def test_attention_to_a_cache_equals_the_last_rows_of_full_attention(
 
 
 @pytest.mark.parametrize("shape", CACHE_MESHES, ids=["1", "ring4", "2x1x2x2", "2x1x1x1"])
-def test_padding_and_an_empty_cache_give_no_nan(shape: dict[str, int] | None) -> None:
+def test_padding_and_an_empty_cache_give_no_nan(shape: dict[str, int]) -> None:
     q, k, v, _ = draw(64, 2)
     none = Where(np.zeros((B, 64), np.int32), np.zeros((B, 64), np.int32))
     first = slice(3)
@@ -458,3 +463,62 @@ def test_a_kernel_that_cannot_run_here_is_refused() -> None:
     q, k, v, _ = (jnp.asarray(x) for x in draw(8, 4))
     with pytest.raises(InputError, match="tpu kernel cannot run on this platform, cpu"):
         attend(q, k, v, one_document(8), impl="tpu")
+
+
+# ---- what cannot be attended to is refused before anything is computed
+
+BAD_CALLS = """
+import numpy as np
+from ringworld import Where, attend, make_mesh
+from ringworld.errors import InputError
+
+T = 300
+q = np.zeros((1, T, 8, 16), np.float32)
+where = Where(*(np.ones((1, T), np.int32),) * 2)
+turned = q.swapaxes(1, 2)
+short = Where(where.positions[:, :200], where.segments[:, :200])
+floats = Where(where.positions.astype(np.float32), where.segments)
+for args, impl in [
+    ((q, q[:, :50], q, where), None),
+    ((q, q[:, :50], q[:, :50], where), None),
+    ((q, q[..., :8], q[..., :8], where), None),
+    ((q, q, q, short), None),
+    ((turned, turned, turned, where), None),
+    ((q[0], q[0], q[0], where), None),
+    ((q.astype(np.int32), q, q, where), None),
+    ((q, q, q, floats), None),
+    ((q, q, q, where), "flash"),
+]:
+    try:
+        attend(*args, impl=impl)
+    except InputError as error:
+        print(error)
+    else:
+        print("computed")
+for size in (1.5, "2"):
+    try:
+        make_mesh(seq=size)
+    except InputError as error:
+        print(error)
+"""
+
+
+def test_shapes_that_do_not_fit_are_refused_by_name_without_a_shape_checker() -> None:
+    done = subprocess.run([sys.executable, "-c", BAD_CALLS], capture_output=True, text=True)
+    told = done.stdout.splitlines()
+    wanted = [
+        ["k is (1, 50, 8, 16)", "v is (1, 300, 8, 16)"],
+        ["q is (1, 300, 8, 16)", "k is (1, 50, 8, 16)"],
+        ["q is (1, 300, 8, 16)", "k is (1, 300, 8, 8)"],
+        ["positions is (1, 200)", "q is (1, 300, 8, 16)"],
+        ["positions is (1, 300)", "q is (1, 8, 300, 16)", "swap axes 1 and 2"],
+        ["(300, 8, 16)", "[batch, tokens, heads, head width]"],
+        ["int32 (1, 300, 8, 16)", "floating-point"],
+        ["positions is an array of float32"],
+        ["'flash'", "xla", "tpu", "gpu", "dense"],
+        ["mesh axis seq is 1.5", "whole number"],
+        ["mesh axis seq is '2'", "whole number"],
+    ]
+    assert len(told) == len(wanted), done.stderr
+    for sentence, parts in zip(told, wanted, strict=True):
+        assert all(part in sentence for part in parts), sentence

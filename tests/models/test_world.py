@@ -448,3 +448,25 @@ def test_a_step_never_gathers_the_sequence_and_goes_round_the_ring_twice() -> No
     # shard, and home, on or back. The backward recomputes each layer but its attention: the ring is
     # not walked a third time.
     assert len(re.findall(r" collective-permute(?:-start)?\(", text)) == 4 + 6 + 2 + 2 * 2
+
+
+# ---- what cannot be a model or a mesh is refused in a sentence
+
+
+@pytest.mark.parametrize("name", ["layers", "model", "mlp", "heads", "kv_heads", "context"])
+def test_a_decoder_without_a_size_is_refused_by_that_sizes_name(name: str) -> None:
+    with pytest.raises(InputError, match=f"^{name} is 0: make it 1 or more"):
+        replace(TINY.llama, **{name: 0})
+
+
+def test_a_vocabulary_of_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match="cannot have 0 text ids"):
+        Vocabulary(text=0, bos=1, eos=2)
+    with pytest.raises(InputError, match="-1 codes"):
+        Vocabulary(text=9, bos=1, eos=2, codes=-1)
+
+
+@pytest.mark.parametrize("size", [0, -2])
+def test_a_mesh_axis_below_one_is_refused(size: int) -> None:
+    with pytest.raises(InputError, match=f"mesh axis seq is {size} and must be at least 1"):
+        make_mesh(seq=size)
