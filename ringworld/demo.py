@@ -58,14 +58,14 @@ from ringworld.tasks.clips import FRAMES_A_CLIP
 from ringworld.tasks.shape_judge import chance_of_exact, score_clip
 from ringworld.tasks.shape_language import caption, possible_answers, questions
 from ringworld.tasks.shapes import draw, sample_scene
-from ringworld.train.metrics import NAME as METRICS
+from ringworld.train.metrics import METRICS_NAME as METRICS
 from ringworld.train.stage import MODEL, ModelStage
 from ringworld.weights.model import Model, load_model
 from ringworld.weights.open import open_model
 from ringworld.weights.shipped import NANO
 
 RING = 8
-GRID = Grid(lengths=(1024, 4096, 8192, 16384), depths=(0.0, 0.25, 0.5, 0.75, 1.0), rounds=2)
+NEEDLE_GRID = Grid(lengths=(1024, 4096, 8192, 16384), depths=(0.0, 0.25, 0.5, 0.75, 1.0), rounds=2)
 # Scenes for questions and drawings come from a seed that no recipe draws its clips from.
 UNSEEN = 990_000
 ASKED_CLIPS, DRAWN_CLIPS = 16, 4
@@ -119,7 +119,7 @@ def run_demo(folder: Path, announce: Announce) -> Path:
     with clock.timed("read"):
         shelf = read_shelf(base.tokenizer, folder / "data", announce)
     with clock.timed("prove, before"):
-        untrained = replace(base, config=base.config.at(GRID.lengths[-1], base_theta(base)))
+        untrained = replace(base, config=base.config.at(NEEDLE_GRID.lengths[-1], base_theta(base)))
         before = prove(untrained, shelf, folder / "needle-before.json", announce)
     with clock.timed("train"):
         final = recipe.run(folder, announce)
@@ -190,7 +190,7 @@ def prove(model: Model, shelf: Shelf, results: Path, announce: Announce) -> list
             model.config,
             model.tokenizer,
             shelf.held_out,
-            GRID,
+            NEEDLE_GRID,
             results,
             announce,
         )
@@ -310,15 +310,15 @@ def list_numbers(
     drawings: list[Drawing],
 ) -> list[Number]:
     """Every figure of the report with how it was measured."""
-    tried = len(GRID.depths) * GRID.rounds
+    tried = len(NEEDLE_GRID.depths) * NEEDLE_GRID.rounds
     numbers = [
         Number(
             what=f"needles found at {length} tokens, before and after",
             value=f"{share_found(before, length):.0%} and {share_found(after, length):.0%}",
-            how=f"{tried} prompts over {len(GRID.depths)} depths, held-out books, random numbers, "
-            "greedy answers that contain the number",
+            how=f"{tried} prompts over {len(NEEDLE_GRID.depths)} depths, held-out books, random "
+            "numbers, greedy answers that contain the number",
         )
-        for length in GRID.lengths
+        for length in NEEDLE_GRID.lengths
     ]
     right = sum(answer.right for answer in answers)
     found = [drawing.score.exact for drawing in drawings]

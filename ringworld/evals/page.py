@@ -21,7 +21,7 @@ from ringworld.media.clip import write_animation
 
 TEMPLATE = Path(__file__).with_name("page.html")
 VOID = {"img", "source"}
-WIDE = 6  # columns, above which a table needs most of the page
+WIDE_TABLE = 6  # columns, above which a table needs most of the page
 
 
 class Html(str):
@@ -109,7 +109,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Html:
         lines.append(element("tr", name, *cells))
     whole = element("table", element("thead", top), element("tbody", *lines))
     return element(
-        "div", whole, class_="scroll wide" if len(head) > WIDE else "scroll", tabindex="0"
+        "div", whole, class_="scroll wide" if len(head) > WIDE_TABLE else "scroll", tabindex="0"
     )
 
 

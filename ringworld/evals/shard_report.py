@@ -29,7 +29,7 @@ TimedFrames = tuple[UInt8[np.ndarray, "Z Y X 3"], list[str]]  # and when the fil
 STYLES = {"given": "dim", "learned": "bold green", "seen": "yellow", "drawn": "bold yellow"}
 # The size of a frame in the terminal: two pixels to a letter's height.
 COLUMNS, LINES = 18, 9
-SHEET = 4  # frames side by side, which a terminal of 80 columns holds
+SAMPLE_SHEET = 4  # frames side by side, which a terminal of 80 columns holds
 BAR = 32
 
 
@@ -119,7 +119,7 @@ def _tell_sample(sample: Sample, frames: TimedFrames | None, pictures: bool) -> 
 
 def _sheet(frames: UInt8[np.ndarray, "Z Y X 3"], moments: Sequence[str]) -> Table:
     """Frames side by side, half a letter a pixel, each with its timestamp."""
-    shown = spread_evenly(len(frames), SHEET)
+    shown = spread_evenly(len(frames), SAMPLE_SHEET)
     out = Table.grid(padding=(0, 1))
     for _ in shown:
         out.add_column()

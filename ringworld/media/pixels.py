@@ -49,7 +49,7 @@ PRIMARIES = {
     11: (0.314, 0.351, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),  # DCI-P3
     12: (*D65, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),  # Display P3
 }
-WIDE = (9, 11, 12)
+WIDE_GAMUTS = (9, 11, 12)
 MATRICES = (0, 1, 2, 4, 5, 6, 7, 9)  # code points of colour matrices that libswscale knows
 PQ, HLG = 16, 18  # code points of transfer
 SDR_WHITE = 203.0  # cd/m2
@@ -163,7 +163,7 @@ def draw_frame(
             image = Image.fromarray(np.asarray(image)[::2])
         return fit_frame(image if turn is None else image.transpose(turn), rows, columns, shape)
 
-    if frame.color_trc in (PQ, HLG) or frame.color_primaries in WIDE:
+    if frame.color_trc in (PQ, HLG) or frame.color_primaries in WIDE_GAMUTS:
         deep = np.float32(1 / 65535) * REFORMATTER.reformat(frame, format="rgb48le").to_ndarray()
         channels = [arrange(Image.fromarray(deep[..., channel])) for channel in range(3)]
         light = np.stack([np.asarray(channel) for channel in channels], axis=-1).clip(0, 1)

@@ -13,10 +13,9 @@ import jax
 from jaxtyping import Array, Float
 
 from ringworld.errors import InputError
-from ringworld.models.convolution import Conv, Norm, conv, convolve, norm, normalise
+from ringworld.models.convolution import COLOURS, Conv, Norm, conv, convolve, norm, normalise
 from ringworld.params import pytree_dataclass
 
-COLOURS = 3
 SIDE = 4  # of every convolution
 WIDEST = 8  # times the first channels
 SLOPE = 0.2  # of the leaky ReLU below 0

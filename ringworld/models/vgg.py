@@ -13,10 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ringworld.errors import InputError
-from ringworld.models.convolution import Conv, conv, convolve
+from ringworld.models.convolution import COLOURS, Conv, conv, convolve
 from ringworld.params import pytree_dataclass
 
-COLOURS = 3
 # Of blue, green and red, on the scale from 0 to 255: what was taken off the pictures in training.
 MEANS = (104.007, 116.669, 122.679)
 TINY = 1e-6  # keeps a vector of zeros from dividing by 0; real ones are of length 1 to 1000

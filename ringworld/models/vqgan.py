@@ -18,10 +18,8 @@ from jaxtyping import Array, Float, Int
 
 from ringworld.errors import InputError
 from ringworld.mesh import spec
-from ringworld.models.convolution import Conv, Norm, conv, convolve, norm, normalise
+from ringworld.models.convolution import COLOURS, Conv, Norm, conv, convolve, norm, normalise
 from ringworld.params import Param, Weight, pytree_dataclass
-
-COLOURS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +89,7 @@ class VQGAN:
         return self.size // self.stride
 
 
-LWM = VQGAN(
+LWM_VQGAN = VQGAN(
     size=256,
     channels=128,
     multipliers=(1, 2, 2, 4, 6),

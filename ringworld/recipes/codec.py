@@ -56,7 +56,7 @@ from ringworld.weights.vgg import Features, load_features
 
 SHEET = "sheet.png"
 SHEETS = "sheets"
-SHOWN = 10  # pictures in a row of the sheet
+SHOWN_PICTURES = 10  # pictures in a row of the sheet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,8 +298,8 @@ def measure(codec: Codec, unseen: Mapping[str, Frames], sheet: Path, announce: A
 
 
 def choose_shown(frames: Frames) -> UInt8[np.ndarray, "_ Y X 3"]:
-    """`SHOWN` of the frames, evenly chosen; the same one again where there are fewer."""
-    return frames[np.linspace(0, len(frames) - 1, SHOWN).astype(int)]
+    """`SHOWN_PICTURES` of the frames, evenly chosen; the same one again where there are fewer."""
+    return frames[np.linspace(0, len(frames) - 1, SHOWN_PICTURES).astype(int)]
 
 
 def write_sheet(rows: list[Frames], path: Path) -> None:

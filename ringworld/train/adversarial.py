@@ -19,8 +19,8 @@ from ringworld.errors import InputError
 from ringworld.models import patchgan, vgg
 from ringworld.models.patchgan import PatchGAN, discriminate
 from ringworld.params import Leaf, init, pytree_dataclass
+from ringworld.train.build import Metrics
 
-Metrics = dict[str, Float[Array, ""]]
 Scalar = Float[Array, ""]
 Pixels = Float[Array, "Z Y X C"]
 

@@ -30,9 +30,7 @@ from ringworld.train.adversarial import (
     start_discriminator,
     update_discriminator,
 )
-from ringworld.train.build import Step, TrainState
-
-Metrics = dict[str, Float[Array, ""]]
+from ringworld.train.build import Metrics, Step, TrainState
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from ringworld.files import sync, whole, writing_to
 from ringworld.mesh import make_mesh
 from ringworld.progress import Announce, make_progress
 
-NAME = "metrics.jsonl"
+METRICS_NAME = "metrics.jsonl"
 MUST_BE_FINITE = ("loss", "grad_norm")
 # The side of the square matrices that measure the machine: large enough to reach its peak, on a CPU
 # and on an accelerator, where 1024 would measure how long it takes to start a kernel.
@@ -90,7 +90,7 @@ class MetricsLog:
         dtype: DTypeLike,
         announce: Announce,
     ) -> None:
-        self.path = folder / NAME
+        self.path = folder / METRICS_NAME
         self.steps, self.log_every, self.announce = steps, log_every, announce
         self.tokens_per_step, self.dtype = tokens_per_step, jnp.dtype(dtype)
         self._waiting: tuple[int, dict[str, jax.Array], float] | None = None

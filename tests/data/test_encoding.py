@@ -18,7 +18,7 @@ from ringworld.media.sampling import FrameSampling
 from ringworld.media.sandbox import MediaLimits
 from ringworld.models.vqgan import VQGAN, vqgan_specs
 from ringworld.params import init
-from ringworld.vocab import LWM
+from ringworld.vocab import LWM_VOCABULARY
 
 TINY = VQGAN(size=32, channels=8, multipliers=(1, 2), blocks=1, groups=4, codebook=16, width=8)
 
@@ -108,5 +108,5 @@ def test_an_hour_at_one_frame_a_second_is_one_document_of_a_million_tokens(tmp_p
             ).frames
         ),
     )
-    whole = join([text([0] * 3, 0.0), frames(coded.codes, LWM, 1.0), text([0] * 3, 0.0)])
+    whole = join([text([0] * 3, 0.0), frames(coded.codes, LWM_VOCABULARY, 1.0), text([0] * 3, 0.0)])
     assert len(whole) == 925_206

@@ -15,7 +15,7 @@ from ringworld.errors import InputError
 from ringworld.mesh import make_mesh, shard
 from ringworld.models import vqgan
 from ringworld.models.vqgan import (
-    LWM,
+    LWM_VQGAN,
     NANO_VQGAN,
     VQGAN,
     latents,
@@ -44,8 +44,8 @@ def pixels():
 
 
 def test_lwm_size_has_the_parameters_of_lwm():
-    assert count(vqgan_specs(LWM)) == 146_244_675
-    assert (LWM.side, LWM.stride) == (16, 16)
+    assert count(vqgan_specs(LWM_VQGAN)) == 146_244_675
+    assert (LWM_VQGAN.side, LWM_VQGAN.stride) == (16, 16)
 
 
 def test_nano_fits_in_the_package():
@@ -53,7 +53,7 @@ def test_nano_fits_in_the_package():
     assert (NANO_VQGAN.size, NANO_VQGAN.side, NANO_VQGAN.codebook) == (64, 8, 512)
 
 
-@pytest.mark.parametrize("config", [LWM, NANO_VQGAN], ids=["lwm", "nano"])
+@pytest.mark.parametrize("config", [LWM_VQGAN, NANO_VQGAN], ids=["lwm", "nano"])
 def test_frames_become_squares_of_codes_and_codes_frames(config):
     table = abstract(vqgan_specs(config))
     frames = jax.ShapeDtypeStruct((2, config.size, config.size, 3), jnp.float32)

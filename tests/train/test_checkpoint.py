@@ -21,7 +21,7 @@ from ringworld.params import abstract, shardings
 from ringworld.train import checkpoint
 from ringworld.train.build import TrainState, abstract_of
 from ringworld.train.checkpoint import FOLDER, Checkpoints, load_weights
-from ringworld.train.manifest import NAME, Damaged, read_manifest, verify
+from ringworld.train.manifest import MANIFEST_NAME, Damaged, read_manifest, verify
 
 SHAPES = [(1, 1, 1, 1), (1, 2, 2, 2), (1, 1, 8, 1), (2, 1, 4, 1), (2, 2, 1, 2)]
 
@@ -118,7 +118,7 @@ def test_damage_to_any_file_is_seen(run: Path, harm: Callable[[Path], None]) -> 
 
 
 def test_any_flipped_bit_of_the_manifest_is_damage_and_never_another_meaning(run: Path) -> None:
-    path, content = newest(run) / NAME, read_manifest(newest(run))
+    path, content = newest(run) / MANIFEST_NAME, read_manifest(newest(run))
     original = path.read_bytes()
     for place in np.random.default_rng(0).integers(0, 8 * len(original), 300):
         data = bytearray(original)
@@ -132,12 +132,12 @@ def test_any_flipped_bit_of_the_manifest_is_damage_and_never_another_meaning(run
 
 def test_files_swapped_between_steps_are_seen(run: Path) -> None:
     new, old = sorted((run / FOLDER).glob("step_*"), reverse=True)
-    shutil.copyfile(old / NAME, new / NAME)
+    shutil.copyfile(old / MANIFEST_NAME, new / MANIFEST_NAME)
     with pytest.raises(Damaged):
         verify(new, read_manifest(new))
 
 
-@pytest.mark.parametrize("harmed", ["weights/d", "optimizer/ocdbt", NAME])
+@pytest.mark.parametrize("harmed", ["weights/d", "optimizer/ocdbt", MANIFEST_NAME])
 def test_a_damaged_step_is_set_aside_and_the_one_before_is_used(run: Path, harmed: str) -> None:
     step, said = newest(run), []
     flip(next(p for p in files_of(run) if p.relative_to(step).as_posix().startswith(harmed)))
@@ -148,7 +148,7 @@ def test_a_damaged_step_is_set_aside_and_the_one_before_is_used(run: Path, harme
 
 
 def test_nothing_is_restored_when_every_step_is_damaged(run: Path) -> None:
-    for path in (run / FOLDER).glob(f"step_*/{NAME}"):
+    for path in (run / FOLDER).glob(f"step_*/{MANIFEST_NAME}"):
         path.unlink()
     said: list[str] = []
     box = store(run, said)
@@ -289,7 +289,7 @@ def test_a_process_that_ends_at_any_point_of_a_save_loses_at_most_that_save(tmp_
 
 
 def test_what_is_written_is_arrays_and_json(run: Path) -> None:
-    content = json.loads((newest(run) / NAME).read_text())["content"]
+    content = json.loads((newest(run) / MANIFEST_NAME).read_text())["content"]
     assert content["step"] == 20 and content["identity"] == IDENTITY
     assert content["arrays"]["weights.inner"] == "float32[8, 8]"
     assert not any(path.read_bytes().startswith(b"\x80") for path in files_of(run))  # no pickle

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 import ringworld
 from ringworld.errors import InputError
-from ringworld.models.vqgan import LWM, VQGAN, VQGANWeights, decode, encode, vqgan_specs
+from ringworld.models.vqgan import LWM_VQGAN, VQGAN, VQGANWeights, decode, encode, vqgan_specs
 from ringworld.params import init, paths
 from ringworld.weights.codecs import (
     diffusers_name,
@@ -116,7 +116,7 @@ def test_the_codes_and_pictures_of_diffusers_vqmodel_are_its_own(tmp_path):
 
 def test_names_are_those_that_lwm_and_diffusers_publish():
     """From the listings of LWM's `vqgan` and of aMUSEd-512's vqvae."""
-    lwm, diffusers = their_names(LWM, lwm_name), their_names(LWM, diffusers_name)
+    lwm, diffusers = their_names(LWM_VQGAN, lwm_name), their_names(LWM_VQGAN, diffusers_name)
     for ours, in_lwm, in_diffusers in [
         ("codebook", "quantize/embeddings", "quantize.embedding.weight"),
         ("to_code.kernel", "quant_conv/kernel", "quant_conv.weight"),
