@@ -33,11 +33,11 @@ from ringworld.evals.needle import Trial, run_needle
 from ringworld.evals.report import write_report
 from ringworld.evals.story import (
     Answer,
-    Book,
+    BookTokens,
     Continuation,
     Drawing,
+    FilmReconstruction,
     Number,
-    Reconstruction,
     StageRecord,
     Story,
     count_found,
@@ -54,14 +54,14 @@ from ringworld.tasks.clips import FRAMES_A_CLIP
 from ringworld.tasks.shape_judge import chance_of_exact, score_clip
 from ringworld.tasks.shape_language import caption, possible_answers, questions
 from ringworld.tasks.shapes import draw, sample_scene
-from ringworld.train.metrics import NAME as METRICS
+from ringworld.train.metrics import METRICS_NAME as METRICS
 from ringworld.train.stage import MODEL, ModelStage
 from ringworld.weights.model import Model, load_model
 from ringworld.weights.open import open_model
 from ringworld.weights.shipped import NANO
 
 RING = 8
-GRID = Grid(lengths=(1024, 4096, 8192, 16384), depths=(0.0, 0.25, 0.5, 0.75, 1.0), rounds=2)
+NEEDLE_GRID = Grid(lengths=(1024, 4096, 8192, 16384), depths=(0.0, 0.25, 0.5, 0.75, 1.0), rounds=2)
 # Scenes for questions and drawings come from a seed that no recipe draws its clips from.
 UNSEEN = 990_000
 ASKED_CLIPS, DRAWN_CLIPS = 16, 4
@@ -90,11 +90,11 @@ def run_demo(folder: Path, announce: Announce) -> Path:
     base = load_model(NANO)
     with clock.timed("video"):
         film = read_sample_film(film_file, base.codec, folder / "data", announce)
-        reconstruction = reconstruct(film, base)
+        reconstruction = reconstruct_film(film, base)
     with clock.timed("text"):
         shelf = read_shelf(base.tokenizer, folder / "data", announce)
     with clock.timed("needles before"):
-        config = base.config.at(GRID.lengths[-1], base.config.llama.rope_theta)
+        config = base.config.at(NEEDLE_GRID.lengths[-1], base.config.llama.rope_theta)
         untrained = replace(base, config=config)
         before = find_needles(untrained, shelf, folder / "needle-before.json", announce)
     with clock.timed("training"):
@@ -126,10 +126,10 @@ def run_demo(folder: Path, announce: Announce) -> Path:
     return page
 
 
-def list_books(shelf: Shelf) -> list[Book]:
+def list_books(shelf: Shelf) -> list[BookTokens]:
     """The books that were trained on, and those that were held out for haystacks."""
     return [
-        Book(title=title, tokens=sum(len(book) for book in books), use=use)
+        BookTokens(title=title, tokens=sum(len(book) for book in books), use=use)
         for title, books, use in (
             ("Shakespeare, Milton and the Bible", shelf.books, "training"),
             ("books held out", shelf.held_out, "haystacks only"),
@@ -137,13 +137,13 @@ def list_books(shelf: Shelf) -> list[Book]:
     ]
 
 
-def reconstruct(film: SampleFilm, model: Model) -> Reconstruction:
+def reconstruct_film(film: SampleFilm, model: Model) -> FilmReconstruction:
     """Ten held-out frames of the film beside their reconstructions, and the PSNR of all of them."""
     held = film.held_out
     original, rebuilt = film.frames[held], model.codec.decode(film.codes[held])
     error = (original / 255.0 - rebuilt / 255.0) ** 2
     shown = np.linspace(0, held.sum() - 1, 10).astype(int)
-    return Reconstruction(
+    return FilmReconstruction(
         film="Big Buck Bunny (Blender Foundation, CC BY 3.0)",
         original=original[shown],
         rebuilt=rebuilt[shown],
@@ -162,7 +162,7 @@ def find_needles(model: Model, shelf: Shelf, results: Path, announce: Announce) 
             model.config,
             model.tokenizer,
             shelf.held_out,
-            GRID,
+            NEEDLE_GRID,
             results,
             announce,
         )
@@ -250,7 +250,7 @@ def read_stages(recipe: Recipe, folder: Path) -> list[StageRecord]:
 
 def summarise(after: list[Trial], base: Model, recipe: Recipe) -> str:
     """The result in one sentence, with its number."""
-    longest = GRID.lengths[-1]
+    longest = NEEDLE_GRID.lengths[-1]
     return (
         f"In {len(recipe.stages)} stages a model of text and image codes grew from "
         f"{base.config.llama.context} to {longest} tokens of context on a ring of {RING} devices, "
@@ -264,10 +264,10 @@ def list_numbers(story: Story) -> list[Number]:
         Number(
             what=f"needles found at {length} tokens, {when}",
             value=str(count_found(trials, length)),
-            how=f"prompts over {len(GRID.depths)} depths, held-out books, random numbers, greedy "
-            "answers that contain the number",
+            how=f"prompts over {len(NEEDLE_GRID.depths)} depths, held-out books, random numbers, "
+            "greedy answers that contain the number",
         )
-        for length in GRID.lengths
+        for length in NEEDLE_GRID.lengths
         for when, trials in (("before", story.before), ("after", story.after))
     ]
     if film := story.reconstruction:

@@ -62,7 +62,7 @@ def story(
     for module in (demo, sampled, corpus):
         monkeypatch.setattr(module, "fetch", lambda name: samples / files[name])
     monkeypatch.setattr(demo, "demo", tiny)
-    monkeypatch.setattr(demo, "GRID", Grid(lengths=(256,), depths=(0.0, 1.0), rounds=1))
+    monkeypatch.setattr(demo, "NEEDLE_GRID", Grid(lengths=(256,), depths=(0.0, 1.0), rounds=1))
     monkeypatch.setattr(demo, "ASKED_CLIPS", 2)
     monkeypatch.setattr(demo, "DRAWN_CLIPS", 1)
     monkeypatch.setattr(demo, "SCENE_GIVEN", 2)

@@ -12,7 +12,17 @@ from rich.text import Text
 
 from ringworld.data.corpora.inspection import SHOWN_FRAMES, Inspection, Sample, spread_evenly
 from ringworld.errors import InputError
-from ringworld.evals.page import Html, bar, element, figure, filmstrip, join, page, section, table
+from ringworld.evals.page import (
+    Html,
+    bar,
+    element,
+    figure,
+    filmstrip,
+    join_html,
+    page,
+    section,
+    table,
+)
 from ringworld.files import whole
 
 TimedFrames = tuple[UInt8[np.ndarray, "Z Y X 3"], list[str]]
@@ -21,7 +31,7 @@ TimedFrames = tuple[UInt8[np.ndarray, "Z Y X 3"], list[str]]
 STYLES = {"given": "dim", "learned": "bold green", "seen": "yellow", "drawn": "bold yellow"}
 # The size of a frame in the terminal: two pixels to a letter's height.
 COLUMNS, LINES = 18, 9
-SHEET = 4  # frames side by side, which a terminal of 80 columns holds
+SAMPLE_SHEET = 4  # frames side by side, which a terminal of 80 columns holds
 BAR = 32
 
 
@@ -113,7 +123,7 @@ def _render_sample(sample: Sample, frames: TimedFrames | None, pictures: bool) -
 
 def _sheet(frames: UInt8[np.ndarray, "Z Y X 3"], moments: Sequence[str]) -> Table:
     """Frames side by side, half a letter a pixel, each with its timestamp."""
-    shown = spread_evenly(len(frames), SHEET)
+    shown = spread_evenly(len(frames), SAMPLE_SHEET)
     out = Table.grid(padding=(0, 1))
     for _ in shown:
         out.add_column()
@@ -146,7 +156,7 @@ def write_page(path: Path, found: Inspection, frames: Mapping[int, TimedFrames])
         element("div", element("dt", words), element("dd", number))
         for number, words in key_figures(found)
     )
-    header = join([element("h1", title), element("dl", *key, class_="key")])
+    header = join_html([element("h1", title), element("dl", *key, class_="key")])
     most = max(found.lengths.bars.values())
     lengths = [
         (f"at most {int(top):,}", f"{n:,}", bar(n / most)) for top, n in found.lengths.bars.items()
@@ -180,7 +190,7 @@ def write_page(path: Path, found: Inspection, frames: Mapping[int, TimedFrames])
         listed = element("div", table(("row", "why"), rows), class_="words")
         parts.append(section("Skipped", "Rows that were left out.", listed))
     with whole(path) as draft:
-        draft.write_text(page(title, header, join(parts)), encoding="utf-8")
+        draft.write_text(page(title, header, join_html(parts)), encoding="utf-8")
 
 
 def _show_sample(sample: Sample, frames: TimedFrames | None) -> Html:
@@ -195,4 +205,4 @@ def _show_sample(sample: Sample, frames: TimedFrames | None) -> Html:
     body = [element("p", *words)]
     if frames is not None:
         body.append(filmstrip({sample.origin: frames[0]}, frames[1]))
-    return figure(join(body), f"{sample.origin}, {sample.tokens:,} tokens, of {sample.source}")
+    return figure(join_html(body), f"{sample.origin}, {sample.tokens:,} tokens, of {sample.source}")

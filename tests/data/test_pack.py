@@ -37,6 +37,7 @@ from ringworld.data.packing.pack import (
 )
 from ringworld.data.packing.rows import PackedRows, Packing
 from ringworld.errors import InputError
+from ringworld.mesh import shard
 from ringworld.models import llama
 from ringworld.models.llama import Llama
 from ringworld.models.world import World, forward, specs
@@ -431,7 +432,7 @@ def unpacked_loss(rows: dict[str, np.ndarray], weights: Any) -> jax.Array:
     ):
         counted = np.where(rows["target_vision"] == of_vision, rows["weights"], 0.0)
         targets = np.where(rows["target_vision"] == of_vision, rows["targets"], 0)
-        logs = jax.nn.log_softmax(x @ head)
+        logs = shard(jax.nn.log_softmax(x @ head), None, None, None)
         nll = -jnp.take_along_axis(logs, jnp.asarray(targets)[..., None], -1)[..., 0]
         predicts = counted.sum(1) > 0
         means = (nll * counted).sum(1)[predicts] / counted.sum(1)[predicts]

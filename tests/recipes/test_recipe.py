@@ -14,6 +14,7 @@ import pytest
 from ringworld.cli.recipes import SUMMARIES
 from ringworld.data import example
 from ringworld.data.example import Example
+from ringworld.data.packing.ledger import LEDGER_FILE
 from ringworld.errors import InputError
 from ringworld.mesh import make_mesh
 from ringworld.models.llama import Llama

@@ -13,6 +13,7 @@ from PIL import Image
 from ringworld import cli
 from ringworld.data.corpora.build import build_shards
 from ringworld.data.corpora.shards import Shards
+from ringworld.data.packing.ledger import LEDGER_FILE
 from ringworld.data.packing.rows import Apart
 from ringworld.errors import InputError
 from ringworld.recipes.recipe import Recipe
