@@ -20,7 +20,7 @@ from benchmarks.environment import cache_folder
 from benchmarks.peers.data_work import UNITS, Work, make_corpus
 from benchmarks.protocol import PeerFailed, Worker
 from benchmarks.table import publish
-from ringworld.train.metrics import NAME as METRICS
+from ringworld.train.metrics import METRICS_NAME as METRICS
 from ringworld.train.metrics import share_waited
 
 OURS, ALONE = "ringworld", "alone"

@@ -17,7 +17,7 @@ C = TypeVar("C")
 
 NOUNS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 # Values are shown in messages up to so many characters: a file may hold anything.
-SHOWN = 40
+SHOWN_CHARACTERS = 40
 
 
 def from_dict(cls: type[C], table: Any, where: str) -> C:
@@ -34,7 +34,8 @@ def from_dict(cls: type[C], table: Any, where: str) -> C:
         if key not in known:
             near = get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
             raise InputError(
-                f"{where} has the unknown key {str(key):.{SHOWN}}: the nearest known one is {near}"
+                f"{where} has the unknown key {str(key):.{SHOWN_CHARACTERS}}: the nearest known "
+                f"one is {near}"
             )
     for name, field in known.items():
         if field.default is MISSING and field.default_factory is MISSING and name not in table:
@@ -95,7 +96,7 @@ def _choose(hint: Any, value: Any) -> Any:
 
 
 def _show(value: Any) -> str:
-    return f"{value!r:.{SHOWN}}"
+    return f"{value!r:.{SHOWN_CHARACTERS}}"
 
 
 def flatten(tree: Any, name: str = "") -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ringworld.mesh import shard, spec
 # Tokens whose MLP features exist at one time on a device. Each chunk adds to the float32 gradients
 # of the weights: at 2048 tokens that is 512 FLOPs for each byte of them that moves, and an H100
 # computes about 300 in that time. 2048 x 11008 bfloat16 features (LWM's MLP) are 43 MiB.
-CHUNK = 2048
+MLP_CHUNK = 2048
 
 
 def placed_rows(x: Array) -> tuple[Any, Any]:
@@ -52,9 +52,10 @@ def over_tokens(
 ) -> Float[Array, "B T D"]:
     """`f(tokens [T, D], *weights)`, a function of single tokens, of all the tokens of `x`.
 
-    `axes` are the logical axes of the weights. Each device goes through its own tokens, `CHUNK` at
-    a time, and the parts of results that stand for its part of the features are summed over
-    `tensor`. Source: Liu and Abbeel, "Blockwise Parallel Transformer" (arXiv 2305.19370).
+    `axes` are the logical axes of the weights. Each device goes through its own tokens,
+    `MLP_CHUNK` at a time, and the parts of results that stand for its part of the features are
+    summed over `tensor`.
+    Source: Liu and Abbeel, "Blockwise Parallel Transformer" (arXiv 2305.19370).
     """
     rows = PartitionSpec(*placed_rows(x), None)
     places = (rows, *(spec(*logical) for logical in axes))
@@ -80,7 +81,7 @@ def _in_chunks(f: Callable[[Array], Array], x: Float[Array, "B T D"]) -> Float[A
     Chunks are of equal length, so there are fewer tokens of padding than chunks.
     """
     tokens = x.reshape(-1, x.shape[-1])
-    count = -(-len(tokens) // CHUNK)
+    count = -(-len(tokens) // MLP_CHUNK)
     if count <= 1:
         return f(tokens).reshape(x.shape)
     padded = jnp.pad(tokens, ((0, -len(tokens) % count), (0, 0)))

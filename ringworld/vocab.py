@@ -59,4 +59,6 @@ class Vocabulary:
         return self.codes_per_frame + 1
 
 
-LWM = Vocabulary(text=32000, bos=1, eos=2, codes=8192, codes_per_frame=256, vision_rows=8448)
+LWM_VOCABULARY = Vocabulary(
+    text=32000, bos=1, eos=2, codes=8192, codes_per_frame=256, vision_rows=8448
+)

@@ -2,7 +2,7 @@
 
 from ringworld.models.llama import Llama
 from ringworld.models.world import World
-from ringworld.vocab import LWM
+from ringworld.vocab import LWM_VOCABULARY
 
 LWM_7B = World(
     llama=Llama(
@@ -16,5 +16,5 @@ LWM_7B = World(
         rope_theta=5e7,
         dtype="bfloat16",
     ),
-    vocabulary=LWM,
+    vocabulary=LWM_VOCABULARY,
 )

@@ -12,7 +12,7 @@ from benchmarks.peers.data_alone import fit, watch
 from benchmarks.peers.data_work import SAMPLED, SIZE, sample_frames
 from ringworld.media.clip import read_clip, read_image, write_animation
 from ringworld.media.sampling import FrameSampling
-from ringworld.train.metrics import NAME
+from ringworld.train.metrics import METRICS_NAME
 
 
 def test_a_row_tells_the_rate_and_the_share_of_the_peers() -> None:
@@ -28,7 +28,7 @@ def test_waiting_is_told_of_every_stage_of_a_run(tmp_path: Path) -> None:
     for stage, wait in (("1k", 0.02), ("4k", 0.0)):
         (tmp_path / "demo" / stage).mkdir(parents=True)
         line = {"step": 0, "seconds": 2.0, "wait_s": wait}
-        (tmp_path / "demo" / stage / NAME).write_text(json.dumps(line) + "\n")
+        (tmp_path / "demo" / stage / METRICS_NAME).write_text(json.dumps(line) + "\n")
     assert tell_waits([tmp_path / "demo"]) == [
         ("demo/1k", "1", "2.00", "1.000%"),
         ("demo/4k", "1", "2.00", "0.000%"),

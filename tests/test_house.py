@@ -182,6 +182,29 @@ def modules_say_what_they_hold(modules: Modules) -> Iterator[str]:
                 yield module.at(1, f"`{part}` names a drawer, not an idea: name what it holds")
 
 
+# What a program calls its entry; every program has one.
+SHARED_NAMES = {"main"}
+
+
+def named(node: ast.stmt) -> list[str]:
+    """The names that a statement of a module defines, but for type variables of one letter."""
+    if isinstance(node, ast.ClassDef | Function):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    return [t.id for t in targets if isinstance(t, ast.Name) and len(t.id) > 1]
+
+
+def public_names_have_one_home(modules: Modules) -> Iterator[str]:
+    """A public name is defined in one module, so that the name alone says what it is."""
+    first: dict[str, Module] = {}
+    for module in modules:
+        for node in module.tree.body:
+            for name in named(node):
+                home = first.setdefault(name, module)
+                if home is not module and name not in SHARED_NAMES and not name.startswith("_"):
+                    yield module.at(node.lineno, f"{name} has a home in {home.path}: rename one")
+
+
 # --- imports ---------------------------------------------------------------------------------
 
 
@@ -447,6 +470,10 @@ def test_modules_say_what_they_hold(package: Modules) -> None:
     kept(modules_say_what_they_hold(package))
 
 
+def test_public_names_have_one_home(package: Modules) -> None:
+    kept(public_names_have_one_home(package))
+
+
 def test_imports_point_down(package: Modules) -> None:
     kept(imports_point_down(package))
 
@@ -517,6 +544,14 @@ BROKEN: list[tuple[Rule, dict[str, str], list[str]]] = [
         modules_say_what_they_hold,
         {"utils.py": "", "data/_helpers.py": "", "misc/x.py": ""},
         ["_helpers.py:1: ", "x.py:1: `misc`", "utils.py:1: `utils`"],
+    ),
+    (
+        public_names_have_one_home,
+        {
+            "mesh.py": "class Plan: pass\ndef _own(): pass\nSIZE = 1\nT = 1\ndef main(): ...",
+            "data/plan.py": "def Plan(): pass\ndef _own(): pass\nSIZE = 2\nT = 2\ndef main(): ...",
+        },
+        ["mesh.py:1: Plan has a home in", "mesh.py:3: SIZE has a home in"],
     ),
     (
         imports_point_down,
@@ -632,7 +667,10 @@ def test_every_rule_can_fail(rule: Rule, files: dict[str, str], expected: list[s
 
 @pytest.mark.parametrize("rule", list(dict.fromkeys(rule for rule, *_ in BROKEN)))
 def test_every_rule_passes_good_code(rule: Rule) -> None:
-    assert list(rule(tree({"mesh.py": GOOD, "models/llama.py": f"{GOOD}\nX = 1\n"}))) == []
+    assert (
+        list(rule(tree({"mesh.py": GOOD, "models/llama.py": GOOD.replace("double", "twice")})))
+        == []
+    )
 
 
 def test_every_rule_has_an_example_that_breaks_it() -> None:

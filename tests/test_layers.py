@@ -66,7 +66,7 @@ def loss_of(chunk: int) -> Any:
 
     def run(*a: Any) -> Any:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(layers, "CHUNK", chunk)
+            patch.setattr(layers, "MLP_CHUNK", chunk)
             return jax.value_and_grad(
                 lambda scale, *rest: jnp.sum(scale * feed_forward(*rest)), tuple(range(1, 6))
             )(*a)
@@ -223,7 +223,7 @@ def compiled_loss() -> str:
     """The program of the loss and its gradients on 2 x 2 x 2 devices: 32 tokens on each."""
     run = jax.jit(partial(jax.value_and_grad(loss, has_aux=True), c=TINY, vision_share=0.0))
     with jax.set_mesh(mesh_of(THREE_WAYS)), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loss_module, "CHUNK", LOGITS)
+        patch.setattr(loss_module, "LOSS_CHUNK", LOGITS)
         weights = jax.eval_shape(lambda: params.init(specs(TINY), 0))
         return run.lower(weights, abstract_batch(2, 64)).compile().as_text()
 

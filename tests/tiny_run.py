@@ -25,7 +25,7 @@ from ringworld.errors import InputError
 from ringworld.mesh import make_mesh, shard, spec
 from ringworld.params import constant, dense, init, pytree_dataclass
 from ringworld.train import checkpoint
-from ringworld.train.build import TrainState, outline, start
+from ringworld.train.build import TrainState, abstract_of, start
 from ringworld.train.loop import Loop, fit
 from ringworld.train.optimizer import AdamW, make_optimizer
 
@@ -110,7 +110,7 @@ def train(folder: Path, steps: int, save_every: int, **changes: Any) -> TrainSta
         "announce": print,
     }
     with jax.set_mesh(make_mesh(fsdp=2, seq=2, tensor=2)):
-        abstract = outline(tiny_state())
+        abstract = abstract_of(tiny_state())
         return fit(abstract=abstract, begin=tiny_state, **{**arguments, **changes})
 
 

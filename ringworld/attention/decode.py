@@ -23,7 +23,7 @@ from ringworld.attention.tiles import (
     cut_keys,
     cut_queries,
     cut_rows,
-    join,
+    join_tiles,
     live_range,
 )
 
@@ -129,4 +129,4 @@ def attend_chunk(
 
     steps = 1 if axis is None else lax.axis_size(axis)
     partial = lax.fori_loop(0, steps, step, (tiles, empty_partial(tiles.q)))[1]
-    return join(finish(partial)[0].astype(q.dtype), q.shape[1])
+    return join_tiles(finish(partial)[0].astype(q.dtype), q.shape[1])

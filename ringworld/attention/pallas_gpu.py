@@ -34,7 +34,7 @@ from ringworld.attention.tiles import Grads, Kernel, Keys, Queries, Saved, compa
 
 # Chosen from what Triton's compiler says, for it has not run on a GPU. With these no bfloat16 pass
 # of heads up to 128 wide spills a register on an H100; the largest takes 100 KB of shared memory.
-TILE = 64
+GPU_TILE = 64
 STAGES = 2
 WARPS = 4
 WIDE = 64  # heads wider than this take twice the warps
@@ -328,7 +328,7 @@ def _backward_pass(
     return dq.reshape(grads[0].shape), dk, dv
 
 
-def make_gpu_kernel(tile: int = TILE, *, interpret: bool = False) -> Kernel:
+def make_gpu_kernel(tile: int = GPU_TILE, *, interpret: bool = False) -> Kernel:
     """The GPU kernel; `interpret` runs it anywhere, slowly, for tests."""
     return Kernel(
         tile,

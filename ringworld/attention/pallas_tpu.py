@@ -30,7 +30,7 @@ from ringworld.attention.tiles import Grads, Kernel, Keys, Queries, Saved, compa
 
 # 512 x 512 float32 scores are 1 MiB a query head of a group; groups of 8 still fit the 64 MiB of a
 # v5p's vector memory. Chosen by size: it has been compiled for chips, and not run on one.
-TILE = 512
+TPU_TILE = 512
 VMEM = 64 * 2**20
 # Batch, key head and outer tile may run in any order; the inner tiles may not.
 ORDER = ("parallel", "parallel", "parallel", "arbitrary")
@@ -335,7 +335,7 @@ def _backward_pass(
     return dq.reshape(grads[0].shape), dk, dv
 
 
-def make_tpu_kernel(tile: int = TILE, *, interpret: bool = False) -> Kernel:
+def make_tpu_kernel(tile: int = TPU_TILE, *, interpret: bool = False) -> Kernel:
     """The TPU kernel; `interpret` runs it anywhere, slowly, for tests."""
     return Kernel(
         tile,

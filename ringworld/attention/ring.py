@@ -34,7 +34,7 @@ from ringworld.attention.tiles import (
     Saved,
     cut_keys,
     cut_queries,
-    join,
+    join_tiles,
     zero_grads,
 )
 from ringworld.params import Leaf
@@ -183,4 +183,4 @@ def attend_ring(
     scale = score_scale(q.shape[-1])
     queries = cut_queries(q, seen, q.shape[2] // k.shape[2], kernel.tile, scale)
     keys = cut_keys(k, v, where, kernel.tile)
-    return join(_attend_tiles(queries, keys, hops, kernel, axis), q.shape[1])
+    return join_tiles(_attend_tiles(queries, keys, hops, kernel, axis), q.shape[1])

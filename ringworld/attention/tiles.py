@@ -125,7 +125,7 @@ def cut_keys(
     return Keys(cut(k, 1, tile)[:, :, :, 0], cut(v, 1, tile)[:, :, :, 0], stands)
 
 
-def join(x: Float[Array, "B I K G t H"], length: int) -> Float[Array, "B T N H"]:
+def join_tiles(x: Float[Array, "B I K G t H"], length: int) -> Float[Array, "B T N H"]:
     """The inverse of `cut`: tiles put together again, without their padding."""
     B, tiles, K, G, tile, H = x.shape
     x = x.transpose(0, 1, 4, 2, 3, 5).reshape(B, tiles * tile, K * G, H)

@@ -13,7 +13,7 @@ from ringworld.evals.story import StageRecord
 LOSSES = {"text_loss": "text", "vision_loss": "vision"}
 # By how many targets a step's loss is the mean, where the record has it.
 TARGETS = {"text_loss": "text_targets", "vision_loss": "vision_targets"}
-SIDE = 1000  # of the drawing in its own units, stretched to the width of the page
+CURVE_SIDE = 1000  # of the drawing in its own units, stretched to the width of the page
 WINDOW = 0.1  # of a stage's steps, over which the bold line is a mean
 
 
@@ -54,13 +54,17 @@ def draw_losses(stages: Sequence[StageRecord]) -> Html:
     for stage, end in zip(stages, ends, strict=True):
         left, wide = (end - stage.tokens) / ends[-1], stage.tokens / ends[-1]
         grounds.append(_ground(stage, left, wide))
-        x = SIDE * (left + wide * (np.arange(len(stage.rows)) + 1) / len(stage.rows))
+        x = CURVE_SIDE * (left + wide * (np.arange(len(stage.rows)) + 1) / len(stage.rows))
         for name, word in LOSSES.items():
             y = values(stage, name)
             for line, kind in ((y, "thin"), (smooth(y, targets(stage, name)), "bold")):
-                lines += _lines(x, SIDE * (high - line) / (high - low), f"{word} {kind}")
+                lines += _lines(x, CURVE_SIDE * (high - line) / (high - low), f"{word} {kind}")
     svg = element(
-        "svg", *lines, viewBox=f"0 0 {SIDE} {SIDE}", preserveAspectRatio="none", aria_hidden="true"
+        "svg",
+        *lines,
+        viewBox=f"0 0 {CURVE_SIDE} {CURVE_SIDE}",
+        preserveAspectRatio="none",
+        aria_hidden="true",
     )
     scale = [_tick(f"{tick:g}", (high - tick) / (high - low)) for tick in ticks]
     foot = [_mark(f"{end / 1e6:.2f}M", end / ends[-1]) for end in ends]

@@ -1,8 +1,8 @@
 """The blocks a self-contained page is built of: markup, pictures, animations and tables.
 
-Text is escaped wherever it is used, unless it is `Html`, and only `element` and `join` make that;
-so pages are well-formed and nothing that a model wrote can become markup. Pictures are inside the
-page: it asks no other place for anything.
+Text is escaped wherever it is used, unless it is `Html`, and only `element` and `join_html` make
+that. So pages are well-formed, and nothing that a model wrote can become markup. Pictures are
+inside the page: it asks no other place for anything.
 """
 
 from base64 import b64encode
@@ -21,14 +21,14 @@ from ringworld.media.clip import write_animation
 
 TEMPLATE = Path(__file__).with_name("page.html")
 VOID = {"img", "source"}
-WIDE = 6  # columns, above which a table needs most of the page
+WIDE_TABLE = 6  # columns, above which a table needs most of the page
 
 
 class Html(str):
     """Markup; any other text is escaped where it is used."""
 
 
-def join(children: Iterable[str]) -> Html:
+def join_html(children: Iterable[str]) -> Html:
     """Children in a row."""
     return Html("".join(child if isinstance(child, Html) else escape(child) for child in children))
 
@@ -37,7 +37,7 @@ def element(name: str, *children: str, **attributes: str) -> Html:
     """`<name attributes>children</name>`; `class_` means class and `aria_label` aria-label."""
     pairs = ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items())
     opening = name + "".join(f' {key}="{escape(value)}"' for key, value in pairs)
-    return Html(f"<{opening}>" if name in VOID else f"<{opening}>{join(children)}</{name}>")
+    return Html(f"<{opening}>" if name in VOID else f"<{opening}>{join_html(children)}</{name}>")
 
 
 def png(frame: UInt8[np.ndarray, "Y X 3"]) -> bytes:
@@ -109,7 +109,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Html:
         lines.append(element("tr", name, *cells))
     whole = element("table", element("thead", top), element("tbody", *lines))
     return element(
-        "div", whole, class_="scroll wide" if len(head) > WIDE else "scroll", tabindex="0"
+        "div", whole, class_="scroll wide" if len(head) > WIDE_TABLE else "scroll", tabindex="0"
     )
 
 

@@ -19,7 +19,7 @@ from ringworld.evals.page import (
     element,
     figure,
     filmstrip,
-    join,
+    join_html,
     page,
     section,
     table,
@@ -43,7 +43,7 @@ def write_report(path: Path, story: Story) -> None:
     """Write the page of `story`, whole or not at all. Raises InputError when the disk is full."""
     chapters = [part for part in (write(story) for write in CHAPTERS) if part]
     header = [element("h1", story.title), element("p", story.summary, class_="summary")]
-    content = page(story.title, join([*header, _key_figures(story)]), join(chapters))
+    content = page(story.title, join_html([*header, _key_figures(story)]), join_html(chapters))
     with whole(path) as draft:
         draft.write_text(content, encoding="utf-8")
 
@@ -132,7 +132,7 @@ def _training(story: Story) -> str:
         "Each stage trains the model of the one before on longer rows, which the ring divides. The "
         "RoPE base is that of the longest stage.",
         figure(
-            join([element("p", *legend, class_="legend"), draw_losses(story.stages)]),
+            join_html([element("p", *legend, class_="legend"), draw_losses(story.stages)]),
             f"Loss a token against tokens trained, {tokens:,} in all (M: millions). "
             "Thin: every step. Bold: the mean over a tenth of the stage's steps. A gap: steps "
             "without targets. A longer context brings other rows: lines may jump between stages.",
@@ -219,7 +219,7 @@ def _share(trials: Sequence[Trial], length: int, class_: str = "") -> str:
     low, high = count.interval
     bounds = f"{count.right} of {count.tried}, {100 * low:.0f} to {100 * high:.0f} %"
     words = element("span", f"{count.share:.0%} ", element("small", bounds))
-    return join([bar(count.share, class_), words])
+    return join_html([bar(count.share, class_), words])
 
 
 def _map_in_words(trials: Sequence[Trial], title: str) -> str:
@@ -260,7 +260,7 @@ def _drawings(story: Story) -> Html:
         words = element("div", element("blockquote", drawing.caption), _verdict(drawing), strip)
         shown.append(element("div", clip, words, class_="beside"))
     return figure(
-        join(shown),
+        join_html(shown),
         f"Exactly as asked: {story.drawn}. A guess is a clip of random things. The judge is a "
         "rule: it finds each colour in the pixels, fits the three shapes to it and follows its "
         f"centre. Played at {FPS:g} frames a second.",
@@ -342,7 +342,7 @@ def _numbers(story: Story) -> str:
 def _times(machine: Machine) -> Html:
     longest = max(machine.seconds.values(), default=0) or 1
     rows = [
-        (name, join([bar(seconds / longest), element("span", duration(seconds))]))
+        (name, join_html([bar(seconds / longest), element("span", duration(seconds))]))
         for name, seconds in machine.seconds.items()
     ]
     return figure(

@@ -11,7 +11,7 @@ from ringworld.evals.proportion import Proportion
 from ringworld.tasks.needle import NUMBER_COUNT
 from ringworld.tasks.shape_judge import ClipScore
 
-Frames = UInt8[np.ndarray, "Z Y X 3"]
+ClipFrames = UInt8[np.ndarray, "Z Y X 3"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,8 @@ class StageRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Book:
-    """A text as it was tokenized; `use` says what for, such as "training" or "haystacks only"."""
+class BookTokens:
+    """The tokens of a text, and its use, such as "training" or "haystacks only"."""
 
     title: str
     tokens: int
@@ -37,7 +37,7 @@ class Book:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reconstruction:
+class FilmReconstruction:
     """Film frames, what their codes give back, and the seconds of the film they are from.
 
     `psnr` in dB is measured on `held_out`, a phrase such as "minutes 8 and 9"; `codes` is the
@@ -45,8 +45,8 @@ class Reconstruction:
     """
 
     film: str
-    original: Frames
-    rebuilt: Frames
+    original: ClipFrames
+    rebuilt: ClipFrames
     seconds: Float[np.ndarray, " Z"]
     codes: int
     psnr: float
@@ -61,7 +61,7 @@ class Drawing:
     """
 
     caption: str
-    frames: Frames
+    frames: ClipFrames
     guidance: float
     score: ClipScore
     chance: float
@@ -79,7 +79,7 @@ class Answer:
     written: str
     right: bool
     chance: float
-    frames: Frames
+    frames: ClipFrames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +124,8 @@ class Story:
     title: str
     summary: str
     machine: Machine
-    reconstruction: Reconstruction | None = None
-    books: Sequence[Book] = ()
+    reconstruction: FilmReconstruction | None = None
+    books: Sequence[BookTokens] = ()
     stages: Sequence[StageRecord] = ()
     before: Sequence[Trial] = ()
     after: Sequence[Trial] = ()

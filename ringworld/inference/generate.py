@@ -28,12 +28,12 @@ from ringworld.settings import Sampling
 
 # Tokens of a prompt that are read at one time: enough work for a device between two transfers, and
 # little memory: 8192 x 4096 bfloat16 activations are 64 MiB.
-CHUNK = 8192
+PROMPT_CHUNK = 8192
 
 
 def chunk_length(places: int, ring: int) -> int:
     """How many of a row's places are read at one time: whole rounds of stripes, or all of them."""
-    rounds = max(CHUNK // (ring * STRIPE), 1) * ring * STRIPE
+    rounds = max(PROMPT_CHUNK // (ring * STRIPE), 1) * ring * STRIPE
     return min(places, rounds)
 
 

@@ -34,11 +34,11 @@ from ringworld.settings import Sampling
 
 # Tokens that a device prefills between two reports of progress: two seconds of a model of 135M on
 # two cores. Chunks of 512 take 3 % longer for 2,048 tokens, as each lays all keys out anew.
-CHUNK = 1024
+PREFILL_CHUNK = 1024
 # The shortest chunk of one device: a question is a few dozen tokens, and padding costs as much.
 LEAST_CHUNK = 16
 # Tokens decoded in one dispatch: a reader hardly waits, and the dispatch costs 1 % of the time.
-STEPS = 4
+DECODE_STEPS = 4
 
 Tick = Callable[[int], None]
 
@@ -71,7 +71,7 @@ def round_places(tokens: int, c: World) -> int:
 
     Each size is twice the one before, and the last is that of the model's context.
     """
-    chunk = axis_size("seq") * CHUNK
+    chunk = axis_size("seq") * PREFILL_CHUNK
     places, most = 2 * chunk, c.llama.context + chunk
     while places < tokens + chunk:
         places *= 2
@@ -95,7 +95,7 @@ def cut_chunk(start: int, tokens: int) -> tuple[int, int]:
     ring = axis_size("seq")
     unit = 1 if ring == 1 else ring * STRIPE
     first, length = start - start % unit, LEAST_CHUNK if ring == 1 else unit
-    while length < min(start + tokens - first, ring * CHUNK):
+    while length < min(start + tokens - first, ring * PREFILL_CHUNK):
         length *= 2
     return first, length
 
@@ -224,11 +224,11 @@ def decode_tokens(
     sampling: Sampling,
     stops: tuple[int, ...],
 ) -> tuple[list[int], DecodeState]:
-    """The next ids, at most `STEPS` and `max_tokens`, and the state with all of them.
+    """The next ids, at most `DECODE_STEPS` and `max_tokens`, and the state with all of them.
 
     Decoding ends after one of `stops`, which is then the last of the ids.
     """
-    state = _with_room(state, state.length + STEPS, c)
+    state = _with_room(state, state.length + DECODE_STEPS, c)
     x, cache, ids, count = _decode(
         weights,
         state.cache,
@@ -237,7 +237,7 @@ def decode_tokens(
         jnp.int32(max_tokens),
         jnp.int32(seed),
         c,
-        STEPS,
+        DECODE_STEPS,
         sampling,
         stops,
     )

@@ -20,7 +20,7 @@ from PIL import Image
 from ringworld.errors import InputError
 from ringworld.files import whole
 from ringworld.media.sampling import FrameSampling
-from ringworld.media.sandbox import TRUSTED, MediaLimits, decode, open_media
+from ringworld.media.sandbox import TRUSTED, MediaLimits, decode_media, open_media
 
 LARGEST_SIDE = 4096
 
@@ -53,7 +53,7 @@ def stream_clip(
     """
     ask = {"still": False, **asdict(sampling), **frame_shape(size, columns)}
     with open_media(source, limits) as (name, descriptor):
-        for word, value, pixels in decode(ask, name, descriptor, limits):
+        for word, value, pixels in decode_media(ask, name, descriptor, limits):
             if word == "frame":
                 yield value, pixels
             elif on_length is not None:
@@ -90,7 +90,7 @@ def read_image(
     """A PNG, JPEG, WebP or GIF picture (its first frame), fitted to `size` x `size` pixels."""
     ask = {"still": True, **frame_shape(size, None)}
     with open_media(source, limits) as (name, descriptor):
-        return list(decode(ask, name, descriptor, limits))[0][2]
+        return list(decode_media(ask, name, descriptor, limits))[0][2]
 
 
 def frame_shape(size: int, columns: int | None) -> dict[str, int]:

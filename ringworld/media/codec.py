@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 
 from ringworld.errors import InputError
 from ringworld.mesh import on_a_mesh
-from ringworld.models.vqgan import VQGAN, Weights, decode, encode
+from ringworld.models.vqgan import VQGAN, VQGANWeights, decode, encode
 
 # Frames that go through the codec at a time.
 BATCH = 64
@@ -25,7 +25,7 @@ class FloatCodec:
     """A VQGAN and its weights, on float pixels in [-1, 1] and square grids of codes."""
 
     config: VQGAN
-    weights: Weights
+    weights: VQGANWeights
 
     @on_a_mesh
     def encode(self, pixels: Float[np.ndarray, "Z Y X 3"]) -> Int[np.ndarray, "Z y x"]:
@@ -52,7 +52,7 @@ class Codec:
     """A VQGAN and its weights, on pixels as bytes and flat rows of codes."""
 
     config: VQGAN
-    weights: Weights
+    weights: VQGANWeights
 
     @property
     def as_float(self) -> FloatCodec:

@@ -49,7 +49,7 @@ PRIMARIES = {
     11: (0.314, 0.351, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),  # DCI-P3
     12: (*D65, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),  # Display P3
 }
-WIDE = (9, 11, 12)
+WIDE_GAMUTS = (9, 11, 12)
 MATRICES = (0, 1, 2, 4, 5, 6, 7, 9)  # code points of colour matrices that libswscale knows
 PQ, HLG = 16, 18  # code points of transfer
 SDR_WHITE = 203.0  # cd/m2
@@ -75,7 +75,7 @@ def covering_size(width: float, height: float, rows: int, columns: int) -> tuple
     return max(columns, int(rows * width / height)), rows
 
 
-def fit(
+def fit_frame(
     image: Image.Image, rows: int, columns: int, shape: tuple[float, float] | None = None
 ) -> Image.Image:
     """The image resized (bicubic) to cover `rows` x `columns`, its centre kept.
@@ -91,7 +91,7 @@ def fit(
 def draw_picture(image: Image.Image, rows: int, columns: int) -> bytes:
     """The sRGB bytes of an upright picture, fitted to `rows` x `columns`."""
     info = dict(image.info)
-    return convert_picture(fit(over_white(image), rows, columns), info).tobytes()
+    return convert_picture(fit_frame(over_white(image), rows, columns), info).tobytes()
 
 
 def over_white(image: Image.Image) -> Image.Image:
@@ -161,9 +161,9 @@ def draw_frame(
         image = image.crop((left, top, left + wide, top + high)) if any(margins) else image
         if frame.interlaced_frame:
             image = Image.fromarray(np.asarray(image)[::2])
-        return fit(image if turn is None else image.transpose(turn), rows, columns, shape)
+        return fit_frame(image if turn is None else image.transpose(turn), rows, columns, shape)
 
-    if frame.color_trc in (PQ, HLG) or frame.color_primaries in WIDE:
+    if frame.color_trc in (PQ, HLG) or frame.color_primaries in WIDE_GAMUTS:
         deep = np.float32(1 / 65535) * REFORMATTER.reformat(frame, format="rgb48le").to_ndarray()
         channels = [arrange(Image.fromarray(deep[..., channel])) for channel in range(3)]
         light = np.stack([np.asarray(channel) for channel in channels], axis=-1).clip(0, 1)

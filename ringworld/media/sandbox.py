@@ -168,7 +168,7 @@ def fault_sentence(
     return f"{name} {sentences.get(word, sentences['damaged'])}."
 
 
-def decode(
+def decode_media(
     ask: Mapping[str, object], name: str, descriptor: int, limits: MediaLimits
 ) -> Iterator[tuple[str, float, UInt8[np.ndarray, "Y X 3"]]]:
     """Start a decoder on `descriptor`; yield its (word, value, pixels) records until its end."""

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 
 from ringworld.params import Weight, constant, dense, pytree_dataclass
 
+COLOURS = 3  # of a pixel: red, green and blue
 EPS = 1e-6
 
 

@@ -3,7 +3,7 @@
     x = x + attention(norm(x))
     x = x + mlp(norm(x))
 
-Training and decoding run the same layer; they differ in the function that attends (`Attend`).
+Training and decoding run the same layer; they differ in the `LayerAttention` that they pass.
 Related models differ in data: biases of q, k and v (Qwen2), a norm of queries and keys before RoPE
 (Qwen3), a sliding window (Mistral), scaled RoPE frequencies (Llama 3).
 Source: Touvron et al., "LLaMA" (arXiv 2302.13971); grouped keys: Ainslie et al. (arXiv 2305.13245).
@@ -171,7 +171,7 @@ def blocks_specs(c: Llama) -> Block:
 
 
 # (q, k, v, where) -> the heads' outputs `[B, T, N, H]`, and a cache that goes on: None in training.
-Attend = Callable[[Array, Array, Array, Where], tuple[Array, Any]]
+LayerAttention = Callable[[Array, Array, Array, Where], tuple[Array, Any]]
 
 
 def qkv(
@@ -199,7 +199,7 @@ def apply_window(where: Where, c: Llama) -> Where:
 
 
 def attention(
-    h: Float[Array, "B T D"], w: Block, where: Where, attend: Attend, c: Llama
+    h: Float[Array, "B T D"], w: Block, where: Where, attend: LayerAttention, c: Llama
 ) -> tuple[Float[Array, "B T D"], Any]:
     """What attention adds to the residual stream, and the cache that `attend` returns."""
     q, k, v = qkv(h, w, where.positions, c)
@@ -226,7 +226,7 @@ def mlp(
 
 
 def layer(
-    x: Float[Array, "B T D"], w: Block, where: Where, attend: Attend, c: Llama
+    x: Float[Array, "B T D"], w: Block, where: Where, attend: LayerAttention, c: Llama
 ) -> tuple[Float[Array, "B T D"], Any]:
     """The residual stream after one layer, and the cache that `attend` returns.
 

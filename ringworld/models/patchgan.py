@@ -13,10 +13,9 @@ import jax
 from jaxtyping import Array, Float
 
 from ringworld.errors import InputError
-from ringworld.models.convolution import Conv, Norm, conv, convolve, norm, normalise
+from ringworld.models.convolution import COLOURS, Conv, Norm, conv, convolve, norm, normalise
 from ringworld.params import pytree_dataclass
 
-COLOURS = 3
 SIDE = 4  # of every convolution
 WIDEST = 8  # times the first channels
 SLOPE = 0.2  # of the leaky ReLU below 0
@@ -67,24 +66,24 @@ class PatchGAN:
 
 
 @pytree_dataclass
-class Weights:
+class PatchGANWeights:
     """The weights of a discriminator; the first and the last convolution have no norm."""
 
     convs: tuple[Conv, ...]
     norms: tuple[Norm, ...]
 
 
-def specs(config: PatchGAN) -> Weights:
+def patchgan_specs(config: PatchGAN) -> PatchGANWeights:
     """The spec table of a discriminator."""
     widths = (COLOURS, *config.widths, 1)
-    return Weights(
+    return PatchGANWeights(
         convs=tuple(conv(SIDE, *pair) for pair in zip(widths, widths[1:], strict=False)),
         norms=tuple(norm(width) for width in config.widths[1:]),
     )
 
 
 def discriminate(
-    weights: Weights, pixels: Float[Array, "Z Y X C"], config: PatchGAN
+    weights: PatchGANWeights, pixels: Float[Array, "Z Y X C"], config: PatchGAN
 ) -> Float[Array, "Z y x"]:
     """The logit of each patch of pictures in [-1, 1]: above 0 it looks real, below 0 generated."""
     first, *inner, last = weights.convs

@@ -13,10 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ringworld.errors import InputError
-from ringworld.models.convolution import Conv, conv, convolve
+from ringworld.models.convolution import COLOURS, Conv, conv, convolve
 from ringworld.params import pytree_dataclass
 
-COLOURS = 3
 # Of blue, green and red, on the scale from 0 to 255: what was taken off the pictures in training.
 MEANS = (104.007, 116.669, 122.679)
 TINY = 1e-6  # keeps a vector of zeros from dividing by 0; real ones are of length 1 to 1000
@@ -49,24 +48,24 @@ VGG16 = VGG()
 
 
 @pytree_dataclass
-class Weights:
+class VGGWeights:
     """The convolutions of each level, 3 x 3, on pictures whose colours are blue, green, red."""
 
     levels: tuple[tuple[Conv, ...], ...]
 
 
-def specs(config: VGG) -> Weights:
+def vgg_specs(config: VGG) -> VGGWeights:
     """The spec table of the convolutions."""
     levels, before = [], COLOURS
     for width, depth in zip(config.widths, config.depths, strict=True):
         inputs = (before, *[width] * (depth - 1))
         levels.append(tuple(conv(3, channels, width) for channels in inputs))
         before = width
-    return Weights(tuple(levels))
+    return VGGWeights(tuple(levels))
 
 
 def features(
-    weights: Weights, pixels: Float[Array, "Z Y X C"]
+    weights: VGGWeights, pixels: Float[Array, "Z Y X C"]
 ) -> tuple[Float[Array, "Z _ _ _"], ...]:
     """What the last convolution of each level says of RGB pictures in [-1, 1], after its ReLU.
 
@@ -84,7 +83,7 @@ def features(
 
 
 def perceptual_distance(
-    weights: Weights, drawn: Float[Array, "Z Y X C"], pixels: Float[Array, "Z Y X C"]
+    weights: VGGWeights, drawn: Float[Array, "Z Y X C"], pixels: Float[Array, "Z Y X C"]
 ) -> Float[Array, ""]:
     """How unlike pictures look: 0 for the same ones, at most 2.
 

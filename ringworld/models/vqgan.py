@@ -18,10 +18,8 @@ from jaxtyping import Array, Float, Int
 
 from ringworld.errors import InputError
 from ringworld.mesh import spec
-from ringworld.models.convolution import Conv, Norm, conv, convolve, norm, normalise
+from ringworld.models.convolution import COLOURS, Conv, Norm, conv, convolve, norm, normalise
 from ringworld.params import Param, Weight, pytree_dataclass
-
-COLOURS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +89,7 @@ class VQGAN:
         return self.size // self.stride
 
 
-LWM = VQGAN(
+LWM_VQGAN = VQGAN(
     size=256,
     channels=128,
     multipliers=(1, 2, 2, 4, 6),
@@ -142,7 +140,7 @@ class Tower:
 
 
 @pytree_dataclass
-class Weights:
+class VQGANWeights:
     """The weights of a codec; `codebook` is [U, E]."""
 
     encoder: Tower
@@ -159,7 +157,7 @@ class Quantised(NamedTuple):
     codes: Int[Array, "Z y x"]
 
 
-def specs(config: VQGAN) -> Weights:
+def vqgan_specs(config: VQGAN) -> VQGANWeights:
     """The spec table of a codec."""
     widths, width, latent = config.widths, config.width, config.latent_width
     narrow, wide = widths[0], widths[-1]
@@ -177,7 +175,7 @@ def specs(config: VQGAN) -> Weights:
         norm_out=norm(narrow),
         conv_out=conv(3, narrow, COLOURS),
     )
-    return Weights(
+    return VQGANWeights(
         encoder=encoder,
         to_code=conv(1, latent, width),
         codebook=Param((config.codebook, width), (None, None), scale=1 / config.codebook),
@@ -187,7 +185,7 @@ def specs(config: VQGAN) -> Weights:
 
 
 def latents(
-    weights: Weights, pixels: Float[Array, "Z Y X C"], config: VQGAN
+    weights: VQGANWeights, pixels: Float[Array, "Z Y X C"], config: VQGAN
 ) -> Float[Array, "Z y x E"]:
     """The encoder's vectors for frames in [-1, 1], before they are put to codes."""
     _check(pixels.shape[1:], (config.size, config.size, COLOURS), "frames")
@@ -226,7 +224,7 @@ def quantise(vectors: Float[Array, "Z y x E"], codebook: Float[Array, "U E"]) ->
 
 
 def paint(
-    weights: Weights, vectors: Float[Array, "Z y x E"], config: VQGAN
+    weights: VQGANWeights, vectors: Float[Array, "Z y x E"], config: VQGAN
 ) -> Float[Array, "Z Y X C"]:
     """The decoder's frames for code vectors, not clipped: what the loss is measured on."""
     tower = weights.decoder
@@ -241,12 +239,16 @@ def paint(
     return convolve(jax.nn.silu(normalise(x, tower.norm_out, config.groups)), tower.conv_out)
 
 
-def encode(weights: Weights, pixels: Float[Array, "Z Y X C"], config: VQGAN) -> Int[Array, "Z y x"]:
+def encode(
+    weights: VQGANWeights, pixels: Float[Array, "Z Y X C"], config: VQGAN
+) -> Int[Array, "Z y x"]:
     """The codes of frames in [-1, 1]."""
     return nearest(latents(weights, pixels, config), weights.codebook)
 
 
-def decode(weights: Weights, codes: Int[Array, "Z y x"], config: VQGAN) -> Float[Array, "Z Y X C"]:
+def decode(
+    weights: VQGANWeights, codes: Int[Array, "Z y x"], config: VQGAN
+) -> Float[Array, "Z Y X C"]:
     """The frames in [-1, 1] of codes; a code outside [0, U) is taken as the nearest that exists."""
     _check(codes.shape[1:], (config.side, config.side), "codes")
     vectors = _lookup(weights.codebook, jnp.clip(codes, 0, config.codebook - 1))

@@ -282,9 +282,9 @@ def loop_turns(program: Program, computation: Computation, loop: Op) -> int | No
     turn = body.operand(body.ops[-1], index)
     if turn.opcode != "add" or _element(body.operand(turn, 0)) != index:
         return None
-    start = constant(program, computation, computation.operand(first, index))
-    end = constant(program, condition, condition.operand(test, 1))
-    step = constant(program, body, body.operand(turn, 1))
+    start = constant_value(program, computation, computation.operand(first, index))
+    end = constant_value(program, condition, condition.operand(test, 1))
+    step = constant_value(program, body, body.operand(turn, 1))
     if start is None or end is None or step is None or step < 1:
         return None
     return max(0, math.ceil((end - start) / step))
@@ -296,7 +296,7 @@ def _element(op: Op) -> int | None:
     return int(found[1]) if found and op.opcode == "get-tuple-element" else None
 
 
-def constant(program: Program, computation: Computation, op: Op) -> int | None:
+def constant_value(program: Program, computation: Computation, op: Op) -> int | None:
     """The integer that an operation always gives; None where the text does not tell.
 
     An element that a loop hands on unchanged is what the loop was started with.
@@ -308,7 +308,7 @@ def constant(program: Program, computation: Computation, op: Op) -> int | None:
         return None
     of = computation.operand(op, 0)
     if of.opcode == "tuple":
-        return constant(program, computation, computation.operand(of, index))
+        return constant_value(program, computation, computation.operand(of, index))
     calls = program.callers.get(computation.name, [])
     if of.opcode != "parameter" or len(calls) != 1 or calls[0][1].opcode != "while":
         return None
@@ -319,4 +319,4 @@ def constant(program: Program, computation: Computation, op: Op) -> int | None:
         return None
     if _element(body.operand(kept, index)) != index:
         return None
-    return constant(program, outside, outside.operand(first, index))
+    return constant_value(program, outside, outside.operand(first, index))

@@ -29,7 +29,7 @@ from ringworld.errors import InputError
 from ringworld.files import whole
 from ringworld.media.codec import Codec
 from ringworld.models.patchgan import PatchGAN
-from ringworld.models.vqgan import NANO_VQGAN, VQGAN, Weights, decode, encode
+from ringworld.models.vqgan import NANO_VQGAN, VQGAN, VQGANWeights, decode, encode
 from ringworld.progress import Announce
 from ringworld.recipes.pictures import FolderPictures, Windows
 from ringworld.recipes.pixels import (
@@ -43,7 +43,7 @@ from ringworld.recipes.pixels import (
 )
 from ringworld.recipes.recipe import RECORD, Recipe, hash_start
 from ringworld.train.adversarial import PIXELS_ALONE, VQGANLosses
-from ringworld.train.build import Metrics, Step, TrainState, outline
+from ringworld.train.build import Metrics, Step, TrainState, abstract_of
 from ringworld.train.checkpoint import FOLDER as CHECKPOINTS
 from ringworld.train.checkpoint import find_steps
 from ringworld.train.codec import CodecTraining, make_codec_step, start_codec
@@ -56,7 +56,7 @@ from ringworld.weights.vgg import Features, load_features
 
 SHEET = "sheet.png"
 SHEETS = "sheets"
-SHOWN = 10  # pictures in a row of the sheet
+SHOWN_PICTURES = 10  # pictures in a row of the sheet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +200,7 @@ class Sheets:
 
         return stepped
 
-    def draw(self, weights: Weights, path: Path) -> None:
+    def draw(self, weights: VQGANWeights, path: Path) -> None:
         """Write some of the frames, each over its reconstruction, as a PNG."""
         some = choose_shown(self.unseen)
         drawn = to_bytes(np.asarray(_round_trip(weights, jnp.asarray(to_unit(some)), self.config)))
@@ -209,12 +209,14 @@ class Sheets:
 
 @partial(jax.jit, static_argnames="config")
 def _round_trip(
-    weights: Weights, pixels: Float[Array, "Z Y X C"], config: VQGAN
+    weights: VQGANWeights, pixels: Float[Array, "Z Y X C"], config: VQGAN
 ) -> Float[Array, "Z Y X C"]:
     return decode(weights, encode(weights, pixels, config), config)
 
 
-def train_codec(stage: CodecStage, data: CodecData, folder: Path, announce: Announce) -> Weights:
+def train_codec(
+    stage: CodecStage, data: CodecData, folder: Path, announce: Announce
+) -> VQGANWeights:
     """The weights after the last step. Goes on from the newest checkpoint in `folder`."""
     model, training, losses = stage.model, stage.training, stage.losses
     features = stage.load_features()
@@ -234,7 +236,7 @@ def train_codec(stage: CodecStage, data: CodecData, folder: Path, announce: Anno
         frames = next(iter(data.held_out.values()))
         step = Sheets(folder / SHEETS, stage.sheet_every, model, frames).around(step)
     trained = fit(
-        abstract=outline(state),
+        abstract=abstract_of(state),
         begin=lambda: state,
         step=step,
         batches=data.batches,
@@ -296,8 +298,8 @@ def measure(codec: Codec, unseen: Mapping[str, Frames], sheet: Path, announce: A
 
 
 def choose_shown(frames: Frames) -> UInt8[np.ndarray, "_ Y X 3"]:
-    """`SHOWN` of the frames, evenly chosen; the same one again where there are fewer."""
-    return frames[np.linspace(0, len(frames) - 1, SHOWN).astype(int)]
+    """`SHOWN_PICTURES` of the frames, evenly chosen; the same one again where there are fewer."""
+    return frames[np.linspace(0, len(frames) - 1, SHOWN_PICTURES).astype(int)]
 
 
 def write_sheet(rows: list[Frames], path: Path) -> None:

@@ -28,7 +28,7 @@ from ringworld.files import alone_in, whole, writing_to
 from ringworld.media.clip import read_clip, stream_clip
 from ringworld.media.sampling import FrameSampling
 from ringworld.progress import Announce
-from ringworld.recipes.pixels import CodecData, Frames, PictureData, to_unit, window
+from ringworld.recipes.pixels import CodecData, Frames, PictureData, crop, to_unit
 
 STILLS = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 FILMS = frozenset(
@@ -165,7 +165,7 @@ def read_folder(folder: Path, windows: Windows, cache: Path, announce: Announce)
         files = find_media(folder)
         announce(f"decoding {len(files)} files of {folder}")
         with writing_to(cache), alone_in(cache):
-            decode(files, folder, windows, cache, announce)
+            decode_pictures(files, folder, windows, cache, announce)
         entries = read_journal(cache)
         counts = [entry["frames"] for entry in entries]
         if sum(counts) < 2:
@@ -185,7 +185,7 @@ def read_folder(folder: Path, windows: Windows, cache: Path, announce: Announce)
     return Pictures(frames, np.setdiff1d(np.arange(len(frames)), held), held)
 
 
-def decode(
+def decode_pictures(
     files: list[Path], folder: Path, windows: Windows, cache: Path, announce: Announce
 ) -> None:
     """Append the frames of the files that the journal lacks, each file whole or not at all."""
@@ -308,7 +308,7 @@ def picture_batches(
     def picture(step: int, place: int) -> UInt8[np.ndarray, "y x 3"]:
         rng = np.random.default_rng((windows.seed, step, place))
         chosen = pictures.learned[rng.integers(len(pictures.learned))]
-        return window(rng, pictures.frames[chosen : chosen + 1], size)
+        return crop(rng, pictures.frames[chosen : chosen + 1], size)
 
     return lambda step: to_unit(np.stack([picture(step, z) for z in range(windows.batch)]))
 

@@ -163,13 +163,13 @@ def pixel_batches(
     def batch(step: int) -> Float[np.ndarray, "Z Y X 3"]:
         rng = np.random.default_rng((mix.seed, step))
         drawn = _shapes(rng, film, shaped, mix)
-        plain = [window(rng, film, mix.size) for _ in range(mix.batch - len(drawn))]
+        plain = [crop(rng, film, mix.size) for _ in range(mix.batch - len(drawn))]
         return to_unit(np.stack([*drawn, *plain]))
 
     return batch
 
 
-def window(
+def crop(
     rng: np.random.Generator, film: UInt8[np.ndarray, "Z Y X 3"], size: int
 ) -> UInt8[np.ndarray, "y x 3"]:
     """A random window of a random frame, mirrored half of the time."""
@@ -186,7 +186,7 @@ def _shapes(
     """`count` pictures of shapes, `MOMENTS` of each scene."""
     pictures: list[np.ndarray] = []
     while len(pictures) < count:
-        ground = window(rng, film, mix.size) if rng.random() < mix.on_film else None
+        ground = crop(rng, film, mix.size) if rng.random() < mix.on_film else None
         scene = sample_scene(rng, film=ground)
         pictures.extend(draw(scene, frames=MOMENTS, size=mix.size))
     return pictures[:count]

@@ -21,7 +21,7 @@ from ringworld.train.stage import Data, Stage
 
 RECORD = "run.json"
 HASHES = "sha256"
-SHOWN = 4  # differences that are named
+SHOWN_DIFFERENCES = 4  # differences that are named
 # Settings that change how a run is carried out and not what it learns, but for rounding.
 FREE = re.compile(
     r"^stages\.\d+\.(mesh|activations|weights_over|loop\.(save_every|keep|milestones|log_every)"
@@ -89,9 +89,13 @@ def record_run(recipe: Recipe, folder: Path, announce: Announce) -> None:
         if real := [name for name in find_real(recipe, folder, changes) if name not in longer]:
             told = [
                 f"{name} was {_show(changes[name][0])}, is {_show(changes[name][1])}"
-                for name in real[:SHOWN]
+                for name in real[:SHOWN_DIFFERENCES]
             ]
-            more = f"; {len(real) - SHOWN} more differ" if len(real) > SHOWN else ""
+            more = (
+                f"; {len(real) - SHOWN_DIFFERENCES} more differ"
+                if len(real) > SHOWN_DIFFERENCES
+                else ""
+            )
             raise InputError(
                 f"{folder} holds a run of another recipe ({'; '.join(told)}{more}): use another "
                 "folder, or the settings of that run"

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from ringworld.tasks.shape_language import facts, parse_caption
-from ringworld.tasks.shapes import COLOURS, MOTIONS, SHAPES, Scene, outline
+from ringworld.tasks.shapes import MOTIONS, SHAPE_COLOURS, SHAPES, Scene, shape_outline
 
 # A pixel is white when its darkest channel is above the floor and its chroma is below the limit.
 WHITE_FLOOR = 165
@@ -91,7 +91,7 @@ class ClipScore:
 def chance_of_exact(scene: Scene, *, max_things: int) -> float:
     """The probability that a random scene of 1 to `max_things` things has the words of a scene."""
     count = len(scene.things)
-    words = comb(len(COLOURS), count) * (len(SHAPES) * len(MOTIONS)) ** count
+    words = comb(len(SHAPE_COLOURS), count) * (len(SHAPES) * len(MOTIONS)) ** count
     return 1 / (max_things * words)
 
 
@@ -119,7 +119,7 @@ def detect_things(frames: UInt8[np.ndarray, "Z Y X 3"]) -> dict[str, tuple[str, 
     """
     found = {}
     least = MIN_AREA * frames[0, :, :, 0].size
-    for colour in COLOURS:
+    for colour in SHAPE_COLOURS:
         patches = {
             z: patch
             for z, mask in enumerate(mask_colour(frames, colour))
@@ -140,7 +140,7 @@ def mask_colour(frames: UInt8[np.ndarray, "Z Y X 3"], colour: str) -> Bool[np.nd
     hue, chroma = hue_and_chroma(pixels)
     if colour == "white":
         return (chroma < WHITE_CHROMA) & (pixels.min(-1) > WHITE_FLOOR)
-    own_hue, own_chroma = hue_and_chroma(np.array([COLOURS[colour]], np.float64))
+    own_hue, own_chroma = hue_and_chroma(np.array([SHAPE_COLOURS[colour]], np.float64))
     return (distance_of_hues(hue, own_hue) < HUE_TOLERANCE) & (chroma > own_chroma / 2)
 
 
@@ -217,7 +217,7 @@ def fit_shapes(
     for shape, radius in zip(SHAPES, side * UNIT_RADII, strict=True):
         drop = radius / 3 if shape == "triangle" else 0.0  # from the box's middle to the centroid
         distances = [
-            outline(shape, x - centre[0], y - centre[1] + drop * scale, radius * scale)
+            shape_outline(shape, x - centre[0], y - centre[1] + drop * scale, radius * scale)
             for scale in RADII
         ]
         templates = down @ np.clip(0.5 - np.stack(distances), 0, 1) @ across.swapaxes(-1, -2)
@@ -236,7 +236,7 @@ def measure_strength(
     The strength is linear in the pixels, so the blur of a picture is the blur of its strength.
     Pixels of another colour do not count.
     """
-    pixels, own = frame.astype(np.float64), np.array(COLOURS[colour], np.float64)
+    pixels, own = frame.astype(np.float64), np.array(SHAPE_COLOURS[colour], np.float64)
     near = patch
     for _ in range(max(3, round(RIM * len(frame)))):
         near = dilate(near)

@@ -6,12 +6,12 @@ Words come from the scene, never from pixels, so captions and answers are exact.
 
 import re
 
-from ringworld.tasks.shapes import COLOURS, MOTIONS, SHAPES, Scene, Thing
+from ringworld.tasks.shapes import MOTIONS, SHAPE_COLOURS, SHAPES, Scene, Thing
 
 Fact = tuple[str, str, str]
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 SENTENCE = re.compile(
-    rf"\b({'|'.join(COLOURS)})\s+({'|'.join(SHAPES)})\b"
+    rf"\b({'|'.join(SHAPE_COLOURS)})\s+({'|'.join(SHAPES)})\b"
     r"(?:\s+(?:moves|is moving|moving)\s+(?:to the\s+)?(left|right|up|down)\b"
     r"|\s+(?:stays|is|staying)\s+(still)\b)?"
 )
@@ -24,7 +24,7 @@ def describe(thing: Thing, *, motion: bool = True) -> str:
 
 
 def caption(scene: Scene, *, motion: bool = True) -> str:
-    """The scene in words, no full stop, in the order of `COLOURS`; a still has no motion."""
+    """The scene in words, no full stop, in the order of `SHAPE_COLOURS`; a still has no motion."""
     *first, last = [describe(thing, motion=motion) for thing in scene.things]
     return f"{', '.join(first)} and {last}" if first else last
 
@@ -64,7 +64,7 @@ def possible_answers(question: str, *, max_things: int = 3) -> tuple[str, ...]:
         return ("yes", "no")
     if question.startswith("what shape"):
         return SHAPES
-    return tuple(COLOURS if question.startswith("what colour") else MOTIONS)
+    return tuple(SHAPE_COLOURS if question.startswith("what colour") else MOTIONS)
 
 
 def facts(scene: Scene) -> frozenset[Fact]:

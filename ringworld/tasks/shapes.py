@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 
 from ringworld.errors import InputError
 
-COLOURS: dict[str, tuple[int, int, int]] = {
+SHAPE_COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (224, 40, 40),
     "green": (40, 184, 60),
     "blue": (48, 84, 224),
@@ -33,7 +33,7 @@ RADIUS = (0.125, 0.20)
 TRAVEL = (0.32, 0.50)
 GAP = 0.02
 TRIES = 30
-PLACES = 8
+PLACEMENT_TRIES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Thing:
     def __post_init__(self) -> None:
         """Refuse words that this world does not have."""
         for word, known in (
-            (self.colour, COLOURS),
+            (self.colour, SHAPE_COLOURS),
             (self.shape, SHAPES),
             (self.motion, MOTIONS),
         ):
@@ -65,7 +65,7 @@ class Thing:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Things in the order of `COLOURS`, over a grey `ground` (0 to 255) or over a film frame."""
+    """Things in the order of `SHAPE_COLOURS`, over a grey `ground` (0 to 255) or a film frame."""
 
     things: tuple[Thing, ...]
     ground: int
@@ -75,7 +75,7 @@ class Scene:
         """Refuse two things of one colour, and put the things in order."""
         if len({thing.colour for thing in self.things}) < len(self.things):
             raise InputError("A scene holds one thing of each colour at most: change a colour.")
-        order = list(COLOURS)
+        order = list(SHAPE_COLOURS)
         things = sorted(self.things, key=lambda thing: order.index(thing.colour))
         object.__setattr__(self, "things", tuple(things))
 
@@ -91,10 +91,10 @@ def sample_scene(
     Places are drawn again, with ever smaller shapes, until no two come near each other in any
     frame; if that never happens the arrangement that overlaps least is kept.
     """
-    if not 1 <= max_things <= len(COLOURS):
-        raise InputError(f"A scene holds from 1 to {len(COLOURS)} things, not {max_things}.")
+    if not 1 <= max_things <= len(SHAPE_COLOURS):
+        raise InputError(f"A scene holds from 1 to {len(SHAPE_COLOURS)} things, not {max_things}.")
     count = int(rng.integers(1, max_things + 1))
-    colours = rng.choice(list(COLOURS), count, replace=False)
+    colours = rng.choice(list(SHAPE_COLOURS), count, replace=False)
     words = [(str(c), str(rng.choice(SHAPES)), str(rng.choice(list(MOTIONS)))) for c in colours]
     ground = int(rng.choice(GROUNDS))
     best, least = arrange(rng, words, largest=RADIUS[1])
@@ -116,8 +116,8 @@ def arrange(
     total = 0.0
     for word in words:
         drawn = []
-        for _ in range(PLACES):
-            thing = place(rng, *word, largest=largest)
+        for _ in range(PLACEMENT_TRIES):
+            thing = place_thing(rng, *word, largest=largest)
             clash = sum(overlap(thing, other) for other in things)
             drawn.append((clash, thing))
             if clash == 0:
@@ -127,7 +127,7 @@ def arrange(
     return things, total
 
 
-def place(
+def place_thing(
     rng: np.random.Generator, colour: str, shape: str, motion: str, *, largest: float
 ) -> Thing:
     """A thing with these words, `largest` in half-width at most, that never leaves the picture."""
@@ -162,7 +162,7 @@ def path(thing: Thing, frames: int) -> Float[np.ndarray, "Z 2"]:
     return np.array([thing.x, thing.y]) + share[:, None] * thing.travel * step
 
 
-def outline(
+def shape_outline(
     shape: str,
     dx: Float[np.ndarray, "..."],
     dy: Float[np.ndarray, "..."],
@@ -190,7 +190,9 @@ def draw(scene: Scene, *, frames: int, size: int = 64) -> UInt8[np.ndarray, "Z Y
     y, x = np.mgrid[:size, :size] + 0.5
     for thing in scene.things:
         centre = path(thing, frames)[:, :, None, None] * size
-        distance = outline(thing.shape, x - centre[:, 0], y - centre[:, 1], thing.radius * size)
+        distance = shape_outline(
+            thing.shape, x - centre[:, 0], y - centre[:, 1], thing.radius * size
+        )
         cover = np.clip(0.5 - distance, 0, 1)[..., None]
-        pixels += cover * (np.array(COLOURS[thing.colour]) - pixels)
+        pixels += cover * (np.array(SHAPE_COLOURS[thing.colour]) - pixels)
     return np.rint(pixels).astype(np.uint8)

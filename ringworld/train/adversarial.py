@@ -19,8 +19,8 @@ from ringworld.errors import InputError
 from ringworld.models import patchgan, vgg
 from ringworld.models.patchgan import PatchGAN, discriminate
 from ringworld.params import Leaf, init, pytree_dataclass
+from ringworld.train.build import Metrics
 
-Metrics = dict[str, Float[Array, ""]]
 Scalar = Float[Array, ""]
 Pixels = Float[Array, "Z Y X C"]
 
@@ -82,7 +82,7 @@ class GeneratorLoss(NamedTuple):
     gradient: Pixels
 
 
-def make_optimizer(losses: VQGANLosses) -> optax.GradientTransformation:
+def make_discriminator_optimizer(losses: VQGANLosses) -> optax.GradientTransformation:
     """Adam at a constant rate."""
     return optax.adam(losses.learning_rate, b1=DECAYS[0], b2=DECAYS[1])
 
@@ -91,12 +91,12 @@ def start_discriminator(losses: VQGANLosses, seed: int) -> Discriminator | None:
     """The discriminator before its first step, the same for a seed; None where it has no weight."""
     if losses.adversarial == 0:
         return None
-    weights: Any = init(patchgan.specs(losses.discriminator), seed)
-    return Discriminator(weights, make_optimizer(losses).init(weights))
+    weights: Any = init(patchgan.patchgan_specs(losses.discriminator), seed)
+    return Discriminator(weights, make_discriminator_optimizer(losses).init(weights))
 
 
 def perceptual_loss(
-    features: vgg.Weights | None, generated: Pixels, real: Pixels, losses: VQGANLosses
+    features: vgg.VGGWeights | None, generated: Pixels, real: Pixels, losses: VQGANLosses
 ) -> tuple[Scalar, Metrics]:
     """The weighted distance of the features, and the distance as the metric `perceptual`.
 
@@ -142,7 +142,7 @@ def adaptive_weight(
 
 
 def discriminator_loss(
-    weights: patchgan.Weights, real: Pixels, generated: Pixels, config: PatchGAN
+    weights: patchgan.PatchGANWeights, real: Pixels, generated: Pixels, config: PatchGAN
 ) -> tuple[Scalar, Metrics]:
     """The hinge loss: (mean max(0, 1 - logit of real) + mean max(0, 1 + logit of generated)) / 2.
 
@@ -174,7 +174,9 @@ def update_discriminator(
             discriminator.weights, real, generated, losses.discriminator
         )
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer counts
-            updates, moments = make_optimizer(losses).update(gradient, discriminator.moments)
+            updates, moments = make_discriminator_optimizer(losses).update(
+                gradient, discriminator.moments
+            )
         moved: Any = optax.apply_updates(discriminator.weights, updates)
         return Discriminator(moved, moments), metrics
 

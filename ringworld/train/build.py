@@ -116,7 +116,7 @@ def abstract_batch(mesh: Mesh | AbstractMesh, rows: int, context: int) -> Batch:
     return Batch(ids, bools, ids, bools, floats, ids, ids)
 
 
-def outline(tree: Any) -> Any:
+def abstract_of(tree: Any) -> Any:
     """The shape, dtype and sharding of every leaf: what a checkpoint is restored onto."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 

@@ -43,7 +43,7 @@ from ringworld.train.build import TrainState
 from ringworld.train.manifest import Damaged, read_manifest, verify, write_manifest
 
 FOLDER = "checkpoints"
-PARTS = ("weights", "optimizer")
+CHECKPOINT_PARTS = ("weights", "optimizer")
 HEADROOM = 1.1  # of the arrays' bytes: Orbax's index and the manifest
 # After a failed write, threads of Orbax and TensorStore go on writing for a moment: they are waited
 # for, the folder is removed again and again, and no two attempts of a process share a folder.
@@ -134,7 +134,7 @@ class Checkpoints:
             except Damaged as damage:
                 self._set_aside(path, str(damage))
                 continue
-            parts = {part: _read(path, part, getattr(abstract, part)) for part in PARTS}
+            parts = {part: _read(path, part, getattr(abstract, part)) for part in CHECKPOINT_PARTS}
             count = jax.device_put(np.asarray(step, np.int32), abstract.step.sharding)
             return TrainState(step=count, **parts)
         return None
@@ -199,11 +199,11 @@ def load_weights(folder: Path, abstract: Any) -> Any:
 
 def _write(folder: Path, state: TrainState, identity: dict[str, Any]) -> None:
     with _orbax() as orbax:
-        for part in PARTS:
+        for part in CHECKPOINT_PARTS:
             arrays = paths(getattr(state, part))
             orbax.save((folder / part).absolute(), args=ocp.args.PyTreeSave(arrays))
     if _is_first():
-        described = [_describe(part, getattr(state, part)) for part in PARTS]
+        described = [_describe(part, getattr(state, part)) for part in CHECKPOINT_PARTS]
         content = {
             "step": int(state.step),
             "identity": identity,
@@ -235,7 +235,7 @@ def _describe(part: str, tree: Any) -> dict[str, str]:
 def _check_same(
     folder: Path, content: dict[str, Any], identity: dict[str, Any], abstract: TrainState
 ) -> None:
-    described = {part: _describe(part, getattr(abstract, part)) for part in PARTS}
+    described = {part: _describe(part, getattr(abstract, part)) for part in CHECKPOINT_PARTS}
     wanted = {"identity": identity, **described["weights"], **described["optimizer"]}
     _refuse_other(folder, {"identity": content["identity"], **content["arrays"]}, wanted)
 

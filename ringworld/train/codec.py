@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ringworld.errors import InputError
 from ringworld.models import vgg
-from ringworld.models.vqgan import VQGAN, Weights, latents, paint, quantise, specs
+from ringworld.models.vqgan import VQGAN, VQGANWeights, latents, paint, quantise, vqgan_specs
 from ringworld.params import Leaf, init, pytree_dataclass
 from ringworld.train.adversarial import (
     PIXELS_ALONE,
@@ -30,9 +30,7 @@ from ringworld.train.adversarial import (
     start_discriminator,
     update_discriminator,
 )
-from ringworld.train.build import Step, TrainState
-
-Metrics = dict[str, Float[Array, ""]]
+from ringworld.train.build import Metrics, Step, TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +88,7 @@ class CodecOptimizer:
     discriminator: Discriminator | None = None
 
 
-def make_optimizer(training: CodecTraining) -> optax.GradientTransformation:
+def make_codec_optimizer(training: CodecTraining) -> optax.GradientTransformation:
     """Adam with clipped gradients; the rate rises in a line and falls along a cosine to a 100th."""
     rate = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
@@ -106,8 +104,8 @@ def start_codec(
     config: VQGAN, training: CodecTraining, losses: VQGANLosses = PIXELS_ALONE
 ) -> TrainState:
     """The state before the first step, the same for a seed."""
-    weights: Any = init(specs(config), training.seed)
-    moments = make_optimizer(training).init(weights)
+    weights: Any = init(vqgan_specs(config), training.seed)
+    moments = make_codec_optimizer(training).init(weights)
     counts = jnp.zeros((config.codebook,), jnp.float32)
     sums = jnp.zeros((config.codebook, config.width), jnp.float32)
     averages = CodebookAverages(counts, sums)
@@ -124,7 +122,7 @@ class Reconstruction(NamedTuple):
 
 
 def reconstruct(
-    weights: Weights,
+    weights: VQGANWeights,
     pixels: Float[Array, "Z Y X C"],
     step: Int[Array, ""],
     config: VQGAN,
@@ -149,7 +147,7 @@ def codec_loss(
     config: VQGAN,
     training: CodecTraining,
     losses: VQGANLosses,
-    features: vgg.Weights | None,
+    features: vgg.VGGWeights | None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """The loss but for its adversarial part, and the metrics.
 
@@ -179,7 +177,7 @@ def codec_step(
     config: VQGAN,
     training: CodecTraining,
     losses: VQGANLosses = PIXELS_ALONE,
-    features: vgg.Weights | None = None,
+    features: vgg.VGGWeights | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One step: the gradient moves the networks, the latents move the codebook.
 
@@ -214,14 +212,16 @@ def codec_step(
         }
     (gradient,) = backward(cotangent)
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer counts
-        updates, moments = make_optimizer(training).update(gradient, carried.moments, state.weights)
+        updates, moments = make_codec_optimizer(training).update(
+            gradient, carried.moments, state.weights
+        )
     moved: Any = optax.apply_updates(state.weights, updates)
     updated = update_averages(carried.averages, vectors, codes, training)
     averages, dead = restart_dead_codes(updated, vectors, state.step, training)
     book = averages.sums / jnp.maximum(averages.counts, jnp.finfo(jnp.float32).tiny)[:, None]
     metrics = metrics | {
         "grad_norm": optax.tree.norm(gradient),
-        "perplexity": perplexity(count(codes, config.codebook)),
+        "perplexity": perplexity(count_codes(codes, config.codebook)),
         "running_perplexity": perplexity(updated.counts),
         "used": 1 - jnp.mean(dead.astype(jnp.float32)),
         "restarted": jnp.sum(dead).astype(jnp.float32),
@@ -231,7 +231,7 @@ def codec_step(
     return TrainState(state.step + 1, weights, after), metrics
 
 
-def _last_kernel(gradient: tuple[Weights]) -> Float[Array, "Y X C D"]:
+def _last_kernel(gradient: tuple[VQGANWeights]) -> Float[Array, "Y X C D"]:
     return gradient[0].decoder.conv_out.kernel
 
 
@@ -239,7 +239,7 @@ def make_codec_step(
     config: VQGAN,
     training: CodecTraining,
     losses: VQGANLosses = PIXELS_ALONE,
-    features: vgg.Weights | None = None,
+    features: vgg.VGGWeights | None = None,
 ) -> Step:
     """`codec_step` compiled, as `ringworld.train.loop.fit` takes it; the old state is used up."""
     step = jax.jit(
@@ -259,7 +259,7 @@ def update_averages(
 ) -> CodebookAverages:
     """The running means of the codes, moved towards those of a batch."""
     flat, chosen, keep = vectors.reshape(-1, vectors.shape[-1]), codes.reshape(-1), training.decay
-    hits = count(codes, averages.counts.shape[0])
+    hits = count_codes(codes, averages.counts.shape[0])
     sums = jnp.zeros_like(averages.sums).at[chosen].add(flat)
     return CodebookAverages(
         counts=keep * averages.counts + (1 - keep) * hits,
@@ -287,7 +287,7 @@ def restart_dead_codes(
     return CodebookAverages(counts, jnp.where(dead[:, None], even * picks, averages.sums)), dead
 
 
-def count(codes: Int[Array, "Z y x"], size: int) -> Float[Array, "U"]:
+def count_codes(codes: Int[Array, "Z y x"], size: int) -> Float[Array, "U"]:
     """How often each of `size` codes stands in a batch."""
     return jnp.zeros((size,), jnp.float32).at[codes.reshape(-1)].add(1.0)
 

@@ -26,10 +26,10 @@ from ringworld.models.world import (
     gather_heads,
     token_nll,
 )
+from ringworld.train.build import Metrics
 
 # Tokens whose logits exist at one time on a device: 1024 x 32000 float32 logits are 125 MiB.
-CHUNK = 1024
-Metrics = dict[str, Float[Array, ""]]
+LOSS_CHUNK = 1024
 # The mesh axes that divide tokens.
 ROWS = ("data", "fsdp", "seq")
 
@@ -54,7 +54,7 @@ def _sums(
 ) -> Float[Array, "2"]:
     """The weighted nll sums of this device's tokens: text, vision."""
     tokens = x.shape[0] * x.shape[1]
-    chunk = min(CHUNK, tokens)
+    chunk = min(LOSS_CHUNK, tokens)
 
     def in_chunks(a: Array) -> Array:
         flat = a.reshape(tokens, *a.shape[2:])

@@ -14,7 +14,7 @@ from typing import Any
 
 from ringworld.files import hash_file, sync
 
-NAME = "manifest.json"
+MANIFEST_NAME = "manifest.json"
 SCHEMA = 1
 
 
@@ -31,7 +31,7 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
         sync(path)
     files = {_name(folder, path): _fingerprint(path) for path in _files(folder)}
     content = {"schema": SCHEMA, **content, "files": files}
-    with open(folder / NAME, "w") as file:
+    with open(folder / MANIFEST_NAME, "w") as file:
         json.dump({"content": content, "sha256": _digest(content)}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
@@ -46,16 +46,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises Damaged when it is missing, is not what was written, or has an unknown schema.
     """
     try:
-        whole = json.loads((folder / NAME).read_bytes())
+        whole = json.loads((folder / MANIFEST_NAME).read_bytes())
         content, digest = whole["content"], whole["sha256"]
     except FileNotFoundError:
-        raise Damaged(f"{NAME} is missing") from None
+        raise Damaged(f"{MANIFEST_NAME} is missing") from None
     except (OSError, ValueError, KeyError, TypeError):
-        raise Damaged(f"{NAME} cannot be read") from None
+        raise Damaged(f"{MANIFEST_NAME} cannot be read") from None
     if digest != _digest(content):
-        raise Damaged(f"{NAME} was changed after it was written")
+        raise Damaged(f"{MANIFEST_NAME} was changed after it was written")
     if content["schema"] != SCHEMA:
-        raise Damaged(f"{NAME} has schema {content['schema']} and this program reads {SCHEMA}")
+        raise Damaged(
+            f"{MANIFEST_NAME} has schema {content['schema']} and this program reads {SCHEMA}"
+        )
     return content
 
 

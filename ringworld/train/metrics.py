@@ -23,7 +23,7 @@ from ringworld.files import sync, whole, writing_to
 from ringworld.mesh import make_mesh
 from ringworld.progress import Announce, make_progress
 
-NAME = "metrics.jsonl"
+METRICS_NAME = "metrics.jsonl"
 MUST_BE_FINITE = ("loss", "grad_norm")
 # The side of the square matrices that measure the machine: large enough to reach its peak, on a CPU
 # and on an accelerator, where 1024 would measure how long it takes to start a kernel.
@@ -90,7 +90,7 @@ class MetricsLog:
         dtype: DTypeLike,
         announce: Announce,
     ) -> None:
-        self.path = folder / NAME
+        self.path = folder / METRICS_NAME
         self.steps, self.log_every, self.announce = steps, log_every, announce
         self.tokens_per_step, self.dtype = tokens_per_step, jnp.dtype(dtype)
         self._waiting: tuple[int, dict[str, jax.Array], float] | None = None
@@ -164,7 +164,7 @@ class MetricsLog:
         }
         with writing_to(self.path.parent), open(self.path, "a") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
-        line = describe(row)
+        line = format_row(row)
         self._bar.update(self._task, completed=step + 1, description=line)
         last = step + 1 == self.steps
         if self._bar.disable and (step % self.log_every == 0 or last):
@@ -176,7 +176,7 @@ def have_ended(metrics: dict[str, jax.Array]) -> bool:
     return all(value.is_ready() for value in metrics.values() if isinstance(value, Pending))
 
 
-def describe(row: dict[str, Any]) -> str:
+def format_row(row: dict[str, Any]) -> str:
     """A row of the record as one line for people."""
     shown = [f"step {row['step']}"]
     shown += [f"{name} {row[name]:.4f}" for name in MUST_BE_FINITE if name in row]

@@ -18,7 +18,7 @@ from ringworld.config import from_dict
 from ringworld.errors import InputError
 from ringworld.files import read_json_object
 from ringworld.media.codec import Codec, FloatCodec
-from ringworld.models.vqgan import VQGAN, specs
+from ringworld.models.vqgan import VQGAN, vqgan_specs
 from ringworld.params import paths
 from ringworld.weights.cursor import check_finite
 from ringworld.weights.file_names import CONFIG, DIFFUSERS_TENSORS, LWM_CODEC, LWM_FILES
@@ -79,7 +79,7 @@ def load_codec(path: Path, size: int | None = None) -> Codec:
     damaged, or is another model's.
     """
     config, table = open_codec(path, size)
-    return Codec(config, fill(specs(config), table, jnp.float32))
+    return Codec(config, fill(vqgan_specs(config), table, jnp.float32))
 
 
 def open_codec(path: Path, size: int | None = None) -> tuple[VQGAN, Mapping[str, np.ndarray]]:
@@ -129,7 +129,7 @@ def _open_ours(path: Path) -> tuple[VQGAN, Mapping[str, np.ndarray]]:
     if kind != VQGAN_KIND:
         raise InputError(f"{path} holds a {kind}, not a vqgan: give the folder of a codec")
     config = from_dict(VQGAN, values, str(path / CONFIG))
-    check_table(specs(config), tensors)
+    check_table(vqgan_specs(config), tensors)
     return config, tensors
 
 
@@ -146,7 +146,7 @@ def _open_lwm(path: Path, size: int | None) -> tuple[VQGAN, Mapping[str, np.ndar
     if len(found) < len(stored):
         unknown = sorted(set(stored) - set(their_names(config, lwm_name).values()))
         raise InputError(f"{path} holds {unknown[0]!r:.80}, which no codec of LWM's has")
-    check_table(specs(config), found)
+    check_table(vqgan_specs(config), found)
     return config, found
 
 
@@ -167,13 +167,13 @@ def _open_diffusers(
         for ours, name in names.items()
         if name in tensors
     }
-    check_table(specs(config), found)
+    check_table(vqgan_specs(config), found)
     return config, found
 
 
 def their_names(config: VQGAN, name: Callable[[str], str]) -> dict[str, str]:
     """Each weight's dotted name and what others call it."""
-    return {ours: name(ours) for ours in paths(specs(config))}
+    return {ours: name(ours) for ours in paths(vqgan_specs(config))}
 
 
 def lwm_name(ours: str) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ringworld.errors import InputError
-from ringworld.models.vqgan import COLOURS, VQGAN
+from ringworld.models.convolution import COLOURS
+from ringworld.models.vqgan import VQGAN
 from ringworld.weights.codecs import (
     OURS,
     VQGAN_KIND,

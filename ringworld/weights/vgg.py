@@ -18,7 +18,7 @@ import numpy as np
 from ringworld.config import from_dict
 from ringworld.errors import InputError
 from ringworld.fetch import ASSETS
-from ringworld.models.vgg import VGG, VGG16, Weights, specs
+from ringworld.models.vgg import VGG, VGG16, VGGWeights, vgg_specs
 from ringworld.params import paths
 from ringworld.weights.folder import CONFIG, fill, load_folder
 
@@ -37,7 +37,7 @@ class Features(NamedTuple):
     """A VGG and its weights."""
 
     config: VGG
-    weights: Weights
+    weights: VGGWeights
 
 
 def load_features(path: Path) -> Features:
@@ -46,12 +46,12 @@ def load_features(path: Path) -> Features:
     Raises InputError when it is neither, or damaged.
     """
     if path.is_file():
-        return Features(VGG16, fill(specs(VGG16), read_pinned(path), jnp.float32))
+        return Features(VGG16, fill(vgg_specs(VGG16), read_pinned(path), jnp.float32))
     kind, values, tensors = load_folder(path)
     if kind != KIND:
         raise InputError(f"{path} holds a {kind}, not a {KIND}: give a folder of VGG features")
     config = from_dict(VGG, values, str(path / CONFIG))
-    return Features(config, fill(specs(config), tensors, jnp.float32))
+    return Features(config, fill(vgg_specs(config), tensors, jnp.float32))
 
 
 def read_pinned(path: Path) -> dict[str, np.ndarray]:
@@ -62,7 +62,7 @@ def read_pinned(path: Path) -> dict[str, np.ndarray]:
             f"{path} is not the file that `ringworld fetch vgg16` brings: give that one, or a "
             "folder of VGG features"
         )
-    table: dict[str, Any] = paths(specs(VGG16))
+    table: dict[str, Any] = paths(vgg_specs(VGG16))
     return {
         name: np.frombuffer(content, "<f4", math.prod(param.shape), place).reshape(param.shape)
         for (name, param), place in zip(table.items(), ARRAY_PLACES, strict=True)

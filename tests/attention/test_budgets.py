@@ -35,7 +35,7 @@ from jax.sharding import NamedSharding
 from ringworld.attention.block import TILE
 from ringworld.attention.mask import Where
 from ringworld.mesh import make_mesh, spec
-from ringworld.train.loss import CHUNK
+from ringworld.train.loss import LOSS_CHUNK
 
 MILLION = 1 << 20
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,7 +105,7 @@ def memory_of_step(s: int, layers: int = L, model: int = D, mlp: int = F, heads:
     kept = layers * (model + heads * H + heads)
     one = 8 * mlp + 10 * model + 6 * heads * H + 4 * K * H + 8 * heads + 16
     weights = layers * model * (2 * heads * H + 2 * K * H + 3 * mlp) + 2 * V * model
-    return FLOAT * (s * (kept + one) + weights + 4 * CHUNK * V + 8 * heads * TILE**2)
+    return FLOAT * (s * (kept + one) + weights + 4 * LOSS_CHUNK * V + 8 * heads * TILE**2)
 
 
 def assert_within(found: dict[str, Budget], s: int) -> None:

@@ -224,7 +224,7 @@ def test_a_ring_of_it_equals_the_definition(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("tile", [TILE, pallas_gpu.TILE])
+@pytest.mark.parametrize("tile", [TILE, pallas_gpu.GPU_TILE])
 @pytest.mark.parametrize("name", ROWS)
 def test_a_gpu_attends_as_the_definition_says(
     name: str, tile: int, monkeypatch: pytest.MonkeyPatch
@@ -280,6 +280,6 @@ def test_a_million_tokens_lower_to_three_programs_and_nothing_larger_than_the_qu
         max(math.prod(map(int, sizes.split("x"))) for sizes in re.findall(kind, text))
         for kind in (r"tensor<([\dx]+)xu?i\d+>", r"tensor<([\dx]+)xb?f\d+>")
     )
-    pairs = (length // ring // pallas_gpu.TILE) ** 2
+    pairs = (length // ring // pallas_gpu.GPU_TILE) ** 2
     assert numbers <= length < pairs
     assert floats == math.prod(q.shape)

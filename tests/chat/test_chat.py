@@ -41,8 +41,8 @@ from ringworld.data.example import Example, frames, join, text
 from ringworld.errors import BadFileError, InputError, TooLargeError
 from ringworld.inference import stream
 from ringworld.inference.stream import (
-    CHUNK,
-    STEPS,
+    DECODE_STEPS,
+    PREFILL_CHUNK,
     DecodeState,
     cut_chunk,
     decode_tokens,
@@ -164,7 +164,7 @@ def test_turns_through_the_cache_write_what_whole_forwards_do(
 def test_a_state_grows_and_is_what_it_was(
     weights: WorldWeights, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
-    monkeypatch.setattr(stream, "CHUNK", 16)
+    monkeypatch.setattr(stream, "PREFILL_CHUNK", 16)
     given, ticks = draw(rng, 90), []
     state = empty_state(TINY)
     places = state.places
@@ -177,7 +177,7 @@ def test_a_state_grows_and_is_what_it_was(
 def test_reading_stops_between_chunks(
     weights: WorldWeights, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
-    monkeypatch.setattr(stream, "CHUNK", 16)
+    monkeypatch.setattr(stream, "PREFILL_CHUNK", 16)
     ticks: list[int] = []
     state = prefill(
         weights,
@@ -207,7 +207,7 @@ def test_a_chunk_is_no_longer_than_it_must_be() -> None:
         assert cut_chunk(100, 20) == (0, 1024)
         assert cut_chunk(1030, 3000) == (1024, 4096)
         for tokens in (1, 1000, 4000):
-            assert round_places(tokens, TINY.at(8192, 1e4)) >= tokens + 4 * CHUNK
+            assert round_places(tokens, TINY.at(8192, 1e4)) >= tokens + 4 * PREFILL_CHUNK
 
 
 def test_a_stop_ends_an_answer_at_once(weights: WorldWeights, rng: np.random.Generator) -> None:
@@ -305,7 +305,7 @@ def test_a_stopped_answer_stays_and_a_stopped_reading_does_not(
         pieces.append(piece)
     assert session.messages[-1]["content"] == "".join(pieces).strip()
     used, said = session.used, session.messages
-    monkeypatch.setattr(stream, "CHUNK", 16)
+    monkeypatch.setattr(stream, "PREFILL_CHUNK", 16)
     ticks: list[int] = []
     assert not ask(
         session,
@@ -500,7 +500,7 @@ def test_a_document_says_its_tokens_and_one_that_does_not_fit_is_refused_at_once
 def test_a_reading_that_is_stopped_says_so_and_its_document_waits(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "CHUNK", 16)
+    monkeypatch.setattr(stream, "PREFILL_CHUNK", 16)
     paper = Paper("Hello", "Again")
     terminal = paper.terminal
 
@@ -656,7 +656,7 @@ def test_a_pipe_hears_no_counters(session: Session) -> None:
 
 def test_speed_is_told_from_the_first_token_on_or_not_at_all() -> None:
     now = time.perf_counter()
-    assert describe_speed(2 * STEPS, 1.25, now - 2) == "first token after 1.2 s"
+    assert describe_speed(2 * DECODE_STEPS, 1.25, now - 2) == "first token after 1.2 s"
     said = describe_speed(104, 0.5, now - 10)
     assert re.fullmatch(r"first token after 0\.5 s, then (9\.\d|10\.0) tokens/s", said)
 

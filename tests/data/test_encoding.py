@@ -16,16 +16,16 @@ from ringworld.media.clip import read_clip, stream_clip
 from ringworld.media.codec import BATCH, Codec
 from ringworld.media.sampling import FrameSampling
 from ringworld.media.sandbox import MediaLimits
-from ringworld.models.vqgan import VQGAN, specs
+from ringworld.models.vqgan import VQGAN, vqgan_specs
 from ringworld.params import init
-from ringworld.vocab import LWM
+from ringworld.vocab import LWM_VOCABULARY
 
 TINY = VQGAN(size=32, channels=8, multipliers=(1, 2), blocks=1, groups=4, codebook=16, width=8)
 
 
 @pytest.fixture(scope="module")
 def codec() -> Codec:
-    return Codec(TINY, jax.jit(lambda: init(specs(TINY), 0))())
+    return Codec(TINY, jax.jit(lambda: init(vqgan_specs(TINY), 0))())
 
 
 def media(source: Path | bytes, fps: float = 1.0, start: float = 0.0) -> Media:
@@ -108,5 +108,5 @@ def test_an_hour_at_one_frame_a_second_is_one_document_of_a_million_tokens(tmp_p
             ).frames
         ),
     )
-    whole = join([text([0] * 3, 0.0), frames(coded.codes, LWM, 1.0), text([0] * 3, 0.0)])
+    whole = join([text([0] * 3, 0.0), frames(coded.codes, LWM_VOCABULARY, 1.0), text([0] * 3, 0.0)])
     assert len(whole) == 925_206

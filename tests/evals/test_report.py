@@ -12,16 +12,16 @@ import pytest
 from ringworld.errors import InputError
 from ringworld.evals.loss_curve import draw_losses, shorten, smooth, span
 from ringworld.evals.needle import Trial
-from ringworld.evals.page import VOID, element, join
+from ringworld.evals.page import VOID, element, join_html
 from ringworld.evals.report import clock, duration, write_report
 from ringworld.evals.story import (
     Answer,
-    Book,
+    BookTokens,
     Continuation,
     Drawing,
+    FilmReconstruction,
     Machine,
     Number,
-    Reconstruction,
     StageRecord,
     Story,
 )
@@ -132,7 +132,7 @@ def story() -> Story:
             seconds={"fetch": 3.1, "see": 61.0, "read": 8.4, "train": 402.0, "prove": 190.0},
             peak_bytes=3_140_000_000,
         ),
-        reconstruction=Reconstruction(
+        reconstruction=FilmReconstruction(
             film="A Meadow, by Nobody",
             original=pictures[:10],
             rebuilt=blur(pictures[:10]),
@@ -142,8 +142,8 @@ def story() -> Story:
             held_out="minutes 8 and 9",
         ),
         books=[
-            Book(title="King Lear", tokens=51_234, use="training"),
-            Book(title="The Tempest", tokens=30_111, use="haystacks only"),
+            BookTokens(title="King Lear", tokens=51_234, use="training"),
+            BookTokens(title="The Tempest", tokens=30_111, use="haystacks only"),
         ],
         stages=[stage(rng, 1024, 3.1, 60), stage(rng, 4096, 2.9, 90), stage(rng, 16384, 2.7, 120)],
         before=trials(rng, 900),
@@ -365,4 +365,4 @@ def test_times_are_told_as_people_do() -> None:
 
 def test_markup_is_only_what_element_made() -> None:
     assert element("p", "1 < 2", aria_label='"') == '<p aria-label="&quot;">1 &lt; 2</p>'
-    assert element("div", join(["<b>", element("b", "x")])) == "<div>&lt;b&gt;<b>x</b></div>"
+    assert element("div", join_html(["<b>", element("b", "x")])) == "<div>&lt;b&gt;<b>x</b></div>"

@@ -15,13 +15,13 @@ from ringworld.errors import InputError
 from ringworld.mesh import make_mesh, shard
 from ringworld.models import vqgan
 from ringworld.models.vqgan import (
-    LWM,
+    LWM_VQGAN,
     NANO_VQGAN,
     VQGAN,
     latents,
     nearest,
     quantise,
-    specs,
+    vqgan_specs,
 )
 from ringworld.params import abstract, count, init, paths
 from ringworld.weights.folder import fill, load_folder, save_folder
@@ -33,7 +33,7 @@ decode = jax.jit(vqgan.decode, static_argnums=2)
 
 @pytest.fixture(scope="module")
 def weights():
-    fresh = init(specs(TINY), 0)
+    fresh = init(vqgan_specs(TINY), 0)
     book = jax.random.normal(jax.random.key(1), (TINY.codebook, TINY.width))
     return replace(fresh, codebook=book)
 
@@ -44,18 +44,18 @@ def pixels():
 
 
 def test_lwm_size_has_the_parameters_of_lwm():
-    assert count(specs(LWM)) == 146_244_675
-    assert (LWM.side, LWM.stride) == (16, 16)
+    assert count(vqgan_specs(LWM_VQGAN)) == 146_244_675
+    assert (LWM_VQGAN.side, LWM_VQGAN.stride) == (16, 16)
 
 
 def test_nano_fits_in_the_package():
-    assert 0.9e6 < count(specs(NANO_VQGAN)) < 1.1e6
+    assert 0.9e6 < count(vqgan_specs(NANO_VQGAN)) < 1.1e6
     assert (NANO_VQGAN.size, NANO_VQGAN.side, NANO_VQGAN.codebook) == (64, 8, 512)
 
 
-@pytest.mark.parametrize("config", [LWM, NANO_VQGAN], ids=["lwm", "nano"])
+@pytest.mark.parametrize("config", [LWM_VQGAN, NANO_VQGAN], ids=["lwm", "nano"])
 def test_frames_become_squares_of_codes_and_codes_frames(config):
-    table = abstract(specs(config))
+    table = abstract(vqgan_specs(config))
     frames = jax.ShapeDtypeStruct((2, config.size, config.size, 3), jnp.float32)
     codes = jax.eval_shape(lambda w, x: encode(w, x, config), table, frames)
     assert (codes.shape, codes.dtype) == ((2, config.side, config.side), jnp.int32)
@@ -124,8 +124,8 @@ def test_mesh_does_not_change_codes_or_frames(weights, pixels):
 
 def test_every_weight_has_the_name_of_one_of_lwms():
     """LWM names parts by class and order; each of ours is one of those, and none is left over."""
-    names = {_name_in_lwm(name) for name in paths(specs(TINY))}
-    assert len(names) == len(paths(specs(TINY)))
+    names = {_name_in_lwm(name) for name in paths(vqgan_specs(TINY))}
+    assert len(names) == len(paths(vqgan_specs(TINY)))
     assert {
         "encoder.DownsamplingBlock_1.ResnetBlock_0.Conv_2.kernel",
         "encoder.DownsamplingBlock_1.Downsample_0.Conv_0.kernel",
@@ -182,7 +182,7 @@ def test_a_folder_gives_back_what_was_put_in(weights, tmp_path: Path):
     save_folder(tmp_path / "codec", "vqgan", TINY, weights, jnp.bfloat16)
     kind, fields, tensors = load_folder(tmp_path / "codec")
     assert (kind, from_dict(VQGAN, fields, "codec")) == ("vqgan", TINY)
-    loaded = fill(specs(TINY), tensors, jnp.float32)
+    loaded = fill(vqgan_specs(TINY), tensors, jnp.float32)
     for name, weight in paths(loaded).items():
         kept = np.asarray(paths(weights)[name]).astype(jnp.bfloat16).astype(np.float32)
         np.testing.assert_array_equal(np.asarray(weight), kept, err_msg=name)
@@ -204,10 +204,10 @@ def test_a_wrong_shape_names_the_tensor_and_both_shapes(weights):
     tensors = {name: np.asarray(w) for name, w in paths(weights).items()}
     wrong = tensors | {"codebook": np.zeros((3, 4), np.float32)}
     with pytest.raises(InputError, match=r"codebook .*\(3, 4\).*\(32, 8\)"):
-        fill(specs(TINY), wrong, jnp.float32)
+        fill(vqgan_specs(TINY), wrong, jnp.float32)
     with pytest.raises(InputError, match="lack the tensor codebook"):
         tensors.pop("codebook")
-        fill(specs(TINY), tensors, jnp.float32)
+        fill(vqgan_specs(TINY), tensors, jnp.float32)
 
 
 def test_damaged_folders_are_refused(weights, tmp_path: Path):

@@ -63,7 +63,7 @@ TOLERANCE = 1e-5
 def many_tiles_and_chunks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(attention.KERNELS, "xla", replace(BLOCKWISE, tile=4))
-        patch.setattr(loss_module, "CHUNK", 12)
+        patch.setattr(loss_module, "LOSS_CHUNK", 12)
         yield
 
 
@@ -378,7 +378,7 @@ def trace_of_loss(c: World, shape: MeshShape, context: int) -> Any:
 def test_the_logits_of_all_tokens_never_exist(
     shape: MeshShape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loss_module, "CHUNK", 64)
+    monkeypatch.setattr(loss_module, "LOSS_CHUNK", 64)
     rows = 1000
     c = World(llama=TINY.llama, vocabulary=Vocabulary(text=rows, bos=1, eos=2))
     jaxpr = trace_of_loss(c, shape, 1024)

@@ -61,7 +61,7 @@ def recipe(tmp_path: Path) -> Recipe:
         Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(folder / name)
     write_animation(folder / "film.mp4", rng.integers(0, 256, (4, 16, 16, 3), np.uint8), 1.0)
     eye = tmp_path / "eye"
-    save_folder(eye, "vgg", EYE, init(vgg.specs(EYE), 0), jnp.float32)
+    save_folder(eye, "vgg", EYE, init(vgg.vgg_specs(EYE), 0), jnp.float32)
     data = FolderPictures(folder=folder, windows=WINDOWS)
     return Recipe(name="folder-codec", stages=(replace(STAGE, features=eye),), data=data)
 

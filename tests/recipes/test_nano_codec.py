@@ -8,7 +8,7 @@ import pytest
 
 from ringworld.media.codec import Codec
 from ringworld.models.vqgan import NANO_VQGAN
-from ringworld.tasks.shapes import COLOURS, Scene, Thing, draw, sample_scene
+from ringworld.tasks.shapes import SHAPE_COLOURS, Scene, Thing, draw, sample_scene
 from ringworld.weights.codecs import load_codec
 
 FOLDER = Path(str(files("ringworld"))) / "assets" / "nano" / "codec"
@@ -36,7 +36,7 @@ def test_shapes_come_back_from_their_codes(codec):
 
 
 def test_colours_and_places_of_shapes_survive(codec):
-    names, table = list(COLOURS), np.asarray(list(COLOURS.values()), np.float64)
+    names, table = list(SHAPE_COLOURS), np.asarray(list(SHAPE_COLOURS.values()), np.float64)
     places = [(x, y) for x in (0.3, 0.7) for y in (0.3, 0.7)]
     for shape in ("circle", "square", "triangle"):
         scenes = [_scene(name, shape, x, y) for name in names for x, y in places]

@@ -14,7 +14,7 @@ from ringworld.tasks.shape_judge import (
     score_clip,
 )
 from ringworld.tasks.shape_language import facts
-from ringworld.tasks.shapes import COLOURS, GROUNDS, SHAPES, Scene, Thing, draw, sample_scene
+from ringworld.tasks.shapes import GROUNDS, SHAPE_COLOURS, SHAPES, Scene, Thing, draw, sample_scene
 from ringworld.weights.codecs import load_codec
 from ringworld.weights.shipped import NANO
 
@@ -118,7 +118,7 @@ def stills(count: int) -> Iterator[tuple[str, str, float, np.ndarray]]:
     """Shape, colour, radius and frame: every shape as often, of every size, between pixels too."""
     rng = np.random.default_rng(11)
     for i in range(count):
-        shape, colour = SHAPES[i % 3], str(rng.choice(list(COLOURS)))
+        shape, colour = SHAPES[i % 3], str(rng.choice(list(SHAPE_COLOURS)))
         radius = float(rng.uniform(0.1, 0.25))
         x, y = rng.uniform(radius, 1 - radius, 2).tolist()
         yield shape, colour, radius, still(shape, colour, radius, x, y, int(rng.choice(GROUNDS)))
@@ -173,14 +173,14 @@ def test_the_codec_makes_no_shape_another_and_leaves_most_clips_right() -> None:
 )
 def test_what_is_none_of_the_shapes_is_read_as_none(points: list[tuple[int, int]]) -> None:
     large = Image.new("RGB", (512, 512), (40, 40, 40))
-    ImageDraw.Draw(large).polygon([(8 * x, 8 * y) for x, y in points], fill=COLOURS["red"])
+    ImageDraw.Draw(large).polygon([(8 * x, 8 * y) for x, y in points], fill=SHAPE_COLOURS["red"])
     frames = np.array(large.resize((64, 64), Image.Resampling.BOX))[None]
     for spoiled in (frames, blur(frames, 1.0)):
         assert detect_things(spoiled) == {"red": ("", "still")}
 
 
 def test_pixels_without_any_shape_are_judged_too() -> None:
-    red = np.full((2, 64, 64, 3), COLOURS["red"], np.uint8)
+    red = np.full((2, 64, 64, 3), SHAPE_COLOURS["red"], np.uint8)
     assert detect_things(red) == {"red": ("", "still")}
     half, stripe = red.copy(), red.copy()
     half[:, :, 32:] = 40

@@ -15,8 +15,8 @@ from ringworld.tasks.shape_language import (
     questions,
 )
 from ringworld.tasks.shapes import (
-    COLOURS,
     MOTIONS,
+    SHAPE_COLOURS,
     SHAPES,
     Scene,
     Thing,
@@ -101,7 +101,7 @@ def test_things_stay_in_the_picture_and_seldom_meet():
 
 def test_every_word_is_used():
     things = [thing for scene in scenes(200) for thing in scene.things]
-    assert {thing.colour for thing in things} == set(COLOURS)
+    assert {thing.colour for thing in things} == set(SHAPE_COLOURS)
     assert {thing.shape for thing in things} == set(SHAPES)
     assert {thing.motion for thing in things} == set(MOTIONS)
 
@@ -121,7 +121,7 @@ def test_a_film_frame_can_lie_behind():
     scene = Scene(things=(RED_LEFT,), ground=0, film=film)
     frames = draw(scene, frames=2)
     assert np.array_equal(frames[0, 40:], film[40:])
-    assert frames[0, 16, 44].tolist() == list(COLOURS["red"])
+    assert frames[0, 16, 44].tolist() == list(SHAPE_COLOURS["red"])
     with pytest.raises(InputError, match="must be 32 x 32 pixels"):
         draw(scene, frames=2, size=32)
 

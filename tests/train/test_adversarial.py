@@ -49,7 +49,7 @@ def pictures(seed: int, count: int = 2, size: int = 8) -> jax.Array:
     return jax.random.uniform(jax.random.key(seed), (count, size, size, 3), minval=-1.0)
 
 
-def slow_features(weights: vgg.Weights, picture: np.ndarray) -> list[np.ndarray]:
+def slow_features(weights: vgg.VGGWeights, picture: np.ndarray) -> list[np.ndarray]:
     """The features of one picture, pixel by pixel in float64."""
     x = (picture[..., ::-1].astype(np.float64) + 1) * 127.5 - np.asarray(MEANS)
     found = []
@@ -77,7 +77,7 @@ def slow_features(weights: vgg.Weights, picture: np.ndarray) -> list[np.ndarray]
 
 
 def test_features_and_the_perceptual_distance_are_those_of_their_slow_definition():
-    weights = init(vgg.specs(EYE), 0)
+    weights = init(vgg.vgg_specs(EYE), 0)
     one, other = np.asarray(pictures(1)), np.asarray(pictures(2))
     slow = [[slow_features(weights, picture) for picture in some] for some in (one, other)]
     for level, found in enumerate(features(weights, jnp.asarray(one))):
@@ -98,20 +98,20 @@ def test_features_and_the_perceptual_distance_are_those_of_their_slow_definition
 
 
 def test_vgg16_has_thirteen_convolutions_and_its_known_number_of_weights():
-    table = paths(vgg.specs(VGG16))
-    assert len(table) == 2 * 13 and count(vgg.specs(VGG16)) == 14_714_688
+    table = paths(vgg.vgg_specs(VGG16))
+    assert len(table) == 2 * 13 and count(vgg.vgg_specs(VGG16)) == 14_714_688
     assert [table[f"levels.{i}.0.kernel"].shape[3] for i in range(5)] == list(VGG16.widths)
 
 
 def test_places_of_the_pinned_file_hold_all_weights_and_do_not_overlap():
-    sizes = [4 * count(param) for param in paths(vgg.specs(VGG16)).values()]
+    sizes = [4 * count(param) for param in paths(vgg.vgg_specs(VGG16)).values()]
     spans = sorted((place, place + size) for place, size in zip(ARRAY_PLACES, sizes, strict=True))
     assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
     assert spans[-1][1] <= ASSETS["vgg16"].size
 
 
 def test_features_of_a_folder_come_back_and_other_files_are_refused(tmp_path: Path):
-    weights = init(vgg.specs(EYE), 3)
+    weights = init(vgg.vgg_specs(EYE), 3)
     save_folder(tmp_path / "eye", "vgg", EYE, weights, jnp.float32)
     config, found = load_features(tmp_path / "eye")
     assert config == EYE
@@ -131,18 +131,18 @@ def test_features_of_a_folder_come_back_and_other_files_are_refused(tmp_path: Pa
 
 def test_patches_are_scored_one_by_one_and_pictures_alone():
     config = PatchGAN(channels=4, halvings=2, groups=2)
-    weights = init(patchgan.specs(config), 0)
+    weights = init(patchgan.patchgan_specs(config), 0)
     some = pictures(0, count=3, size=16)
     found = discriminate(weights, some, config)
     assert found.shape == (3, config.side(16), config.side(16)) == (3, 2, 2)
     # Of numbers near 1, by programs that may sum in another order.
     np.testing.assert_allclose(discriminate(weights, some[:1], config)[0], found[0], atol=1e-5)
     # That of pix2pix for pictures of three colours, and biases before the three norms.
-    assert count(patchgan.specs(PatchGAN())) == 2_765_633 + 128 + 256 + 512
+    assert count(patchgan.patchgan_specs(PatchGAN())) == 2_765_633 + 128 + 256 + 512
 
 
 def test_the_hinge_loss_is_that_of_its_definition():
-    weights = init(patchgan.specs(PATCH), 1)
+    weights = init(patchgan.patchgan_specs(PATCH), 1)
     real, generated = pictures(1), pictures(2)
     loss, metrics = discriminator_loss(weights, real, generated, PATCH)
     said = [
@@ -198,7 +198,7 @@ def test_with_an_adaptive_weight_the_adversarial_gradient_is_as_long_as_its_weig
 
 
 def test_the_step_follows_the_gradient_of_the_whole_loss():
-    losses, eye = replace(LOSSES, adaptive=False), init(vgg.specs(EYE), 3)
+    losses, eye = replace(LOSSES, adaptive=False), init(vgg.vgg_specs(EYE), 3)
     state, pixels = start_codec(TINY_CODEC, TRAINING, losses), pictures(4)
     discriminator = state.optimizer.discriminator.weights
 
@@ -216,7 +216,7 @@ def test_the_step_follows_the_gradient_of_the_whole_loss():
 
 
 def test_a_codec_with_all_losses_learns_with_finite_numbers_and_each_loss_counts():
-    losses, eye = replace(LOSSES, adversarial_start=10), init(vgg.specs(EYE), 3)
+    losses, eye = replace(LOSSES, adversarial_start=10), init(vgg.vgg_specs(EYE), 3)
     step = make_codec_step(TINY_CODEC, TRAINING, losses, eye)
     state, record = start_codec(TINY_CODEC, TRAINING, losses), []
     for n in range(25):

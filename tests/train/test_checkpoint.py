@@ -19,9 +19,9 @@ from ringworld.errors import InputError
 from ringworld.mesh import make_mesh
 from ringworld.params import abstract, shardings
 from ringworld.train import checkpoint
-from ringworld.train.build import TrainState, outline
+from ringworld.train.build import TrainState, abstract_of
 from ringworld.train.checkpoint import FOLDER, Checkpoints, load_weights
-from ringworld.train.manifest import NAME, Damaged, read_manifest, verify
+from ringworld.train.manifest import MANIFEST_NAME, Damaged, read_manifest, verify
 
 SHAPES = [(1, 1, 1, 1), (1, 2, 2, 2), (1, 1, 8, 1), (2, 1, 4, 1), (2, 2, 1, 2)]
 
@@ -79,7 +79,7 @@ def files_of(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("after", SHAPES)
 def test_a_checkpoint_restores_onto_any_mesh(run: Path, after: tuple[int, int, int, int]) -> None:
-    wanted = outline(state_on(after))
+    wanted = abstract_of(state_on(after))
     restored = store(run).restore(wanted, IDENTITY)
     assert restored is not None
     assert same_bits(restored, state_on((1, 2, 2, 2), 20))
@@ -118,7 +118,7 @@ def test_damage_to_any_file_is_seen(run: Path, harm: Callable[[Path], None]) -> 
 
 
 def test_any_flipped_bit_of_the_manifest_is_damage_and_never_another_meaning(run: Path) -> None:
-    path, content = newest(run) / NAME, read_manifest(newest(run))
+    path, content = newest(run) / MANIFEST_NAME, read_manifest(newest(run))
     original = path.read_bytes()
     for place in np.random.default_rng(0).integers(0, 8 * len(original), 300):
         data = bytearray(original)
@@ -132,32 +132,32 @@ def test_any_flipped_bit_of_the_manifest_is_damage_and_never_another_meaning(run
 
 def test_files_swapped_between_steps_are_seen(run: Path) -> None:
     new, old = sorted((run / FOLDER).glob("step_*"), reverse=True)
-    shutil.copyfile(old / NAME, new / NAME)
+    shutil.copyfile(old / MANIFEST_NAME, new / MANIFEST_NAME)
     with pytest.raises(Damaged):
         verify(new, read_manifest(new))
 
 
-@pytest.mark.parametrize("harmed", ["weights/d", "optimizer/ocdbt", NAME])
+@pytest.mark.parametrize("harmed", ["weights/d", "optimizer/ocdbt", MANIFEST_NAME])
 def test_a_damaged_step_is_set_aside_and_the_one_before_is_used(run: Path, harmed: str) -> None:
     step, said = newest(run), []
     flip(next(p for p in files_of(run) if p.relative_to(step).as_posix().startswith(harmed)))
-    restored = store(run, said).restore(outline(state_on((1, 1, 8, 1))), IDENTITY)
+    restored = store(run, said).restore(abstract_of(state_on((1, 1, 8, 1))), IDENTITY)
     assert restored is not None and int(restored.step) == 10
     assert step.with_name("step_00000020.bad").is_dir() and not step.exists()
     assert len(said) == 1 and "step_00000020 is damaged" in said[0] and "\n" not in said[0]
 
 
 def test_nothing_is_restored_when_every_step_is_damaged(run: Path) -> None:
-    for path in (run / FOLDER).glob(f"step_*/{NAME}"):
+    for path in (run / FOLDER).glob(f"step_*/{MANIFEST_NAME}"):
         path.unlink()
     said: list[str] = []
     box = store(run, said)
-    assert box.restore(outline(state_on((1, 1, 1, 1))), IDENTITY) is None
+    assert box.restore(abstract_of(state_on((1, 1, 1, 1))), IDENTITY) is None
     assert box.steps() == [] and len(said) == 2
 
 
 def test_another_models_checkpoint_is_refused_and_left_alone(run: Path) -> None:
-    wanted = outline(state_on((1, 1, 1, 1)))
+    wanted = abstract_of(state_on((1, 1, 1, 1)))
     other = {"model": {"width": 8, "layers": 3}, "recipe": "tiny"}
     with pytest.raises(InputError, match=r"identity.model.layers is 2 there and 3 here"):
         store(run).restore(wanted, other)
@@ -191,7 +191,7 @@ def test_an_older_step_stays_when_the_new_one_cannot_be_read_back(
     monkeypatch.setattr(checkpoint, "sync", sync_badly)
     with pytest.raises(InputError, match="could not be read back"):
         store(run).save(state_on((1, 1, 1, 1), 30), IDENTITY)
-    restored = store(run).restore(outline(state_on((1, 1, 1, 1))), IDENTITY)
+    restored = store(run).restore(abstract_of(state_on((1, 1, 1, 1))), IDENTITY)
     assert restored is not None and int(restored.step) == 20
 
 
@@ -203,7 +203,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoints_whole(run: Path) -> None:
     assert len(lines) == len(limits), errors
     assert all("could not be written" in line and "free some space" in line for line in lines)
     assert sorted(p.name for p in (run / FOLDER).iterdir()) == ["step_00000010", "step_00000020"]
-    restored = store(run).restore(outline(state_on((1, 1, 1, 1))), IDENTITY)
+    restored = store(run).restore(abstract_of(state_on((1, 1, 1, 1))), IDENTITY)
     assert restored is not None and int(restored.step) == 20
 
 
@@ -289,7 +289,7 @@ def test_a_process_that_ends_at_any_point_of_a_save_loses_at_most_that_save(tmp_
 
 
 def test_what_is_written_is_arrays_and_json(run: Path) -> None:
-    content = json.loads((newest(run) / NAME).read_text())["content"]
+    content = json.loads((newest(run) / MANIFEST_NAME).read_text())["content"]
     assert content["step"] == 20 and content["identity"] == IDENTITY
     assert content["arrays"]["weights.inner"] == "float32[8, 8]"
     assert not any(path.read_bytes().startswith(b"\x80") for path in files_of(run))  # no pickle

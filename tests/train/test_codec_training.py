@@ -13,7 +13,7 @@ from ringworld.recipes.pixels import PixelMix, held_out, pixel_batches, to_bytes
 from ringworld.train.codec import (
     CodebookAverages,
     CodecTraining,
-    count,
+    count_codes,
     make_codec_step,
     perplexity,
     psnr,
@@ -93,9 +93,9 @@ def test_only_dead_codes_are_revived_and_onto_latents_of_the_batch():
 
 
 def test_perplexity_counts_equally_used_codes():
-    assert perplexity(count(jnp.zeros((1, 4, 4), jnp.int32), 16)) == pytest.approx(1)
+    assert perplexity(count_codes(jnp.zeros((1, 4, 4), jnp.int32), 16)) == pytest.approx(1)
     codes = jnp.arange(16).reshape(1, 4, 4) % 8
-    assert perplexity(count(codes, 16)) == pytest.approx(8, rel=1e-5)
+    assert perplexity(count_codes(codes, 16)) == pytest.approx(8, rel=1e-5)
 
 
 def test_psnr_is_in_decibels():

@@ -22,12 +22,12 @@ from ringworld.mesh import mesh_is_set
 from ringworld.train.build import TrainState
 from ringworld.train.checkpoint import FOLDER
 from ringworld.train.loop import Loop
-from ringworld.train.metrics import NAME
+from ringworld.train.metrics import METRICS_NAME
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:
     """The step and the loss of every line of the record."""
-    rows = [json.loads(line) for line in (folder / NAME).read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / METRICS_NAME).read_text().splitlines()]
     return [(row["step"], row["loss"]) for row in rows]
 
 
@@ -68,10 +68,12 @@ def kill_until_done(folder: Path, kills: int, seed: int) -> None:
     """Train in processes that SIGKILL ends at random moments, then in one that nothing ends."""
     chance = random.Random(seed)
     for _ in range(kills):
-        before = (folder / NAME).read_bytes() if (folder / NAME).exists() else b""
+        before = (folder / METRICS_NAME).read_bytes() if (folder / METRICS_NAME).exists() else b""
         with launch(folder, STEPS, 5) as process:
             while process.poll() is None:
-                if (folder / NAME).exists() and (folder / NAME).read_bytes() != before:
+                if (folder / METRICS_NAME).exists() and (
+                    folder / METRICS_NAME
+                ).read_bytes() != before:
                     break
                 time.sleep(0.002)
             time.sleep(chance.uniform(0, 0.5))
@@ -123,9 +125,9 @@ def test_a_finished_run_returns_at_once(tmp_path: Path) -> None:
     def never(*arguments: Any) -> Any:
         raise AssertionError("a finished run took a step")
 
-    record = (tmp_path / NAME).read_text()
+    record = (tmp_path / METRICS_NAME).read_text()
     assert bits(train(tmp_path, 4, 4, step=never, batches=never)) == bits(state)
-    assert (tmp_path / NAME).read_text() == record
+    assert (tmp_path / METRICS_NAME).read_text() == record
 
 
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
@@ -185,7 +187,7 @@ def test_the_next_batch_is_made_while_a_step_runs(tmp_path: Path) -> None:
 
     train(tmp_path, 6, 6, step=waiting, batches=noticed)
     assert meshes == [True] * 6
-    rows = [json.loads(line) for line in (tmp_path / NAME).read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / METRICS_NAME).read_text().splitlines()]
     assert all(row["wait_s"] >= 0 for row in rows)
 
 
@@ -196,7 +198,7 @@ def test_each_step_records_how_long_it_waited_for_its_batch(
     clock = SimpleNamespace(perf_counter=lambda: next(readings))
     monkeypatch.setattr("ringworld.train.loop.time", clock)
     train(tmp_path, 6, 6)
-    rows = [json.loads(line) for line in (tmp_path / NAME).read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / METRICS_NAME).read_text().splitlines()]
     assert [row["wait_s"] for row in rows] == [0, 1, 2, 3, 4, 5]
 
 

@@ -12,9 +12,9 @@ import pytest
 from ringworld.errors import InputError
 from ringworld.train import metrics
 from ringworld.train.metrics import (
-    NAME,
+    METRICS_NAME,
     MetricsLog,
-    describe,
+    format_row,
     keep_before,
     mfu,
     peak_flops,
@@ -37,7 +37,7 @@ def record(folder: Path, said: list[str], **changes: Any) -> MetricsLog:
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     """What `metrics.jsonl` holds."""
-    return [json.loads(line) for line in (folder / NAME).read_text().splitlines()]
+    return [json.loads(line) for line in (folder / METRICS_NAME).read_text().splitlines()]
 
 
 def write(folder: Path, losses: list[Any], *, start: int = 0) -> list[str]:
@@ -73,7 +73,7 @@ def test_a_step_is_reported_after_the_next_one_was_started(
     monkeypatch.setattr(metrics, "have_ended", lambda numbers: False)
     with record(tmp_path, []) as log:
         log.push(0, one(1), wait_s=0.25)
-        assert not (tmp_path / NAME).exists()
+        assert not (tmp_path / METRICS_NAME).exists()
         log.push(1, one(2), wait_s=0.5)
         assert [row["step"] for row in rows(tmp_path)] == [0]
         log.flush()
@@ -82,7 +82,7 @@ def test_a_step_is_reported_after_the_next_one_was_started(
 
 def test_going_on_from_a_step_drops_it_and_all_after_it(tmp_path: Path) -> None:
     write(tmp_path, [1, 2, 3, 4, 5, 6])
-    with open(tmp_path / NAME, "a") as file:
+    with open(tmp_path / METRICS_NAME, "a") as file:
         file.write('{"step": 6, "lo')
     write(tmp_path, [40, 50], start=3)
     assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [
@@ -96,9 +96,9 @@ def test_going_on_from_a_step_drops_it_and_all_after_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("broken", ['{"step": 1, "lo', "[]", '{"loss": 1}', "\x00\x00", ""])
 def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path: Path, broken: str) -> None:
-    (tmp_path / NAME).write_text('{"step": 0}\n' + broken)
-    keep_before(tmp_path / NAME, 9)
-    assert (tmp_path / NAME).read_text() == '{"step": 0}\n'
+    (tmp_path / METRICS_NAME).write_text('{"step": 0}\n' + broken)
+    keep_before(tmp_path / METRICS_NAME, 9)
+    assert (tmp_path / METRICS_NAME).read_text() == '{"step": 0}\n'
 
 
 def test_plain_lines_are_said_every_few_steps_and_at_the_end(tmp_path: Path) -> None:
@@ -112,14 +112,14 @@ def test_plain_lines_are_said_every_few_steps_and_at_the_end(tmp_path: Path) -> 
 
 def test_a_line_says_step_loss_gradient_speed_utilisation_and_waiting() -> None:
     row = {"step": 7, "loss": 1.5, "grad_norm": 0.25, "tokens_per_s": 1e3, "mfu": 0.421}
-    said = describe({**row, "seconds": 2.0, "wait_s": 0.02})
+    said = format_row({**row, "seconds": 2.0, "wait_s": 0.02})
     assert said == "step 7 loss 1.5000 grad_norm 0.2500 tokens/s 1000 mfu 42.1% waited 1.0%"
 
 
 def test_waiting_is_told_as_the_share_of_all_steps(tmp_path: Path) -> None:
     lines = [{"step": 0, "seconds": 3.0, "wait_s": 0.5}, {"step": 1, "seconds": 1.0, "wait_s": 0.0}]
-    (tmp_path / NAME).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    assert share_waited(tmp_path / NAME) == 0.125
+    (tmp_path / METRICS_NAME).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert share_waited(tmp_path / METRICS_NAME) == 0.125
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

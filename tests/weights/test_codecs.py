@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 import ringworld
 from ringworld.errors import InputError
-from ringworld.models.vqgan import LWM, VQGAN, Weights, decode, encode, specs
+from ringworld.models.vqgan import LWM_VQGAN, VQGAN, VQGANWeights, decode, encode, vqgan_specs
 from ringworld.params import init, paths
 from ringworld.weights.codecs import (
     diffusers_name,
@@ -44,7 +44,7 @@ FIELDS = {
 }
 
 
-def write_diffusers(folder: Path, config: VQGAN, weights: Weights, **fields: Any) -> Path:
+def write_diffusers(folder: Path, config: VQGAN, weights: VQGANWeights, **fields: Any) -> Path:
     """A folder as diffusers' `VQModel.save_pretrained` writes it."""
     (folder / "config.json").write_text(json.dumps(FIELDS | fields))
     names = their_names(config, diffusers_name)
@@ -57,7 +57,7 @@ def write_diffusers(folder: Path, config: VQGAN, weights: Weights, **fields: Any
     return folder
 
 
-def same(a: Weights, b: Weights) -> bool:
+def same(a: VQGANWeights, b: VQGANWeights) -> bool:
     """Whether all weights are equal."""
     return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a, b)))
 
@@ -72,7 +72,7 @@ def test_lwms_codec_gives_its_codes_and_its_pictures(tmp_path):
 
 
 def test_a_folder_of_diffusers_is_the_codec_that_was_written(tmp_path):
-    weights = init(specs(TINY), 0)
+    weights = init(vqgan_specs(TINY), 0)
     codec = load_codec(write_diffusers(tmp_path, TINY, weights))
     assert codec.config == TINY
     assert same(codec.weights, weights)
@@ -116,7 +116,7 @@ def test_the_codes_and_pictures_of_diffusers_vqmodel_are_its_own(tmp_path):
 
 def test_names_are_those_that_lwm_and_diffusers_publish():
     """From the listings of LWM's `vqgan` and of aMUSEd-512's vqvae."""
-    lwm, diffusers = their_names(LWM, lwm_name), their_names(LWM, diffusers_name)
+    lwm, diffusers = their_names(LWM_VQGAN, lwm_name), their_names(LWM_VQGAN, diffusers_name)
     for ours, in_lwm, in_diffusers in [
         ("codebook", "quantize/embeddings", "quantize.embedding.weight"),
         ("to_code.kernel", "quant_conv/kernel", "quant_conv.weight"),
@@ -155,7 +155,7 @@ def test_names_are_those_that_lwm_and_diffusers_publish():
 
 
 def test_our_own_folder_opens_at_the_same_door(tmp_path):
-    weights = init(specs(TINY), 0)
+    weights = init(vqgan_specs(TINY), 0)
     save_folder(tmp_path / "codec", "vqgan", TINY, weights, np.float32)
     assert same(load_codec(tmp_path / "codec").weights, weights)
 
@@ -172,7 +172,7 @@ def test_a_folder_that_holds_a_vqgan_is_lwms(tmp_path):
 def test_a_code_may_have_another_width_than_the_encoder(tmp_path):
     """LWM's `z_channels` beside `quantized_embed_dim`, diffusers' latents beside `vq_embed_dim`."""
     config = replace(TINY, channels=32, groups=32, latent_channels=6)
-    weights = init(specs(config), 0)
+    weights = init(vqgan_specs(config), 0)
     path = tmp_path / "vqgan"
     path.write_bytes(pickle.dumps(lwm_tree(config)))
     found = load_codec(path, size=32)
@@ -193,7 +193,7 @@ def test_the_first_level_may_be_wider_than_the_first_convolution(tmp_path):
     (tmp_path / "vqgan").write_bytes(pickle.dumps(lwm_tree(config)))
     (tmp_path / "config.json").write_text('{"resolution": 32, "channel_mult": [2, 3]}')
     found = load_codec(tmp_path)
-    assert found.config == config and same(found.weights, init(specs(config), 0))
+    assert found.config == config and same(found.weights, init(vqgan_specs(config), 0))
     convert(tmp_path, tmp_path / "ours", None, lambda said: None)
     with pytest.raises(InputError, match="VQModel cannot have: keep it"):
         convert(tmp_path / "ours", tmp_path / "theirs", None, lambda said: None)
@@ -238,14 +238,14 @@ def test_a_config_beside_lwms_codec_that_does_not_fit_is_one_sentence(tmp_path, 
     ],
 )
 def test_a_config_that_does_not_fit_is_one_sentence(tmp_path, fields, said):
-    write_diffusers(tmp_path, TINY, init(specs(TINY), 0), **fields)
+    write_diffusers(tmp_path, TINY, init(vqgan_specs(TINY), 0), **fields)
     with pytest.raises(InputError, match=said) as caught:
         load_codec(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_a_config_that_is_none_is_one_sentence(tmp_path):
-    folder = write_diffusers(tmp_path, TINY, init(specs(TINY), 0))
+    folder = write_diffusers(tmp_path, TINY, init(vqgan_specs(TINY), 0))
     for content in (b"", b"[]", b"{", b"\xff", b"[" * 100_000, b" " * (2 << 20)):
         (folder / "config.json").write_bytes(content)
         with pytest.raises(InputError, match=r"config\.json") as caught:
@@ -254,7 +254,7 @@ def test_a_config_that_is_none_is_one_sentence(tmp_path):
 
 
 def test_damage_to_the_weights_is_one_sentence(tmp_path):
-    folder = write_diffusers(tmp_path, TINY, init(specs(TINY), 0))
+    folder = write_diffusers(tmp_path, TINY, init(vqgan_specs(TINY), 0))
     file = folder / "diffusion_pytorch_model.safetensors"
     whole = file.read_bytes()
     for content in (whole[:-1], whole[:5], b"\xff" * 64, whole + b"x"):
@@ -270,7 +270,7 @@ def lwm_tree(config: VQGAN = LWM_TINY) -> dict[str, Any]:
     """A small codec of LWM's, as nested dicts."""
     tree: dict[str, Any] = {}
     names = their_names(config, lwm_name)
-    for ours, array in paths(init(specs(config), 0)).items():
+    for ours, array in paths(init(vqgan_specs(config), 0)).items():
         *folders, last = names[ours].split("/")
         place = tree
         for folder in folders:
