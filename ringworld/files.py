@@ -22,15 +22,17 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FAILED = {errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
 # A file stands where a folder is to be made, or a folder where a file is.
 IN_THE_WAY = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
+# What a file system such as /proc says of a new name; of any other path it is the caller's error.
+NO_NEW_NAME = {errno.ENOENT, errno.ENAMETOOLONG, errno.EINVAL}
 
 
 @contextmanager
 def writing_to(folder: Path) -> Generator[None, None, None]:
     """Turn what a disk can refuse into one sentence that names `folder`.
 
-    Raises TooLargeError for a full disk and BadFileError for one that fails, is read-only or may
-    not be written. TensorStore reports a failed write as a ValueError with the errno in its text;
-    both are meant.
+    Raises TooLargeError for a full disk and BadFileError for one that fails, is read-only, may not
+    be written or takes no such name. TensorStore reports a failed write as a ValueError with the
+    errno in its text; both are meant.
     """
     try:
         yield
@@ -42,7 +44,8 @@ def writing_to(folder: Path) -> Generator[None, None, None]:
                 f"{folder} cannot be written, because something else stands in its path: use "
                 "another"
             ) from error
-        if number not in FULL | FAILED:
+        no_name = number in NO_NEW_NAME and _is_within(folder, error)
+        if number is None or not (no_name or number in FULL | FAILED):
             raise
         kind = TooLargeError if number in FULL else BadFileError
         remedy = "free some space" if number in FULL else "make it writable"
@@ -50,6 +53,12 @@ def writing_to(folder: Path) -> Generator[None, None, None]:
             f"{folder} could not be written ({os.strerror(number).lower()}): {remedy} or "
             "use another folder, then run again to go on; what was written before is whole"
         ) from error
+
+
+def _is_within(folder: Path, error: OSError | ValueError) -> bool:
+    """Whether the error is about `folder` or a path in it."""
+    name = getattr(error, "filename", None)
+    return isinstance(name, str) and Path(os.path.abspath(name)).is_relative_to(folder.absolute())
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from ringworld.errors import (
     did_you_mean,
 )
 from ringworld.files import alone_in, check_space, check_writable, whole
+from ringworld.weights.folder import new_folder
 
 KINDS = [
     (errno.ENOSPC, TooLargeError, "free some space"),
@@ -43,6 +44,23 @@ def test_another_error_is_passed_on_as_it_is(tmp_path: Path) -> None:
         draft.write_text("half")
         raise OSError(errno.ENXIO, "odd")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_that_takes_no_new_name_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(BadFileError, match="name too long"), whole(tmp_path / ("x" * 300)) as draft:
+        draft.write_text("half")
+    if Path("/proc/self").exists():  # where nobody, root included, makes a file
+        for write in (
+            check_writable,
+            lambda path: whole(path / "x").__enter__(),
+            lambda path: new_folder(path).__enter__(),
+        ):
+            with pytest.raises(
+                BadFileError, match=r"/proc\b.* could not be written \(no such file"
+            ):
+                write(Path("/proc/new"))
+    with pytest.raises(FileNotFoundError), whole(tmp_path / "x"):
+        (tmp_path.parent / "what is read while writing").read_text()
 
 
 def test_a_file_in_the_way_a_busy_folder_and_a_small_disk_have_kinds_of_their_own(

@@ -81,7 +81,7 @@ class BuildShards:
     """where they run: on this machine, or on a Ray cluster"""
 
     def load(self) -> Action:
-        """BuildShards, and say what was made."""
+        """Build the shards, and say what was made."""
         prepare_jax()
         from ringworld.data.corpora.build import build_shards
 
@@ -90,8 +90,8 @@ class BuildShards:
                 self.spec, self.out, announce, workers=self.workers, engine=self.engine
             )
             announce(
-                f"done: {made.counts.examples} examples of {made.counts.tokens} tokens in "
-                f"{self.out}, {made.skipped} rows skipped"
+                f"done: {made.counts.examples:,} examples of {made.counts.tokens:,} tokens in "
+                f"{self.out}, skipped rows: {made.skipped:,}"
             )
 
         return work

@@ -4,7 +4,7 @@ Orbax writes the arrays, so that any mesh can restore what any other mesh saved.
 manifest with a hash per file, which is written last and verified before a checkpoint is used. A
 step is the folder `step_00000020/`:
 
-    weights/         the weights alone: all that a next stage, an evaluation or a chat needs
+    weights/         the weights
     optimizer/       the optimiser's state
     manifest.json    the step, the identity of the run, every array, every file and its hash
 
@@ -173,30 +173,6 @@ def find_steps(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in matches if match)
 
 
-def load_weights(folder: Path, abstract: Any) -> Any:
-    """The weights alone of the newest step of the run in `folder`, laid out as `abstract` says.
-
-    For a next stage, whose optimiser starts fresh, and for all that only reads a model. `abstract`
-    holds a ShapeDtypeStruct for each weight; one without a sharding goes to the first device.
-    Raises InputError when there is no checkpoint, when it is damaged (an older one is never taken
-    silently), or when its weights are of another model.
-    """
-    found = sorted(p for p in (folder / FOLDER).glob("step_*") if STEP.fullmatch(p.name))
-    if not found:
-        raise InputError(f"{folder} has no checkpoint: train it first or name another folder")
-    try:
-        content = read_manifest(found[-1])
-        verify(found[-1], content, part="weights/")
-    except Damaged as damage:
-        raise InputError(
-            f"{found[-1]} is damaged ({damage}): run its training again, which goes on from the "
-            "step before it"
-        ) from damage
-    stored = {k: v for k, v in content["arrays"].items() if k.startswith("weights.")}
-    _refuse_other(found[-1], stored, _describe("weights", abstract))
-    return _read(found[-1], "weights", abstract)
-
-
 def _write(folder: Path, state: TrainState, identity: dict[str, Any]) -> None:
     with _orbax() as orbax:
         for part in CHECKPOINT_PARTS:
@@ -214,18 +190,13 @@ def _write(folder: Path, state: TrainState, identity: dict[str, Any]) -> None:
 
 
 def _read(folder: Path, part: str, abstract: Any) -> Any:
-    wanted = paths(jax.tree.map(_placed, abstract))
+    wanted = paths(abstract)
     how = ocp.checkpoint_utils.construct_restore_args(wanted)
     with _orbax() as orbax:
         arrays = orbax.restore(
             (folder / part).absolute(), args=ocp.args.PyTreeRestore(wanted, restore_args=how)
         )
     return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in wanted])
-
-
-def _placed(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or here)
 
 
 def _describe(part: str, tree: Any) -> dict[str, str]:

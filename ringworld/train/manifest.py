@@ -61,19 +61,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return content
 
 
-def verify(folder: Path, content: dict[str, Any], part: str = "") -> None:
-    """Compare every file listed in `content` whose path starts with `part` with its hash.
+def verify(folder: Path, content: dict[str, Any]) -> None:
+    """Compare every file listed in `content` with its hash.
 
     Raises Damaged naming the first file that is missing, has another size or another hash.
     """
-    listed = {name: stored for name, stored in content["files"].items() if name.startswith(part)}
-    for name, stored in listed.items():
+    for name, stored in content["files"].items():
         path = folder / name
         if not path.is_file():
             raise Damaged(f"{name} is missing")
         if path.stat().st_size != stored["size"]:
             raise Damaged(f"{name} has {path.stat().st_size} bytes and not {stored['size']}")
-    for name, stored in listed.items():
+    for name, stored in content["files"].items():
         if _fingerprint(folder / name) != stored:
             raise Damaged(f"the bytes of {name} have changed")
 

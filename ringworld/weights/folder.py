@@ -51,9 +51,10 @@ def new_folder(path: Path) -> Generator[Path, None, None]:
         raise InputError(f"{path} exists already: remove it, or save under another name")
     if above := [place for place in path.parents if place.exists() and not place.is_dir()]:
         raise InputError(f"{above[0]} is a file, in which nothing can be saved: use another folder")
-    with writing_to(path):
+    with writing_to(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    with writing_to(path):
         try:
             yield draft
             for file in draft.rglob("*"):

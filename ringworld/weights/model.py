@@ -30,7 +30,7 @@ from ringworld.text.load import (
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary
 from ringworld.weights.codecs import load_codec
-from ringworld.weights.file_names import CHAT_TEMPLATE, CODEC, GENERATION
+from ringworld.weights.file_names import ABOUT, CHAT_TEMPLATE, CODEC, GENERATION
 from ringworld.weights.folder import fill, new_folder, table_of, write_folder
 from ringworld.weights.imported import read_about, read_sampling
 from ringworld.weights.open import Opened, open_model
@@ -44,6 +44,7 @@ BESIDE = (
     ADDED_TOKENS,
     CHAT_TEMPLATE,
     GENERATION,
+    ABOUT,
 )
 
 
@@ -191,7 +192,8 @@ def _read_words(opened: Opened, is_folder: bool) -> Tokenizer | None:
 def save_model(
     path: Path, config: World, weights: WorldWeights, parts: Path, dtype: DTypeLike
 ) -> None:
-    """Write a model folder; tokenizer, chat template and codec are those of the folder `parts`.
+    """Write a model folder; tokenizer, chat template, codec and
+    the line on what it was trained for are those of the folder `parts`.
 
     All of it or nothing; one weight at a time is brought to the host. Raises InputError when `path`
     exists.

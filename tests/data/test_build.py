@@ -733,6 +733,7 @@ CALM = (("user", "Who sees whom?"), ("assistant", "Nobody knew."))
 PART = {"type": "image_url", "image_url": {"url": "https://example.org/x.png"}}
 BAD_TALKS = {
     "no turns": ({"text": "x"}, "no list of conversations or messages"),
+    "both formats": (SHAREGPT | turns(*CALM), "both conversations and messages"),
     "unknown speaker": (turns(("tool", "x")), "a turn is by 'tool'"),
     "answer first": (turns(("assistant", "x")), "turn 1 is by the assistant"),
     "two questions": (turns(("user", "x"), ("user", "y")), "turn 2 is by the user"),
@@ -1195,8 +1196,8 @@ def test_skipped_rows_are_told_by_their_reasons(tmp_path: Path) -> None:
     (tmp_path / "spec.toml").write_text(f'on_bad = "skip"\n{CHAT}')
     build_shards(tmp_path / "spec.toml", tmp_path / "out", said.append)
     assert said[-1] == (
-        f"17 rows skipped, listed in {tmp_path / 'out' / REPORT}: 12 times the image ... is not "
-        "there; 5 times the row has tools, which a conversation of ours cannot carry"
+        f"17 rows skipped, listed in {tmp_path / 'out' / REPORT}: the image ... is not there "
+        "(12 rows); the row has tools, which a conversation of ours cannot carry (5 rows)"
     )
     report = json.loads((tmp_path / "out" / REPORT).read_text())
     assert sum(report["reasons"].values()) == report["bad_rows"] == 17

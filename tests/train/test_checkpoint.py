@@ -12,15 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_run import FAILPOINTS, IDENTITY, SPECS, at, launch, tiny_state, train
+from tiny_run import FAILPOINTS, IDENTITY, at, launch, tiny_state, train
 
 from ringworld import files
 from ringworld.errors import InputError
 from ringworld.mesh import make_mesh
-from ringworld.params import abstract, shardings
 from ringworld.train import checkpoint
 from ringworld.train.build import TrainState, abstract_of
-from ringworld.train.checkpoint import FOLDER, Checkpoints, load_weights
+from ringworld.train.checkpoint import FOLDER, Checkpoints
 from ringworld.train.manifest import MANIFEST_NAME, Damaged, read_manifest, verify
 
 SHAPES = [(1, 1, 1, 1), (1, 2, 2, 2), (1, 1, 8, 1), (2, 1, 4, 1), (2, 2, 1, 2)]
@@ -226,27 +225,6 @@ def test_what_a_killed_save_left_is_removed(run: Path) -> None:
     stale.mkdir()
     (stale / "half").write_text("written")
     assert store(run).steps() == [10, 20] and not stale.exists()
-
-
-def test_weights_alone_start_a_next_stage(run: Path) -> None:
-    shutil.rmtree(newest(run) / "optimizer")
-    plain = load_weights(run, abstract(SPECS))
-    assert same_bits(plain, state_on((1, 1, 1, 1)).weights)
-    there = shardings(SPECS, make_mesh(fsdp=2, tensor=4))
-    placed = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract(SPECS), there
-    )
-    assert load_weights(run, placed).inner.sharding == there.inner
-
-
-def test_weights_are_never_silently_those_of_an_older_step(run: Path) -> None:
-    with pytest.raises(InputError, match="of another run"):
-        load_weights(run, {"inner": jax.ShapeDtypeStruct((8, 8), jnp.float32)})
-    flip(newest(run) / "weights" / "manifest.ocdbt")
-    with pytest.raises(InputError, match="step_00000020 is damaged"):
-        load_weights(run, abstract(SPECS))
-    with pytest.raises(InputError, match="has no checkpoint"):
-        load_weights(run / "nowhere", abstract(SPECS))
 
 
 COMMITTED = ("after the rename", "before reading back", "while deleting the oldest")

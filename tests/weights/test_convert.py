@@ -232,9 +232,11 @@ def test_a_sentencepiece_model_goes_along_with_what_was_added_to_it(tmp_path: Pa
     assert json.loads((theirs / "added_tokens.json").read_text()) == {
         mark: words.id(mark) for mark in ("<vision>", "</vision>")
     }
+    (tmp_path / "world" / "about.txt").write_text("trained on shapes\n")
     trained = load_model(tmp_path / "world")
     save_model(tmp_path / "done", trained.config, trained.weights, tmp_path / "world", jnp.float32)
     assert (tmp_path / "done" / "tokenizer.model").read_bytes() == SMALL
+    assert load_model(tmp_path / "done").about == "trained on shapes"
 
 
 def test_shards_are_no_larger_than_asked_and_an_index_says_what_is_where(tmp_path: Path):

@@ -348,9 +348,12 @@ def generalize(why: str) -> str:
 def describe_skipped(out: Path) -> str:
     """One sentence: how many rows were skipped for which reasons, and where they are listed."""
     report = from_dict(BuildReport, read_json(out / REPORT), str(out / REPORT))
-    reasons = "; ".join(f"{count:,} times {why}" for why, count in report.reasons.items())
-    rows = "row" if report.bad_rows == 1 else "rows"
-    return f"{report.bad_rows:,} {rows} skipped, listed in {out / REPORT}: {reasons}"
+    reasons = "; ".join(f"{why} ({_rows(count)})" for why, count in report.reasons.items())
+    return f"{_rows(report.bad_rows)} skipped, listed in {out / REPORT}: {reasons}"
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count:,} rows"
 
 
 def describe_left_out(left_out: Sequence[LeftOut]) -> Iterator[str]:

@@ -105,7 +105,10 @@ def read_conversation(row: Mapping[str, Any], folder: Path, sampling: FrameSampl
     formats, shows something that is not there, says what a turn cannot carry, or does not
     alternate.
     """
-    key = next((key for key in ("conversations", "messages") if not _absent(row.get(key))), None)
+    keys = [key for key in ("conversations", "messages") if not _absent(row.get(key))]
+    if len(keys) > 1:
+        raise InputError("the row holds both conversations and messages: take one of them out")
+    key = keys[0] if keys else None
     if key is None or not isinstance(row[key], list):
         raise InputError(
             "the row holds no list of conversations or messages: name the source's kind, or "
