@@ -370,4 +370,4 @@ def main(rings: tuple[int, ...] = RINGS, json_file: Path | None = None) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.cli(main, prog="bench-exactness")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import tyro
 
 from ringworld.attention.mask import Where, block_stops, causal, causal_by_block, window
 
@@ -43,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, prog="bench-masks")

@@ -284,4 +284,4 @@ def show(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"plan": plan, "ablation": ablation})
+    tyro.extras.subcommand_cli_from_dict({"plan": plan, "ablation": ablation}, prog="bench-packing")

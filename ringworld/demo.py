@@ -1,23 +1,18 @@
-"""The whole story on a laptop: a film and a shelf of books become a world model.
+"""The whole program on a laptop: a film and a shelf of books become a world model.
 
-    fetch    the film and the books, verified
-    see      frames to codes, and back to be looked at
-    read     books to ids
-    prove    needles in the shipped model's reach, before
-    train    1K, 4K, 16K tokens over a ring of eight
-    prove    the same needles, after
-    use      answer, draw, continue
-    report   one page with everything
+    fetch            the film and the books, verified
+    video            frames to codes, and back
+    text             books to ids
+    needles before   the needle test of the shipped model
+    training         1K, 4K, 16K tokens over a ring of eight
+    needles after    the same needles
+    examples         answer questions, draw clips, continue a scene
+    report           one page with everything
 
-Every step keeps what it made, so the demo can be stopped anywhere and goes on; the report is last.
+Every step keeps its result, so a stopped demo continues where it was. The report comes last.
 """
 
 import json
-import os
-import resource
-import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,19 +29,20 @@ from ringworld.data.samples import (
 )
 from ringworld.evals.config import Grid
 from ringworld.evals.heatmap import draw_heatmaps
-from ringworld.evals.needle import Trial, accuracy, run_needle
+from ringworld.evals.needle import Trial, run_needle
 from ringworld.evals.report import write_report
 from ringworld.evals.story import (
     Answer,
+    BookTokens,
     Continuation,
     Drawing,
     FilmReconstruction,
-    HeldOutBook,
-    Machine,
     Number,
     StageRecord,
     Story,
+    count_found,
 )
+from ringworld.evals.timing import Clock, describe_machine
 from ringworld.fetch import fetch
 from ringworld.files import whole, writing_to
 from ringworld.mesh import make_mesh
@@ -75,35 +71,14 @@ DRAWING = Sampling(temperature=0.9, top_k=64)
 SCENE_START, SCENE_GIVEN, SCENE_MORE = 310, 6, 4
 
 
-class Clock:
-    """Seconds that each part of the demo took, over all attempts; kept in `clock.json`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "clock.json"
-        self.seconds: dict[str, float] = (
-            json.loads(self.path.read_text()) if self.path.exists() else {}
-        )
-
-    @contextmanager
-    def timed(self, part: str) -> Generator[None, None, None]:
-        """Count the time of this block to `part`, even when it is interrupted."""
-        begin = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - begin
-            with whole(self.path) as draft:
-                draft.write_text(json.dumps(self.seconds, indent=1))
-
-
 def run_demo(folder: Path, announce: Announce) -> Path:
-    """Run what is left of the story in `folder`; returns the report's path.
+    """Run the steps that `folder` does not hold yet; returns the path of the report.
 
     Raises InputError when something cannot be fetched, read or written.
     """
     page = folder / "report.html"
     if page.exists():
-        announce(f"{folder} has been told to its end: remove the folder to run it anew")
+        announce(f"{page} is finished: remove {folder} to run the demo again")
         return page
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,56 +88,53 @@ def run_demo(folder: Path, announce: Announce) -> Path:
         fetch("shakespeare")
         fetch("kjv")
     base = load_model(NANO)
-    with clock.timed("see"):
+    with clock.timed("video"):
         film = read_sample_film(film_file, base.codec, folder / "data", announce)
-        seen = reconstruct_film(film, base)
-    with clock.timed("read"):
+        reconstruction = reconstruct_film(film, base)
+    with clock.timed("text"):
         shelf = read_shelf(base.tokenizer, folder / "data", announce)
-    with clock.timed("prove, before"):
-        untrained = replace(base, config=base.config.at(NEEDLE_GRID.lengths[-1], base_theta(base)))
-        before = prove(untrained, shelf, folder / "needle-before.json", announce)
-    with clock.timed("train"):
-        final = recipe.run(folder, announce)
-    model = load_model(final)
-    with clock.timed("prove, after"):
-        after = prove(model, shelf, folder / "needle-after.json", announce)
-    with clock.timed("use"), jax.set_mesh(make_mesh(seq=RING)):
-        announce("asking about clips, drawing clips and going on with a scene")
-        answers, drawings, continuation = ask(model), draw_unseen(model), go_on(model, film)
+    with clock.timed("needles before"):
+        config = base.config.at(NEEDLE_GRID.lengths[-1], base.config.llama.rope_theta)
+        untrained = replace(base, config=config)
+        before = find_needles(untrained, shelf, folder / "needle-before.json", announce)
+    with clock.timed("training"):
+        model = load_model(recipe.run(folder, announce))
+    with clock.timed("needles after"):
+        after = find_needles(model, shelf, folder / "needle-after.json", announce)
+    with clock.timed("examples"), jax.set_mesh(make_mesh(seq=RING)):
+        announce("answering questions about clips, drawing clips and continuing a scene")
+        answers = answer_about_clips(model)
+        drawings = draw_from_captions(model)
+        continuation = continue_film(model, film)
     story = Story(
         title="A film and a shelf of books become a world model",
         summary=summarise(after, base, recipe),
         machine=describe_machine(clock),
-        reconstruction=seen,
-        books=[
-            HeldOutBook(
-                title="Shakespeare, Milton and the Bible", tokens=total(shelf.books), use="training"
-            ),
-            HeldOutBook(title="books held out", tokens=total(shelf.held_out), use="haystacks only"),
-        ],
+        reconstruction=reconstruction,
+        books=list_books(shelf),
         stages=read_stages(recipe, folder),
         before=before,
         after=after,
         drawings=drawings,
         answers=answers,
         continuation=continuation,
-        numbers=list_numbers(seen, before, after, answers, drawings),
         notes=NOTES,
     )
     with whole(folder / "needles.png") as draft:
         draft.write_bytes(draw_heatmaps({"before": before, "after": after}))
-    write_report(page, story)
+    write_report(page, replace(story, numbers=list_numbers(story)))
     return page
 
 
-def base_theta(model: Model) -> float:
-    """The RoPE base that the shipped model was trained with."""
-    return model.config.llama.rope_theta
-
-
-def total(books: list[np.ndarray]) -> int:
-    """The tokens of all books."""
-    return sum(len(book) for book in books)
+def list_books(shelf: Shelf) -> list[BookTokens]:
+    """The books that were trained on, and those that were held out for haystacks."""
+    return [
+        BookTokens(title=title, tokens=sum(len(book) for book in books), use=use)
+        for title, books, use in (
+            ("Shakespeare, Milton and the Bible", shelf.books, "training"),
+            ("books held out", shelf.held_out, "haystacks only"),
+        )
+    ]
 
 
 def reconstruct_film(film: SampleFilm, model: Model) -> FilmReconstruction:
@@ -182,8 +154,8 @@ def reconstruct_film(film: SampleFilm, model: Model) -> FilmReconstruction:
     )
 
 
-def prove(model: Model, shelf: Shelf, results: Path, announce: Announce) -> list[Trial]:
-    """The needle grid of a model over the ring."""
+def find_needles(model: Model, shelf: Shelf, results: Path, announce: Announce) -> list[Trial]:
+    """The needle test of a model over the ring; kept in `results`."""
     with jax.set_mesh(make_mesh(seq=RING)):
         return run_needle(
             model.sharded_weights(),
@@ -196,8 +168,8 @@ def prove(model: Model, shelf: Shelf, results: Path, announce: Announce) -> list
         )
 
 
-def ask(model: Model) -> list[Answer]:
-    """One question about each of some clips that no training has seen."""
+def answer_about_clips(model: Model) -> list[Answer]:
+    """One question about each of `ASKED_CLIPS` clips that were not trained on, with its answer."""
     scenes = [sample_scene(np.random.default_rng((UNSEEN, i))) for i in range(ASKED_CLIPS)]
     size = model.codec.config.size
     clips = [draw(scene, frames=FRAMES_A_CLIP, size=size) for scene in scenes]
@@ -218,8 +190,8 @@ def ask(model: Model) -> list[Answer]:
     ]
 
 
-def draw_unseen(model: Model) -> list[Drawing]:
-    """Clips drawn from captions that no training has seen, and what the rules find in them."""
+def draw_from_captions(model: Model) -> list[Drawing]:
+    """Clips drawn from `DRAWN_CLIPS` captions of unseen scenes, and how the judge scores them."""
     rngs = [np.random.default_rng((UNSEEN + 1, i)) for i in range(DRAWN_CLIPS)]
     scenes = [sample_scene(rng, max_things=1 + i % 2) for i, rng in enumerate(rngs)]
     wishes = [caption(scene) for scene in scenes]
@@ -238,8 +210,8 @@ def draw_unseen(model: Model) -> list[Drawing]:
     ]
 
 
-def go_on(model: Model, film: SampleFilm) -> Continuation:
-    """A held-out scene of the film: some seconds given, the next ones drawn."""
+def continue_film(model: Model, film: SampleFilm) -> Continuation:
+    """A held-out scene of the film, of which some seconds are given and the next ones drawn."""
     start = int(np.searchsorted(film.seconds, SCENE_START))
     given = slice(start, start + SCENE_GIVEN)
     after = slice(given.stop, given.stop + SCENE_MORE)
@@ -255,7 +227,7 @@ def go_on(model: Model, film: SampleFilm) -> Continuation:
 
 
 def read_stages(recipe: Recipe, folder: Path) -> list[StageRecord]:
-    """What each stage's `metrics.jsonl` recorded."""
+    """The records in the `metrics.jsonl` of each stage."""
     records = []
     for stage in recipe.stages:
         assert isinstance(stage, ModelStage)
@@ -276,75 +248,51 @@ def read_stages(recipe: Recipe, folder: Path) -> list[StageRecord]:
     return records
 
 
-def describe_machine(clock: Clock) -> Machine:
-    """This machine, the time each part took, and the most memory that this process held."""
-    return Machine(
-        cores=os.cpu_count() or 1,
-        devices=f"{jax.device_count()} {jax.devices()[0].platform} devices",
-        jax=jax.__version__,
-        seconds=clock.seconds,
-        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    )
-
-
-def share_found(trials: list[Trial], length: int) -> float:
-    """The share of needles found at one length."""
-    return float(np.mean([trial.found for trial in trials if trial.length == length]))
-
-
 def summarise(after: list[Trial], base: Model, recipe: Recipe) -> str:
-    """The story in one sentence, with its number."""
-    longest = accuracy(after)[0][-1]
+    """The result in one sentence, with its number."""
+    longest = NEEDLE_GRID.lengths[-1]
     return (
         f"In {len(recipe.stages)} stages a model of text and image codes grew from "
         f"{base.config.llama.context} to {longest} tokens of context on a ring of {RING} devices, "
-        f"and finds {share_found(after, longest):.0%} of the needles there."
+        f"and finds {count_found(after, longest).share:.0%} of the needles there."
     )
 
 
-def list_numbers(
-    seen: FilmReconstruction,
-    before: list[Trial],
-    after: list[Trial],
-    answers: list[Answer],
-    drawings: list[Drawing],
-) -> list[Number]:
-    """Every figure of the report with how it was measured."""
-    tried = len(NEEDLE_GRID.depths) * NEEDLE_GRID.rounds
+def list_numbers(story: Story) -> list[Number]:
+    """The figures of the report with their intervals and how each was measured."""
     numbers = [
         Number(
-            what=f"needles found at {length} tokens, before and after",
-            value=f"{share_found(before, length):.0%} and {share_found(after, length):.0%}",
-            how=f"{tried} prompts over {len(NEEDLE_GRID.depths)} depths, held-out books, random "
-            "numbers, greedy answers that contain the number",
+            what=f"needles found at {length} tokens, {when}",
+            value=str(count_found(trials, length)),
+            how=f"prompts over {len(NEEDLE_GRID.depths)} depths, held-out books, random numbers, "
+            "greedy answers that contain the number",
         )
         for length in NEEDLE_GRID.lengths
+        for when, trials in (("before", story.before), ("after", story.after))
     ]
-    right = sum(answer.right for answer in answers)
-    found = [drawing.score.exact for drawing in drawings]
+    if film := story.reconstruction:
+        how = f"mean PSNR of all frames of {film.held_out}, which were not trained on"
+        what = "reconstruction of the film"
+        numbers.append(Number(what=what, value=f"{film.psnr:.1f} dB", how=how))
     return [
         *numbers,
         Number(
-            what="reconstruction of the film",
-            value=f"{seen.psnr:.1f} dB",
-            how=f"mean PSNR of all frames of {seen.held_out}, which no training has seen",
-        ),
-        Number(
             what="questions about unseen clips",
-            value=f"{right} of {len(answers)}",
-            how="greedy answers equal to the exact truth, one question a clip",
+            value=str(story.answered),
+            how="greedy answers equal to the truth, one question a clip",
         ),
         Number(
             what="clips drawn as asked",
-            value=f"{sum(found)} of {len(found)}",
-            how="colour, shape and motion of every thing found by rules, none besides",
+            value=str(story.drawn),
+            how="colour, shape and motion of every thing found by a rule, and nothing else found",
         ),
     ]
 
 
 NOTES = (
-    "The model is small and was trained for an hour or two: its prose is not worth reading, "
-    "and the figures for answers and drawings say how often they are right.",
-    "Needles use words that training has seen with other numbers and other books, as in LWM's chat "
-    "stages; a hard test of understanding they are not.",
+    "The model is small and was trained for an hour or two. Its prose is not worth reading; the "
+    "figures for answers and drawings say how often they are right.",
+    "The needle test asks in words that training has seen, with other numbers and other books, as "
+    "in LWM's chat stages. It is not a hard test of understanding.",
+    "Intervals are Wilson's at 95 %. A guess is a random answer of the same kind.",
 )

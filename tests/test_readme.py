@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,27 @@ def test_the_commands_of_the_pages_exist(words: list[str]) -> None:
         assert rest[0] in ASSETS
     else:
         assert verb in VERBS or f"{verb} {rest[0]}" in VERBS
+
+
+@cache
+def known_options(*words: str) -> frozenset[str]:
+    """The options that the help of a verb, or of a recipe, lists."""
+    search = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", "ringworld", *words, "--help"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": search, "COLUMNS": "200"},
+    )
+    assert done.returncode == 0, done.stderr
+    return frozenset(re.findall(r"(?<![\w-])--?[a-z][\w.-]*", done.stdout))
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_the_options_of_the_commands_of_the_pages_exist(words: list[str]) -> None:
+    verb = words[1:3] if words[1] in ("train", "data", "eval", "generate") else words[1:2]
+    given = {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+    assert given <= known_options(*verb)
 
 
 def test_every_command_is_in_the_readme() -> None:

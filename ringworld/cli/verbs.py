@@ -121,7 +121,7 @@ class Inspect:
 
         from ringworld.data.corpora.inspection import draw_samples, find_codec, inspect_shards
         from ringworld.data.corpora.shards import Shards
-        from ringworld.evals.shard_report import tell, write_page
+        from ringworld.evals.shard_report import print_inspection, write_page
 
         def work(announce: Callable[[str], None]) -> None:
             found = inspect_shards(self.folder, context=self.context, samples=self.samples)
@@ -132,7 +132,7 @@ class Inspect:
             if self.html is not None:
                 write_page(self.html, found, frames)
             if not self.json:
-                tell(found, frames, Console())
+                print_inspection(found, frames, Console())
 
         return work
 

@@ -1,4 +1,4 @@
-"""An inspection of shards, told in the terminal and as one self-contained page."""
+"""An inspection of shards, printed in the terminal and written as one self-contained page."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +25,9 @@ from ringworld.evals.page import (
 )
 from ringworld.files import whole
 
-TimedFrames = tuple[UInt8[np.ndarray, "Z Y X 3"], list[str]]  # and when the film shows each
+TimedFrames = tuple[UInt8[np.ndarray, "Z Y X 3"], list[str]]
+"""Frames, and for each the time at which the film shows it, in words."""
+
 STYLES = {"given": "dim", "learned": "bold green", "seen": "yellow", "drawn": "bold yellow"}
 # The size of a frame in the terminal: two pixels to a letter's height.
 COLUMNS, LINES = 18, 9
@@ -33,8 +35,8 @@ SAMPLE_SHEET = 4  # frames side by side, which a terminal of 80 columns holds
 BAR = 32
 
 
-def list_facts(found: Inspection) -> list[tuple[str, str]]:
-    """The few numbers that come first, and what they are."""
+def key_figures(found: Inspection) -> list[tuple[str, str]]:
+    """The numbers that come first, each as (value, what it is)."""
     counts, packing = found.counts, found.packing
     return [
         (f"{counts.examples:,}", "examples"),
@@ -48,8 +50,8 @@ def list_facts(found: Inspection) -> list[tuple[str, str]]:
     ]
 
 
-def mix(found: Inspection) -> list[tuple[str, ...]]:
-    """A line for each source: its name and what it holds."""
+def source_rows(found: Inspection) -> list[tuple[str, ...]]:
+    """A row for each source: its name, counts of examples and tokens, and shares."""
     return [
         (
             name,
@@ -63,8 +65,8 @@ def mix(found: Inspection) -> list[tuple[str, ...]]:
     ]
 
 
-def uses(found: Inspection) -> list[tuple[str, ...]]:
-    """A line for each number of times: how many text ids and codes stand so often."""
+def use_rows(found: Inspection) -> list[tuple[str, ...]]:
+    """A row for each number of uses: how many text ids and codes are used so often."""
     return [
         (f"at most {row.times:,}" if row.times else "never", f"{row.text:,}", f"{row.codes:,}")
         for row in found.uses
@@ -78,22 +80,24 @@ USES = ("times", "text ids", "codes")
 # ---- the terminal
 
 
-def tell(found: Inspection, frames: Mapping[int, TimedFrames], console: Console) -> None:
-    """Print the inspection."""
-    for number, words in list_facts(found):
+def print_inspection(
+    found: Inspection, frames: Mapping[int, TimedFrames], console: Console
+) -> None:
+    """Print the inspection to a console; frames are drawn where it is a terminal."""
+    for number, words in key_figures(found):
         console.print(f"{number:>16}  {words}", highlight=False)
-    console.print(_rich_table(MIX, mix(found)))
+    console.print(_rich_table(MIX, source_rows(found)))
     lengths = found.lengths
     most = max(lengths.bars.values())
     bars = [(f"<= {top}", f"{n:,}", "#" * -(-BAR * n // most)) for top, n in lengths.bars.items()]
     console.print(_rich_table(("tokens", "examples", ""), bars))
     often = [(row.token, str(row.id), f"{row.count:,}") for row in found.often]
     console.print(_rich_table(("most frequent", "id", "times"), often))
-    console.print(_rich_table(USES, uses(found)))
+    console.print(_rich_table(USES, use_rows(found)))
     for row in found.bad[:BAR]:
         console.print(f"skipped {row.origin}: {row.why}", markup=False, highlight=False)
     for sample in found.samples:
-        console.print(_tell_sample(sample, frames.get(sample.index), console.is_terminal))
+        console.print(_render_sample(sample, frames.get(sample.index), console.is_terminal))
 
 
 def _rich_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
@@ -105,7 +109,7 @@ def _rich_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     return out
 
 
-def _tell_sample(sample: Sample, frames: TimedFrames | None, pictures: bool) -> Group:
+def _render_sample(sample: Sample, frames: TimedFrames | None, pictures: bool) -> Group:
     words = Text()
     for piece in sample.pieces:
         shown = f"[{piece.written}]" if piece.kind in ("seen", "drawn") else piece.written
@@ -150,7 +154,7 @@ def write_page(path: Path, found: Inspection, frames: Mapping[int, TimedFrames])
     title = f"The tokens of {found.folder}"
     key = (
         element("div", element("dt", words), element("dd", number))
-        for number, words in list_facts(found)
+        for number, words in key_figures(found)
     )
     header = join_html([element("h1", title), element("dl", *key, class_="key")])
     most = max(found.lengths.bars.values())
@@ -159,7 +163,7 @@ def write_page(path: Path, found: Inspection, frames: Mapping[int, TimedFrames])
     ]
     often = [(row.token, str(row.id), f"{row.count:,}") for row in found.often]
     parts = [
-        section("Mix", "What each source gives.", table(MIX, mix(found))),
+        section("Mix", "What each source gives.", table(MIX, source_rows(found))),
         section(
             "LengthSummary",
             f"From {found.lengths.shortest:,} to {found.lengths.longest:,} tokens, "
@@ -169,7 +173,7 @@ def write_page(path: Path, found: Inspection, frames: Mapping[int, TimedFrames])
         section(
             "Tokens",
             "How many ids stand in the data how often, and the most frequent text ids.",
-            table(USES, uses(found)),
+            table(USES, use_rows(found)),
             table(("token", "id", "times"), often),
         ),
         section(

@@ -28,8 +28,8 @@ class StageRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOutBook:
-    """A text as it was tokenized; `use` says what for, such as "training" or "haystacks only"."""
+class BookTokens:
+    """The tokens of a text, and its use, such as "training" or "haystacks only"."""
 
     title: str
     tokens: int
@@ -125,7 +125,7 @@ class Story:
     summary: str
     machine: Machine
     reconstruction: FilmReconstruction | None = None
-    books: Sequence[HeldOutBook] = ()
+    books: Sequence[BookTokens] = ()
     stages: Sequence[StageRecord] = ()
     before: Sequence[Trial] = ()
     after: Sequence[Trial] = ()

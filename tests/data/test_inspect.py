@@ -27,7 +27,7 @@ from ringworld.data.corpora.inspection import (
 from ringworld.data.corpora.shards import Shards
 from ringworld.data.packing.pack import efficiency, plan_rows
 from ringworld.errors import InputError
-from ringworld.evals.shard_report import tell, write_page
+from ringworld.evals.shard_report import print_inspection, write_page
 from ringworld.media.clip import write_animation
 from ringworld.text.load import TOKENIZER, load_tokenizer
 from ringworld.weights.shipped import NANO
@@ -194,7 +194,7 @@ def test_the_terminal_shows_the_samples_and_frames_where_it_can(
     assert codec is not None
     out = StringIO()
     frames = draw_samples(folder, found.samples, codec)
-    tell(found, frames, Console(file=out, force_terminal=terminal, width=120))
+    print_inspection(found, frames, Console(file=out, force_terminal=terminal, width=120))
     assert "films.jsonl:1" in out.getvalue() and "The <ring> & keys." in out.getvalue()
     assert ("\u2580" in out.getvalue()) == terminal
 

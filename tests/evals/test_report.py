@@ -16,10 +16,10 @@ from ringworld.evals.page import VOID, element, join_html
 from ringworld.evals.report import clock, duration, write_report
 from ringworld.evals.story import (
     Answer,
+    BookTokens,
     Continuation,
     Drawing,
     FilmReconstruction,
-    HeldOutBook,
     Machine,
     Number,
     StageRecord,
@@ -142,8 +142,8 @@ def story() -> Story:
             held_out="minutes 8 and 9",
         ),
         books=[
-            HeldOutBook(title="King Lear", tokens=51_234, use="training"),
-            HeldOutBook(title="The Tempest", tokens=30_111, use="haystacks only"),
+            BookTokens(title="King Lear", tokens=51_234, use="training"),
+            BookTokens(title="The Tempest", tokens=30_111, use="haystacks only"),
         ],
         stages=[stage(rng, 1024, 3.1, 60), stage(rng, 4096, 2.9, 90), stage(rng, 16384, 2.7, 120)],
         before=trials(rng, 900),
