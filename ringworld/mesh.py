@@ -14,10 +14,9 @@ time. A mesh is always set while something is computed; one device is a mesh of 
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -86,13 +85,20 @@ def mesh_is_set() -> bool:
 def on_a_mesh(f: Callable[P, R]) -> Callable[P, R]:
     """`f` under the mesh that is set, or else under a mesh of one device.
 
-    For doors that a program may call before it has set a mesh. Not for use under `jax.jit`.
+    For doors that a program may call before it has set a mesh: it is given plain arrays then, which
+    know of no mesh. Not for use under `jax.jit`.
     """
+
+    def leave(x: Any) -> Any:
+        return x.addressable_data(0) if isinstance(x, jax.Array) else x
 
     @wraps(f)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with nullcontext() if mesh_is_set() else jax.set_mesh(make_mesh()):
+        if mesh_is_set():
             return f(*args, **kwargs)
+        with jax.set_mesh(make_mesh()):
+            result = f(*args, **kwargs)
+        return jax.tree.map(leave, result)
 
     return run
 

@@ -66,12 +66,14 @@ def attend(
     """
     _check_arrays(q, k, v)
     _check_where(where, q)
-    dense = partial(attend_dense, is_causal=causal)
-    ring = partial(attend_ring, is_causal=causal, kernel=_choose(impl), axis=_ring_axis())
-    if not mesh_is_set():  # one device, and nothing to divide
-        return dense(q, k, v, where) if impl == "dense" else ring(q, k, v, where)
+    kernel = _choose(impl)
+    if not mesh_is_set():  # a program that has set no mesh has one device: nothing is divided
+        if impl == "dense":
+            return attend_dense(q, k, v, where, causal)
+        return attend_ring(q, k, v, where, causal, kernel, None)
     if impl == "dense":
         return _attend_whole_rows(q, k, v, where, causal)
+    ring = partial(attend_ring, is_causal=causal, kernel=kernel, axis=_ring_axis())
     if "tensor" in _divided(q)[1]:
         exchanged = partial(attend_exchanged, attend=ring, axis="tensor")
         heads, rows = PartitionSpec(*_divided(q)), PartitionSpec(*_divided(where.segments))
@@ -150,7 +152,7 @@ def _put(x: Array, *logical: str | None) -> Array:
 
 def _ring_axis() -> str | None:
     """The mesh axis of the ring; None where it is a ring of one device."""
-    return "seq" if mesh_is_set() and axis_size("seq") > 1 else None
+    return "seq" if axis_size("seq") > 1 else None
 
 
 def _check_arrays(q: Array, k: Array, v: Array) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from ringworld.errors import InputError
-from ringworld.mesh import on_a_mesh
+from ringworld.mesh import named_sharding, on_a_mesh
 from ringworld.models.vqgan import VQGAN, VQGANWeights, decode, encode
 
 # Frames that go through the codec at a time.
@@ -30,8 +30,8 @@ class FloatCodec:
     @on_a_mesh
     def encode(self, pixels: Float[np.ndarray, "Z Y X 3"]) -> Int[np.ndarray, "Z y x"]:
         """The grid of codes of each picture: `side` x `side`, from 0 to codebook - 1."""
-        batches = _batches(pixels.astype(np.float32))
-        codes = [_encode(self.weights, jnp.asarray(batch), self.config) for batch in batches]
+        batches, weights = _batches(pixels.astype(np.float32)), self._placed()
+        codes = [_encode(weights, jnp.asarray(batch), self.config) for batch in batches]
         return np.concatenate(codes)[: len(pixels)]
 
     @on_a_mesh
@@ -42,9 +42,13 @@ class FloatCodec:
                 f"the codes run from {codes.min()} to {codes.max()} and this codec has 0 to "
                 f"{self.config.codebook - 1}: use the codec that made them"
             )
-        batches = _batches(codes.astype(np.int32))
-        drawn = [_decode(self.weights, jnp.asarray(batch), self.config) for batch in batches]
+        batches, weights = _batches(codes.astype(np.int32)), self._placed()
+        drawn = [_decode(weights, jnp.asarray(batch), self.config) for batch in batches]
         return np.concatenate(drawn)[: len(codes)]
+
+    def _placed(self) -> VQGANWeights:
+        """The weights on the mesh that is set, whichever they were loaded on; whole everywhere."""
+        return jax.device_put(self.weights, named_sharding(jax.sharding.get_mesh()))
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from PIL import Image
 from ringworld.errors import InputError
 from ringworld.files import whole
 from ringworld.media.codec import Codec
+from ringworld.mesh import on_a_mesh
 from ringworld.models.patchgan import PatchGAN
 from ringworld.models.vqgan import NANO_VQGAN, VQGAN, VQGANWeights, decode, encode
 from ringworld.progress import Announce
@@ -104,6 +105,7 @@ class CodecStage(Stage[PictureData]):
         """Whether there is a checkpoint or the codec."""
         return (folder / CODEC).exists() or bool(find_steps(folder / CHECKPOINTS))
 
+    @on_a_mesh
     def run(self, data: PictureData, source: Path | None, folder: Path, announce: Announce) -> Path:
         """Train the codec in `folder`, going on where it stopped; returns the codec's folder."""
         done, sheet = folder / CODEC, folder / SHEET

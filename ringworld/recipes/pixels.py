@@ -192,7 +192,7 @@ def _shapes(
     return pictures[:count]
 
 
-def draw_shapes(unseen: Frames, size: int) -> Frames:
+def draw_shapes(unseen: Frames, size: int) -> UInt8[np.ndarray, "shown Y X 3"]:
     """Two moments of each of some scenes, every other one over a held-out frame."""
     rng = np.random.default_rng(SCENES_SEED)
     pictures = []

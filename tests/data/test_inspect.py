@@ -250,4 +250,4 @@ def test_every_command_of_the_data_page_runs(
     assert Path("tokens.html").exists() and "films.jsonl:2" in capsys.readouterr().out
     assert len(Path("runs/films/stage/metrics.jsonl").read_text().splitlines()) == 3
     assert Path("runs/films/stage/model/model.safetensors").exists()
-    assert Path("runs/mixed/model/model.safetensors").exists()
+    assert Path("runs/mixed/stage/model/model.safetensors").exists()
