@@ -67,11 +67,13 @@ class Tokenizer:
 
     @property
     def bos_ids(self) -> list[int]:
-        """The token before a text as a list, empty for a tokenizer without one.
+        """The token before a text as a list, empty without one or if `add_bos_token` is false.
 
         Raises InputError when the named token is not in the vocabulary.
         """
-        return [] if self.bos_name is None else [self.id(self.bos_name)]
+        if self.bos_name is None or self._names.get("add_bos_token") is False:
+            return []
+        return [self.id(self.bos_name)]
 
     @property
     def eos(self) -> int:
@@ -103,9 +105,9 @@ class Tokenizer:
 
         `<s>` for our models; else what `add_bos_token` says; else what the tokenizer.json adds.
         """
-        adds = self._names.get("add_bos_token")
-        if isinstance(adds, bool) or self.backend.token_to_id("<vision>") is not None:
-            return [] if adds is False else self.bos_ids
+        says = isinstance(self._names.get("add_bos_token"), bool)
+        if says or self.backend.token_to_id("<vision>") is not None:
+            return self.bos_ids
         whole = self.backend.encode("a", add_special_tokens=True)
         added = takewhile(
             lambda pair: pair[1], zip(whole.ids, whole.special_tokens_mask, strict=True)

@@ -975,11 +975,16 @@ def test_what_a_developer_or_a_row_says_first_is_the_system_turn(
     assert TOKENIZER.decode(made.tokens.tolist()).startswith("Be brief. USER: Who")
 
 
-def test_texts_of_a_tokenizer_without_a_first_token_begin_without_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "names", [{"bos_token": None}, {"bos_token": "<s>", "add_bos_token": False}], ids=str
+)
+def test_texts_of_a_tokenizer_without_a_first_token_begin_without_one(
+    tmp_path: Path, names: dict[str, Any]
+) -> None:
     (tmp_path / "words").mkdir()
     (tmp_path / "words" / "tokenizer.json").write_bytes((NANO / "tokenizer.json").read_bytes())
-    names = {"bos_token": None, "eos_token": "</s>"}
-    (tmp_path / "words" / "tokenizer_config.json").write_text(json.dumps(names))
+    named = names | {"eos_token": "</s>"}
+    (tmp_path / "words" / "tokenizer_config.json").write_text(json.dumps(named))
     (tmp_path / "books").mkdir()
     (tmp_path / "books" / "a.txt").write_text("The ring.")
     write_lines(tmp_path / "talk.jsonl", turns(*CALM))
