@@ -3,6 +3,7 @@
 Loss, gradients, clipping and AdamW, as training does them.
 """
 
+from functools import partial
 from typing import Any
 
 import jax

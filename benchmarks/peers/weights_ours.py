@@ -5,13 +5,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from benchmarks.peers.model_work import WRITTEN, draw_prompt
 from benchmarks.protocol import Prepared, serve
 from ringworld.cpu import widen_vectors
 from ringworld.data.example import text
-from ringworld.inference.stream import DecodeState, decode_tokens, prefill, truncate_state
+from ringworld.inference.stream import (
+    DecodeState,
+    decode_tokens,
+    empty_state,
+    prefill,
+    truncate_state,
+)
+from ringworld.mesh import make_mesh
 from ringworld.settings import Sampling
 from ringworld.weights.model import load_model
 
@@ -57,4 +65,5 @@ def prepare(request: dict[str, Any]) -> Prepared:
 
 if __name__ == "__main__":
     widen_vectors()
-    serve(prepare)
+    with jax.set_mesh(make_mesh()):
+        serve(prepare)
