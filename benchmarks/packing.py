@@ -35,6 +35,7 @@ from ringworld.data.example import Example
 from ringworld.data.packing.loader import make_batches, stack
 from ringworld.data.packing.pack import Piece, efficiency, pack_row
 from ringworld.data.packing.rows import PackedRows, Packing, keep_plan
+from ringworld.mesh import on_a_mesh
 from ringworld.models.llama import Llama
 from ringworld.models.world import World, WorldWeights, forward, specs
 from ringworld.params import init
@@ -233,6 +234,7 @@ def ask(weights: WorldWeights, examples: list[Example]) -> Answers:
     return Answers(float(right[asked].mean()), float(loss[asked].mean()))
 
 
+@on_a_mesh
 def ablation(steps: int = STEPS, seeds: int = SEEDS) -> None:
     """Train by each way of packing; the table has means over seeds, and the least and the most.
 
