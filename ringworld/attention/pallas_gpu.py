@@ -142,7 +142,7 @@ class _Place:
         return _Tiles(ref, self.array.shape[self.array.ndim - self.rank :])
 
 
-def _read(tree: Any, *at: Any) -> Any:
+def _load_tile(tree: Any, *at: Any) -> Any:
     return jax.tree.map(lambda tiles: tiles.read(*at), tree)
 
 
@@ -240,14 +240,14 @@ def _forward_tile(
     runs: _Tiles, queries: Queries, keys: Keys, before: tuple[Array, Array, Array]
 ) -> tuple[Array, Array, Array]:
     """The running softmax of one tile of queries of one head: maximum, sum and value."""
-    q, reach = queries.q.read(), _read(queries.reach)
+    q, reach = queries.q.read(), _load_tile(queries.reach)
 
     def step(masked: bool, j: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, ...]:
         top, total, value = sums
         k, v = keys.k.read(j), keys.v.read(j)
         scores = _dot(q, k, (1, 1))
         if masked:
-            scores = jnp.where(sees(reach, _read(keys.where, j)), scores, -jnp.inf)
+            scores = jnp.where(sees(reach, _load_tile(keys.where, j)), scores, -jnp.inf)
         now = jnp.maximum(top, scores.max(1))
         weights = jnp.exp2(scores - finite(now)[:, None])
         keep = jnp.exp2(top - finite(now))
@@ -274,14 +274,14 @@ def _backward_queries(
     runs: _Tiles, queries: Queries, keys: Keys, saved: Saved, before: tuple[Array]
 ) -> tuple[Array]:
     """dq of one tile of queries of one head, `[t, H]`."""
-    q, reach = queries.q.read(), _read(queries.reach)
+    q, reach = queries.q.read(), _load_tile(queries.reach)
     dout, lse, delta = saved.dout.read(), finite(saved.lse.read()), saved.delta.read()
 
     def step(masked: bool, j: Array, sums: tuple[Array]) -> tuple[Array]:
         k, v = keys.k.read(j), keys.v.read(j)
         scores = _dot(q, k, (1, 1))
         if masked:
-            scores = jnp.where(sees(reach, _read(keys.where, j)), scores, -jnp.inf)
+            scores = jnp.where(sees(reach, _load_tile(keys.where, j)), scores, -jnp.inf)
         weights = jnp.exp2(scores - lse[:, None])
         dscores = weights * (_dot(dout, v, (1, 1)) - delta[:, None])
         return (sums[0] + _dot(dscores.astype(k.dtype), k, (1, 0)),)
@@ -293,7 +293,7 @@ def _backward_keys(
     runs: _Tiles, queries: Queries, keys: Keys, saved: Saved, before: tuple[Array, Array]
 ) -> tuple[Array, Array]:
     """dk and dv of one tile of keys of one head, `[s, H]`; scores stand transposed, `[s, t]`."""
-    k, v, where = keys.k.read(), keys.v.read(), _read(keys.where)
+    k, v, where = keys.k.read(), keys.v.read(), _load_tile(keys.where)
     groups = queries.q.ref.shape[1]
 
     def step(masked: bool, visit: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -302,7 +302,7 @@ def _backward_keys(
         lse, delta = finite(saved.lse.read(i, g)), saved.delta.read(i, g)
         scores = _dot(k, q, (1, 1))
         if masked:
-            scores = jnp.where(sees(_read(queries.reach, i), where).T, scores, -jnp.inf)
+            scores = jnp.where(sees(_load_tile(queries.reach, i), where).T, scores, -jnp.inf)
         weights = jnp.exp2(scores - lse[None])
         dscores = weights * (_dot(v, dout, (1, 1)) - delta[None])
         dk = sums[0] + _dot(dscores.astype(q.dtype), q, (1, 0))

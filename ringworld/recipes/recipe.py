@@ -84,7 +84,7 @@ def record_run(recipe: Recipe, folder: Path, announce: Announce) -> None:
     record = folder / RECORD
     resolved = json.loads(json.dumps(asdict(recipe) | {HASHES: recipe.hashes()}, default=str))
     if record.exists():
-        changes = find_changes(_read(record), resolved)
+        changes = find_changes(_read_record(record), resolved)
         longer = find_longer(recipe, folder, changes)
         if real := [name for name in find_real(recipe, folder, changes) if name not in longer]:
             told = [
@@ -165,7 +165,7 @@ def hash_start(path: Path) -> str | None:
     return hashlib.sha256("".join(lines).encode()).hexdigest() if lines else None
 
 
-def _read(record: Path) -> dict[str, Any]:
+def _read_record(record: Path) -> dict[str, Any]:
     try:
         found = json.loads(record.read_bytes())
     except ValueError:

@@ -134,7 +134,10 @@ class Checkpoints:
             except Damaged as damage:
                 self._set_aside(path, str(damage))
                 continue
-            parts = {part: _read(path, part, getattr(abstract, part)) for part in CHECKPOINT_PARTS}
+            parts = {
+                part: _restore_part(path, part, getattr(abstract, part))
+                for part in CHECKPOINT_PARTS
+            }
             count = jax.device_put(np.asarray(step, np.int32), abstract.step.sharding)
             return TrainState(step=count, **parts)
         return None
@@ -189,7 +192,7 @@ def _write(folder: Path, state: TrainState, identity: dict[str, Any]) -> None:
         write_manifest(folder, content)
 
 
-def _read(folder: Path, part: str, abstract: Any) -> Any:
+def _restore_part(folder: Path, part: str, abstract: Any) -> Any:
     wanted = paths(abstract)
     how = ocp.checkpoint_utils.construct_restore_args(wanted)
     with _orbax() as orbax:

@@ -136,7 +136,7 @@ def fill(
     check_table(specs, tensors)
     leaves = []
     for name, param in paths(specs).items():
-        whole = _read(name, param, tensors[name], dtype)
+        whole = _read_weight(name, param, tensors[name], dtype)
         leaves.append(jax.block_until_ready(place(whole, *param.axes, rules=rules)))
         copied = ref(whole)
         del whole
@@ -174,7 +174,9 @@ def _wait_until_freed(copied: ref[np.ndarray]) -> None:
         time.sleep(0.001)
 
 
-def _read(name: str, param: Param, tensor: np.ndarray | LazyWeight, dtype: DTypeLike) -> np.ndarray:
+def _read_weight(
+    name: str, param: Param, tensor: np.ndarray | LazyWeight, dtype: DTypeLike
+) -> np.ndarray:
     pieces = each_piece(name, tensor)
     entry = next(pieces)  # before there is room for the whole: the config may ask for anything
     whole, filled = np.empty(param.shape, dtype), 0

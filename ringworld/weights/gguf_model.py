@@ -86,7 +86,7 @@ def read_gguf(path: Path) -> Checkpoint:
                 ]
                 _check_rows(tensor, heads)
             tensors[name.hugging_face.format(l)] = LazyTensor(
-                partial(_read, tensor, heads), tensor.dtype
+                partial(_read_numbers, tensor, heads), tensor.dtype
             )
     if unknown := sorted(set(file.tensors) - known):
         raise InputError(
@@ -106,7 +106,7 @@ def read_gguf(path: Path) -> Checkpoint:
     )
 
 
-def _read(tensor: Tensor, heads: int) -> np.ndarray:
+def _read_numbers(tensor: Tensor, heads: int) -> np.ndarray:
     """A tensor, its rows in halves if it has heads to put so."""
     return rows_to_halves(tensor.read(), heads) if heads else tensor.read()
 

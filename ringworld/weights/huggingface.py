@@ -240,8 +240,8 @@ def write_config(c: World, dtype: str) -> dict[str, Any]:
     The two vocabularies of a world model are one. Raises InputError when no family has it all.
     """
     llama, words = c.llama, c.vocabulary
-    sights = {"codes": words.codes, "codes_per_frame": words.codes_per_frame}
-    sights |= {"text": words.text, "rows": words.vision_rows}
+    vision = {"codes": words.codes, "codes_per_frame": words.codes_per_frame}
+    vision |= {"text": words.text, "rows": words.vision_rows}
     family = _family(llama)
     windows = {"sliding_window": llama.window, "use_sliding_window": llama.window is not None}
     return {
@@ -268,7 +268,7 @@ def write_config(c: World, dtype: str) -> dict[str, Any]:
         **({"mlp_bias": False} if family == "llama" else {}),
         **(windows if family != "llama" else {}),
         **({"max_window_layers": 0} if FAMILIES[family].window == "by layer" else {}),
-        **({"ringworld": sights} if words.codes else {}),
+        **({"ringworld": vision} if words.codes else {}),
     }
 
 

@@ -60,7 +60,7 @@ def read_lwm(path: Path) -> Checkpoint:
             kernel = name.lwm and _find(tree, name.lwm.format(l), name.lwm, l, layers)
             if kernel:
                 there = name.hugging_face.format(l)
-                read = partial(_read, path, there, *kernel, heads)
+                read = partial(_read_array, path, there, *kernel, heads)
                 tensors[there] = LazyTensor(read, kernel[0].dtype)
     if config["tie_word_embeddings"] and "transformer/vte/embedding" in tree:
         raise InputError(f"{path} sees, but ties its text head: use an untied model")
@@ -164,7 +164,7 @@ def _first(tree: dict[str, Stored], ending: str) -> Stored | None:
     return next((stored for name, stored in tree.items() if name.endswith(ending)), None)
 
 
-def _read(path: Path, name: str, stored: Stored, row: int | None, heads: int) -> np.ndarray:
+def _read_array(path: Path, name: str, stored: Stored, row: int | None, heads: int) -> np.ndarray:
     """A tensor as Hugging Face has it: matrices [out, in], pairs in halves; tables as they are."""
     if row is not None and row >= stored.shape[0]:
         raise InputError(f"{path} lacks layer {row} of {name}: copy it again")

@@ -149,7 +149,7 @@ def _table(checkpoint: Checkpoint, config: World) -> dict[str, LazyWeight]:
                 )
             known.add(there)
             names.append(there)
-            reads.append(_read(checkpoint.tensors[there], there, name, param))
+            reads.append(_convert_tensor(checkpoint.tensors[there], there, name, param))
         table[ours] = LazyWeight(param.shape, tuple(reads), tuple(names))
     if config.tied:
         known.add(BY_OURS["heads.text"].hugging_face)
@@ -162,7 +162,7 @@ def _table(checkpoint: Checkpoint, config: World) -> dict[str, LazyWeight]:
     return table
 
 
-def _read(tensor: LazyTensor, there: str, name: Name, param: Param) -> LazyTensor:
+def _convert_tensor(tensor: LazyTensor, there: str, name: Name, param: Param) -> LazyTensor:
     """One tensor as one piece of our weight. Raises InputError when it holds no floats."""
     if not jnp.issubdtype(tensor.dtype, jnp.floating):
         raise InputError(f"the tensor {there} holds {tensor.dtype}: use weights of floats")

@@ -162,7 +162,7 @@ def test_any_runs_come_back(
         [Record(example=one, seconds=np.zeros(0), origin="x") for one in written]
     )
     read = rooms._map(batch)
-    assert all(same(rooms._read(read, i).example, one) for i, one in enumerate(written))
+    assert all(same(rooms._read_row(read, i).example, one) for i, one in enumerate(written))
     assert (counts.tokens, counts.vision) == (4 * n, 4 * sum(vision))
 
 

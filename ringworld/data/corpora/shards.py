@@ -216,7 +216,7 @@ class Shards(Sequence[Example]):
         for batch in self._batches(number):
             if row < len(batch):
                 with _said_damaged(self.folder / shard.file):
-                    record = _read(batch, row)
+                    record = _read_row(batch, row)
                 self._check_ids(record, shard)
                 return record
             row -= len(batch)
@@ -320,7 +320,7 @@ def find_fault(example: Example, text_ids: int, vision_ids: int) -> str:
     return "" if example.weights[1:].any() else "has nothing to learn"
 
 
-def _read(batch: Columns, row: int) -> Record:
+def _read_row(batch: Columns, row: int) -> Record:
     tokens, runs = batch.row("tokens", row), batch.row("runs", row)
     example = Example(
         tokens,
