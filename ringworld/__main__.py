@@ -1,6 +1,6 @@
 """`python -m ringworld`: the command line."""
 
-from ringworld.cli import main
+from ringworld.cli import program
 
 if __name__ == "__main__":
-    main()
+    program()

@@ -426,6 +426,32 @@ def test_a_signal_during_the_imports_ends_the_program_quietly(
     assert not folder.exists()
 
 
+BUSY = """
+import os, signal, sys
+from ringworld import cli
+from ringworld.cli.command import Command
+
+class Thread:  # as one of XLA's, which calls into an interpreter that is no more
+    def __del__(self, abort=os.abort):
+        abort()
+
+def work():
+    print("half a line", end="")
+    os.kill(os.getpid(), {number})
+
+busy = Thread()
+Command.prepare = lambda self, announce: work
+sys.argv = ["ringworld", "demo"]
+cli.program()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_during_a_computation_ends_the_program_quietly(number: int, code: int) -> None:
+    done = program("-c", BUSY.format(number=int(number)))
+    assert (done.returncode, done.stdout, done.stderr) == (code, "half a line", "")
+
+
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [

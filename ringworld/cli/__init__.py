@@ -3,6 +3,7 @@
 Nothing heavy is imported here, so that Ctrl-C is quiet from the first moment on.
 """
 
+import atexit
 import errno
 import os
 import signal
@@ -31,6 +32,21 @@ def main() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
     sys.exit(code)
+
+
+def program() -> None:
+    """Run the command line as a process of its own and end the process.
+
+    After a signal the interpreter is not taken apart: a computation that XLA still runs on its
+    threads would end that with a segmentation fault, and the exit code would be its signal's.
+    """
+    try:
+        main()
+    except SystemExit as end:
+        if not isinstance(end.code, int) or end.code not in (INTERRUPTED, TERMINATED):
+            raise
+        atexit._run_exitfuncs()
+        os._exit(_drop_output(end.code))
 
 
 def run(words: list[str], announce: Callable[[str], None]) -> None:
