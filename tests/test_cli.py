@@ -4,7 +4,6 @@ import ast
 import errno
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -273,18 +272,6 @@ def test_help_imports_nothing_heavy() -> None:
     words += [[*verb.split(), "--help"] for verb in VERBS]
     done = program("-c", HELP.format(words=words, heavy=HEAVY))
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
-
-
-def test_help_takes_less_than_half_a_second() -> None:
-    """Of the processor, the best of three: what else the machine does is not counted."""
-    for words in (["--help"], ["chat", "--help"], ["data", "qa", "--help"]):
-        took = []
-        for _ in range(3):
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            assert program("-m", "ringworld", *words).returncode == 0
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        assert min(took) < 0.5, words
 
 
 @pytest.mark.parametrize("verb", VERBS)
