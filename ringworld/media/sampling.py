@@ -68,6 +68,3 @@ class FrameSampling:
             return self
         low = None if self.min_frames is None else min(self.min_frames, most)
         return replace(self, min_frames=low, max_frames=min(self.max_frames or most, most))
-
-
-EVERY_FRAME = FrameSampling(fps=None)
