@@ -55,7 +55,8 @@ from ringworld.tasks.shape_judge import chance_of_exact, score_clip
 from ringworld.tasks.shape_language import caption, possible_answers, questions
 from ringworld.tasks.shapes import draw, sample_scene
 from ringworld.train.metrics import METRICS_NAME as METRICS
-from ringworld.train.stage import MODEL, ModelStage
+from ringworld.train.model_stage import ModelStage
+from ringworld.train.stage import MODEL
 from ringworld.weights.model import Model, load_model
 from ringworld.weights.open import open_model
 from ringworld.weights.shipped import NANO

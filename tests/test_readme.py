@@ -15,7 +15,7 @@ from ringworld.recipes.codec import nano_codec
 from ringworld.recipes.nano import demo, nano_base, reach_theta
 from ringworld.recipes.recipe import Recipe
 from ringworld.recipes.registry import RECIPES
-from ringworld.train.stage import ModelStage
+from ringworld.train.model_stage import ModelStage
 from tests.test_house import RANKS
 
 ROOT = Path(__file__).resolve().parent.parent

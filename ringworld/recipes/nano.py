@@ -13,8 +13,8 @@ from ringworld.recipes.samples import Samples
 from ringworld.rope import rope_theta, stable_base
 from ringworld.settings import MeshShape
 from ringworld.train.loop import Loop
+from ringworld.train.model_stage import FreshModel, ModelStage
 from ringworld.train.optimizer import AdamW
-from ringworld.train.stage import FreshModel, ModelStage
 from ringworld.vocab import Vocabulary
 from ringworld.weights.shipped import NANO
 

@@ -16,7 +16,7 @@ from ringworld.tasks.clips import CodedClip, clip_example, draw_clips, video_alo
 from ringworld.tasks.needle import count_haystack, draw_needles, max_needles, recall_example
 from ringworld.text.load import load_tokenizer
 from ringworld.text.tokenizer import Tokenizer
-from ringworld.train.stage import ModelData, ModelStage
+from ringworld.train.model_stage import ModelData, ModelStage
 from ringworld.vocab import Vocabulary
 from ringworld.weights.codecs import load_codec
 from ringworld.weights.file_names import CODEC

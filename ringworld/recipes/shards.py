@@ -24,8 +24,8 @@ from ringworld.progress import Announce
 from ringworld.recipes.recipe import Recipe
 from ringworld.settings import MeshShape
 from ringworld.train.loop import Loop
+from ringworld.train.model_stage import ModelData, ModelStage
 from ringworld.train.optimizer import AdamW
-from ringworld.train.stage import ModelData, ModelStage
 from ringworld.weights.file_names import CODEC
 from ringworld.weights.shipped import NANO
 

@@ -21,8 +21,8 @@ from ringworld.models.llama import Llama
 from ringworld.models.world import World
 from ringworld.settings import MeshShape
 from ringworld.train.loop import Loop
+from ringworld.train.model_stage import ModelStage, fresh_weights, train_stage
 from ringworld.train.optimizer import AdamW
-from ringworld.train.stage import ModelStage, fresh_weights, train_stage
 from ringworld.vocab import Vocabulary
 
 

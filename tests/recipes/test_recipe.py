@@ -28,8 +28,8 @@ from ringworld.train import checkpoint
 from ringworld.train import stage as stage_module
 from ringworld.train.build import start
 from ringworld.train.loop import Loop
+from ringworld.train.model_stage import FreshModel, ModelData, ModelStage, choose_rope
 from ringworld.train.optimizer import AdamW
-from ringworld.train.stage import FreshModel, ModelData, ModelStage, choose_rope
 from ringworld.vocab import Vocabulary
 from ringworld.weights.open import open_model
 from ringworld.weights.shipped import NANO

@@ -20,7 +20,7 @@ from ringworld.recipes.recipe import Recipe
 from ringworld.recipes.shards import TokenShards, choose_examples, shards
 from ringworld.text.load import load_tokenizer
 from ringworld.train import checkpoint
-from ringworld.train.stage import ModelStage, pack_examples
+from ringworld.train.model_stage import ModelStage, pack_examples
 
 CONTEXT, BATCH = 128, 4
 SPEC = """

@@ -20,15 +20,15 @@ from ringworld.params import shardings
 from ringworld.recipes.recipe import Recipe, record_run
 from ringworld.settings import MeshShape
 from ringworld.train.loop import Loop
-from ringworld.train.optimizer import AdamW
-from ringworld.train.stage import (
-    Data,
+from ringworld.train.model_stage import (
     ModelStage,
     check_activations,
     choose_rope,
     fresh_weights,
     train_stage,
 )
+from ringworld.train.optimizer import AdamW
+from ringworld.train.stage import Data
 from ringworld.vocab import Vocabulary
 
 CONTEXT, STEPS = 32, 20

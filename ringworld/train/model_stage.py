@@ -1,0 +1,318 @@
+"""The stage that trains a model of text and image codes at one length."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from ringworld.batch import Batch
+from ringworld.data.packing.ledger import LEDGER_FILE, Ledger
+from ringworld.data.packing.loader import Rows, check_rows, make_batches
+from ringworld.data.packing.pack import PLAN_WINDOW
+from ringworld.data.packing.rows import MASKED, Apart, Examples, MixedRows, PackedRows, Packing
+from ringworld.errors import InputError
+from ringworld.mesh import Rules, make_mesh
+from ringworld.models.llama import COMPUTE, HOST, Activations
+from ringworld.models.world import World, WorldWeights, specs
+from ringworld.params import init
+from ringworld.progress import Announce
+from ringworld.rope import check_rope, rope_theta
+from ringworld.settings import MeshShape, WeightAxis
+from ringworld.train.build import build, start
+from ringworld.train.checkpoint import FOLDER as CHECKPOINTS
+from ringworld.train.checkpoint import find_steps
+from ringworld.train.loop import Loop, fit
+from ringworld.train.loss import loss
+from ringworld.train.optimizer import AdamW, learning_rate, make_optimizer
+from ringworld.train.stage import MODEL, Data, Stage
+from ringworld.weights.folder import fill
+from ringworld.weights.model import save_model
+from ringworld.weights.open import open_model
+
+
+class ModelData(Data, ABC):
+    """Examples for a model of text and image codes."""
+
+    def check(self, stage: "ModelStage", source: Path | None) -> None:
+        """Raise InputError when the data, or the stage's shares of them, cannot be used."""
+
+    @abstractmethod
+    def open(
+        self, stage: "ModelStage", source: Path, cache: Path, announce: Announce
+    ) -> Examples | Apart:
+        """The examples of a stage, in the tokens of the model folder `source`.
+
+        What is made once is kept in the folder `cache`.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelStage(Stage[ModelData]):
+    """One length of the progressive extension: `batch` rows of `context` tokens a step.
+
+    Without `rope_theta` the RoPE base is that of the model as far as it reaches, and beyond that
+    the base that `ringworld.rope.rope_theta` gives for the context, or for `rope_context` where
+    that is longer. Of the `activations`, "attention" recomputes least, "nothing" keeps least, and
+    "offload" keeps as much as the first in the memory of the host. Between layers the weights and
+    AdamW's moments are divided over the mesh axes of `weights_over`: with "seq" among them, the
+    weights are spread over the whole ring.
+    """
+
+    context: int
+    """tokens a row"""
+    batch: int
+    """rows a step"""
+    loop: Loop
+    """how long it trains, and how often it saves"""
+    optimizer: AdamW
+    """AdamW and its schedule"""
+    mesh: MeshShape
+    """devices along each axis"""
+    shares: Mapping[str, float]
+    """the share of the tokens that each source has"""
+    rope_theta: float | None = None
+    """the RoPE base; without it the model's own, or by the law where that does not reach"""
+    rope_context: int | None = None
+    """the context that the base is chosen for, where later stages will be longer"""
+    packing: Packing = MASKED
+    """how examples become rows"""
+    vision_share: float = 0.5
+    """the weight of the vision loss; that of the text loss is the rest"""
+    activations: Activations = "attention"
+    """what is kept of a layer until its backward pass"""
+    weights_over: tuple[WeightAxis, ...] = ("fsdp",)
+    """the mesh axes that divide the weights between layers"""
+    seed: int = 0
+    """draws the examples and the order of the rows"""
+
+    def __post_init__(self) -> None:
+        check_rows(self.context, self.batch, self.mesh)
+
+    @property
+    def tokens(self) -> int:
+        """The tokens that the stage trains on."""
+        return self.loop.steps * self.batch * self.context
+
+    @property
+    def rules(self) -> Rules:
+        """Which mesh axes divide what."""
+        return Rules(embed=self.weights_over)
+
+    def check(self, data: ModelData, source: Path | None, folder: Path) -> None:
+        """Raise InputError for a mesh, schedule, model or data that the stage cannot use."""
+        check_devices(self)
+        learning_rate(self.optimizer, self.loop.steps, 0)
+        if not (folder / self.name / MODEL).exists():
+            data.check(self, source)
+            if source is not None:
+                check_width(open_model(source).config.llama.model, self)
+
+    def run(self, data: ModelData, source: Path | None, folder: Path, announce: Announce) -> Path:
+        """Train the model folder `source` in `folder`; returns the trained model's folder.
+
+        Goes on from the newest checkpoint; a stage that is done is not repeated.
+        """
+        own = folder / self.name
+        done = own / MODEL
+        if done.exists():
+            return done
+        if source is None:
+            raise InputError(f"the stage {self.name} has no model: give the recipe a start")
+        opened = open_model(source)
+        announce(f"stage {self.name}: {self.tokens} tokens at {self.context}")
+        config = choose_rope(opened.config, self, announce)
+        examples = data.open(self, source, folder / "data", announce)
+
+        def load() -> WorldWeights:
+            return fill(specs(config), opened.table, jnp.float32, self.rules)
+
+        weights = train_stage(self, config, load, examples, own, announce)
+        save_model(done, config, weights, source, jnp.float32)
+        return done
+
+    def kept(self, folder: Path) -> bool:
+        """Whether the stage has a checkpoint or its model."""
+        own = folder / self.name
+        return (own / MODEL).exists() or bool(find_steps(own / CHECKPOINTS))
+
+    def extend(self, folder: Path, steps: int) -> str:
+        """Set aside the model and the ledger of the first `steps` steps."""
+        own = folder / self.name
+        for name in (MODEL, LEDGER_FILE):
+            if (own / name).exists():
+                (own / name).rename(own / f"{steps}-steps-{name}")
+        rates = [
+            float(learning_rate(self.optimizer, length, step))
+            for length, step in ((steps, steps - 1), (self.loop.steps, steps))
+        ]
+        return (
+            f"stage {self.name} goes on from {steps} to {self.loop.steps} steps: its "
+            f"{self.optimizer.schedule} schedule now spans all of them, so the learning rate goes "
+            f"from {rates[0]:.3g} to {rates[1]:.3g}, and a mix of sources is drawn anew"
+        )
+
+
+def choose_rope(model: World, stage: ModelStage, announce: Announce) -> World:
+    """The model as the stage trains it: its context, and a RoPE base that reaches so far.
+
+    Announces which base it is and why, and what is wrong with it, if anything is.
+    """
+    before, needed = model.llama, max(stage.context, stage.rope_context or 0)
+    theta, reach = before.rope_theta, before.rope_reach
+    if stage.rope_theta is not None and stage.rope_theta != theta:
+        theta, reach, why = stage.rope_theta, needed, "as the stage says"
+    elif needed <= reach:
+        why = f"kept, because it reaches {reach:,} tokens"
+    else:
+        why = f"because the old one reaches {reach:,} tokens and {needed:,} are asked for"
+        if stage.rope_theta is None:
+            theta = rope_theta(needed, before.head_width, theta, reach)
+        reach = needed
+    old = "" if theta == before.rope_theta else f"{before.rope_theta:,.0f} -> "
+    announce(f"stage {stage.name}: RoPE base {old}{theta:,.0f}, {why}")
+    chosen = model.at(stage.context, theta, reach if reach > stage.context else None)
+    if (warning := check_rope(chosen.llama.rope, stage.context)) is not None:
+        announce(f"warning: {warning}")
+    return chosen
+
+
+def train_stage(
+    stage: ModelStage,
+    config: World,
+    load: Callable[[], WorldWeights],
+    examples: Examples | Apart,
+    folder: Path,
+    announce: Announce,
+) -> WorldWeights:
+    """Train a model of this config; returns the weights, on the stage's mesh.
+
+    `load` gives the weights before the first step, on the mesh that is set; it is not called when
+    `folder` has a checkpoint to go on from. Raises InputError when the mesh does not fit the
+    devices, the rows do not divide over it, the devices cannot offload, or a batch is not the one
+    that the same step was given before.
+    """
+    check_devices(stage)
+    check_width(config.llama.model, stage)
+    if not find_steps(folder / CHECKPOINTS):
+        (folder / LEDGER_FILE).unlink(missing_ok=True)  # of steps that nothing is left of
+    mesh = make_mesh(**asdict(stage.mesh))
+    kept = replace(config, llama=replace(config.llama, activations=stage.activations))
+    optimizer = make_optimizer(stage.optimizer, stage.loop.steps, specs(config))
+    batches = stage_batches(stage, examples, folder)
+    with jax.set_mesh(mesh):
+        built = build(
+            specs(config),
+            mesh,
+            optimizer,
+            partial(loss, c=kept, vision_share=stage.vision_share),
+            stage.rules,
+        )
+        state = fit(
+            abstract=built.state,
+            begin=lambda: start(load(), optimizer),
+            step=built.step,
+            batches=batches,
+            loop=stage.loop,
+            folder=folder,
+            identity={"stage": stage.name, "model": asdict(config)},
+            tokens_per_step=stage.batch * stage.context,
+            dtype=COMPUTE[config.llama.dtype],
+            announce=announce,
+        )
+    return state.weights
+
+
+def fresh_weights(config: World, seed: int, rules: Rules) -> WorldWeights:
+    """Initial weights on the mesh that is set, the same on every mesh."""
+    return jax.jit(lambda: init(specs(config), seed, rules=rules))()
+
+
+def stage_batches(
+    stage: ModelStage, examples: Examples | Apart, folder: Path
+) -> Callable[[int], Batch]:
+    """The function from a step to its batch on the mesh that is set; `folder` keeps the ledger."""
+    return make_batches(
+        pack_examples(stage, examples, folder),
+        batch=stage.batch,
+        seed=stage.seed,
+        ring=stage.mesh.seq,
+        ledger=Ledger(folder / LEDGER_FILE) if jax.process_index() == 0 else None,
+    )
+
+
+def pack_examples(stage: ModelStage, examples: Examples | Apart, folder: Path) -> Rows:
+    """The rows of a stage. A plan for more examples than one window is kept in `folder`."""
+
+    def pack(examples: Examples) -> PackedRows:
+        plans = folder / "plans" if len(examples) > PLAN_WINDOW else None
+        return PackedRows(examples, stage.context, stage.packing, plans)
+
+    if isinstance(examples, Apart):
+        rows = {name: pack(own) for name, own in examples.sources.items()}
+        return MixedRows(rows, examples.shares)
+    return pack(examples)
+
+
+def check_width(width: int, stage: ModelStage) -> None:
+    """Raise InputError when the model's width does not divide over the axes of the weights."""
+    parts = math.prod(getattr(stage.mesh, axis) for axis in stage.weights_over)
+    if width % parts:
+        raise InputError(
+            f"the model's width {width} does not divide over the {parts} devices of "
+            f"{' x '.join(stage.weights_over)}: choose a mesh or weights_over whose product does"
+        )
+
+
+def check_devices(stage: ModelStage) -> None:
+    """Raise InputError when the mesh does not fit the devices, or they cannot offload."""
+    mesh = make_mesh(**asdict(stage.mesh))
+    memories = {m.kind for device in mesh.local_devices for m in device.addressable_memories()}
+    check_activations(stage.activations, memories)
+
+
+def check_activations(activations: Activations, memories: Collection[str]) -> None:
+    """Raise InputError when the memories of the devices lack the one to offload to."""
+    if activations == "offload" and HOST not in memories:
+        raise InputError(
+            f"the devices have no memory of the kind {HOST} to offload to: set activations to "
+            "attention or nothing"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreshModel(Stage[Data]):
+    """A model folder with initial weights drawn from `seed`.
+
+    Its tokenizer and codec are copied from the model folder `parts`.
+    """
+
+    reads_data: ClassVar[bool] = False
+    model: World
+    """the sizes of the model"""
+    parts: Path
+    """the model folder whose tokenizer and codec it gets"""
+    seed: int
+    """draws the initial weights"""
+
+    def check(self, data: Data, source: Path | None, folder: Path) -> None:
+        """Raise InputError when `parts` holds no model."""
+        open_model(self.parts)
+
+    def kept(self, folder: Path) -> bool:
+        """Whether the model is there."""
+        return (folder / self.name / MODEL).exists()
+
+    def run(self, data: Data, source: Path | None, folder: Path, announce: Announce) -> Path:
+        """Write the folder, unless it is there; returns its path."""
+        done = folder / self.name / MODEL
+        if not done.exists():
+            with jax.set_mesh(make_mesh()):
+                weights = fresh_weights(self.model, self.seed, Rules())
+            save_model(done, self.model, weights, self.parts, jnp.float32)
+        return done
