@@ -230,6 +230,7 @@ def test_what_is_no_film_is_named_as_such(tmp_path):
     text = tmp_path / "text.mp4"
     text.write_text("It was the best of times, it was the worst of times. " * 99)
     assert "is neither a film nor a picture" in refusal(text)
+    assert "ffmpeg -i FILM NEW.mp4" in refusal(text)
     empty = tmp_path / "empty.mp4"
     empty.touch()
     assert "is empty" in refusal(empty)
