@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from io import BytesIO
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -44,11 +45,12 @@ FIRST_BUCKET, QUARTERED = 128, 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Mean loss in nats of the tokens in each bucket of positions `[start, past)`."""
+    """Mean loss in nats of all tokens, and of those in each bucket of positions `[start, past)`."""
 
     rule: str
     context: int
     tokens: int
+    loss: float
     perplexity: float
     buckets: tuple[tuple[int, int], ...]
     losses: tuple[float, ...]
@@ -126,35 +128,39 @@ def measure_losses(
 ) -> Float[np.ndarray, "B T-1"]:
     """The loss of each token of each row but the first, on the mesh that is set.
 
-    Rows are read one after another, divided over `seq`.
+    As many rows are read at a time as there are groups of devices that divide a batch.
     """
     length, ring = rows.shape[1], axis_size("seq")
+    groups = axis_size("data") * axis_size("fsdp")
     order = striped_order(length, ring)
     back = invert(order, length)
 
     def place(x: np.ndarray) -> Array:
-        return shard(jnp.asarray(deal(x[None].astype(np.int32), order)), "batch", "seq")
+        return shard(jnp.asarray(deal(x.astype(np.int32), order)), "batch", "seq")
 
-    where = Where(place(np.arange(length)), place(np.ones(length)))
+    ones = np.ones((groups, length))
+    where = Where(place(ones * np.arange(length)), place(ones))
     losses = []
-    for row in rows:
-        targets = np.append(row[1:], 0)
-        found = np.asarray(_measure(weights, place(row), place(targets), where, c))[0]
-        losses.append(found[back][:-1])
-    return np.stack(losses)
+    for first in range(0, len(rows), groups):
+        some = rows[np.minimum(np.arange(first, first + groups), len(rows) - 1)]
+        targets = np.pad(some[:, 1:], ((0, 0), (0, 1)))
+        found = np.asarray(_measure(weights, place(some), place(targets), where, c))
+        losses.append(found[:, back][:, :-1])
+    return np.concatenate(losses)[: len(rows)]
 
 
 def make_curve(losses: Float[np.ndarray, "B T"], opening: int, rule: str, context: int) -> Curve:
     """The mean loss by position; what the tokens of the opening cost is left out."""
     positions = np.arange(1, losses.shape[1] + 1)
     told = positions >= max(opening, 1)
-    buckets = make_buckets(context)
+    buckets, mean = make_buckets(context), float(losses[:, told].mean())
     inside = [told & (positions >= start) & (positions < past) for start, past in buckets]
     return Curve(
         rule=rule,
         context=context,
         tokens=int(told.sum()) * len(losses),
-        perplexity=float(np.exp(min(losses[:, told].mean(), 700.0))),
+        loss=mean,
+        perplexity=float(np.exp(min(mean, 700.0))),
         buckets=buckets,
         losses=tuple(float(losses[:, mask].mean()) for mask in inside),
     )
@@ -170,10 +176,8 @@ def run_perplexity(
 ) -> list[Curve]:
     """A curve for each rule. `weights` may lie on a mesh that is set.
 
-    Raises InputError when the text is too short, or the mesh divides the batch.
+    Raises InputError when the text is too short.
     """
-    if axis_size("data") * axis_size("fsdp") > 1:
-        raise InputError("passages are read one by one: use a mesh of seq and tensor")
     ids = np.asarray(words.encode(written), np.int32)
     opening = words.opening
     rows, curves = cut_passages(ids, opening, config.context, config.passages), []
@@ -207,15 +211,20 @@ def draw_curves(curves: Sequence[Curve], trained: int, title: str) -> bytes:
     return out.getvalue()
 
 
+def read_text(path: Path) -> str:
+    """The text of a file. Raises InputError when it cannot be read as UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{path} is no UTF-8 text that can be read: check it") from None
+
+
 def measure_perplexity(config: Perplexity, announce: Announce) -> list[Curve]:
     """The curves of a model, also as `perplexity.json` and `perplexity.png` in `config.folder`.
 
     Raises InputError when a file cannot be used, or the text is shorter than the context.
     """
-    try:
-        written = config.text.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise InputError(f"{config.text} is no UTF-8 text that can be read: check it") from None
+    written = read_text(config.text)
     with jax.set_mesh(make_mesh(**asdict(config.mesh))):
         model = load_model(config.model)
         weights = model.sharded_weights()

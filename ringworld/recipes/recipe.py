@@ -24,8 +24,9 @@ HASHES = "sha256"
 SHOWN_DIFFERENCES = 4  # differences that are named
 # Settings that change how a run is carried out and not what it learns, but for rounding.
 FREE = re.compile(
-    r"^stages\.\d+\.(mesh|activations|weights_over|loop\.(save_every|keep|milestones|log_every)"
-    r"|save_every|sheet_every)\b|^data\.(verify|windows\.may_skip)$"
+    r"^stages\.\d+\.(mesh|activations|weights_over|updates\.accumulate|eval_\w+"
+    r"|loop\.(save_every|keep|milestones|log_every|patience|replay_every|sinks)"
+    r"|save_every|sheet_every)\b|^data\.(verify|held_out|windows\.may_skip)$"
 )
 STAGE = re.compile(r"stages\.(\d+)\.")
 STEPS = re.compile(r"stages\.(\d+)\.(loop|training)\.steps")

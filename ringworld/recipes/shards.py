@@ -19,11 +19,14 @@ from ringworld.data.corpora.shards import Shards
 from ringworld.data.packing.mix import Chosen, draw_forms, mix_sources
 from ringworld.data.packing.rows import Apart, Examples
 from ringworld.errors import InputError
+from ringworld.evals.perplexity import read_text
 from ringworld.files import hash_file
+from ringworld.models.world import World
 from ringworld.progress import Announce
+from ringworld.recipes.held_out import measure_held_out
 from ringworld.recipes.recipe import Recipe
 from ringworld.settings import MeshShape
-from ringworld.train.loop import Loop
+from ringworld.train.loop import Loop, Measure
 from ringworld.train.model_stage import ModelData, ModelStage
 from ringworld.train.optimizer import AdamW
 from ringworld.weights.file_names import CODEC
@@ -47,22 +50,47 @@ class TokenShards(ModelData):
     """sources that do not share rows with others, and have their share of every batch"""
     verify: bool = True
     """compare the hash of every shard before training"""
+    held_out: Path | None = None
+    """a UTF-8 text that is not in the shards, for the evaluations of a stage"""
 
     def hashes(self) -> dict[str, str | None]:
-        """The sha256 of the manifest, which has those of all shards."""
-        manifest = self.folder / MANIFEST
-        return {"folder": hash_file(manifest) if manifest.is_file() else None}
+        """The sha256 of the manifest, which has those of all shards, and of the held-out text."""
+        paths = {"folder": self.folder / MANIFEST} | (
+            {"held_out": self.held_out} if self.held_out else {}
+        )
+        return {name: hash_file(p) if p.is_file() else None for name, p in paths.items()}
 
     def check(self, stage: ModelStage, source: Path | None) -> None:
         """Raise InputError when the shards cannot be mixed as asked, or are not the model's.
 
         The model's are those that were made with its tokenizer and its codec.
         """
+        if stage.eval_every:
+            self.read_held_out()
         shards = Shards(self.folder)
         if source is not None:
             codec = source / CODEC
             shards.check_parts(source, codec if codec.exists() else None)
         choose_examples(shards, stage, self.apart)
+
+    def read_held_out(self) -> str:
+        """The held-out text. Raises InputError when there is none, or it cannot be read."""
+        if self.held_out is None:
+            raise InputError(
+                "a stage is evaluated on a text that is not in the shards: name its file in "
+                "held_out, or set eval_every to 0",
+                setting="held_out",
+            )
+        return read_text(self.held_out)
+
+    def measure(
+        self, stage: ModelStage, source: Path, config: World, cache: Path, announce: Announce
+    ) -> Measure:
+        """The loss of the held-out text, and needles in it."""
+        text = self.read_held_out()
+        return measure_held_out(
+            stage, source, config, lambda words: [np.asarray(words.encode(text), np.int32)]
+        )
 
     def open(
         self, stage: ModelStage, source: Path, cache: Path, announce: Announce

@@ -18,18 +18,19 @@ from ringworld.data.packing.pack import PLAN_WINDOW
 from ringworld.data.packing.rows import MASKED, Apart, Examples, MixedRows, PackedRows, Packing
 from ringworld.errors import InputError
 from ringworld.mesh import Rules, make_mesh
-from ringworld.models.llama import COMPUTE, HOST, Activations
+from ringworld.models.llama import COMPUTE, HOST, Activations, Dtype
 from ringworld.models.world import World, WorldWeights, specs
 from ringworld.params import init
 from ringworld.progress import Announce
 from ringworld.rope import check_rope, rope_theta
 from ringworld.settings import MeshShape, WeightAxis
-from ringworld.train.build import build, start
+from ringworld.train.build import EVERY, SummedLoss, Updates, build, start
 from ringworld.train.checkpoint import FOLDER as CHECKPOINTS
 from ringworld.train.checkpoint import find_steps
-from ringworld.train.loop import Loop, fit
-from ringworld.train.loss import loss
-from ringworld.train.optimizer import AdamW, learning_rate, make_optimizer
+from ringworld.train.freeze import check_frozen, divide
+from ringworld.train.loop import Evaluation, Loop, Measure, fit
+from ringworld.train.loss import balance, loss_sums
+from ringworld.train.optimizer import AdamW, Muon, learning_rate, make_optimizer
 from ringworld.train.stage import MODEL, Data, Stage
 from ringworld.weights.folder import fill
 from ringworld.weights.model import save_model
@@ -41,6 +42,17 @@ class ModelData(Data, ABC):
 
     def check(self, stage: "ModelStage", source: Path | None) -> None:
         """Raise InputError when the data, or the stage's shares of them, cannot be used."""
+
+    def measure(
+        self, stage: "ModelStage", source: Path, config: World, cache: Path, announce: Announce
+    ) -> Measure:
+        """What is measured of the weights every `eval_every` steps, on what they do not learn.
+
+        `config` is the model as the stage trains it. Raises InputError when nothing is held out.
+        """
+        raise InputError(
+            "nothing of these data is held out: set eval_every to 0", setting="eval_every"
+        )
 
     @abstractmethod
     def open(
@@ -70,8 +82,8 @@ class ModelStage(Stage[ModelData]):
     """rows a step"""
     loop: Loop
     """how long it trains, and how often it saves"""
-    optimizer: AdamW
-    """AdamW and its schedule"""
+    optimizer: AdamW | Muon
+    """the optimizer and its schedule; `--stages.0.optimizer muon` chooses Muon"""
     mesh: MeshShape
     """devices along each axis"""
     shares: Mapping[str, float]
@@ -84,15 +96,40 @@ class ModelStage(Stage[ModelData]):
     """how examples become rows"""
     vision_share: float = 0.5
     """the weight of the vision loss; that of the text loss is the rest"""
+    z_loss: float = 0.0
+    """the weight of the squared log-sum-exp of the logits; PaLM's is 1e-4"""
+    compute: Dtype | None = None
+    """what it computes in, with float32 weights; without it what the model names"""
+    updates: Updates = EVERY
+    """which weights are trained, in how many parts, and which updates are skipped"""
     activations: Activations = "attention"
     """what is kept of a layer until its backward pass"""
     weights_over: tuple[WeightAxis, ...] = ("fsdp",)
     """the mesh axes that divide the weights between layers"""
     seed: int = 0
     """draws the examples and the order of the rows"""
+    eval_every: int = 0
+    """steps between two evaluations on held-out text; 0 for none"""
+    eval_passages: int = 4
+    """passages of the length of the context whose loss is measured"""
+    eval_needles: int = 4
+    """needles that are hidden in as many prompts of that length; 0 for none"""
 
     def __post_init__(self) -> None:
         check_rows(self.context, self.batch, self.mesh)
+        if min(self.eval_every, self.eval_needles) < 0 or self.eval_passages < 1:
+            raise InputError(
+                f"eval_every is {self.eval_every}, eval_needles {self.eval_needles} and "
+                f"eval_passages {self.eval_passages}: use 0 or more, the last at least 1"
+            )
+        if self.batch // (self.mesh.data * self.mesh.fsdp) % self.updates.accumulate:
+            raise InputError(
+                f"{self.batch} rows on {self.mesh.data * self.mesh.fsdp} groups of devices do not "
+                f"divide into {self.updates.accumulate} parts: change the batch or accumulate",
+                setting="accumulate",
+            )
+        if self.z_loss < 0:
+            raise InputError(f"z_loss is {self.z_loss}: make it 0 or more", setting="z_loss")
 
     @property
     def tokens(self) -> int:
@@ -111,7 +148,9 @@ class ModelStage(Stage[ModelData]):
         if not (folder / self.name / MODEL).exists():
             data.check(self, source)
             if source is not None:
-                check_width(open_model(source).config.llama.model, self)
+                model = open_model(source).config
+                check_width(model.llama.model, self)
+                check_frozen(specs(model), self.updates.frozen)
 
     def run(self, data: ModelData, source: Path | None, folder: Path, announce: Announce) -> Path:
         """Train the model folder `source` in `folder`; returns the trained model's folder.
@@ -132,7 +171,11 @@ class ModelStage(Stage[ModelData]):
         def load() -> WorldWeights:
             return fill(specs(config), opened.table, jnp.float32, self.rules)
 
-        weights = train_stage(self, config, load, examples, own, announce)
+        evaluation = None
+        if self.eval_every:
+            measure = data.measure(self, source, config, folder / "data", announce)
+            evaluation = Evaluation(every=self.eval_every, measure=measure)
+        weights = train_stage(self, config, load, examples, own, announce, evaluation)
         save_model(done, config, weights, source, jnp.float32)
         return done
 
@@ -189,6 +232,7 @@ def train_stage(
     examples: Examples | Apart,
     folder: Path,
     announce: Announce,
+    evaluation: Evaluation | None = None,
 ) -> WorldWeights:
     """Train a model of this config; returns the weights, on the stage's mesh.
 
@@ -199,31 +243,35 @@ def train_stage(
     """
     check_devices(stage)
     check_width(config.llama.model, stage)
+    check_frozen(specs(config), stage.updates.frozen)
     if not find_steps(folder / CHECKPOINTS):
         (folder / LEDGER_FILE).unlink(missing_ok=True)  # of steps that nothing is left of
     mesh = make_mesh(**asdict(stage.mesh))
-    kept = replace(config, llama=replace(config.llama, activations=stage.activations))
-    optimizer = make_optimizer(stage.optimizer, stage.loop.steps, specs(config))
+    dtype = stage.compute or config.llama.dtype
+    llama = replace(config.llama, activations=stage.activations, dtype=dtype)
+    kept = replace(config, llama=llama)
+    trained, _ = divide(specs(config), stage.updates.frozen)
+    optimizer = make_optimizer(stage.optimizer, stage.loop.steps, trained)
+    loss = SummedLoss(
+        partial(loss_sums, c=kept),
+        partial(balance, c=kept, vision_share=stage.vision_share, z_loss=stage.z_loss),
+    )
     batches = stage_batches(stage, examples, folder)
     with jax.set_mesh(mesh):
-        built = build(
-            specs(config),
-            mesh,
-            optimizer,
-            partial(loss, c=kept, vision_share=stage.vision_share),
-            stage.rules,
-        )
+        built = build(specs(config), mesh, optimizer, loss, stage.rules, stage.updates)
         state = fit(
             abstract=built.state,
-            begin=lambda: start(load(), optimizer),
+            begin=lambda: start(load(), optimizer, stage.updates),
             step=built.step,
+            replay=built.replay,
             batches=batches,
             loop=stage.loop,
             folder=folder,
             identity={"stage": stage.name, "model": asdict(config)},
             tokens_per_step=stage.batch * stage.context,
-            dtype=COMPUTE[config.llama.dtype],
+            dtype=COMPUTE[dtype],
             announce=announce,
+            evaluation=evaluation,
         )
     return state.weights
 
