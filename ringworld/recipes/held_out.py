@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
+from ringworld.errors import InputError
 from ringworld.evals.needle import hide_needles
 from ringworld.evals.perplexity import cut_passages, make_curve, measure_losses
 from ringworld.inference.generate import write_text
@@ -40,9 +41,10 @@ def measure_held_out(
     """
     opened = open_model(source)
     tokenizer = read_words(opened, source.is_dir())
-    form = None
-    if opened.chat_template is not None:
-        form = make_form(opened.chat_template, tokenizer)
+    if tokenizer is None:
+        raise InputError(f"{source} has no tokenizer.json, which evaluations need: add it")
+    template = opened.chat_template
+    form = None if template is None else make_form(template, tokenizer)
     pages = np.concatenate(list(read(tokenizer)))
     opening = tokenizer.opening
     rows = cut_passages(pages, opening, stage.context, stage.eval_passages)

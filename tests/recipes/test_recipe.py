@@ -322,3 +322,8 @@ def test_every_recipe_of_the_registry_is_made_by_its_name() -> None:
     assert list(SUMMARIES) == list(RECIPES)
     with pytest.raises(InputError, match="there is no recipe nano-bsae.*nano-base"):
         find_recipe("nano-bsae")
+
+
+def test_a_stage_that_is_evaluated_needs_something_that_is_held_out(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing of these data is held out: set eval_every to 0"):
+        recipe(replace(FIRST, eval_every=1)).run(tmp_path, quiet)
