@@ -185,22 +185,14 @@ def make_replay(
 
 
 def make_advance(loss: Loss, optimizer: optax.GradientTransformation, updates: Updates) -> Advance:
-    """A step that moves the state only where its flag is true.
-
-    Raises InputError when the rows go in parts through a loss that is no `SummedLoss`.
-    """
-    if updates.accumulate == 1:
-        gradient = partial(jax.value_and_grad, has_aux=True)
-    elif isinstance(loss, SummedLoss):
-        gradient = partial(gradient_in_parts, parts=updates.accumulate)
-    else:
-        raise InputError("the loss is not a sum over rows: set accumulate to 1")
+    """A step that moves the state only where its flag is true."""
 
     def advance(
         state: TrainState, batch: Any, flag: Bool[Array, ""]
     ) -> tuple[TrainState, Metrics, UInt32[Array, ""]]:
         trained, frozen = divide(state.weights, updates.frozen)
-        (value, metrics), grads = gradient(keep_frozen(loss, frozen))(trained, batch)
+        gradient = differentiate(keep_frozen(loss, frozen), updates.accumulate)
+        (value, metrics), grads = gradient(trained, batch)
         norm = optax.tree.norm(grads)
         keep, guard = judge(updates.guard, state.guard, value, norm)
         changes, moments = optimizer.update(grads, state.optimizer, trained)
@@ -227,6 +219,18 @@ def keep_frozen(loss: Loss, frozen: Any) -> Loss:
         sums = loss.sums
         return SummedLoss(lambda trained, batch: sums(join(trained, frozen), batch), loss.combine)
     return lambda trained, batch: loss(join(trained, frozen), batch)
+
+
+def differentiate(loss: Loss, parts: int) -> Callable[[Any, Any], tuple[Valued, Any]]:
+    """The function from weights and a batch, whose rows go through in parts, to loss and gradients.
+
+    Raises InputError when there are several parts and the loss is no `SummedLoss`.
+    """
+    if parts == 1:
+        return jax.value_and_grad(loss, has_aux=True)
+    if not isinstance(loss, SummedLoss):
+        raise InputError("the loss is not a sum over rows: set accumulate to 1")
+    return gradient_in_parts(loss, parts)
 
 
 def gradient_in_parts(loss: SummedLoss, parts: int) -> Callable[[Any, Any], tuple[Valued, Any]]:

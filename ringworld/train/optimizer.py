@@ -133,19 +133,16 @@ def _with_muon(
 ) -> optax.GradientTransformation:
     """Muon's directions for the matrices of the layers, and Adam's for all other weights."""
     sides = map_specs(lambda p: _sides(p) or optax.MaskedNode(), specs)
-
-    def scale(update: jax.Array, sides: MuonDimensionNumbers) -> jax.Array:
-        # An orthogonal matrix of m x n has a root mean square of 1 / sqrt(max(m, n)).
-        sizes = (math.prod(update.shape[axis] for axis in side) for side in sides)
-        return config.update_rms * math.sqrt(max(sizes)) * update
-
+    scales = map_specs(
+        lambda p: config.update_rms / _orthogonal_rms(p) if _sides(p) else optax.MaskedNode(), specs
+    )
     muon = optax.chain(
         scale_by_muon(
             beta=config.momentum,
             ns_steps=config.newton_schulz_steps,
             weight_dimension_numbers=sides,
         ),
-        optax.stateless(lambda updates, _: jax.tree.map(scale, updates, sides)),
+        optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, scales)),
     )
     labels = map_specs(lambda p: "muon" if _sides(p) else "adam", specs)
     return optax.partition({"muon": _left_to_compiler(muon), "adam": adam}, labels)
@@ -159,7 +156,8 @@ def _left_to_compiler(optimizer: optax.GradientTransformation) -> optax.Gradient
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         places = jax.tree.map(lambda x: jax.typeof(x).sharding, (updates, state))
-        return jax.sharding.auto_axes(optimizer.update, out_sharding=places)(updates, state)
+        run: Any = jax.sharding.auto_axes(optimizer.update, out_sharding=places)
+        return run(updates, state)
 
     return optax.GradientTransformation(optimizer.init, update)
 
@@ -174,6 +172,12 @@ def _sides(p: Param) -> MuonDimensionNumbers | None:
     width = p.axes.index("embed")
     others = tuple(i for i, axis in enumerate(p.axes) if i != width and axis != "layers")
     return MuonDimensionNumbers((width,), others) if others else None
+
+
+def _orthogonal_rms(p: Param) -> float:
+    """The root mean square of a layer's matrix whose singular values are 1: max(m, n)^-1/2."""
+    width, layers = (p.shape[p.axes.index(axis)] for axis in ("embed", "layers"))
+    return max(width, math.prod(p.shape) // (width * layers)) ** -0.5
 
 
 def _is_matrix(p: Param) -> bool:

@@ -79,8 +79,8 @@ def z_loss_written_out(weights: WorldWeights, batch: Batch, share: float, z: flo
         (read_heads(x, weights, TINY).vision, batch.target_vision, share),
     ):
         log_z = jax.nn.logsumexp(logits, axis=-1)
-        targets = jnp.where(mine, batch.targets, 0)
-        nll = log_z - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+        is_target = jnp.arange(logits.shape[-1]) == batch.targets[..., None]
+        nll = log_z - jnp.sum(jnp.where(is_target, logits, 0.0), -1)
         weight = jnp.where(mine, batch.weights, 0.0)
         value += part * jnp.sum(weight * (nll + z * log_z**2)) / jnp.sum(weight)
     return value

@@ -1,5 +1,6 @@
 """An update: rows in parts, frozen weights, what is skipped, and gradients computed twice."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -102,6 +103,60 @@ def test_rows_that_do_not_divide_into_parts_are_refused() -> None:
         Updates(accumulate=0)
     with pytest.raises(InputError, match="the loss is not a sum over rows: set accumulate to 1"):
         learn(ONE, Updates(accumulate=2), 1, loss=lambda weights, batch: LOSS(weights, batch))
+
+
+# ---- bfloat16
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Every equation of a jaxpr and of those within it."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr):
+            if is_jaxpr(inner):
+                yield from equations(getattr(inner, "jaxpr", inner))
+
+
+def is_jaxpr(x: Any) -> bool:
+    return hasattr(x, "eqns")
+
+
+def half_loss() -> SummedLoss:
+    """The loss of the tiny world in bfloat16, with its float32 weights."""
+    half = replace(TINY, llama=replace(TINY.llama, dtype="bfloat16"))
+    return SummedLoss(partial(loss_sums, c=half), LOSS.combine)
+
+
+def test_in_bfloat16_norms_softmax_and_sums_are_float32_and_so_is_every_gradient() -> None:
+    weights, batch = init(specs(TINY), 0), jax.tree.map(jnp.asarray, rows_of_both_kinds())
+    run = jax.value_and_grad(half_loss(), has_aux=True)
+    found = [
+        (eqn.primitive.name, eqn.outvars[0].aval.dtype)
+        for eqn in equations(jax.make_jaxpr(run)(weights, batch).jaxpr)
+        if eqn.outvars and hasattr(eqn.outvars[0].aval, "dtype")
+    ]
+    assert ("dot_general", jnp.bfloat16) in found
+    exact = ("exp", "log", "rsqrt", "reduce_sum", "reduce_max", "cumsum", "sin", "cos")
+    assert {"exp", "log", "rsqrt", "reduce_sum"} <= {name for name, _ in found}
+    assert not [pair for pair in found if pair[0] in exact and pair[1] == jnp.bfloat16]
+    (value, _), grads = jax.jit(run)(weights, batch)
+    (wanted, _), exact_grads = jax.jit(jax.value_and_grad(LOSS, has_aux=True))(weights, batch)
+    # bfloat16 has 8 bits: 2^-9 a rounding, over some tens of roundings.
+    assert float(value) == pytest.approx(float(wanted), rel=0.01)
+    for g, w in zip(jax.tree.leaves(grads), jax.tree.leaves(exact_grads), strict=True):
+        assert g.dtype == jnp.float32
+        assert float(jnp.linalg.norm(g - w)) < 0.05 * float(jnp.linalg.norm(w))
+
+
+def test_float32_weights_gather_updates_that_bfloat16_weights_would_lose() -> None:
+    small = AdamW(peak_lr=1e-6, end_lr=1e-6, warmup_steps=0, weight_decay=0.0)
+    before = init(specs(TINY), 0).blocks.wq
+    after = learn(ONE, Updates(), 20, config=small, loss=half_loss())[0].weights.blocks.wq
+    assert after.dtype == np.float32
+    moved = np.abs(after - np.asarray(before))
+    assert 5e-6 < moved.mean() < 25e-6  # twenty updates of about 1e-6, against weights of about 0.2
+    rounded = [np.asarray(w, jnp.bfloat16) for w in (before, after)]
+    assert (rounded[0] == rounded[1]).mean() > 0.9
 
 
 # ---- frozen weights
