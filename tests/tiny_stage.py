@@ -4,8 +4,12 @@ As a program, `python tests/tiny_stage.py FOLDER` trains it, going on where an e
 stopped.
 """
 
+import hashlib
+import json
+import os
+import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,10 +26,12 @@ from ringworld.settings import MeshShape
 from ringworld.train.build import TrainState, build
 from ringworld.train.checkpoint import FOLDER, Checkpoints
 from ringworld.train.loop import Loop
+from ringworld.train.metrics import METRICS_NAME
 from ringworld.train.model_stage import ModelStage, choose_rope, fresh_weights, train_stage
 from ringworld.train.optimizer import AdamW, make_optimizer
 from ringworld.vocab import Vocabulary
 
+ROOT = Path(__file__).resolve().parent.parent
 CONTEXT, STEPS, SAVE_EVERY = 32, 60, 5
 VOCABULARY = Vocabulary(text=32, bos=1, eos=2, codes=6, codes_per_frame=3, vision_rows=8)
 WORLD = World(
@@ -88,12 +94,39 @@ def last_state(folder: Path, **changes: Any) -> TrainState:
     config = choose_rope(WORLD, stage, lambda said: None)
     mesh = make_mesh(**vars(stage.mesh))
     optimizer = make_optimizer(stage.optimizer, stage.loop.steps, specs(config))
+    identity = {"stage": stage.name, "model": asdict(config)}
+    box = Checkpoints(folder=folder / FOLDER, keep=2, milestones=(), announce=print)
     with jax.set_mesh(mesh):
         built = build(specs(config), mesh, optimizer, lambda weights, batch: (0.0, {}))
-        box = Checkpoints(folder=folder / FOLDER, keep=2, milestones=(), announce=print)
-        (step,) = box.steps()[-1:]
-        state = box.load(step, built.state)
+        state = box.restore(built.state, identity)
+    assert state is not None, f"{folder} has no checkpoint"
     return jax.device_get(state)
+
+
+def fingerprint(state: TrainState) -> str:
+    """The sha256 of all numbers of a state: weights, optimizer, guard and step."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(state):
+        found.update(np.ascontiguousarray(leaf).tobytes())
+    return found.hexdigest()
+
+
+def losses(folder: Path) -> list[str]:
+    """The loss of every step, to the bit."""
+    lines = (folder / METRICS_NAME).read_text().splitlines()
+    return [float(json.loads(line)["loss"]).hex() for line in lines]
+
+
+def launch(folder: Path) -> subprocess.Popen[str]:
+    """Start this file as a program."""
+    search = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, __file__, str(folder)],
+        env={**os.environ, "PYTHONPATH": search},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 if __name__ == "__main__":

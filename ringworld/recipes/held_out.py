@@ -43,7 +43,7 @@ def measure_held_out(
     tokenizer = read_words(opened, source.is_dir())
     if tokenizer is None:
         raise InputError(f"{source} has no tokenizer.json, which evaluations need: add it")
-    template = opened.chat_template
+    decode, template = tokenizer.decode, opened.chat_template
     form = None if template is None else make_form(template, tokenizer)
     pages = np.concatenate(list(read(tokenizer)))
     opening = tokenizer.opening
@@ -74,8 +74,7 @@ def measure_held_out(
             seed=SEED,
         )
         found = [
-            needle.found_in(tokenizer.decode(ids))
-            for (needle, _), ids in zip(asked, written, strict=False)
+            needle.found_in(decode(ids)) for (needle, _), ids in zip(asked, written, strict=False)
         ]
         return sum(found) / len(found)
 

@@ -20,7 +20,7 @@ from ringworld.batch import Batch
 from ringworld.errors import InputError
 from ringworld.mesh import RULES, Rules, named_sharding, shard, spec
 from ringworld.params import Leaf, pytree_dataclass
-from ringworld.train.freeze import divide, join
+from ringworld.train.freeze import divide, rejoin
 from ringworld.train.guard import Guard, judge, start_guard
 
 T = TypeVar("T")
@@ -203,7 +203,7 @@ def make_advance(loss: Loss, optimizer: optax.GradientTransformation, updates: U
         )
         after = TrainState(
             step=state.step + flag.astype(jnp.int32),
-            weights=join(moved[0], frozen),
+            weights=rejoin(moved[0], frozen),
             optimizer=moved[1],
             guard=_where(flag, guard, state.guard),
         )
@@ -217,8 +217,8 @@ def keep_frozen(loss: Loss, frozen: Any) -> Loss:
     """The loss as a function of the trained weights alone."""
     if isinstance(loss, SummedLoss):
         sums = loss.sums
-        return SummedLoss(lambda trained, batch: sums(join(trained, frozen), batch), loss.combine)
-    return lambda trained, batch: loss(join(trained, frozen), batch)
+        return SummedLoss(lambda trained, batch: sums(rejoin(trained, frozen), batch), loss.combine)
+    return lambda trained, batch: loss(rejoin(trained, frozen), batch)
 
 
 def differentiate(loss: Loss, parts: int) -> Callable[[Any, Any], tuple[Valued, Any]]:

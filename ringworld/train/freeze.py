@@ -47,7 +47,7 @@ def divide(weights: T, frozen: Sequence[str]) -> tuple[T, T]:
     return jax.tree.unflatten(tree, halves[0]), jax.tree.unflatten(tree, halves[1])
 
 
-def join(trained: T, frozen: T) -> T:
+def rejoin(trained: T, frozen: T) -> T:
     """The model that `divide` made two halves of."""
     return jax.tree.map(
         lambda a, b: b if a is None else a, trained, frozen, is_leaf=lambda x: x is None

@@ -14,8 +14,6 @@ from jaxtyping import Array, Bool, Float, Int
 from ringworld.errors import InputError
 from ringworld.params import Leaf, pytree_dataclass
 
-Scalar = Float[Array, ""]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Guard:
@@ -52,7 +50,7 @@ def start_guard(guard: Guard) -> GuardState:
 
 
 def judge(
-    guard: Guard, state: GuardState, loss: Scalar, norm: Scalar
+    guard: Guard, state: GuardState, loss: Float[Array, ""], norm: Float[Array, ""]
 ) -> tuple[Bool[Array, ""], GuardState]:
     """Whether the step's update is made, and the state after it."""
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -73,7 +71,7 @@ def judge(
 
 
 def is_spike(
-    guard: Guard, past: Float[Array, "I"], seen: Int[Array, ""], value: Scalar
+    guard: Guard, past: Float[Array, "I"], seen: Int[Array, ""], value: Float[Array, ""]
 ) -> Bool[Array, ""]:
     """Whether a value is more than `factor` standard deviations above the mean of the past ones.
 

@@ -25,7 +25,7 @@ from ringworld.recipes.recipe import Recipe
 from ringworld.recipes.registry import RECIPES, find_recipe
 from ringworld.settings import MeshShape
 from ringworld.train import checkpoint
-from ringworld.train import stage as stage_module
+from ringworld.train import model_stage as stage_module
 from ringworld.train.build import start
 from ringworld.train.loop import Loop
 from ringworld.train.model_stage import FreshModel, ModelData, ModelStage, choose_rope
@@ -280,11 +280,11 @@ def test_a_stage_reads_its_weights_from_the_folder_onto_its_own_mesh(
 ) -> None:
     begun: list[Any] = []
 
-    def noted(read: Any, optimizer: Any) -> Any:
+    def noted(read: Any, optimizer: Any, updates: Any) -> Any:
         placed = jax.tree.map(lambda w: w.sharding, read)  # the first step takes the weights away
         part = read.text_embed.addressable_shards[0].data.shape
         begun.append((jax.device_get(read), placed, part))
-        return start(read, optimizer)
+        return start(read, optimizer, updates)
 
     monkeypatch.setattr(stage_module, "start", noted)
     spread = replace(FIRST, mesh=MeshShape(seq=2, tensor=1), weights_over=("fsdp", "seq"))

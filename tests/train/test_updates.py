@@ -28,7 +28,7 @@ from ringworld.train.build import (
     gradient_in_parts,
     start,
 )
-from ringworld.train.freeze import check_frozen, divide, join
+from ringworld.train.freeze import check_frozen, divide, rejoin
 from ringworld.train.guard import Guard, judge, start_guard
 from ringworld.train.loss import balance, loss_sums
 from ringworld.train.optimizer import AdamW, make_optimizer
@@ -189,7 +189,7 @@ def test_the_norm_and_the_clipping_are_of_the_trained_weights_alone() -> None:
 def test_a_divided_model_joins_to_what_it_was() -> None:
     weights = init(specs(TINY), 0)
     for patterns in ((), ("*",), ("vision_*", "blocks.w*")):
-        assert_same_bits(join(*divide(weights, patterns)), weights)
+        assert_same_bits(rejoin(*divide(weights, patterns)), weights)
 
 
 def test_patterns_that_name_nothing_or_everything_are_refused() -> None:
