@@ -1,6 +1,6 @@
 """LWM's ladders: their recorded runs, and every stage traced on a mesh of its chips.
 
-`python tests/recipes/test_lwm.py` records the runs anew.
+`python tests/recipes/test_lwm_recipes.py` records the runs anew.
 """
 
 import json
