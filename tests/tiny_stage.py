@@ -25,9 +25,10 @@ from ringworld.models.world import World, WorldWeights, specs
 from ringworld.settings import MeshShape
 from ringworld.train.build import TrainState, build
 from ringworld.train.checkpoint import FOLDER, Checkpoints
+from ringworld.train.fresh_model import fresh_weights
 from ringworld.train.loop import Loop
 from ringworld.train.metrics import METRICS_NAME
-from ringworld.train.model_stage import ModelStage, choose_rope, fresh_weights, train_stage
+from ringworld.train.model_stage import ModelStage, choose_rope, train_stage
 from ringworld.train.optimizer import AdamW, make_optimizer
 from ringworld.vocab import Vocabulary
 

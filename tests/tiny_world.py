@@ -1,31 +1,18 @@
 """A world of two layers, short texts that end with frames, and all their rows as one batch."""
 
 import numpy as np
+from tiny_models import tiny_world
 
 from ringworld.batch import Batch
 from ringworld.data import example
 from ringworld.data.example import Example
 from ringworld.data.packing.loader import stack
 from ringworld.data.packing.rows import MASKED, PackedRows, Packing
-from ringworld.models.llama import Llama
-from ringworld.models.world import World
 from ringworld.vocab import Vocabulary
 
 CONTEXT = 24
 VOCABULARY = Vocabulary(text=32, bos=1, eos=2, codes=6, codes_per_frame=3, vision_rows=8)
-TINY = World(
-    llama=Llama(
-        layers=2,
-        model=16,
-        mlp=24,
-        heads=4,
-        kv_heads=2,
-        head_width=4,
-        context=CONTEXT,
-        rope_theta=100.0,
-    ),
-    vocabulary=VOCABULARY,
-)
+TINY = tiny_world(VOCABULARY, CONTEXT)
 
 
 def draw(weight_of_text: float, weight_of_frames: float) -> list[Example]:
