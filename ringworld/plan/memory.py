@@ -1,7 +1,7 @@
 """What a training step holds on one device, from shapes alone, without compiling anything.
 
     weights       the state's weights, each divided over the mesh as the step divides it
-    moments       the state's optimizer, divided likewise
+    moments       the state's optimizer, divided likewise, and its guard
     gradients     one number for each weight that is trained, in the weight's dtype; two where the
                   rows go through in parts: the sum, and what a part adds
     activations   what every layer keeps for its backward pass, of the tokens of one device
@@ -51,7 +51,7 @@ def estimate_memory(
     trained, _ = divide(state.weights, updates.frozen)
     return StepMemory(
         weights=bytes_held(state.weights),
-        moments=bytes_held(state.optimizer),
+        moments=bytes_held((state.optimizer, state.guard)),
         gradients=bytes_held(trained) * (2 if parts > 1 else 1),
         activations=count_activations(c, tokens, shape.tensor),
     )
