@@ -23,6 +23,7 @@ from ringworld.errors import InputError, TooLargeError
 from ringworld.evals.config import Perplexity
 from ringworld.evals.heatmap import name_length
 from ringworld.files import whole
+from ringworld.inference.generate import score_texts
 from ringworld.mesh import axis_size, make_mesh
 from ringworld.models.context_extension import extend_context
 from ringworld.models.world import World, WorldWeights

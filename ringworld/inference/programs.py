@@ -308,7 +308,7 @@ def score_chunk(
 
         size = min(LOGITS, x.shape[1])
         parts = x[0].astype(jnp.float32).reshape(-1, size, x.shape[-1]), targets.reshape(-1, size)
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), lax.map(some, parts))
+        return jax.tree.map(lambda x: lax.collapse(x, 0, 2), lax.map(some, parts))
 
     rows, many = spec("seq"), spec("seq", None)
     return jax.shard_map(

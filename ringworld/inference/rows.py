@@ -70,7 +70,7 @@ def lay_rows(groups: Sequence[Group], slots: Sequence[Sequence[int]], size: int)
     most = max((len(g[0].answer.request.stops) for g in groups), default=0)
     whole = np.arange(size, dtype=np.int32)
 
-    def zeros(kind: Any, fill: float = 0) -> np.ndarray:
+    def zeros(kind: Any, fill: float = 0.0) -> np.ndarray:
         return np.full(size, fill, kind)
 
     floats = {name: zeros(np.float32, fill) for name, fill in NEUTRAL.items()}
@@ -79,12 +79,12 @@ def lay_rows(groups: Sequence[Group], slots: Sequence[Sequence[int]], size: int)
     rows = Rows(
         token=zeros(np.int32),
         vision=zeros(np.bool_),
-        position=zeros(np.int32, -1),
+        position=zeros(np.int32, -1.0),
         begin=zeros(np.int32),
         left=zeros(np.int32),
         leader=whole.copy(),
         guide=whole.copy(),
-        scale=zeros(np.float32, 1),
+        scale=zeros(np.float32, 1.0),
         stops=np.full((size, 1 << most.bit_length()), -1, np.int32),
         wants=zeros(np.bool_),
         settings=settings,

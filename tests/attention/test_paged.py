@@ -38,7 +38,7 @@ def run(shape: dict[str, int], attend: Any, arrays: list[Any], axis: str | None)
         q, k, v, held, *rest = arrays
         placed = [jax.device_put(q, heads), *(jax.device_put(x, keys) for x in (k, v))]
         pages = Pages(*(jax.device_put(x, pool) for x in held), None, None)
-        out, pages = jax.jit(attend, static_argnames="window")(*placed, pages, *rest)
+        out, pages = jax.jit(attend)(*placed, pages, *rest)
         return np.asarray(out), np.asarray(pages.k)
 
 
@@ -53,6 +53,7 @@ def test_one_token_of_each_row_sees_its_row_and_no_other(
     tables, lengths = [[5, 2, 7, 1], [3], [5, 2, 4, 6, 8, 9, 10, 11], []], [13, 1, 30, 0]
     where = Where(np.tile(np.arange(30, dtype=np.int32), (4, 1)), np.ones((4, 30), np.int32))
     where = Where(where.positions, where.segments, window(where, size))
+    where = jax.tree.map(jnp.asarray, where)
     wanted = attend_dense(*map(jnp.asarray, (q, k, v)), where, is_causal=True)
     last = np.asarray(lengths, np.int32) - 1
     new = [np.take_along_axis(x, np.maximum(last, 0)[:, None, None, None], 1) for x in (q, k, v)]
@@ -64,7 +65,7 @@ def test_one_token_of_each_row_sees_its_row_and_no_other(
     def attend(q: Any, k: Any, v: Any, pages: Pages, layer: Any, table: Any, at: Any) -> Any:
         return attend_rows(q, k, v, pages, layer, table, at, size)
 
-    out, pool = run(shape, attend, [*new, held, jnp.int32(1), table, last], None)
+    out, pool = run(shape, attend, [*new, held, np.int32(1), table, last], None)
     for row in range(3):
         # Sums of 8 products of numbers near 1, in float32, in another order.
         np.testing.assert_allclose(out[row, 0], wanted[row, last[row]], atol=2e-6)
@@ -82,6 +83,7 @@ def test_a_chunk_sees_the_pages_before_it_and_itself(
     q, k, v = (rng.standard_normal((1, 20, n, 8), np.float32) for n in (4, 2, 2))
     where = Where(np.arange(20, dtype=np.int32)[None], np.ones((1, 20), np.int32))
     where = Where(where.positions, where.segments, window(where, size))
+    where = jax.tree.map(jnp.asarray, where)
     wanted = attend_dense(*map(jnp.asarray, (q, k, v)), where, is_causal=True)[0, 12:16]
     numbers = [5, 2, 7, 1, 3]
     table = np.zeros(COLUMNS, np.int32)
@@ -92,7 +94,7 @@ def test_a_chunk_sees_the_pages_before_it_and_itself(
     def attend(q: Any, k: Any, v: Any, pages: Pages, layer: Any, table: Any, at: Any) -> Any:
         return attend_chunk(q, k, v, pages, layer, table, at, size)
 
-    out, pool = run(shape, attend, [*new, held, jnp.int32(1), table, jnp.int32(12)], "seq")
+    out, pool = run(shape, attend, [*new, held, np.int32(1), table, np.int32(12)], "seq")
     np.testing.assert_allclose(out[0], wanted, atol=2e-6)  # as above
     np.testing.assert_array_equal(pool[1, 1].swapaxes(0, 1), k[0, 12:16])
 

@@ -123,10 +123,10 @@ def assert_empty(engine: Engine) -> None:
 
 
 @pytest.fixture(scope="module", params=RINGS)
-def busy(request: pytest.FixtureRequest, weights: WorldWeights) -> Iterator[tuple[int, Engine]]:
+def busy(request: pytest.FixtureRequest, weights: WorldWeights) -> tuple[int, Engine]:
     """An engine that lives through all examples, on a ring of 1 and of 4."""
     with ring_of(request.param, weights) as placed:
-        yield request.param, make(placed, ring=request.param)
+        return request.param, make(placed, ring=request.param)
 
 
 ACTS = st.one_of(
@@ -145,7 +145,14 @@ def test_in_any_company_a_request_gets_the_bits_that_it_gets_alone(
     busy: tuple[int, Engine], alone: dict[int, list[Any]], acts: list[tuple[str, int]]
 ) -> None:
     """Random arrivals, cancels and evictions of 11 kinds of requests that share beginnings."""
-    ring, engine = busy
+    with jax.set_mesh(make_mesh(seq=busy[0])):
+        act_out(*busy, alone, acts)
+
+
+def act_out(
+    ring: int, engine: Engine, alone: dict[int, list[Any]], acts: list[tuple[str, int]]
+) -> None:
+    """Run the acts to their end, and compare what every request got."""
     running: list[tuple[int, Answer]] = []
     cancelled: set[int] = set()
     for act, number in acts:
@@ -296,7 +303,7 @@ def test_what_can_never_fit_is_refused_with_both_numbers(weights: WorldWeights) 
         make(weights, pages=9).submit(asked(words(70), 10))
     with pytest.raises(TooLargeError, match=r"takes 2 rows and the engine has 1"):
         make(weights, rows=1).submit(MENU[8])
-    with pytest.raises(TooLargeError, match=r"cache of \d+ bytes has no room"):
+    with pytest.raises(TooLargeError, match=r"cache of [\d,]+ bytes has no room"):
         make(weights, pages=1)
     with pytest.raises(InputError, match="need the text of ids"):
         asked(words(3), stop_strings=("x",))
@@ -328,7 +335,7 @@ def test_a_grammar_allows_what_it_allows(weights: WorldWeights) -> None:
 
 def test_samples_differ_and_a_seed_repeats_them(weights: WorldWeights) -> None:
     engine = make(weights)
-    request = asked(BOOK, 8, sampling=Sampling(temperature=2.0), samples=3)
+    request = asked(BOOK, 8, sampling=Sampling(temperature=20.0), samples=3)
     first, again = (engine.finish(engine.submit(request)) for _ in range(2))
     other = engine.finish(engine.submit(replace(request, seed=1)))
     assert len({tuple(sample.ids) for sample in first.samples}) == 3

@@ -192,6 +192,7 @@ def test_training_chunked_prefill_and_decoding_give_the_same_logits(
     """Rows of 37 and 50 tokens in pages of 16: log-probabilities of the prompt and the answer."""
     rng = np.random.default_rng(1)
     prompts = [rng.integers(3, 64, n) for n in (37, 50)]
+    weights = jax.tree.map(lambda x: x / 4, weights)  # as they start: nothing to be clear of
     mesh = nullcontext() if shape is None else jax.set_mesh(make_mesh(**shape))
     with mesh:
         placed = weights
