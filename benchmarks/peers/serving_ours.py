@@ -11,7 +11,7 @@ from benchmarks.protocol import Prepared, serve
 from ringworld.cpu import widen_vectors
 from ringworld.data.example import text
 from ringworld.inference.generate import make_engine
-from ringworld.inference.request import Answer, Request
+from ringworld.inference.request import Output, Request
 from ringworld.mesh import make_mesh
 from ringworld.models.context_extension import extend_context
 from ringworld.weights.model import load_model
@@ -30,7 +30,7 @@ def prepare(asked: dict[str, Any]) -> Prepared:
     engine = make_engine(model.weights, c, [longest] * count, count)
     prompts = [text((draw_prompt(length) + i) % c.vocabulary.text, 0.0) for i in range(count)]
 
-    def read(tokens: int) -> list[Answer]:
+    def read(tokens: int) -> list[Output]:
         answers = [engine.submit(Request(prompt=p, max_new_tokens=tokens)) for p in prompts]
         while not all(answer.ids for answer in answers):
             engine.step()

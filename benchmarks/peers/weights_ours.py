@@ -11,7 +11,7 @@ from benchmarks.protocol import Prepared, serve
 from ringworld.cpu import widen_vectors
 from ringworld.data.example import text
 from ringworld.inference.generate import make_engine
-from ringworld.inference.request import Answer, Request
+from ringworld.inference.request import Output, Request
 from ringworld.mesh import make_mesh
 from ringworld.weights.model import load_model
 
@@ -30,7 +30,7 @@ def prepare(request: dict[str, Any]) -> Prepared:
     if request["work"] == "prefill":
         once = Request(prompt=given, max_new_tokens=1)
 
-        def read() -> Answer:
+        def read() -> Output:
             engine.forget()
             return engine.finish(engine.submit(once))
 

@@ -14,8 +14,9 @@ moves N (H + 2) numbers, or twice as many, where turning the pages would move al
 A row's numbers depend on its own tokens only: masked keys add exact zeros.
 """
 
-from functools import partial
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +29,11 @@ from ringworld.attention.ring import rotate, score_scale
 from ringworld.mesh import spec
 from ringworld.params import Leaf, pytree_dataclass
 
+P = ParamSpec("P")
+Attended = tuple[Array, "Pages"]
 AXIS = "seq"
 # Pages that decoding reads at one time: a page of 256 tokens is not worth a step of a loop.
-TOGETHER = 4
+PAGES_AT_ONCE = 4
 
 
 @pytree_dataclass
@@ -113,6 +116,25 @@ def _merge_ring(part: Partial) -> Partial:
     return Partial(top, lax.psum(part.sum * keep, AXIS), value)
 
 
+def _on_the_mesh(seq: str | None) -> Callable[[Callable[P, Attended]], Callable[P, Attended]]:
+    """Run a function on every device: new tokens are divided along `seq`, pages as they are."""
+
+    def wrap(local: Callable[..., Attended]) -> Callable[..., Attended]:
+        @wraps(local)
+        def run(q: Array, k: Array, v: Array, pages: Pages, *rest: Any) -> Attended:
+            tokens, keys = spec(None, seq, "heads", None), spec(None, seq, "kv_heads", None)
+            held, (*placed, window) = pages_spec(pages), rest
+            return jax.shard_map(
+                lambda *args: local(*args, window),
+                in_specs=(tokens, keys, keys, held, *(spec() for _ in placed)),
+                out_specs=(tokens, held),
+            )(q, k, v, pages, *placed)
+
+        return run
+
+    return wrap
+
+
 def _walk_row(
     q: Float[Array, "K G H"],
     pages: Pages,
@@ -127,10 +149,10 @@ def _walk_row(
     first = jnp.maximum(position - window + 1, 0) // (ring * page)
 
     def step(i: Array, part: Partial) -> Partial:
-        numbers = lax.dynamic_slice(table, (i * TOGETHER,), (TOGETHER,))
+        numbers = lax.dynamic_slice(table, (i * PAGES_AT_ONCE,), (PAGES_AT_ONCE,))
         near = jax.tree.map(lambda x: x[layer, numbers], pages)
         k, v = _decode(near.k, near.k_scale), _decode(near.v, near.v_scale)
-        places = jnp.arange(TOGETHER, dtype=jnp.int32) + i * TOGETHER
+        places = jnp.arange(PAGES_AT_ONCE, dtype=jnp.int32) + i * PAGES_AT_ONCE
         at = (places * ring + own)[:, None] * page + jnp.arange(page, dtype=jnp.int32)
         seen = (at <= position) & (at > position - window)
         scores = jnp.einsum("kgh,rksh->rkgs", q, k, preferred_element_type=jnp.float32)
@@ -143,10 +165,11 @@ def _walk_row(
         return merge(part, Partial(top, weights.sum((0, 3)), value.sum(0)))
 
     start = jax.tree.map(lambda x: lax.pcast(x, AXIS, to="varying"), empty_partial(q))
-    return lax.fori_loop(first // TOGETHER, -(-stop // TOGETHER), step, start)
+    return lax.fori_loop(first // PAGES_AT_ONCE, -(-stop // PAGES_AT_ONCE), step, start)
 
 
-def _attend_rows(
+@_on_the_mesh(None)
+def attend_rows(
     q: Float[Array, "B 1 N H"],
     k: Float[Array, "B 1 K H"],
     v: Float[Array, "B 1 K H"],
@@ -156,7 +179,11 @@ def _attend_rows(
     positions: Int[Array, "B"],
     window: int,
 ) -> tuple[Float[Array, "B 1 N H"], Pages]:
-    """`attend_rows` on one device; sizes are local."""
+    """Attention of one new token of each row to its row, and the pool with these tokens.
+
+    A token sees the last `window` positions up to its own. The M page numbers of a row, a multiple
+    of PAGES_AT_ONCE, are 0 where it has no page. A row at position -1 is none: it gives 0.
+    """
     heads, page = pages.k.shape[2:4]
     ring, own = lax.axis_size(AXIS), lax.axis_index(AXIS)
     part = positions % (ring * page)
@@ -222,54 +249,7 @@ def _walk_chunk(
     return lax.map(walk, (tiles, partials, jnp.arange(tiles.shape[0], dtype=jnp.int32)))
 
 
-def _attend_chunk(
-    q: Float[Array, "1 T N H"],
-    k: Float[Array, "1 T K H"],
-    v: Float[Array, "1 T K H"],
-    pages: Pages,
-    layer: Int[Array, ""],
-    table: Int[Array, "M"],
-    start: Int[Array, ""],
-    window: int,
-) -> tuple[Float[Array, "1 T N H"], Pages]:
-    """`attend_chunk` on one device; sizes are local."""
-    heads, page = pages.k.shape[2:4]
-    ring, own = lax.axis_size(AXIS), lax.axis_index(AXIS)
-    _, length, all_heads, width = q.shape
-    number = table[start // (ring * page)]
-    pages = _write_chunk(pages, (k, v), layer, number, start % page)
-    tiles = widen(q[0] * score_scale(width)).reshape(length, heads, all_heads // heads, width)
-    tiles = tiles.transpose(1, 2, 0, 3).reshape(heads, -1, width)
-    positions = start + own * length + jnp.arange(length, dtype=jnp.int32)
-
-    def visit(_: Array, queries: tuple[Array, Array, Partial]) -> tuple[Array, Array, Partial]:
-        tiles, positions, _ = queries
-        queries = tiles, positions, _walk_chunk(queries, pages, layer, table, window)
-        return queries if ring == 1 else rotate(queries, AXIS)
-
-    part = lax.fori_loop(0, ring, visit, (tiles, positions, empty_partial(tiles)))[2]
-    out = finish(part)[0].reshape(heads, -1, length, width).transpose(2, 0, 1, 3)
-    return out.reshape(q.shape).astype(q.dtype), pages
-
-
-def attend_rows(
-    q: Float[Array, "B 1 N H"],
-    k: Float[Array, "B 1 K H"],
-    v: Float[Array, "B 1 K H"],
-    pages: Pages,
-    layer: Int[Array, ""],
-    table: Int[Array, "B M"],
-    positions: Int[Array, "B"],
-    window: int,
-) -> tuple[Float[Array, "B 1 N H"], Pages]:
-    """Attention of one new token of each row to its row, and the pool with these tokens.
-
-    A token sees the last `window` positions up to its own. The M page numbers of a row, a multiple
-    of TOGETHER, are 0 where it has no page. A row at position -1 is none: it gives 0.
-    """
-    return _on_the_mesh(_attend_rows, None, window)(q, k, v, pages, layer, table, positions)
-
-
+@_on_the_mesh(AXIS)
 def attend_chunk(
     q: Float[Array, "1 T N H"],
     k: Float[Array, "1 T K H"],
@@ -284,19 +264,20 @@ def attend_chunk(
 
     It begins at position `start` and lies in one page: on a ring it is a whole page.
     """
-    return _on_the_mesh(_attend_chunk, AXIS, window)(q, k, v, pages, layer, table, start)
+    heads, page = pages.k.shape[2:4]
+    ring, own = lax.axis_size(AXIS), lax.axis_index(AXIS)
+    _, length, all_heads, width = q.shape
+    number = table[start // (ring * page)]
+    pages = _write_chunk(pages, (k, v), layer, number, start % page)
+    tiles = widen(q[0] * score_scale(width)).reshape(length, heads, all_heads // heads, width)
+    tiles = tiles.transpose(1, 2, 0, 3).reshape(heads, -1, width)
+    positions = start + own * length + jnp.arange(length, dtype=jnp.int32)
 
+    def visit(_: Array, queries: tuple[Array, Array, Partial]) -> tuple[Array, Array, Partial]:
+        seen = _walk_chunk(queries, pages, layer, table, window)
+        queries = queries[0], queries[1], seen
+        return queries if ring == 1 else rotate(queries, AXIS)
 
-def _on_the_mesh(local: Any, seq: str | None, window: int) -> Any:
-    """`local` on every device, for new tokens divided along `seq`."""
-
-    def run(q: Array, k: Array, v: Array, pages: Pages, *rest: Array) -> tuple[Array, Pages]:
-        tokens, keys = spec(None, seq, "heads", None), spec(None, seq, "kv_heads", None)
-        held = pages_spec(pages)
-        return jax.shard_map(
-            partial(local, window=window),
-            in_specs=(tokens, keys, keys, held, *(spec() for _ in rest)),
-            out_specs=(tokens, held),
-        )(q, k, v, pages, *rest)
-
-    return run
+    part = lax.fori_loop(0, ring, visit, (tiles, positions, empty_partial(tiles)))[2]
+    out = finish(part)[0].reshape(heads, -1, length, width).transpose(2, 0, 1, 3)
+    return out.reshape(q.shape).astype(q.dtype), pages

@@ -15,7 +15,7 @@ from jaxtyping import Int
 from ringworld.data.example import Example, frames, join, text
 from ringworld.errors import InputError, TooLargeError
 from ringworld.inference.generate import make_engine
-from ringworld.inference.request import Answer, Request
+from ringworld.inference.request import Output, Request
 from ringworld.mesh import axis_size
 from ringworld.models.world import World
 from ringworld.settings import Sampling
@@ -170,7 +170,7 @@ class Session:
             stops=self._stops,
         )
 
-    def _write(self, answer: Answer, stopped: Callable[[], bool]) -> Iterator[str]:
+    def _write(self, answer: Output, stopped: Callable[[], bool]) -> Iterator[str]:
         """The pieces of an answer as they are decoded."""
         detokenizer = Detokenizer(self._words)
         while answer.ids:

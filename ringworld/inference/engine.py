@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ringworld.attention.paged import TOGETHER
+from ringworld.attention.paged import PAGES_AT_ONCE
 from ringworld.errors import InputError, TooLargeError
 from ringworld.inference.pool import (
     PageBook,
@@ -27,13 +27,13 @@ from ringworld.inference.pool import (
 from ringworld.inference.programs import (
     DECODE_STEPS,
     Choice,
-    choose,
-    decode,
+    choose_tokens,
+    decode_rows,
     read_chunk,
     score_chunk,
 )
-from ringworld.inference.request import Answer, Finish, Request, Sample, TokenScore
-from ringworld.inference.rows import Group, Row, lay_rows, lay_table, lay_vocabulary
+from ringworld.inference.request import Completion, Finish, Output, Request, TokenScore
+from ringworld.inference.rows import ActiveRow, Group, lay_rows, lay_table
 from ringworld.mesh import axis_size
 from ringworld.models.world import World, WorldWeights
 
@@ -87,7 +87,7 @@ class Engine:
         self._weights, self._c, self._config = weights, c, config
         self._page = config.page * axis_size("seq")
         columns = -(-c.llama.context // self._page)
-        self._columns = columns + -columns % TOGETHER
+        self._columns = columns + -columns % PAGES_AT_ONCE
         self._most = config.cache_bytes // count_page_bytes(c, config.page, config.int8)
         if self._most < 2:
             raise TooLargeError(
@@ -97,8 +97,8 @@ class Engine:
         self._pages = make_pages(2, config.page, c, config.int8)
         self._book = PageBook(2)
         self._waiting: deque[Group] = deque()
-        self._reading: deque[Row] = deque()
-        self._slots: list[Row | None] = [None] * config.rows
+        self._reading: deque[ActiveRow] = deque()
+        self._slots: list[ActiveRow | None] = [None] * config.rows
         self._computed = self._reused = 0
         # One device can begin a chunk anywhere; a ring reads whole pages, with padding at the end.
         sizes = (self._page, max(self._page // 4, 1), max(self._page // 16, 1))
@@ -118,7 +118,7 @@ class Engine:
             evicted=self._book.evicted,
         )
 
-    def submit(self, request: Request) -> Answer:
+    def submit(self, request: Request) -> Output:
         """The answer to be filled by later steps.
 
         Raises InputError, before anything is computed, for what could never run: a prompt and an
@@ -128,11 +128,11 @@ class Engine:
             raise InputError("this model has no image codes: use a world model to draw")
         prompts = [request.prompt, *([request.guided_from] if request.guided_from else [])]
         self._check_room(max(map(len, prompts)) + request.max_new_tokens, len(prompts))
-        answer = Answer(request, [Sample() for _ in range(request.samples)])
+        answer = Output(request, [Completion() for _ in range(request.samples)])
         owner = repr((request.tenant, request.content)).encode()
         for index, sample in enumerate(answer.samples):
             group = tuple(
-                Row(
+                ActiveRow(
                     answer=answer,
                     sample=sample,
                     index=index,
@@ -163,7 +163,7 @@ class Engine:
                 "give it more rows"
             )
 
-    def cancel(self, answer: Answer) -> None:
+    def cancel(self, answer: Output) -> None:
         """End a request where it stands, and free what it holds; its full pages are kept."""
         self._waiting = deque(group for group in self._waiting if group[0].answer is not answer)
         for row in list(self._slots):
@@ -186,13 +186,13 @@ class Engine:
         self._decode()
         return bool(self._waiting) or any(row is not None for row in self._slots)
 
-    def finish(self, answer: Answer) -> Answer:
+    def finish(self, answer: Output) -> Output:
         """The answer, when steps have finished it."""
         while not answer.finished:
             self.step()
         return answer
 
-    def stream(self, answer: Answer) -> Iterator[list[int]]:
+    def stream(self, answer: Output) -> Iterator[list[int]]:
         """The ids of the first sample as they come, some at a time; empty while others go on."""
         told = 0
         while not answer.finished:
@@ -237,7 +237,7 @@ class Engine:
         self._pages = grow_pages(self._pages, count, self._config.page, self._c)
         self._book.grow(count)
 
-    def _find_pages(self, row: Row) -> list[int]:
+    def _find_pages(self, row: ActiveRow) -> list[int]:
         """The kept pages that hold what comes next of a prompt; its last token is always read."""
         pages: list[int] = []
         stop = (len(row.prompt) - 1) // self._page
@@ -248,13 +248,13 @@ class Engine:
             pages.append(page)
         return pages
 
-    def _count_reused(self, row: Row, pages: int) -> None:
+    def _count_reused(self, row: ActiveRow, pages: int) -> None:
         tokens = pages * self._page
         row.computed += tokens
         row.answer.reused += tokens
         self._reused += tokens
 
-    def _leave(self, row: Row) -> None:
+    def _leave(self, row: ActiveRow) -> None:
         """Free a row's slot and pages, the last page first."""
         for page in reversed(row.pages):
             self._book.release(page)
@@ -264,7 +264,7 @@ class Engine:
 
     # ---- prefill
 
-    def _read(self, row: Row) -> None:
+    def _read(self, row: ActiveRow) -> None:
         """Read the next page of a prompt, after what another row has read of it meanwhile."""
         for page in self._find_pages(row):
             own = row.computed // self._page
@@ -276,7 +276,7 @@ class Engine:
         while row.computed < stop:
             self._read_chunk(row)
 
-    def _read_chunk(self, row: Row) -> None:
+    def _read_chunk(self, row: ActiveRow) -> None:
         """Read the largest chunk that a prompt fills, or the rest of it in the smallest."""
         start = row.computed
         size = next((size for size in self._sizes if size <= row.unread), self._sizes[-1])
@@ -303,7 +303,7 @@ class Engine:
         if row.scored:
             self._score(row, x, start, stop)
 
-    def _score(self, row: Row, x: jax.Array, start: int, stop: int) -> None:
+    def _score(self, row: ActiveRow, x: jax.Array, start: int, stop: int) -> None:
         """Keep the log-probabilities of the tokens behind those of a chunk."""
         following = row.prompt.tokens[start + 1 : stop + 1]
         targets = np.zeros((1, x.shape[1]), np.int32)
@@ -320,7 +320,7 @@ class Engine:
 
     # ---- decoding
 
-    def _begin(self, row: Row) -> None:
+    def _begin(self, row: ActiveRow) -> None:
         """Choose the first token of a sample whose rows are read."""
         group = self._group(row)
         if any(other.unread for other in group):
@@ -329,15 +329,14 @@ class Engine:
             self._end(group, "length")
             return
         places = range(len(group))
-        rows = lay_rows([group], [places], len(group))
+        rows = lay_rows([group], [places], len(group), self._c.vocabulary.text)
         x = jnp.concatenate([other.x for other in group if other.x is not None])
-        marks, allowed = lay_vocabulary(group, self._c.vocabulary.text)
-        found = choose(x, self._weights, rows, marks, allowed, self._c)
+        found = choose_tokens(x, self._weights, rows, self._c)
         for other in group:
             other.x = None
         self._take(group, jax.device_get(found), 0)
 
-    def _group(self, row: Row) -> Group:
+    def _group(self, row: ActiveRow) -> Group:
         rows = (other for other in self._slots if other and other.sample is row.sample)
         return tuple(sorted(rows, key=lambda other: not other.leads))
 
@@ -348,19 +347,18 @@ class Engine:
         if not groups:
             return
         places = [[row.slot for row in group] for group in groups]
-        batch = lay_rows(groups, places, len(rows))
+        batch = lay_rows(groups, places, len(rows), self._c.vocabulary.text)
         tables = [np.zeros(self._columns, np.int32)] * len(rows)
         for row in rows:
             if row is not None:
                 tables[row.slot] = lay_table(row, self._columns)
         masked = any(row is not None and row.answer.request.allow for row in rows)
         steps = 1 if masked else DECODE_STEPS
-        found, self._pages = decode(
+        found, self._pages = decode_rows(
             self._weights,
             self._pages,
             np.stack(tables),
             batch,
-            *lay_vocabulary(rows, self._c.vocabulary.text),
             np.int32(steps),
             self._c,
         )

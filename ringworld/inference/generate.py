@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from ringworld.data.example import Example, text
 from ringworld.inference.engine import Engine, EngineConfig
 from ringworld.inference.pool import count_page_bytes
-from ringworld.inference.request import Answer, Request
+from ringworld.inference.request import Output, Request
 from ringworld.mesh import axis_size
 from ringworld.models.world import World, WorldWeights
 from ringworld.settings import Sampling
@@ -21,7 +21,7 @@ from ringworld.settings import Sampling
 # Tokens of a page on a device: the tile of attention, and what a chunk of a prompt reads.
 PAGE = 256
 # Rows that decode together.
-ROWS = 8
+DECODE_ROWS = 8
 
 
 def make_engine(weights: WorldWeights, c: World, tokens: Sequence[int], rows: int) -> Engine:
@@ -35,7 +35,7 @@ def make_engine(weights: WorldWeights, c: World, tokens: Sequence[int], rows: in
 
 def answer_all(
     weights: WorldWeights, c: World, requests: Sequence[Request], rows: int
-) -> list[Answer]:
+) -> list[Output]:
     """The answers to requests, of which so many rows run together.
 
     Raises InputError when one of them does not fit the model's context.
@@ -77,7 +77,7 @@ def write_text(
         )
         for i, prompt in enumerate(prompts)
     ]
-    return [answer.ids for answer in answer_all(weights, c, requests, ROWS)]
+    return [answer.ids for answer in answer_all(weights, c, requests, DECODE_ROWS)]
 
 
 def draw_frames(
@@ -110,7 +110,7 @@ def draw_frames(
         )
         for i, prompt in enumerate(prompts)
     ]
-    drawn = [[*answer.ids, 0] for answer in answer_all(weights, c, requests, ROWS)]
+    drawn = [[*answer.ids, 0] for answer in answer_all(weights, c, requests, DECODE_ROWS)]
     return np.asarray(drawn, np.int32).reshape(len(prompts), frames, length)[:, :, :-1]
 
 

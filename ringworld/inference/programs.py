@@ -13,15 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int
 
 from ringworld.attention.mask import Where
 from ringworld.attention.paged import Pages, attend_chunk, attend_rows
 from ringworld.inference.sampling import (
-    IN_ANSWER,
     Settings,
     draw_tokens,
     guide,
+    mark_tokens,
     penalize,
     restrict,
 )
@@ -49,14 +49,15 @@ LOGITS = 256
 
 
 @pytree_dataclass
-class Rows:
+class RowBatch:
     """The rows of a batch before a step.
 
     `token`, `vision` and `position` `[B]` are the last chosen token, which is not in the pages yet;
     position -1 is no row. `begin` is the length of the prompt and `left` the tokens still to
     choose. A row takes the token of row `leader`, whose logits are guided away from those of row
     `guide` by `scale`. `stops` `[B, S]` are the ids that end a row, -1 for none. `wants` marks the
-    rows whose log-probabilities are asked for.
+    rows whose log-probabilities are asked for. `marks` `[B, V]` uint8 say which text ids a row
+    holds, and `allowed` `[B, V]` which of them may follow.
     """
 
     token: Leaf
@@ -69,6 +70,8 @@ class Rows:
     scale: Leaf
     stops: Leaf
     wants: Leaf
+    marks: Leaf
+    allowed: Leaf
     settings: Settings
 
 
@@ -143,7 +146,7 @@ def read_chunk(
 
 
 def _step(
-    weights: WorldWeights, pages: Pages, table: Int[Array, "B M"], rows: Rows, c: World
+    weights: WorldWeights, pages: Pages, table: Int[Array, "B M"], rows: RowBatch, c: World
 ) -> tuple[Float[Array, "B D"], Pages]:
     """The normed residual stream of the last token of each row, and the pool with these tokens."""
 
@@ -163,20 +166,13 @@ def _text_logits(x: Float[Array, "B D"], weights: WorldWeights, c: World) -> Flo
     return jnp.einsum("bd,vd->bv", x.astype(jnp.float32), table)
 
 
-def _choose_text(
-    x: Float[Array, "B D"],
-    weights: WorldWeights,
-    rows: Rows,
-    marks: UInt8[Array, "B V"],
-    allowed: Bool[Array, "B V"],
-    c: World,
-) -> Choice:
+def _choose_text(x: Float[Array, "B D"], weights: WorldWeights, rows: RowBatch, c: World) -> Choice:
     logits = _text_logits(x, weights, c)
     logits = guide(logits, logits[rows.guide], rows.scale[:, None])
     settings = rows.settings
     penalized = (settings.repetition_penalty != 1) | (settings.presence_penalty != 0)
-    odds = lax.cond(penalized.any(), lambda: penalize(logits, marks, settings), lambda: logits)
-    odds = lax.cond(allowed.all(), lambda: odds, lambda: restrict(odds, allowed))
+    odds = lax.cond(penalized.any(), lambda: penalize(logits, rows.marks, settings), lambda: logits)
+    odds = lax.cond(rows.allowed.all(), lambda: odds, lambda: restrict(odds, rows.allowed))
     token = draw_tokens(odds, settings, rows.position + 1)
 
     def measure() -> tuple[Array, Array, Array]:
@@ -194,7 +190,7 @@ def _no_logprobs(rows: int, c: World) -> tuple[Array, Array, Array]:
 
 
 def _choose_codes(
-    x: Float[Array, "B D"], weights: WorldWeights, rows: Rows, c: World
+    x: Float[Array, "B D"], weights: WorldWeights, rows: RowBatch, c: World
 ) -> Int[Array, "B"]:
     """The next code of each row, guided; the end of a frame where one is due."""
     words = c.vocabulary
@@ -206,26 +202,18 @@ def _choose_codes(
     return jnp.where((drawn + 1) % words.frame_length == 0, words.eof, codes)
 
 
-def _choose(
-    x: Float[Array, "B D"],
-    weights: WorldWeights,
-    rows: Rows,
-    marks: UInt8[Array, "B V"],
-    allowed: Bool[Array, "B V"],
-    c: World,
-) -> Choice:
+def _choose(x: Float[Array, "B D"], weights: WorldWeights, rows: RowBatch, c: World) -> Choice:
     """The next token of each row, from the head of its kind, as its leader chose it."""
     x = lax.optimization_barrier(shard(x, None, None))
     real = rows.position >= 0
 
-    def text() -> Choice:
-        return _choose_text(x, weights, rows, marks, allowed, c)
-
     if not c.vocabulary.codes:
-        return text()
+        return _choose_text(x, weights, rows, c)
     none = jnp.zeros(len(x), jnp.int32)
     unread = Choice(none, *_no_logprobs(len(x), c))
-    choice = lax.cond((real & ~rows.vision).any(), text, lambda: unread)
+    choice = lax.cond(
+        (real & ~rows.vision).any(), lambda: _choose_text(x, weights, rows, c), lambda: unread
+    )
     codes = lax.cond(
         (real & rows.vision).any(), lambda: _choose_codes(x, weights, rows, c), lambda: none
     )
@@ -233,17 +221,15 @@ def _choose(
     return replace(choice, token=token[rows.leader])
 
 
-choose = jax.jit(_choose, static_argnames="c")
+choose_tokens = jax.jit(_choose, static_argnames="c")
 
 
 @partial(jax.jit, static_argnames="c", donate_argnames="pages")
-def decode(
+def decode_rows(
     weights: WorldWeights,
     pages: Pages,
     table: Int[Array, "B M"],
-    rows: Rows,
-    marks: UInt8[Array, "B V"],
-    allowed: Bool[Array, "B V"],
+    rows: RowBatch,
     steps: Int[Array, ""],
     c: World,
 ) -> tuple[Choice, Pages]:
@@ -252,39 +238,30 @@ def decode(
     A row ends at one of its stops or when nothing is left to choose; its tokens behind that mean
     nothing. Decoding ends when every row has.
     """
-    kept = jax.eval_shape(partial(_choose, c=c), *_choice_inputs(weights, rows, marks, allowed, c))
-    found = jax.tree.map(lambda x: jnp.zeros((DECODE_STEPS, *x.shape), x.dtype), kept)
+    size = rows.token.shape[0]
+    nothing = Choice(jnp.zeros(size, jnp.int32), *_no_logprobs(size, c))
+    found = jax.tree.map(lambda x: jnp.zeros((DECODE_STEPS, *x.shape), x.dtype), nothing)
 
     def unfinished(carry: tuple) -> Array:
         i, rows, *_ = carry
         return (i < steps) & (rows.position >= 0).any()
 
     def step(carry: tuple) -> tuple:
-        i, rows, marks, found, pages = carry
+        i, rows, found, pages = carry
         x, pages = _step(weights, pages, table, rows, c)
-        choice = _choose(x, weights, rows, marks, allowed, c)
+        choice = _choose(x, weights, rows, c)
         found = jax.tree.map(lambda held, new: held.at[i].set(new), found, choice)
-        row = jnp.arange(len(choice.token), dtype=jnp.int32)
-        marks = marks.at[row, jnp.where(rows.vision, marks.shape[1], choice.token)].max(
-            jnp.uint8(IN_ANSWER), mode="drop"
-        )
+        marks = mark_tokens(rows.marks, choice.token, ~rows.vision)
         left = rows.left - 1
         ended = (choice.token[:, None] == rows.stops).any(-1) & ~rows.vision
         goes_on = (rows.position >= 0) & (left > 0) & ~ended[rows.leader]
         position = jnp.where(goes_on, rows.position + 1, -1)
-        rows = replace(rows, token=choice.token, left=left, position=position)
-        return i + 1, rows, marks, found, pages
+        rows = replace(rows, token=choice.token, left=left, position=position, marks=marks)
+        return i + 1, rows, found, pages
 
-    start = (jnp.int32(0), rows, marks, found, pages)
+    start = (jnp.int32(0), rows, found, pages)
     *_, found, pages = lax.while_loop(unfinished, step, start)
     return found, pages
-
-
-def _choice_inputs(
-    weights: WorldWeights, rows: Rows, marks: Array, allowed: Array, c: World
-) -> Any:
-    x = jax.ShapeDtypeStruct((rows.token.shape[0], c.llama.model), jnp.float32)
-    return x, weights, rows, marks, allowed
 
 
 @partial(jax.jit, static_argnames=("alternatives", "c"))

@@ -78,7 +78,7 @@ class TokenScore:
 
 
 @dataclass
-class Sample:
+class Completion:
     """One answer as far as it is written; `finish` says why it ended, None while it goes on.
 
     `ids` hold no stop. `text` is what comes before a stop string, where one ended it.
@@ -91,7 +91,7 @@ class Sample:
 
 
 @dataclass
-class Answer:
+class Output:
     """What has come back for a request so far.
 
     `computed` are the tokens that were read for it and `reused` those that kept pages spared, both
@@ -99,7 +99,7 @@ class Answer:
     """
 
     request: Request
-    samples: list[Sample]
+    samples: list[Completion]
     computed: int = 0
     reused: int = 0
     prompt_scores: list[TokenScore] = field(default_factory=list)

@@ -5,25 +5,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Bool, Int, UInt8
+from jaxtyping import Array, Int
 
 from ringworld.data.example import Example
 from ringworld.inference.pool import Content
-from ringworld.inference.programs import Rows
-from ringworld.inference.request import Answer, Sample
+from ringworld.inference.programs import RowBatch
+from ringworld.inference.request import Completion, Output
 from ringworld.inference.sampling import IN_ANSWER, IN_PROMPT, Settings
 
 
 @dataclass(eq=False)
-class Row:
+class ActiveRow:
     """One prompt and one sample of its answer, or the prompt that a sample is guided away from.
 
     `computed` counts the tokens of the prompt whose keys are in the pages. `x` is the residual
     stream of the last of them, until the first token is chosen.
     """
 
-    answer: Answer
-    sample: Sample
+    answer: Output
+    sample: Completion
     index: int
     prompt: Example
     contents: Sequence[Content]
@@ -55,17 +55,19 @@ class Row:
 
 
 # The rows of one sample: the one that leads, and behind it the one it is guided away from, if any.
-Group = tuple[Row, ...]
+Group = tuple[ActiveRow, ...]
 
 
-def lay_table(row: Row, columns: int) -> Int[np.ndarray, "M"]:
+def lay_table(row: ActiveRow, columns: int) -> Int[np.ndarray, "M"]:
     """The page numbers of a row, and 0 behind them."""
     table = np.zeros(columns, np.int32)
     table[: len(row.pages)] = row.pages
     return table
 
 
-def lay_rows(groups: Sequence[Group], slots: Sequence[Sequence[int]], size: int) -> Rows:
+def lay_rows(
+    groups: Sequence[Group], slots: Sequence[Sequence[int]], size: int, vocabulary: int
+) -> RowBatch:
     """A batch of `size` rows with each group's rows at its slots."""
     most = max((len(g[0].answer.request.stops) for g in groups), default=0)
     whole = np.arange(size, dtype=np.int32)
@@ -76,7 +78,7 @@ def lay_rows(groups: Sequence[Group], slots: Sequence[Sequence[int]], size: int)
     floats = {name: zeros(np.float32, fill) for name, fill in NEUTRAL.items()}
     top_k, seed, sample = zeros(np.int32), zeros(np.uint32), zeros(np.int32)
     settings = Settings(top_k=top_k, seed=seed, sample=sample, **floats)
-    rows = Rows(
+    rows = RowBatch(
         token=zeros(np.int32),
         vision=zeros(np.bool_),
         position=zeros(np.int32, -1.0),
@@ -87,6 +89,8 @@ def lay_rows(groups: Sequence[Group], slots: Sequence[Sequence[int]], size: int)
         scale=zeros(np.float32, 1.0),
         stops=np.full((size, 1 << most.bit_length()), -1, np.int32),
         wants=zeros(np.bool_),
+        marks=np.zeros((size, vocabulary), np.uint8),
+        allowed=np.ones((size, vocabulary), np.bool_),
         settings=settings,
     )
     for group, places in zip(groups, slots, strict=True):
@@ -100,8 +104,13 @@ def lay_rows(groups: Sequence[Group], slots: Sequence[Sequence[int]], size: int)
             for name in NEUTRAL:
                 floats[name][i] = getattr(request.sampling, name)
             top_k[i], seed[i], sample[i] = request.sampling.top_k, request.seed, row.index
-        if len(group) > 1:
-            rows.guide[places[0]], rows.scale[places[0]] = places[1], request.guidance
+            if _is_penalized(row):
+                rows.marks[i, row.prompt.tokens[~row.prompt.vision]] |= IN_PROMPT
+                rows.marks[i, ids] |= IN_ANSWER
+            if request.allow is not None and row.leads:
+                rows.allowed[i] = request.allow(tuple(ids))
+            if len(group) > 1 and row.leads:
+                rows.guide[i], rows.scale[i] = places[1], request.guidance
     return rows
 
 
@@ -115,27 +124,7 @@ NEUTRAL = {
 }
 
 
-def lay_vocabulary(
-    rows: Sequence[Row | None], vocabulary: int
-) -> tuple[UInt8[np.ndarray, "B V"], Bool[np.ndarray, "B V"]]:
-    """Which text ids each row holds, as marks, and which its grammar allows next.
-
-    They are looked up for rows that ask for penalties or have a grammar.
-    """
-    marks = np.zeros((len(rows), vocabulary), np.uint8)
-    allowed = np.ones((len(rows), vocabulary), np.bool_)
-    for i, row in enumerate(rows):
-        if row is None:
-            continue
-        if _is_penalized(row):
-            marks[i, row.prompt.tokens[~row.prompt.vision]] |= IN_PROMPT
-            marks[i, row.sample.ids] |= IN_ANSWER
-        if row.answer.request.allow is not None and row.leads:
-            allowed[i] = row.answer.request.allow(tuple(row.sample.ids))
-    return marks, allowed
-
-
-def _is_penalized(row: Row) -> bool:
+def _is_penalized(row: ActiveRow) -> bool:
     """Whether its sampling looks at the ids that it holds."""
     sampling = row.answer.request.sampling
     return sampling.repetition_penalty != 1 or sampling.presence_penalty != 0

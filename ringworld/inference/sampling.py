@@ -53,6 +53,15 @@ def penalize(
     return logits - jnp.where(present, settings.presence_penalty[:, None], 0.0)
 
 
+def mark_tokens(
+    marks: UInt8[Array, "B V"], tokens: Int[Array, "B"], is_text: Bool[Array, "B"]
+) -> UInt8[Array, "B V"]:
+    """The marks with one more text id in the answer of each row that has one."""
+    row = jnp.arange(marks.shape[0], dtype=jnp.int32)
+    ids = jnp.where(is_text, tokens, marks.shape[1])  # the others fall off the end
+    return marks.at[row, ids].max(jnp.uint8(IN_ANSWER), mode="drop")
+
+
 def keep_likeliest(logits: Float[Array, "B V"], settings: Settings) -> Float[Array, "B V"]:
     """The logits that top-k, then top-p, then min-p leave to each row; the others are -inf."""
     ordered = jnp.sort(logits, axis=-1, descending=True)

@@ -16,7 +16,7 @@ from ringworld.data.example import Example, frames, join, text
 from ringworld.errors import InputError, TooLargeError
 from ringworld.inference.engine import Engine, EngineConfig
 from ringworld.inference.pool import PageBook, chain_contents, count_page_bytes
-from ringworld.inference.request import Answer, Request
+from ringworld.inference.request import Output, Request
 from ringworld.mesh import make_mesh
 from ringworld.models.llama import Llama
 from ringworld.models.world import World, WorldWeights, forward, specs
@@ -89,13 +89,13 @@ MENU = (
 )
 
 
-def told(answer: Answer) -> tuple[Any, ...]:
+def told(answer: Output) -> tuple[Any, ...]:
     """All that a request gets."""
     samples = [(sample.ids, sample.scores, sample.finish) for sample in answer.samples]
     return samples, answer.prompt_scores
 
 
-def run_alone(engine: Engine, request: Request) -> Answer:
+def run_alone(engine: Engine, request: Request) -> Output:
     """The answer of an engine that holds nothing."""
     engine.forget()
     return engine.finish(engine.submit(request))
@@ -153,7 +153,7 @@ def act_out(
     ring: int, engine: Engine, alone: dict[int, list[Any]], acts: list[tuple[str, int]]
 ) -> None:
     """Run the acts to their end, and compare what every request got."""
-    running: list[tuple[int, Answer]] = []
+    running: list[tuple[int, Output]] = []
     cancelled: set[int] = set()
     for act, number in acts:
         if act == "submit":

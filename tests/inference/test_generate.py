@@ -13,7 +13,7 @@ from ringworld.errors import InputError
 from ringworld.inference.engine import Engine, EngineConfig
 from ringworld.inference.generate import draw_frames, write_text
 from ringworld.inference.pool import count_page_bytes, make_pages
-from ringworld.inference.programs import decode
+from ringworld.inference.programs import decode_rows
 from ringworld.inference.request import Request
 from ringworld.inference.rows import lay_rows
 from ringworld.inference.sampling import Settings, draw_tokens, guide, keep_likeliest
@@ -231,11 +231,9 @@ def whole_logprobs(weights: WorldWeights, tokens: np.ndarray) -> np.ndarray:
 
 def test_a_written_token_copies_no_page(weights: WorldWeights) -> None:
     pages = make_pages(64, 128, TINY, False)
-    table, vocabulary = np.zeros((2, 4), np.int32), (2, TINY.vocabulary.text)
-    marks, allowed = np.zeros(vocabulary, np.uint8), np.ones(vocabulary, np.bool_)
-    rows = lay_rows([], [], 2)
-    args = (weights, pages, table, rows, marks, allowed, np.int32(1), TINY)
-    memory = decode.lower(*args).compile().memory_analysis()
+    table, rows = np.zeros((2, 4), np.int32), lay_rows([], [], 2, TINY.vocabulary.text)
+    args = (weights, pages, table, rows, np.int32(1), TINY)
+    memory = decode_rows.lower(*args).compile().memory_analysis()
     assert memory is not None
     # A few pages of one layer at a time.
     assert memory.temp_size_in_bytes < pages.k.nbytes / 4
