@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from ringworld.attention.balance import Plan, count_work, make_orders
+from ringworld.attention.balance import Layout, count_work, make_orders
 from ringworld.attention.mask import (
     Reach,
     Span,
@@ -113,7 +113,7 @@ def draw_orders() -> Figure:
     panels = picture.subplots(len(rows), len(orders), sharex=True, sharey=True)
     for line, (title, where) in zip(panels, rows.items(), strict=True):
         plans = [
-            Plan(name, order, count_work(where, order, RING, TILE))
+            Layout(name, order, count_work(where, order, RING, TILE))
             for name, order in orders.items()
         ]
         most = max(plan.work.max() for plan in plans)
@@ -125,7 +125,7 @@ def draw_orders() -> Figure:
     return picture
 
 
-def _draw_work(axes: Axes, plan: Plan, most: int) -> None:
+def _draw_work(axes: Axes, plan: Layout, most: int) -> None:
     steps = np.arange(RING)
     of_step = plan.work[steps[:, None], (steps[:, None] - steps) % RING]
     axes.imshow(of_step, vmin=0, vmax=most, cmap="Blues", aspect="auto")

@@ -32,8 +32,6 @@ from ringworld.params import Leaf, pytree_dataclass
 P = ParamSpec("P")
 Attended = tuple[Array, "Pages"]
 AXIS = "seq"
-# Pages that decoding reads at one time: a page of 256 tokens is not worth a step of a loop.
-PAGES_AT_ONCE = 4
 
 
 @pytree_dataclass
@@ -75,6 +73,18 @@ def _encode(pages: Pages, k: Float[Array, "*rows H"], v: Float[Array, "*rows H"]
 def _decode(x: Shaped[Array, "*rows H"], scale: Array | None) -> Float[Array, "*rows H"]:
     """Keys or values as the arithmetic takes them."""
     return widen(x) if scale is None else x.astype(jnp.float32) * scale[..., None]
+
+
+def _read_page(pages: Pages, place: tuple[Array, ...]) -> tuple[Array, Array]:
+    """Keys and values at an index of the pool's leading axes: layer, page and, if given, head."""
+
+    def pick(x: Array) -> Array:
+        rest = x.shape[len(place) :]
+        begin = (*place, *(0 for _ in rest))
+        return lax.dynamic_slice(x, begin, (*(1 for _ in place), *rest)).reshape(rest)
+
+    near = jax.tree.map(pick, pages)
+    return _decode(near.k, near.k_scale), _decode(near.v, near.v_scale)
 
 
 def _write_chunk(
@@ -143,29 +153,25 @@ def _walk_row(
     position: Int[Array, ""],
     window: int,
 ) -> Partial:
-    """Attention of one token to this device's part of its row, some pages at a time."""
+    """Attention of one token to this device's part of its row, page by page."""
     page, (ring, own) = pages.k.shape[3], (lax.axis_size(AXIS), lax.axis_index(AXIS))
     stop = (position - own * page) // (ring * page) + 1
     first = jnp.maximum(position - window + 1, 0) // (ring * page)
 
-    def step(i: Array, part: Partial) -> Partial:
-        numbers = lax.dynamic_slice(table, (i * PAGES_AT_ONCE,), (PAGES_AT_ONCE,))
-        near = jax.tree.map(lambda x: x[layer, numbers], pages)
-        k, v = _decode(near.k, near.k_scale), _decode(near.v, near.v_scale)
-        places = jnp.arange(PAGES_AT_ONCE, dtype=jnp.int32) + i * PAGES_AT_ONCE
-        at = (places * ring + own)[:, None] * page + jnp.arange(page, dtype=jnp.int32)
-        seen = (at <= position) & (at > position - window)
-        scores = jnp.einsum("kgh,rksh->rkgs", q, k, preferred_element_type=jnp.float32)
-        scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
-        top = scores.max((0, 3))
+    def step(j: Array, part: Partial) -> Partial:
+        k, v = _read_page(pages, (layer, table[j]))
+        at = (j * ring + own) * page + jnp.arange(page, dtype=jnp.int32)
+        scores = jnp.einsum("kgh,ksh->kgs", q, k, preferred_element_type=jnp.float32)
+        scores = jnp.where((at <= position) & (at > position - window), scores, -jnp.inf)
+        top = scores.max(-1)
         weights = jnp.exp2(scores - finite(top)[..., None])
         value = jnp.einsum(
-            "rkgs,rksh->rkgh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+            "kgs,ksh->kgh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
         )
-        return merge(part, Partial(top, weights.sum((0, 3)), value.sum(0)))
+        return merge(part, Partial(top, weights.sum(-1), value))
 
     start = jax.tree.map(lambda x: lax.pcast(x, AXIS, to="varying"), empty_partial(q))
-    return lax.fori_loop(first // PAGES_AT_ONCE, -(-stop // PAGES_AT_ONCE), step, start)
+    return lax.fori_loop(first, stop, step, start)
 
 
 @_on_the_mesh(None)
@@ -181,8 +187,8 @@ def attend_rows(
 ) -> tuple[Float[Array, "B 1 N H"], Pages]:
     """Attention of one new token of each row to its row, and the pool with these tokens.
 
-    A token sees the last `window` positions up to its own. The M page numbers of a row, a multiple
-    of PAGES_AT_ONCE, are 0 where it has no page. A row at position -1 is none: it gives 0.
+    A token sees the last `window` positions up to its own. The M page numbers of a row are 0 where
+    it has no page. A row at position -1 is none: it gives 0.
     """
     heads, page = pages.k.shape[2:4]
     ring, own = lax.axis_size(AXIS), lax.axis_index(AXIS)
@@ -224,11 +230,7 @@ def _walk_chunk(
         q, before, h = head
 
         def step(j: Array, part: Partial) -> Partial:
-            begin, shape = (layer, table[j], h, 0, 0), (1, 1, 1, *pages.k.shape[3:])
-            near = jax.tree.map(
-                lambda x: lax.dynamic_slice(x, begin[: x.ndim], shape[: x.ndim])[0, 0, 0], pages
-            )
-            k, v = _decode(near.k, near.k_scale), _decode(near.v, near.v_scale)
+            k, v = _read_page(pages, (layer, table[j], h))
             at = (j * ring + own) * page + jnp.arange(page, dtype=jnp.int32)
 
             def whole() -> Float[Array, "rows s"]:

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ringworld.attention.paged import PAGES_AT_ONCE
 from ringworld.errors import InputError, TooLargeError
 from ringworld.inference.pool import (
     PageBook,
@@ -86,8 +85,7 @@ class Engine:
     def __init__(self, weights: WorldWeights, c: World, config: EngineConfig) -> None:
         self._weights, self._c, self._config = weights, c, config
         self._page = config.page * axis_size("seq")
-        columns = -(-c.llama.context // self._page)
-        self._columns = columns + -columns % PAGES_AT_ONCE
+        self._columns = -(-c.llama.context // self._page)
         self._most = config.cache_bytes // count_page_bytes(c, config.page, config.int8)
         if self._most < 2:
             raise TooLargeError(
