@@ -221,7 +221,8 @@ def _draw_step(axes: Axes) -> None:
         for i in range(4 if tokens else 0):
             _draw_box(axes, 3.6 + 0.9 * i, y, ROW_COLORS[name], "token", full=i == 0)
         if not tokens:
-            axes.add_patch(FancyBboxPatch((3.6, y), 3.5, 0.7, fc="white", ec=ROW_COLORS[name]))
+            style = {"boxstyle": "round,pad=0.03", "fc": "white", "ec": ROW_COLORS[name]}
+            axes.add_patch(FancyBboxPatch((3.6, y), 3.5, 0.7, **style))
             parts = "device 0   |   device 1   |   device 2   |   device 3"
             axes.text(5.35, y + 0.33, parts, size=6.5, ha="center", va="center", color=INK)
     words = "rows that decode are one batch of fixed size; a chunk is one row's alone"

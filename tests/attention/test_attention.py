@@ -44,10 +44,8 @@ Arrays = tuple[np.ndarray, ...]
 
 
 @pytest.fixture(autouse=True, scope="module")
-def many_tiles() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(attention.KERNELS, "xla", replace(BLOCKWISE, tile=TILE))
-        yield
+def many_tiles(set_tile: Callable[[int], None]) -> None:
+    set_tile(TILE)
 
 
 def one_document(length: int = T) -> Where:

@@ -48,7 +48,7 @@ from ringworld.models.world import World, WorldWeights, forward, specs
 from ringworld.params import init
 from ringworld.rope import critical_base
 from ringworld.rope_scaling import Llama3, YaRN
-from ringworld.settings import Extension, Sampling
+from ringworld.settings import Sampling
 from ringworld.tasks.needle import Needle
 from ringworld.tasks.shape_language import caption, questions
 from ringworld.tasks.shapes import sample_scene
@@ -291,13 +291,14 @@ def test_rules_of_stretching_change_the_rotary_and_nothing_else() -> None:
         extend_context(TINY, 1, "yarn")
 
 
-@pytest.mark.parametrize("rule", ["theta", "ntk", "yarn"])
-def test_a_base_that_reaches_further_than_the_context_is_stretched_from_its_reach(
-    rule: Extension,
-) -> None:
-    far = TINY.at(256, 1e6, rope_context=1024)
-    assert extend_context(far, 1024, rule).llama.rope == far.llama.rope
-    assert extend_context(far, 4096, rule) == extend_context(TINY.at(1024, 1e6), 4096, rule)
+def test_yarn_and_ntk_stretch_from_the_trained_context_and_theta_from_the_reach() -> None:
+    far = TINY.at(256, 1e4, rope_context=1024)
+    yarn, ntk = (extend_context(far, 512, rule).llama for rule in ("yarn", "ntk"))
+    assert yarn.rope_scaling == YaRN(factor=2.0, trained_context=256)
+    assert ntk.rope_theta == pytest.approx(1e4 * 2 ** (8 / 6))
+    assert extend_context(far, 512, "theta").llama.rope == far.llama.rope
+    reached = TINY.at(1024, 1e4)
+    assert extend_context(far, 4096, "theta") == extend_context(reached, 4096, "theta")
 
 
 def test_ntk_slows_the_slowest_pair_by_the_stretch_and_not_the_fastest() -> None:

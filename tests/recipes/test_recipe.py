@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from tiny_hf import write_tiny
 from tiny_models import ONE_LAYER
 
 from ringworld.data import example
@@ -34,6 +36,7 @@ from ringworld.train.optimizer import AdamW
 from ringworld.weights.open import open_model
 from ringworld.weights.shipped import NANO
 from ringworld.weights.tensors import read_tensors
+from tests import foreign
 
 CONTEXT = ONE_LAYER.llama.context
 
@@ -320,6 +323,34 @@ def test_a_trained_model_is_saved_whole_or_not_at_all(
     assert not (tmp_path / "first" / "model").exists()
     done = given.run(tmp_path, quiet)
     assert {file.name for file in source.iterdir()} == {file.name for file in done.iterdir()}
+
+
+def hugging_face(folder: Path) -> Path:
+    """A folder as Hugging Face has them."""
+    write_tiny(folder / "theirs")
+    return folder / "theirs"
+
+
+def lwm_file(folder: Path) -> Path:
+    """A file of LWM's beside its config, without a tokenizer."""
+    tree = foreign.lwm_tree(np.random.default_rng(0), vision=False, scanned=True, dtype=np.float32)
+    (folder / "config.json").write_text(json.dumps(foreign.LWM_CONFIG))
+    (folder / "streaming_params").write_bytes(foreign.streaming(tree))
+    return folder / "streaming_params"
+
+
+@pytest.mark.parametrize("write", [hugging_face, lwm_file])
+def test_a_stage_starts_from_a_model_of_others(
+    write: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    theirs = open_model(path := write(tmp_path))
+    stage = replace(longer(1), start=path)
+    done = Recipe(name="on", stages=(stage,), data=Toys()).run(tmp_path / "run", quiet)
+    llama = open_model(done).config.llama
+    assert (llama.context, llama.rope_reach) == (CONTEXT, theirs.config.llama.context)
+    assert replace(theirs.config.llama, context=CONTEXT, rope_context=llama.rope_context) == llama
+    assert (tmp_path / "run" / "first" / "start").exists() == (write is lwm_file)
+    assert (done / "tokenizer.json").exists() == (theirs.tokenizer is not None)
 
 
 # ---- the registry
