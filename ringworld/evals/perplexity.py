@@ -3,41 +3,35 @@
 The text is cut into passages of `context` tokens, each read as one document from position 0 on
 (behind the tokens that the model wants before every text). The loss of predicting each token is
 kept by the token's position, so the curve shows where a rotary that was not trained so far breaks.
-Rows are divided over the ring as in training, and read in chunks of positions for the logits: the
-logits of all tokens never exist.
+Rows are divided over the ring and read in chunks by the engine: the logits of all tokens never
+exist.
 """
 
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ringworld.attention.layout import deal, invert, striped_order
-from ringworld.attention.mask import Where
 from ringworld.errors import InputError, TooLargeError
 from ringworld.evals.config import Perplexity
 from ringworld.evals.heatmap import name_length
 from ringworld.files import whole
-from ringworld.mesh import axis_size, make_mesh, shard, spec
+from ringworld.inference.generate import score_texts
+from ringworld.mesh import axis_size, make_mesh
 from ringworld.models.context_extension import extend_context
-from ringworld.models.world import World, WorldWeights, forward, gather_heads, token_nll
+from ringworld.models.world import World, WorldWeights
 from ringworld.progress import Announce
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.weights.model import load_model
 
-# Tokens of a device whose logits exist at one time: 256 x 49152 float32 are 50 MB.
-LOGITS = 256
 # The first bucket: positions are told apart by ratio, so the buckets grow with them. From QUARTERED
 # on there are four to a doubling, to see where beyond its context a model breaks.
 FIRST_BUCKET, QUARTERED = 128, 1024
@@ -85,68 +79,14 @@ def make_buckets(context: int) -> tuple[tuple[int, int], ...]:
     return tuple((a, min(b, context)) for a, b in zip(edges, edges[1:], strict=False))
 
 
-@partial(jax.jit, static_argnames="c")
-def _measure(
-    weights: WorldWeights,
-    tokens: Int[Array, "B T"],
-    targets: Int[Array, "B T"],
-    where: Where,
-    c: World,
-) -> Float[Array, "B T"]:
-    """The loss of predicting each place's target, in the order of the places."""
-    x = forward(weights, tokens, jnp.zeros_like(tokens, bool), where, c)
-    head = gather_heads(weights, c).text
-    head = shard(head, None, None)
-
-    def local(x: Array, targets: Array, head: Array) -> Array:
-        return _read_losses(x, targets, head)
-
-    rows = spec("batch", "seq")
-    places = (spec("batch", "seq", None), rows, spec(None, None))
-    return jax.shard_map(local, in_specs=places, out_specs=rows)(x, targets, head)
-
-
-def _read_losses(
-    x: Float[Array, "B T D"], targets: Int[Array, "B T"], head: Float[Array, "D V"]
-) -> Float[Array, "B T"]:
-    """-log p of each target, from the logits of some tokens at a time; sizes are local."""
-    flat, wanted = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
-    pad = -len(flat) % LOGITS
-    flat = jnp.pad(flat, ((0, pad), (0, 0))).reshape(-1, LOGITS, x.shape[-1])
-    wanted = jnp.pad(wanted, (0, pad)).reshape(-1, LOGITS)
-
-    def some(chunk: tuple[Array, Array]) -> Array:
-        x, targets = chunk
-        return token_nll(x.astype(jnp.float32), head, targets, None)
-
-    losses = lax.map(some, (flat, wanted)).reshape(-1)
-    return losses[: targets.size].reshape(targets.shape)
-
-
 def measure_losses(
     weights: WorldWeights, rows: Int[np.ndarray, "B T"], c: World
 ) -> Float[np.ndarray, "B T-1"]:
     """The loss of each token of each row but the first, on the mesh that is set.
 
-    As many rows are read at a time as there are groups of devices that divide a batch.
+    Rows are read one after another, divided over `seq`.
     """
-    length, ring = rows.shape[1], axis_size("seq")
-    groups = axis_size("data") * axis_size("fsdp")
-    order = striped_order(length, ring)
-    back = invert(order, length)
-
-    def place(x: np.ndarray) -> Array:
-        return shard(jnp.asarray(deal(x.astype(np.int32), order)), "batch", "seq")
-
-    ones = np.ones((groups, length))
-    where = Where(place(ones * np.arange(length)), place(ones))
-    losses = []
-    for first in range(0, len(rows), groups):
-        some = rows[np.minimum(np.arange(first, first + groups), len(rows) - 1)]
-        targets = np.pad(some[:, 1:], ((0, 0), (0, 1)))
-        found = np.asarray(_measure(weights, place(some), place(targets), where, c))
-        losses.append(found[:, back][:, :-1])
-    return np.concatenate(losses)[: len(rows)]
+    return -score_texts(weights, rows, c)
 
 
 def make_curve(losses: Float[np.ndarray, "B T"], opening: int, rule: str, context: int) -> Curve:
@@ -176,8 +116,10 @@ def run_perplexity(
 ) -> list[Curve]:
     """A curve for each rule. `weights` may lie on a mesh that is set.
 
-    Raises InputError when the text is too short.
+    Raises InputError when the text is too short, or the mesh divides the batch.
     """
+    if axis_size("data") * axis_size("fsdp") > 1:
+        raise InputError("passages are read one by one: use a mesh of seq and tensor")
     ids = np.asarray(words.encode(written), np.int32)
     opening = words.opening
     rows, curves = cut_passages(ids, opening, config.context, config.passages), []

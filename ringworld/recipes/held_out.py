@@ -1,13 +1,14 @@
 """What is measured of a model while it is trained: the loss of a text that it does not learn, by
 position, and needles that are hidden in it.
 
-It is what `ringworld eval perplexity` and `ringworld eval needle` measure, on the mesh of the
+It is what `ringworld eval perplexity` and `ringworld eval needle` measure, on the devices of the
 stage, without stretching. The numbers depend on the weights alone.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from jaxtyping import Int
 
@@ -15,8 +16,9 @@ from ringworld.errors import InputError
 from ringworld.evals.needle import hide_needles
 from ringworld.evals.perplexity import cut_passages, make_curve, measure_losses
 from ringworld.inference.generate import write_text
-from ringworld.mesh import axis_size
-from ringworld.models.world import World, WorldWeights
+from ringworld.mesh import Rules, make_mesh
+from ringworld.models.world import World, WorldWeights, specs
+from ringworld.params import shardings
 from ringworld.settings import Sampling
 from ringworld.tasks.needle import make_form, max_answer_tokens
 from ringworld.text.tokenizer import Tokenizer
@@ -62,24 +64,27 @@ def measure_held_out(
         return {"eval_loss": curve.loss, **named}
 
     def find_needles(weights: WorldWeights) -> float:
-        groups = axis_size("data") * axis_size("fsdp")
-        prompts = [prompt for _, prompt in asked]
-        prompts += prompts[-1:] * (-len(prompts) % groups)
         written = write_text(
             weights,
-            prompts,
+            [prompt for _, prompt in asked],
             config,
             steps=max_answer_tokens(form),
             sampling=Sampling(),
             seed=SEED,
         )
         found = [
-            needle.found_in(decode(ids)) for (needle, _), ids in zip(asked, written, strict=False)
+            needle.found_in(decode(ids)) for (needle, _), ids in zip(asked, written, strict=True)
         ]
         return sum(found) / len(found)
 
     def measure(weights: WorldWeights) -> dict[str, float]:
-        numbers = measure_loss(weights)
-        return {**numbers, "eval_needles": find_needles(weights)} if asked else numbers
+        ring, tensor = stage.mesh.devices // stage.mesh.tensor, stage.mesh.tensor
+        # Texts are read one by one, so all devices that divide the batch join the ring.
+        mesh = make_mesh(seq=ring, tensor=tensor)
+        rules = Rules(embed=("seq",)) if config.llama.model % ring == 0 else Rules()
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(weights, shardings(specs(config), mesh, rules))
+            numbers = measure_loss(placed)
+            return {**numbers, "eval_needles": find_needles(placed)} if asked else numbers
 
     return measure

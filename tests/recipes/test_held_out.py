@@ -17,6 +17,7 @@ from ringworld.params import init
 from ringworld.recipes import held_out
 from ringworld.recipes.held_out import measure_held_out
 from ringworld.recipes.shards import TokenShards, shards
+from ringworld.settings import MeshShape
 from ringworld.text.load import load_tokenizer
 from ringworld.vocab import Vocabulary
 from ringworld.weights.shipped import NANO
@@ -40,7 +41,8 @@ def measured(**shape: int) -> dict[str, float]:
     """What is measured of fresh weights on a mesh."""
     with jax.set_mesh(make_mesh(**shape)):
         weights = jax.jit(lambda: init(specs(TINY), 0))()
-        return dict(measure_held_out(STAGE, NANO, TINY, ids)(weights))
+        stage = replace(STAGE, mesh=MeshShape(**shape))
+        return dict(measure_held_out(stage, NANO, TINY, ids)(weights))
 
 
 def test_every_mesh_measures_the_same_loss_by_position_and_no_needle_of_fresh_weights() -> None:

@@ -169,6 +169,15 @@ def test_what_changes_nothing_that_is_learned_may_change(run: Path) -> None:
     assert recipe(changed).run(run, quiet) == run / "first" / "model"
 
 
+def test_a_run_of_a_version_that_lacked_a_setting_goes_on_with_its_default(run: Path) -> None:
+    record = json.loads((run / "run.json").read_text())
+    del record["stages"][1]["rope"], record["stages"][1]["packing"]
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"another recipe \(stages.1.rope was absent, is yarn\)"):
+        recipe(replace(FIRST, rope="yarn")).run(run, quiet)
+    assert recipe(FIRST).run(run, quiet) == run / "first" / "model"
+
+
 def test_a_stage_that_has_kept_nothing_may_be_changed_and_one_may_follow(run: Path) -> None:
     second = replace(FIRST, name="second", seed=1)
     recipe(FIRST, second).run(run, quiet)
