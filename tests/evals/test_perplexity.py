@@ -13,7 +13,6 @@ import pytest
 
 from ringworld.attention.mask import Where
 from ringworld.errors import InputError
-from ringworld.evals import perplexity
 from ringworld.evals.config import Perplexity
 from ringworld.evals.perplexity import (
     cut_passages,
@@ -66,9 +65,7 @@ def test_losses_are_the_definitions_on_every_mesh(
     shape: dict[str, int] | None,
     rule: str,
     rng: np.random.Generator,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(perplexity, "LOGITS", 16)
     c = extend_context(TINY, 100, rule)
     rows = rng.integers(0, 2048, (2, 100)).astype(np.int32)
     with nullcontext() if shape is None else jax.set_mesh(make_mesh(**shape)):
