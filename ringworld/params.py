@@ -2,7 +2,7 @@
 
 A model is a frozen dataclass of weights. The same dataclass filled with `Param`s instead of arrays
 is its *spec table*; the abstract arrays, the shardings, the initial values, the count and the names
-are all read from it.
+are all read from it. In place of the array of a matrix there may be an `Int8` or an `Adapted`.
 """
 
 import math
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from ringworld.mesh import GATHERED, RULES, Rules, named_sharding, shard
+from ringworld.mesh import GATHERED, RULES, Rules, named_sharding, shard, spec
 
 T = TypeVar("T")
 Leaf = Any  # an array, or anything a tree map makes of one: a shape, a sharding, None
@@ -33,21 +33,55 @@ def pytree_dataclass(cls: type[T]) -> type[T]:
 class Param:
     """One weight: its shape, the logical axis of each dimension, and how it starts.
 
-    `scale` is the standard deviation of a normal start; 0 starts at `fill` everywhere.
+    `scale` is the standard deviation of a normal start; 0 starts at `fill` everywhere. `inputs` are
+    the axes of a matrix that its product sums over, counted from the last one as -1; the other axes
+    (but for "layers") are its outputs.
     """
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
     scale: float = 0.0
     fill: float = 0.0
+    inputs: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         assert len(self.shape) == len(self.axes), f"{self.shape} and {self.axes} differ in length"
 
+    def without_inputs(self) -> "Param":
+        """What has one number for each output: the scales of an `Int8`."""
+        dropped = {axis % len(self.shape) for axis in self.inputs}
+        kept = [axis for axis in range(len(self.shape)) if axis not in dropped]
+        return Param(tuple(self.shape[i] for i in kept), tuple(self.axes[i] for i in kept))
 
-def dense(shape: tuple[int, ...], axes: tuple[str | None, ...], *, fan_in: int) -> Param:
+
+@pytree_dataclass
+class Int8:
+    """A matrix as whole numbers from -127 to 127, and a float32 scale for each of its outputs.
+
+    The weight is value times scale. It takes half the memory of bfloat16.
+    """
+
+    values: Weight
+    scales: Weight
+
+    @property
+    def T(self) -> "Int8":
+        """The matrix transposed; each output keeps its scale."""
+        return Int8(self.values.T, self.scales)
+
+
+Matrix = jax.Array | Int8
+
+
+def dense(
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    *,
+    fan_in: int,
+    inputs: tuple[int, ...] = (),
+) -> Param:
     """A weight of a contraction over `fan_in` numbers: normal with deviation 1 / sqrt(fan_in)."""
-    return Param(shape, axes, scale=1 / math.sqrt(fan_in))
+    return Param(shape, axes, scale=1 / math.sqrt(fan_in), inputs=inputs)
 
 
 def constant(shape: tuple[int, ...], axes: tuple[str | None, ...], fill: float) -> Param:
@@ -62,6 +96,16 @@ def _is_param(x: object) -> bool:
 def map_specs(f: Callable[[Param], Any], specs: T) -> T:
     """The spec table with `f` applied to each Param."""
     return jax.tree.map(f, specs, is_leaf=_is_param)
+
+
+def arrays_of(p: Param, w: Weight) -> Any:
+    """The Param of each array that stands for the weight of `p`, in the structure of `w`."""
+    return Int8(p, p.without_inputs()) if isinstance(w, Int8) else p
+
+
+def specs_of(specs: Any, weights: Any) -> Any:
+    """The spec table with a Param for each array of `weights`, where matrices may be `Int8`."""
+    return jax.tree.map(arrays_of, specs, weights, is_leaf=_is_param)
 
 
 def stacked(layers: int, specs: T) -> T:
@@ -114,5 +158,13 @@ def init(specs: T, seed: int, dtype: DTypeLike = jnp.float32, rules: Rules = RUL
 def gather(weights: T, specs: T) -> T:
     """Weights whole along the model width, to compute with; the backward scatters the sum."""
     return jax.tree.map(
-        lambda p, w: shard(w, *p.axes, rules=GATHERED), specs, weights, is_leaf=_is_param
+        lambda p, w: shard(w, *p.axes, rules=GATHERED),
+        specs_of(specs, weights),
+        weights,
+        is_leaf=_is_param,
     )
+
+
+def partitions(specs: Any, weights: Any) -> Any:
+    """How the mesh divides each array of gathered weights."""
+    return map_specs(lambda p: spec(*p.axes, rules=GATHERED), specs_of(specs, weights))

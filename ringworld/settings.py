@@ -9,6 +9,8 @@ from ringworld.errors import InputError
 WeightAxis = Literal["fsdp", "seq"]
 # How RoPE is changed for a context beyond the trained one: see `models.context_extension`.
 Extension = Literal["theta", "ntk", "yarn", "plain"]
+# How weights are held in memory or stored: int8 is for inference.
+WeightType = Literal["float32", "bfloat16", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)

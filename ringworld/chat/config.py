@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from ringworld.errors import InputError
-from ringworld.settings import Extension, MeshShape, Sampling
+from ringworld.settings import Extension, MeshShape, Sampling, WeightType
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,8 @@ class ChatRequest:
     """sample from the fewest tokens that add up to this; without it the model's own, or 1"""
     seed: int = 0
     """of the random draws"""
+    dtype: WeightType = "float32"
+    """how weights are held in memory; int8 takes a quarter of it and decodes faster"""
     mesh: MeshShape = field(default_factory=MeshShape)
 
     def __post_init__(self) -> None:
@@ -91,6 +93,8 @@ class VideoRequest:
     )
     seed: int = 0
     """of the random draws"""
+    dtype: WeightType = "float32"
+    """how weights are held in memory; int8 takes a quarter of it and decodes faster"""
     mesh: MeshShape = field(default_factory=MeshShape)
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from tyro.conf import Positional
 from ringworld.chat.config import ChatRequest, VideoRequest
 from ringworld.data.questions.config import QA
 from ringworld.evals.config import Grid, Perplexity
-from ringworld.settings import Extension, MeshShape
+from ringworld.settings import Extension, MeshShape, WeightType
 
 Action = Callable[[Callable[[str], None]], None]
 # The model that ships with the package, as `weights.shipped` has it.
@@ -152,6 +152,8 @@ class MeasureNeedles:
     )
     rules: tuple[Extension, ...] = ("yarn",)
     """how RoPE is extended at lengths beyond the model's context: plain theta ntk yarn"""
+    dtype: WeightType = "float32"
+    """how weights are held in memory"""
     mesh: MeshShape = field(default_factory=MeshShape)
 
     def load(self) -> Action:
@@ -160,7 +162,7 @@ class MeasureNeedles:
         from ringworld.evals.measure import measure_needles
 
         return lambda announce: measure_needles(
-            self.model, self.grid, self.mesh, self.folder, announce, self.rules
+            self.model, self.grid, self.mesh, self.folder, announce, self.rules, self.dtype
         )
 
 
@@ -224,13 +226,17 @@ class Convert:
     """the new folder"""
     add_vision: Path | None = None
     """a codec with which a language model becomes a world model"""
+    dtype: WeightType | None = None
+    """how weights are stored; without it as they are. int8 is always a folder of ours"""
 
     def load(self) -> Action:
         """Convert."""
         prepare_jax()
         from ringworld.weights.save import convert
 
-        return lambda announce: convert(self.source, self.target, self.add_vision, announce)
+        return lambda announce: convert(
+            self.source, self.target, self.add_vision, announce, dtype=self.dtype
+        )
 
 
 @dataclass(frozen=True)

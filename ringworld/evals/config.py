@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from ringworld.settings import Extension, MeshShape
+from ringworld.settings import Extension, MeshShape, WeightType
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,4 +38,6 @@ class Perplexity:
     """the most passages that are read, spread evenly over the text"""
     folder: Path = Path("runs/perplexity")
     """where perplexity.json and perplexity.png are written"""
+    dtype: WeightType = "float32"
+    """how weights are held in memory"""
     mesh: MeshShape = field(default_factory=MeshShape)

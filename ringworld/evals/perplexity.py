@@ -28,9 +28,10 @@ from ringworld.errors import InputError, TooLargeError
 from ringworld.evals.config import Perplexity
 from ringworld.evals.heatmap import name_length
 from ringworld.files import whole
-from ringworld.mesh import axis_size, make_mesh, shard, spec
+from ringworld.mesh import axis_size, make_mesh, replicate, shard, spec
 from ringworld.models.context_extension import extend_context
 from ringworld.models.world import World, WorldWeights, forward, gather_heads, token_nll
+from ringworld.params import Matrix
 from ringworld.progress import Announce
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.weights.model import load_model
@@ -93,19 +94,18 @@ def _measure(
 ) -> Float[Array, "B T"]:
     """The loss of predicting each place's target, in the order of the places."""
     x = forward(weights, tokens, jnp.zeros_like(tokens, bool), where, c)
-    head = gather_heads(weights, c).text
-    head = shard(head, None, None)
+    head = replicate(gather_heads(weights, c).text)
 
-    def local(x: Array, targets: Array, head: Array) -> Array:
+    def local(x: Array, targets: Array, head: Matrix) -> Array:
         return _read_losses(x, targets, head)
 
     rows = spec("batch", "seq")
-    places = (spec("batch", "seq", None), rows, spec(None, None))
+    places = (spec("batch", "seq", None), rows, spec())
     return jax.shard_map(local, in_specs=places, out_specs=rows)(x, targets, head)
 
 
 def _read_losses(
-    x: Float[Array, "B T D"], targets: Int[Array, "B T"], head: Float[Array, "D V"]
+    x: Float[Array, "B T D"], targets: Int[Array, "B T"], head: Matrix
 ) -> Float[Array, "B T"]:
     """-log p of each target, from the logits of some tokens at a time; sizes are local."""
     flat, wanted = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
@@ -217,7 +217,7 @@ def measure_perplexity(config: Perplexity, announce: Announce) -> list[Curve]:
     except (OSError, UnicodeDecodeError):
         raise InputError(f"{config.text} is no UTF-8 text that can be read: check it") from None
     with jax.set_mesh(make_mesh(**asdict(config.mesh))):
-        model = load_model(config.model)
+        model = load_model(config.model, config.dtype)
         weights = model.sharded_weights()
         curves = run_perplexity(weights, model.config, model.tokenizer, written, config, announce)
     trained = model.config.llama.context

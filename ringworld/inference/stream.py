@@ -29,7 +29,7 @@ from ringworld.inference.cache import (
 from ringworld.inference.sampling import draw_token
 from ringworld.mesh import axis_size, shard
 from ringworld.models.llama import COMPUTE
-from ringworld.models.world import World, WorldWeights, gather_heads, read_head
+from ringworld.models.world import World, WorldWeights, read_text_head
 from ringworld.settings import Sampling
 
 # Tokens that a device prefills between two reports of progress: two seconds of a model of 135M on
@@ -166,14 +166,6 @@ def truncate_state(state: DecodeState, length: int) -> DecodeState:
     return replace(state, cache=_truncate(state.cache, jnp.int32(length)), length=length)
 
 
-def _text_logits(x: Float[Array, "1 D"], weights: WorldWeights, c: World) -> Float[Array, "1 V"]:
-    """Float32 logits of the text head; a tied table is read as it lies, where `.T` copies it."""
-    if not c.tied:
-        return read_head(x, gather_heads(weights, c).text)
-    table = shard(weights.text_embed, None, None).astype(jnp.float32)
-    return jnp.einsum("bd,vd->bv", x.astype(jnp.float32), table)
-
-
 @partial(jax.jit, static_argnames=("c", "steps", "sampling", "stops"), donate_argnames="cache")
 def _decode(
     weights: WorldWeights,
@@ -200,7 +192,7 @@ def _decode(
     def step(carry: tuple) -> tuple:
         x, cache, ids, i = carry
         key = jax.random.fold_in(root, length + i)
-        token = draw_token(key, _text_logits(x, weights, c), sampling)
+        token = draw_token(key, read_text_head(x, weights, c), sampling)
         ids = ids.at[i].set(token[0])
         position = shard(jnp.full((1, 1), length + i, jnp.int32), "batch", None)
         where = Where(position, jnp.ones_like(position))

@@ -24,8 +24,10 @@ from ringworld.models.world import (
     count_weights,
     forward,
     gather_heads,
+    heads_specs,
     token_nll,
 )
+from ringworld.params import Matrix, partitions
 from ringworld.train.build import Metrics
 
 # Tokens whose logits exist at one time on a device: 1024 x 32000 float32 logits are 125 MiB.
@@ -36,7 +38,7 @@ ROWS = ("data", "fsdp", "seq")
 
 def _weighted_sum(
     x: Float[Array, "T D"],
-    head: Float[Array, "D V"],
+    head: Matrix,
     targets: Int[Array, "T"],
     weights: Float[Array, "T"],
     axis: str | None,
@@ -78,10 +80,9 @@ def _sums(
     return lax.scan(step, start, pieces)[0]
 
 
-def nll_sums(x: Float[Array, "B T D"], heads: Heads, batch: Batch) -> Float[Array, "2"]:
+def nll_sums(x: Float[Array, "B T D"], heads: Heads, batch: Batch, c: World) -> Float[Array, "2"]:
     """The batch's weighted nll sums, text and vision; the heads are gathered."""
-    table = spec(None, "vocab")
-    of_heads = Heads(spec(None), table, None if heads.vision is None else table)
+    of_heads = partitions(heads_specs(c), heads)
 
     def everywhere(x: Array, heads: Heads, batch: Batch) -> Array:
         # Each device sums its own gradient of the heads over its chunks, and one sum over devices
@@ -107,7 +108,7 @@ def loss(
     """
     batch = jax.tree.map(lambda x: shard(x, "batch", "seq"), batch)
     x = forward(weights, batch.tokens, batch.vision, batch.where, c)
-    sums = nll_sums(x, gather_heads(weights, c), batch)
+    sums = nll_sums(x, gather_heads(weights, c), batch, c)
     text_weights = jnp.where(batch.target_vision, 0.0, batch.weights)
     vision_weights = jnp.where(batch.target_vision, batch.weights, 0.0)
     total = jnp.stack([jnp.sum(text_weights), jnp.sum(vision_weights)])

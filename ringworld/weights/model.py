@@ -16,7 +16,7 @@ from ringworld.errors import InputError
 from ringworld.media.codec import Codec
 from ringworld.mesh import on_a_mesh, shard
 from ringworld.models.world import Logits, World, WorldWeights, forward, read_heads, specs
-from ringworld.params import shardings
+from ringworld.params import shardings, specs_of
 from ringworld.settings import Sampling
 from ringworld.text.load import (
     ADDED_TOKENS,
@@ -118,7 +118,8 @@ class Model:
     def sharded_weights(self) -> WorldWeights:
         """The weights, sharded over the mesh that is set."""
         mesh = jax.sharding.get_mesh()
-        return jax.device_put(self.weights, shardings(specs(self.config), mesh))
+        table = specs_of(specs(self.config), self.weights)
+        return jax.device_put(self.weights, shardings(table, mesh))
 
 
 def _whole(name: str, values: ArrayLike, shape: tuple[int, ...]) -> Int[np.ndarray, "B T"]:
@@ -163,8 +164,8 @@ def load_model(path: Path | str, dtype: DTypeLike = jnp.float32) -> Model:
     """The model of a folder of ours or of Hugging Face's, on the mesh that is set.
 
     Weights are read one at a time, cast to `dtype` and placed, so that there is never more than one
-    of them beside those that are placed. Raises InputError when a file is missing or damaged, or
-    the tokenizer is another model's.
+    of them beside those that are placed. With int8, matrices become `params.Int8`. Raises
+    InputError when a file is missing or damaged, or the tokenizer is another model's.
     """
     opened = open_model(Path(path))
     words = _read_words(opened, Path(path).is_dir())
