@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from ringworld.mesh import spec
-from ringworld.params import Int8, Matrix, Param, gather, partitions
+from ringworld.params import Adapted, Int8, Matrix, Param, gather, partitions
 
 # Tokens whose MLP features exist at one time on a device. Each chunk adds to the float32 gradients
 # of the weights: at 2048 tokens that is 512 FLOPs for each byte of them that moves, and an H100
@@ -38,14 +38,31 @@ def product(
 ) -> Array:
     """`einsum(x, w)`, multiplied in x's dtype; the result has it too, or the `dtype` that is given.
 
-    `subscripts` ends in the outputs of the matrix, as "td,df->tf" does. The scales of an `Int8` are
-    applied to the result, so that its values are read once and cast as they are read.
+    `subscripts` ends in the outputs of the matrix, as "td,df->tf" does. The values of an `Int8` are
+    cast as they are read, and its scales applied to the result; to the result of an `Adapted` its
+    adapter's is added.
     """
     how: dict[str, Any] = {"out_sharding": out_sharding, "preferred_element_type": dtype}
-    if not isinstance(w, Int8):
-        return jnp.einsum(subscripts, x, w.astype(x.dtype), **how)
-    found = jnp.einsum(subscripts, x, w.values.astype(x.dtype), **how)
-    return (found.astype(jnp.float32) * w.scales).astype(found.dtype)
+    if isinstance(w, Adapted):
+        plain = product(subscripts, x, w.base, out_sharding=out_sharding, dtype=dtype)
+        added = _low_rank(subscripts, x, w, out_sharding)
+        return plain + w.scale * added.astype(plain.dtype)
+    if isinstance(w, Int8):
+        found = jnp.einsum(subscripts, x, w.values.astype(x.dtype), **how)
+        return (found.astype(jnp.float32) * w.scales).astype(found.dtype)
+    return jnp.einsum(subscripts, x, w.astype(x.dtype), **how)
+
+
+def _low_rank(subscripts: str, x: Array, w: Adapted, out_sharding: PartitionSpec | None) -> Array:
+    """(x A) B: "btd,dnh->btnh" goes by way of "btr"."""
+    given, out = subscripts.split("->")
+    of_x, of_w = given.split(",")
+    outputs = "".join(letter for letter in of_w if letter in out)
+    inputs = "".join(letter for letter in of_w if letter not in out)
+    rows = out.removesuffix(outputs)
+    narrow = None if out_sharding is None else PartitionSpec(*out_sharding[: len(rows)], None)
+    low = product(f"{of_x},{inputs}r->{rows}r", x, w.a, out_sharding=narrow)
+    return product(f"{rows}r,r{outputs}->{out}", low, w.b, out_sharding=out_sharding)
 
 
 def contract(subscripts: str, x: Array, w: Matrix, *features: str | None) -> Array:
@@ -122,7 +139,7 @@ def _axes(place: PartitionSpec) -> tuple[str, ...]:
 
 
 def embed(
-    table: Matrix, ids: Int[Array, "B T"], keep: Bool[Array, "B T"], param: Param
+    table: Array | Int8, ids: Int[Array, "B T"], keep: Bool[Array, "B T"], param: Param
 ) -> Float[Array, "B T D"]:
     """The rows of a table [V, D] at `ids` where `keep` is true, and 0 elsewhere.
 
@@ -130,7 +147,7 @@ def embed(
     are summed. (A plain gather of a divided table makes the compiler replicate it.)
     """
 
-    def local(table: Matrix, ids: Array, keep: Array) -> Array:
+    def local(table: Array | Int8, ids: Array, keep: Array) -> Array:
         count = len(table.values if isinstance(table, Int8) else table)
         own = ids - lax.axis_index("tensor") * count
         held = keep & (own >= 0) & (own < count)

@@ -44,7 +44,9 @@ class ChatRequest:
     seed: int = 0
     """of the random draws"""
     dtype: WeightType = "float32"
-    """how weights are held in memory; int8 takes a quarter of it and decodes faster"""
+    """how weights are held in memory; int8 takes a quarter of float32 and decodes faster"""
+    adapter: Path | None = None
+    """a folder with a LoRA adapter to use with the model"""
     mesh: MeshShape = field(default_factory=MeshShape)
 
     def __post_init__(self) -> None:
@@ -94,7 +96,9 @@ class VideoRequest:
     seed: int = 0
     """of the random draws"""
     dtype: WeightType = "float32"
-    """how weights are held in memory; int8 takes a quarter of it and decodes faster"""
+    """how weights are held in memory; int8 takes a quarter of float32 and decodes faster"""
+    adapter: Path | None = None
+    """a folder with a LoRA adapter to use with the model"""
     mesh: MeshShape = field(default_factory=MeshShape)
 
     def __post_init__(self) -> None:

@@ -154,15 +154,24 @@ class MeasureNeedles:
     """how RoPE is extended at lengths beyond the model's context: plain theta ntk yarn"""
     dtype: WeightType = "float32"
     """how weights are held in memory"""
+    adapter: Path | None = None
+    """a folder with a LoRA adapter to use with the model"""
     mesh: MeshShape = field(default_factory=MeshShape)
 
     def load(self) -> Action:
         """Measure."""
         prepare_jax()
         from ringworld.evals.measure import measure_needles
+        from ringworld.weights.model import load_model
 
         return lambda announce: measure_needles(
-            self.model, self.grid, self.mesh, self.folder, announce, self.rules, self.dtype
+            load_model(self.model, self.dtype, self.adapter),
+            self.model.name,
+            self.grid,
+            self.mesh,
+            self.folder,
+            announce,
+            self.rules,
         )
 
 
@@ -228,6 +237,8 @@ class Convert:
     """a codec with which a language model becomes a world model"""
     dtype: WeightType | None = None
     """how weights are stored; without it as they are. int8 is always a folder of ours"""
+    adapter: Path | None = None
+    """a folder with a LoRA adapter that is merged into the weights"""
 
     def load(self) -> Action:
         """Convert."""
@@ -235,7 +246,12 @@ class Convert:
         from ringworld.weights.save import convert
 
         return lambda announce: convert(
-            self.source, self.target, self.add_vision, announce, dtype=self.dtype
+            self.source,
+            self.target,
+            self.add_vision,
+            announce,
+            dtype=self.dtype,
+            adapter=self.adapter,
         )
 
 

@@ -40,4 +40,6 @@ class Perplexity:
     """where perplexity.json and perplexity.png are written"""
     dtype: WeightType = "float32"
     """how weights are held in memory"""
+    adapter: Path | None = None
+    """a folder with a LoRA adapter to use with the model"""
     mesh: MeshShape = field(default_factory=MeshShape)

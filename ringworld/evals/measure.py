@@ -13,26 +13,26 @@ from ringworld.evals.needle import Trial, run_needle
 from ringworld.files import whole
 from ringworld.mesh import make_mesh
 from ringworld.progress import Announce
-from ringworld.settings import Extension, MeshShape, WeightType
+from ringworld.settings import Extension, MeshShape
 from ringworld.tasks.needle import make_form
-from ringworld.weights.model import load_model
+from ringworld.weights.model import Model
 
 
 def measure_needles(
-    folder: Path,
+    model: Model,
+    named: str,
     grid: Grid,
     mesh: MeshShape,
     out: Path,
     announce: Announce,
     rules: Sequence[Extension],
-    dtype: WeightType = "float32",
 ) -> None:
-    """Needle accuracy of a model folder: `needle.json` and the picture `needle.png` in `out`.
+    """Needle accuracy of a model: `needle.json` and the picture `needle.png` in `out`.
 
-    Haystacks are the held-out books. Lengths beyond the model's context are read by each of the
-    rules. Raises InputError when a prompt does not fit a length.
+    `named` is what the picture calls the model. Haystacks are the held-out books. Lengths beyond
+    the model's context are read by each of the rules. Raises InputError when a prompt does not fit
+    a length.
     """
-    model = load_model(folder, dtype)
     form = None if model.chat_template is None else make_form(model.chat_template, model.tokenizer)
     shelf = read_shelf(model.tokenizer, out / "data", announce)
     with jax.set_mesh(make_mesh(**asdict(mesh))):
@@ -47,7 +47,7 @@ def measure_needles(
             form=form,
             rules=rules,
         )
-    trained, name = model.config.llama.context, f"needles of {folder.name}"
+    trained, name = model.config.llama.context, f"needles of {named}"
     maps = {f"{name}, {rule}": select_rule(trials, rule, trained) for rule in rules}
     if max(trial.length for trial in trials) <= trained:
         maps = {name: trials}

@@ -30,6 +30,7 @@ from ringworld.text.load import (
     parse_tokenizer,
 )
 from ringworld.text.tokenizer import Tokenizer
+from ringworld.weights.adapter import merge_table, read_adapter
 from ringworld.weights.codecs import is_codec, open_codec
 from ringworld.weights.diffusers import write_codec, write_diffusers
 from ringworld.weights.file_names import (
@@ -63,23 +64,29 @@ def convert(
     announce: Announce,
     shard_bytes: int = SHARD_BYTES,
     dtype: WeightType | None = None,
+    adapter: Path | None = None,
 ) -> None:
     """Write the model or the codec of `src` to the new folder `dst`, all of it or nothing.
 
     A folder of ours becomes one for Hugging Face's readers, what comes from elsewhere one of ours.
-    With a codec in `add_vision`, a language model becomes a world model of ours. Weights are stored
-    as `dtype` where it is given; in int8 it is always a folder of ours. Raises InputError when
-    `src` cannot be read or is a codec for which a `dtype` is given, or `dst` exists.
+    With a codec in `add_vision`, a language model becomes a world model. The adapter of the folder
+    `adapter` is merged into the weights. Weights are stored as `dtype` where it is given. With any
+    of the three (but for the float dtypes) the result is a folder of ours. Raises InputError when
+    `src` cannot be read, `dst` exists, or a codec is to have a dtype or an adapter.
     """
-    outwards = add_vision is None and dtype != "int8" and is_ours(src)
+    outwards = add_vision is None and adapter is None and dtype != "int8" and is_ours(src)
     if add_vision is None and is_codec(src):
-        if dtype is not None:
-            raise InputError("a codec is stored as it is: leave the dtype out", setting="dtype")
+        if dtype is not None or adapter is not None:
+            raise InputError(
+                f"{src} is a codec, which has no dtype and no adapter: leave the option out",
+                setting="adapter" if dtype is None else "dtype",
+            )
         _convert_codec(src, dst, outwards)
         whose = "diffusers loads it" if outwards else "a codec of ours"
     else:
         opened = open_model(src)
         opened = opened if add_vision is None else _seeing(opened, add_vision)
+        opened = opened if adapter is None else _merge(opened, adapter)
         opened = opened if dtype is None else _cast(opened, dtype)
         with new_folder(dst) as draft:
             if outwards:
@@ -104,6 +111,12 @@ def _seeing(opened: Opened, codec: Path) -> Opened:
         opened.config, opened.table, opened.tokenizer, open_codec(codec)[0]
     )
     return replace(opened, config=config, table=table, tokenizer=tokenizer, codec=codec)
+
+
+def _merge(opened: Opened, adapter: Path) -> Opened:
+    """The opened model with the adapter of a folder added to its weights."""
+    llama = opened.config.llama
+    return replace(opened, table=merge_table(opened.table, *read_adapter(adapter, llama), llama))
 
 
 def _cast(opened: Opened, dtype: WeightType) -> Opened:

@@ -16,8 +16,8 @@ from tiny_hf import write_tiny
 from ringworld.errors import InputError
 from ringworld.evals.perplexity import cut_passages, measure_losses
 from ringworld.mesh import make_mesh
-from ringworld.models.world import specs
-from ringworld.params import Int8, paths
+from ringworld.models.lora import merge
+from ringworld.params import paths
 from ringworld.settings import MeshShape
 from ringworld.weights.int8 import dequantize, quantize
 from ringworld.weights.model import Model, load_model
@@ -38,16 +38,7 @@ def equal(a: Any, b: Any) -> bool:
 
 def plain(model: Model) -> Model:
     """The same model with its int8 matrices as float32 arrays."""
-
-    def expand(param: Any, w: Any) -> Any:
-        if not isinstance(w, Int8):
-            return w
-        return jnp.asarray(dequantize(np.asarray(w.values), np.asarray(w.scales), param.inputs))
-
-    table = specs(model.config)
-    is_param = lambda x: hasattr(x, "inputs")  # noqa
-    weights = jax.tree.map(expand, table, model.weights, is_leaf=is_param)
-    return Model(model.config, weights, None, None)
+    return Model(model.config, merge(model.weights, model.config), None, None)
 
 
 def test_a_weight_is_at_most_half_a_step_from_its_int8(rng: np.random.Generator) -> None:
@@ -176,7 +167,7 @@ def test_an_infinite_scale_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_codec_has_no_int8(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="a codec is stored as it is"):
+    with pytest.raises(InputError, match="which has no dtype"):
         convert(NANO / "codec", tmp_path / "out", None, quiet, dtype="int8")
     assert not (tmp_path / "out").exists()
 
