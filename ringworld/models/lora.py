@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from ringworld.errors import InputError, did_you_mean
 from ringworld.models.llama import Llama, blocks_specs
 from ringworld.models.world import World, WorldWeights, specs
-from ringworld.params import Adapted, Int8, Param, Weight, pytree_dataclass
+from ringworld.params import Adapted, Int8, Param, Weight, map_specs, paths, pytree_dataclass
+from ringworld.settings import WeightType
 
 # The matrices that can have an adapter: Hugging Face's names, and the fields of `Block`.
 MODULES = {
@@ -40,6 +41,8 @@ class Lora:
     """what an adapter adds is multiplied by alpha / rank"""
     targets: tuple[str, ...] = ("*_proj",)
     """which matrices have one: q_proj k_proj v_proj o_proj gate_proj up_proj down_proj, or globs"""
+    base: WeightType = "float32"
+    """how the frozen weights are held in memory"""
 
     def __post_init__(self) -> None:
         if self.rank < 0 or not self.alpha > 0:
@@ -88,6 +91,23 @@ def adapter_specs(c: Llama, lora: Lora) -> Adapters:
     return {
         name: Adapter(*getattr(table, MODULES[name]).low_rank(lora.rank)) for name in lora.modules
     }
+
+
+def adapted_specs(c: World, lora: Lora) -> WorldWeights:
+    """The spec table of a model with adapters, its own weights as `lora.base` has them."""
+
+    def held(p: Param) -> Any:
+        if lora.base == "int8":
+            return p.int8() if p.inputs else p
+        return replace(p, dtype=lora.base)
+
+    return adapt(map_specs(held, specs(c)), adapter_specs(c.llama, lora), lora.scale)
+
+
+def frozen_names(weights: WorldWeights) -> tuple[str, ...]:
+    """The dotted names of all weights of an adapted model but its adapters."""
+    adapters = {f"blocks.{MODULES[name]}.{part}" for name in MODULES for part in ("a", "b")}
+    return tuple(name for name in paths(weights) if name not in adapters)
 
 
 def adapt(weights: WorldWeights, adapters: Adapters, scale: float) -> WorldWeights:
