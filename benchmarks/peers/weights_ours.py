@@ -27,8 +27,8 @@ from ringworld.weights.model import load_model
 def prepare(request: dict[str, Any]) -> Prepared:
     """The model of the folder, and the work that is asked for."""
     began = time.perf_counter()
-    model = load_model(Path(request["folder"]))
-    model.weights.text_embed.block_until_ready()
+    model = load_model(Path(request["folder"]), request.get("dtype") or "float32")
+    jax.block_until_ready(model.weights)
     loaded = time.perf_counter() - began
     given, c = text(draw_prompt(request["length"]), 0.0), model.config
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from test_convert import TOKENS, quiet
 from tiny_hf import write_tiny
 
@@ -23,7 +24,7 @@ from ringworld.weights.int8 import dequantize, quantize
 from ringworld.weights.model import Model, load_model
 from ringworld.weights.save import convert
 from ringworld.weights.shipped import NANO
-from ringworld.weights.tensors import read_tensors, write_tensors
+from ringworld.weights.tensors import read_tensors
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = {"llama": {}, "tied": {"tie_word_embeddings": True}, "qwen2": {"model_type": "qwen2"}}
@@ -71,7 +72,7 @@ def test_int8_has_the_logits_of_its_own_numbers_in_float32(tmp_path: Path, famil
     exact = load_model(tmp_path / "src").logits(TOKENS).text
     scale = float(jnp.abs(wanted).max())
     assert float(jnp.abs(found - wanted).max()) < 1e-5 * scale
-    assert 1e-4 * scale < float(jnp.abs(found - exact).max()) < 0.05 * scale
+    assert 1e-4 * scale < float(jnp.abs(found - exact).max()) < 0.1 * scale
 
 
 def test_a_world_model_reads_codes_in_int8() -> None:
@@ -135,7 +136,7 @@ def damage(file: Path, change: Any) -> None:
     tensors = {name: np.array(w) for name, w in read_tensors(file).items()}
     change(tensors)
     file.unlink()
-    write_tensors(file, tensors)
+    save_file(tensors, file)
 
 
 DAMAGES = {
