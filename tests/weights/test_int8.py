@@ -85,10 +85,11 @@ def test_a_world_model_reads_codes_in_int8() -> None:
 
 
 @pytest.mark.parametrize("shape", [MeshShape(fsdp=2, seq=2, tensor=2), MeshShape(seq=8)])
-def test_int8_gives_the_same_logits_on_every_mesh(shape: MeshShape) -> None:
-    wanted = load_model(NANO, "int8").logits(TOKENS[:, :16]).text
+def test_int8_gives_the_same_logits_on_every_mesh(tmp_path: Path, shape: MeshShape) -> None:
+    write_tiny(tmp_path / "src")
+    wanted = load_model(tmp_path / "src", "int8").logits(TOKENS[:, :16]).text
     with jax.set_mesh(make_mesh(**asdict(shape))):
-        found = load_model(NANO, "int8").logits(TOKENS[:, :16]).text
+        found = load_model(tmp_path / "src", "int8").logits(TOKENS[:, :16]).text
     np.testing.assert_allclose(found, wanted, atol=1e-5 * float(jnp.abs(wanted).max()))
 
 
