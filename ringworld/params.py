@@ -192,7 +192,7 @@ def init(specs: T, seed: int, dtype: DTypeLike = jnp.float32, rules: Rules = RUL
     )
 
 
-def gather(weights: T, specs: T) -> T:
+def gather(weights: T, specs: Any) -> T:
     """Weights whole along the model width, to compute with; the backward scatters the sum."""
     return jax.tree.map(
         lambda p, w: shard(w, *p.axes, rules=GATHERED),

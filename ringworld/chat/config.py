@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from ringworld.errors import InputError
-from ringworld.settings import Extension, MeshShape, Sampling, WeightType
+from ringworld.settings import Extension, MeshShape, Sampling, WeightOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +43,7 @@ class ChatRequest:
     """sample from the fewest tokens that add up to this; without it the model's own, or 1"""
     seed: int = 0
     """of the random draws"""
-    dtype: WeightType = "float32"
-    """how weights are held in memory; int8 takes a quarter of float32 and decodes faster"""
-    adapter: Path | None = None
-    """a folder with a LoRA adapter to use with the model"""
+    weights: Annotated[WeightOptions, arg(name="")] = WeightOptions()
     mesh: MeshShape = field(default_factory=MeshShape)
 
     def __post_init__(self) -> None:
@@ -95,10 +92,7 @@ class VideoRequest:
     )
     seed: int = 0
     """of the random draws"""
-    dtype: WeightType = "float32"
-    """how weights are held in memory; int8 takes a quarter of float32 and decodes faster"""
-    adapter: Path | None = None
-    """a folder with a LoRA adapter to use with the model"""
+    weights: Annotated[WeightOptions, arg(name="")] = WeightOptions()
     mesh: MeshShape = field(default_factory=MeshShape)
 
     def __post_init__(self) -> None:

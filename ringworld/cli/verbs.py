@@ -8,14 +8,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from json import dumps
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from ringworld.chat.config import ChatRequest, VideoRequest
 from ringworld.data.questions.config import QA
 from ringworld.evals.config import Grid, Perplexity
-from ringworld.settings import Extension, MeshShape, WeightType
+from ringworld.settings import Extension, MeshShape, WeightOptions, WeightType
 
 Action = Callable[[Callable[[str], None]], None]
 # The model that ships with the package, as `weights.shipped` has it.
@@ -152,10 +152,7 @@ class MeasureNeedles:
     )
     rules: tuple[Extension, ...] = ("yarn",)
     """how RoPE is extended at lengths beyond the model's context: plain theta ntk yarn"""
-    dtype: WeightType = "float32"
-    """how weights are held in memory"""
-    adapter: Path | None = None
-    """a folder with a LoRA adapter to use with the model"""
+    weights: Annotated[WeightOptions, arg(name="")] = WeightOptions()
     mesh: MeshShape = field(default_factory=MeshShape)
 
     def load(self) -> Action:
@@ -165,7 +162,7 @@ class MeasureNeedles:
         from ringworld.weights.model import load_model
 
         return lambda announce: measure_needles(
-            load_model(self.model, self.dtype, self.adapter),
+            load_model(self.model, self.weights.dtype, self.weights.adapter),
             self.model.name,
             self.grid,
             self.mesh,

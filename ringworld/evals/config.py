@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from ringworld.settings import Extension, MeshShape, WeightType
+from ringworld.settings import Extension, MeshShape, WeightOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +39,5 @@ class Perplexity:
     """the most passages that are read, spread evenly over the text"""
     folder: Path = Path("runs/perplexity")
     """where perplexity.json and perplexity.png are written"""
-    dtype: WeightType = "float32"
-    """how weights are held in memory"""
-    adapter: Path | None = None
-    """a folder with a LoRA adapter to use with the model"""
+    weights: Annotated[WeightOptions, arg(name="")] = WeightOptions()
     mesh: MeshShape = field(default_factory=MeshShape)

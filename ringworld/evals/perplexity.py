@@ -217,7 +217,7 @@ def measure_perplexity(config: Perplexity, announce: Announce) -> list[Curve]:
     except (OSError, UnicodeDecodeError):
         raise InputError(f"{config.text} is no UTF-8 text that can be read: check it") from None
     with jax.set_mesh(make_mesh(**asdict(config.mesh))):
-        model = load_model(config.model, config.dtype, config.adapter)
+        model = load_model(config.model, config.weights.dtype, config.weights.adapter)
         weights = model.sharded_weights()
         curves = run_perplexity(weights, model.config, model.tokenizer, written, config, announce)
     trained = model.config.llama.context

@@ -125,7 +125,7 @@ def adapters_of(weights: WorldWeights) -> Adapters:
     return {name: Adapter(w.a, w.b) for name, w in held.items() if isinstance(w, Adapted)}
 
 
-def merge(weights: WorldWeights, c: World) -> WorldWeights:
+def merge_adapters(weights: WorldWeights, c: World) -> WorldWeights:
     """The model with plain arrays: W + scale A B where it is adapted, float32 where it is int8."""
 
     def plain(p: Param, w: Any) -> jax.Array:

@@ -17,7 +17,14 @@ from tiny_hf import write_tiny
 
 from ringworld.errors import InputError
 from ringworld.mesh import make_mesh
-from ringworld.models.lora import Adapter, Adapters, Lora, adapter_specs, adapters_of, merge
+from ringworld.models.lora import (
+    Adapter,
+    Adapters,
+    Lora,
+    adapter_specs,
+    adapters_of,
+    merge_adapters,
+)
 from ringworld.settings import MeshShape
 from ringworld.weights.adapter import ADAPTER_CONFIG, ADAPTER_TENSORS, read_adapter, save_adapter
 from ringworld.weights.model import Model, load_model
@@ -66,13 +73,13 @@ def test_an_adapter_beside_the_weights_has_the_logits_of_one_merged_into_them(
     assert_close(beside.logits(TOKENS).text, wanted)
     plain = load_model(tmp_path / "base").logits(TOKENS).text
     assert float(jnp.abs(plain - wanted).max()) > 1e-2, "the adapter changes what is compared"
-    there = Model(beside.config, merge(beside.weights, beside.config), None, None)
+    there = Model(beside.config, merge_adapters(beside.weights, beside.config), None, None)
     assert_close(there.logits(TOKENS).text, wanted)
 
 
 def test_an_adapter_on_int8_weights_has_the_logits_of_their_sum(tiny: Path) -> None:
     model = load_model(tiny / "base", "int8", tiny / "adapter")
-    merged = Model(model.config, merge(model.weights, model.config), None, None)
+    merged = Model(model.config, merge_adapters(model.weights, model.config), None, None)
     assert_close(model.logits(TOKENS).text, merged.logits(TOKENS).text)
     bare = load_model(tiny / "base", "int8").logits(TOKENS).text
     assert float(jnp.abs(model.logits(TOKENS).text - bare).max()) > 1e-2

@@ -17,7 +17,7 @@ from tiny_hf import write_tiny
 from ringworld.errors import InputError
 from ringworld.evals.perplexity import cut_passages, measure_losses
 from ringworld.mesh import make_mesh
-from ringworld.models.lora import merge
+from ringworld.models.lora import merge_adapters
 from ringworld.params import paths
 from ringworld.settings import MeshShape
 from ringworld.weights.int8 import dequantize, quantize
@@ -39,7 +39,7 @@ def equal(a: Any, b: Any) -> bool:
 
 def plain(model: Model) -> Model:
     """The same model with its int8 matrices as float32 arrays."""
-    return Model(model.config, merge(model.weights, model.config), None, None)
+    return Model(model.config, merge_adapters(model.weights, model.config), None, None)
 
 
 def test_a_weight_is_at_most_half_a_step_from_its_int8(rng: np.random.Generator) -> None:
