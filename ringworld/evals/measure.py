@@ -56,6 +56,6 @@ def measure_needles(
     announce(f"wrote {out / 'needle.json'} and {out / 'needle.png'}")
 
 
-def select_rule(trials: Sequence[Trial], rule: str, reach: int) -> list[Trial]:
-    """The trials of a rule, and those within the reach of the base, where no rule is needed."""
-    return [trial for trial in trials if trial.rule == rule or trial.length <= reach]
+def select_rule(trials: Sequence[Trial], rule: str, trained: int) -> list[Trial]:
+    """The trials of a rule, and those within the trained context, where no rule is needed."""
+    return [trial for trial in trials if trial.rule == rule or trial.length <= trained]

@@ -29,7 +29,7 @@ from ringworld.files import read_json_object, sync, writing_to
 from ringworld.mesh import RULES, Rules, place
 from ringworld.params import Int8, Param, arrays_of, paths
 from ringworld.weights.file_names import CONFIG, TENSORS
-from ringworld.weights.int8 import quantize, split
+from ringworld.weights.int8 import quantize_matrix, split
 from ringworld.weights.tensors import (
     LazyTensor,
     LazyWeight,
@@ -194,7 +194,7 @@ def _read_weight(
     parts = []
     for known, piece in each_piece(name, split(param, tensor)):
         check_numbers(known, piece)
-        parts.append(quantize(piece, param.inputs))
+        parts.append(quantize_matrix(piece, param.inputs))
         let_go(piece)
     values = np.concatenate([part.values for part in parts])
     return Int8(values, np.concatenate([part.scales for part in parts]))

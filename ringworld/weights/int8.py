@@ -24,7 +24,7 @@ VALUES, SCALES = ".values", ".scales"
 DROPPED_BITS = 8  # of a float32's 24
 
 
-def quantize(w: Float[np.ndarray, "..."], inputs: tuple[int, ...]) -> Int8:
+def quantize_matrix(w: Float[np.ndarray, "..."], inputs: tuple[int, ...]) -> Int8:
     """The matrix as int8; `inputs` are its input axes, counted from the last one as -1."""
     wide = w.astype(np.float32)
     largest = np.maximum(wide.max(inputs), -wide.min(inputs))
@@ -34,7 +34,7 @@ def quantize(w: Float[np.ndarray, "..."], inputs: tuple[int, ...]) -> Int8:
     return Int8(np.rint(wide).clip(-LARGEST, LARGEST).astype(np.int8), scales)
 
 
-def dequantize(
+def dequantize_matrix(
     values: Int[np.ndarray, "..."],
     scales: Float32[np.ndarray, "..."],
     inputs: tuple[int, ...],
@@ -100,17 +100,17 @@ def dequantize_table(
 
 
 def _read(values: np.ndarray, scales: np.ndarray, inputs: tuple[int, ...]) -> np.ndarray:
-    found = dequantize(values, scales, inputs)
+    found = dequantize_matrix(values, scales, inputs)
     let_go(values)
     return found
 
 
 def _values(w: np.ndarray, inputs: tuple[int, ...]) -> np.ndarray:
-    return quantize(w, inputs).values
+    return quantize_matrix(w, inputs).values
 
 
 def _scales(w: np.ndarray, inputs: tuple[int, ...]) -> np.ndarray:
-    return quantize(w, inputs).scales
+    return quantize_matrix(w, inputs).scales
 
 
 def _typed(reads: list[Any], dtype: Any) -> tuple[LazyTensor, ...]:

@@ -173,7 +173,7 @@ def load_model(
     file is missing or damaged, or the tokenizer or the adapter is another model's.
     """
     opened = open_model(Path(path))
-    words = _read_words(opened, Path(path).is_dir())
+    words = read_words(opened, Path(path).is_dir())
     if words is not None:
         words.check_rows(opened.config.vocabulary.text)
     added = None if adapter is None else read_adapter(adapter, opened.config.llama)
@@ -188,7 +188,7 @@ def load_model(
     return replace(model, sampling=read_sampling(opened.home), about=read_about(opened.home))
 
 
-def _read_words(opened: Opened, is_folder: bool) -> Tokenizer | None:
+def read_words(opened: Opened, is_folder: bool) -> Tokenizer | None:
     """The tokenizer; its ends are named by the files beside it, or else by the model's own ids."""
     if opened.tokenizer is None:
         return None

@@ -20,7 +20,7 @@ from ringworld.mesh import make_mesh
 from ringworld.models.lora import merge_adapters
 from ringworld.params import paths
 from ringworld.settings import MeshShape
-from ringworld.weights.int8 import dequantize, quantize
+from ringworld.weights.int8 import dequantize_matrix, quantize_matrix
 from ringworld.weights.model import Model, load_model
 from ringworld.weights.save import convert
 from ringworld.weights.shipped import NANO
@@ -45,8 +45,8 @@ def plain(model: Model) -> Model:
 def test_a_weight_is_at_most_half_a_step_from_its_int8(rng: np.random.Generator) -> None:
     w = rng.standard_normal((3, 40, 5, 7)).astype(np.float32)
     w[0, :, 1, 2] = 0.0
-    found = quantize(w, (-3,))
-    back = dequantize(found.values, found.scales, (-3,))
+    found = quantize_matrix(w, (-3,))
+    back = dequantize_matrix(found.values, found.scales, (-3,))
     assert found.scales.shape == (3, 5, 7)
     assert found.values.dtype == np.int8
     assert np.abs(found.values).max(1).min() in (0, 127), "the largest weight is 127 steps"
@@ -57,8 +57,8 @@ def test_a_weight_is_at_most_half_a_step_from_its_int8(rng: np.random.Generator)
 
 def test_quantising_what_was_int8_gives_the_same_bits(rng: np.random.Generator) -> None:
     w = rng.standard_normal((257, 1000)).astype(np.float32) * np.exp(rng.normal(0, 9, 1000))
-    first = quantize(w.astype(np.float32), (-2,))
-    again = quantize(dequantize(first.values, first.scales, (-2,)), (-2,))
+    first = quantize_matrix(w.astype(np.float32), (-2,))
+    again = quantize_matrix(dequantize_matrix(first.values, first.scales, (-2,)), (-2,))
     np.testing.assert_array_equal(first.values, again.values)
     np.testing.assert_array_equal(first.scales, again.scales)
 
