@@ -35,7 +35,9 @@ RANKS = {
     for rank, names in enumerate(
         [
             ["errors"],
-            ["settings", "files", "config", "progress"],
+            ["settings", "config"],
+            ["distributed"],
+            ["files", "progress"],
             ["fetch", "vocab", "mesh", "cpu", "rope_scaling"],
             ["params"],
             ["layers", "attention", "rope"],

@@ -4,6 +4,7 @@ The answer goes to standard output as it is decoded, everything else to standard
 what the model is doing and not the program; twice at the prompt, it leaves.
 """
 
+import hashlib
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from ringworld.chat.config import ChatRequest
 from ringworld.chat.keyboard import ask_person, is_interactive
 from ringworld.chat.session import Codes, Session, Style
+from ringworld.distributed import check_same, first_says, gather, is_first
 from ringworld.errors import BadFileError, InputError
 from ringworld.inference.stream import DECODE_STEPS, Tick
 from ringworld.media.clip import read_clip, read_image
@@ -79,6 +81,7 @@ def chat(config: ChatRequest, announce: Announce, terminal: Terminal | None = No
     if config.question is None and sys.stdin is None:
         raise InputError("there is no question, and standard input is closed: give a question")
     attached = Attachments("" if config.doc is None else read_document(config.doc))
+    check_same({"document": hashlib.sha256(attached.document.encode()).hexdigest()})
     shape = config.mesh
     mesh = jax.set_mesh(make_mesh(**asdict(shape)))
     terminal = terminal or make_terminal(announce)
@@ -326,7 +329,10 @@ def find_file(name: str) -> Path:
 
 @contextmanager
 def interruptible() -> Generator[Callable[[], bool], None, None]:
-    """Within it Ctrl-C is only noted, and the function that it gives tells; a second one raises."""
+    """Within it Ctrl-C is only noted, and the function that it gives tells; a second one raises.
+
+    Where several processes compute together, it tells all of them when one has noted it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
@@ -339,20 +345,42 @@ def interruptible() -> Generator[Callable[[], bool], None, None]:
 
     usual = signal.signal(signal.SIGINT, note)
     try:
-        yield lambda: bool(noted)
+        yield lambda: any(gather("noted" if noted else ""))
     finally:
         signal.signal(signal.SIGINT, usual)
 
 
 def make_terminal(announce: Announce) -> Terminal:
-    """The terminal that this process runs in; without counters where it is a pipe."""
+    """The terminal that this process runs in; without counters where it is a pipe.
+
+    Where several processes compute together the person talks with the first one.
+    """
+
+    def show(piece: str) -> None:
+        if is_first():
+            print(piece, end="", flush=True)
+
     return Terminal(
-        ask=ask_person,
-        show=lambda piece: print(piece, end="", flush=True),
+        ask=_ask_first,
+        show=show,
         announce=announce,
         reading=lambda: _reading(announce),
-        counters=is_interactive(),
+        counters=is_first() and is_interactive(),
     )
+
+
+def _ask_first(prompt: str) -> str:
+    """A message for every process, from the person at the first one; raises as `ask_person`."""
+    message, end = "", ""
+    if is_first():
+        try:
+            message = ask_person(prompt)
+        except (EOFError, KeyboardInterrupt) as error:
+            end = type(error).__name__
+    message, end = first_says((message, end))
+    if end:
+        raise EOFError if end == EOFError.__name__ else KeyboardInterrupt
+    return message
 
 
 @contextmanager

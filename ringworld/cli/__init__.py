@@ -8,6 +8,7 @@ import errno
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from types import FrameType
 
@@ -38,15 +39,27 @@ def program() -> None:
     """Run the command line as a process of its own and end the process.
 
     After a signal the interpreter is not taken apart: a computation that XLA still runs on its
-    threads would end that with a segmentation fault, and the exit code would be its signal's.
+    threads would end that with a segmentation fault, and the exit code would be its signal's. Nor
+    is it where one of several processes failed: JAX would wait for all of them first.
     """
+    from ringworld.distributed import count, fail, wait_for_verdict
+
+    code = FAILED
     try:
         main()
     except SystemExit as end:
-        if not isinstance(end.code, int) or end.code not in (INTERRUPTED, TERMINATED):
+        failed = end.code in (INTERRUPTED, TERMINATED) or count() > 1
+        if not isinstance(end.code, int) or end.code == DONE or not failed:
             raise
+        code = end.code
+    except Exception:
+        if count() == 1:
+            raise
+        wait_for_verdict()
+        traceback.print_exc()
+        fail("stopped by an error that its own output tells", code)
         atexit._run_exitfuncs()
-        os._exit(_drop_output(end.code))
+        os._exit(_drop_output(code))
 
 
 def run(words: list[str], announce: Callable[[str], None]) -> None:
@@ -57,7 +70,17 @@ def run(words: list[str], announce: Callable[[str], None]) -> None:
 
 
 def announce(said: str) -> None:
-    """Print a line for the person on standard error; without one nobody is told."""
+    """Print a line for the person on standard error, of several processes in the first one only.
+
+    Without standard error nobody is told.
+    """
+    from ringworld.distributed import is_first
+
+    if is_first():
+        _print(said)
+
+
+def _print(said: str) -> None:
     if sys.stderr is not None:
         print(said, file=sys.stderr, flush=True)
 
@@ -85,6 +108,8 @@ def _run(words: list[str]) -> int:
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # what rich makes of one
             return _drop_output(BROKEN_PIPE)
+        if end.code == TERMINATED:
+            return _tell("", TERMINATED)
         raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO) or error.filename:
@@ -96,10 +121,15 @@ def _run(words: list[str]) -> int:
 
 
 def _tell(said: str, code: int) -> int:
-    """Announce what there is to say, as well as can be, and give back the code."""
+    """Print what there is to say, as well as can be, and give back the code.
+
+    Where several processes compute together, all end with this code and one of them prints.
+    """
+    from ringworld.distributed import fail
+
     try:
-        if said:
-            announce(said)
+        if not fail(said, code) and said:
+            _print(said)
     except OSError:
         return _drop_output(code)
     return code

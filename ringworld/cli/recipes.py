@@ -9,6 +9,7 @@ from tyro.conf import arg
 
 from ringworld.cli.options import parse_options
 from ringworld.cli.verbs import prepare_jax
+from ringworld.settings import Processes
 
 # What `train --help` says of each recipe, without importing any.
 SUMMARIES = {
@@ -31,11 +32,15 @@ def prepare_recipe(
     from ringworld.recipes.registry import find_recipe
 
     recipe = find_recipe(name)
-    prepare_jax()
     folder = Annotated[Path, arg(help="the folder of the run, to begin it or to go on")]
     flat: Any = Annotated  # of a type that is not known before
-    fields = [("folder", folder), ("recipe", flat[type(recipe), arg(name="")])]
+    fields = [
+        ("folder", folder),
+        ("recipe", flat[type(recipe), arg(name="")]),
+        ("world", flat[Processes, arg(name="")]),
+    ]
     options = make_dataclass(f"Train {name}", fields, frozen=True, kw_only=True)
-    defaults = options(folder=Path("runs") / name, recipe=recipe)
+    defaults = options(folder=Path("runs") / name, recipe=recipe, world=Processes())
     asked = parse_options(options, words, f"ringworld train {name}", defaults)
+    prepare_jax(asked.world, announce)
     return defaults, lambda: announce(f"done: {asked.recipe.run(asked.folder, announce)}")

@@ -8,16 +8,18 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from json import dumps
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from ringworld.chat.config import ChatRequest, VideoRequest
 from ringworld.data.questions.config import QA
 from ringworld.evals.config import Grid, Perplexity
-from ringworld.settings import Extension, MeshShape
+from ringworld.settings import Extension, MeshShape, Processes
 
 Action = Callable[[Callable[[str], None]], None]
+# One process, whatever the launcher says: for verbs that do not compute over several.
+ALONE = Processes(processes=1)
 # The model that ships with the package, as `weights.shipped` has it.
 SHIPPED = Path(__file__).parents[1] / "assets" / "nano"
 
@@ -30,16 +32,28 @@ class Verb(Protocol):
         """Import what does the work; return a function that does it and announces how it goes."""
 
 
-def prepare_jax() -> None:
-    """Set up what a process must ask of JAX before it is first used."""
-    from ringworld.cpu import use_virtual_devices, widen_vectors
+def prepare_jax(world: Processes = ALONE, tell: Callable[[str], None] = print) -> None:
+    """Set up what a process must ask of JAX before it is first used.
 
-    use_virtual_devices()
+    It joins the processes that `world` names; `tell` gets the sentence when another of them ends
+    this one. Raises InputError as `ringworld.distributed.join` does.
+    """
+    from ringworld.cpu import use_virtual_devices, widen_vectors
+    from ringworld.distributed import join
+
+    use_virtual_devices(join(world, tell))
     widen_vectors()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo:
+class Computes:
+    """A verb that computes, in one process or in several that each were started with it."""
+
+    world: Annotated[Processes, arg(name="")] = field(default_factory=Processes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(Computes):
     """The whole story on a laptop: fetch, encode, train in stages, evaluate, chat, report."""
 
     folder: Path = Path("runs/demo")
@@ -47,7 +61,6 @@ class Demo:
 
     def load(self) -> Action:
         """The demo."""
-        prepare_jax()
         from ringworld.demo import run_demo
 
         return lambda announce: announce(f"done: open {run_demo(self.folder, announce)}")
@@ -138,7 +151,7 @@ class Inspect:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureNeedles:
+class MeasureNeedles(Computes):
     """Hide random numbers in books and ask for them, over lengths and depths."""
 
     model: Positional[Path] = SHIPPED
@@ -156,7 +169,6 @@ class MeasureNeedles:
 
     def load(self) -> Action:
         """Measure."""
-        prepare_jax()
         from ringworld.evals.measure import measure_needles
 
         return lambda announce: measure_needles(
@@ -165,12 +177,11 @@ class MeasureNeedles:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossByPosition(Perplexity):
+class LossByPosition(Computes, Perplexity):
     """What a context costs or gains: the loss of a text by position, plain and extended."""
 
     def load(self) -> Action:
         """Measure."""
-        prepare_jax()
         from ringworld.evals.perplexity import measure_perplexity
 
         def work(announce: Callable[[str], None]) -> None:
@@ -180,24 +191,22 @@ class LossByPosition(Perplexity):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Talk(ChatRequest):
+class Talk(Computes, ChatRequest):
     """Talk with a model about documents, pictures and films."""
 
     def load(self) -> Action:
         """Talk."""
-        prepare_jax()
         from ringworld.chat.terminal import chat
 
         return lambda announce: chat(self, announce)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Video(VideoRequest):
+class Video(Computes, VideoRequest):
     """Draw a clip from a caption, with classifier-free guidance."""
 
     def load(self) -> Action:
         """Draw."""
-        prepare_jax()
         from ringworld.chat.ask import draw_video
 
         return lambda announce: draw_video(self, announce)

@@ -27,8 +27,8 @@ from ringworld.attention.mask import Where
 from ringworld.errors import InputError, TooLargeError
 from ringworld.evals.config import Perplexity
 from ringworld.evals.heatmap import name_length
-from ringworld.files import whole
-from ringworld.mesh import axis_size, make_mesh, shard, spec
+from ringworld.files import whole_once
+from ringworld.mesh import axis_size, fetch_whole, make_mesh, place, shard, spec
 from ringworld.models.context_extension import extend_context
 from ringworld.models.world import World, WorldWeights, forward, gather_heads, token_nll
 from ringworld.progress import Announce
@@ -132,14 +132,14 @@ def measure_losses(
     order = striped_order(length, ring)
     back = invert(order, length)
 
-    def place(x: np.ndarray) -> Array:
-        return shard(jnp.asarray(deal(x[None].astype(np.int32), order)), "batch", "seq")
+    def deal_row(x: np.ndarray) -> Array:
+        return place(deal(x[None].astype(np.int32), order), "batch", "seq")
 
-    where = Where(place(np.arange(length)), place(np.ones(length)))
+    where = Where(deal_row(np.arange(length)), deal_row(np.ones(length)))
     losses = []
     for row in rows:
         targets = np.append(row[1:], 0)
-        found = np.asarray(_measure(weights, place(row), place(targets), where, c))[0]
+        found = fetch_whole(_measure(weights, deal_row(row), deal_row(targets), where, c))[0]
         losses.append(found[back][:-1])
     return np.stack(losses)
 
@@ -222,10 +222,10 @@ def measure_perplexity(config: Perplexity, announce: Announce) -> list[Curve]:
         curves = run_perplexity(weights, model.config, model.tokenizer, written, config, announce)
     trained = model.config.llama.context
     told = {"model": str(config.model), "text": config.text.name, "trained": trained}
-    with whole(config.folder / "perplexity.json") as draft:
+    with whole_once(config.folder / "perplexity.json") as draft:
         body = {**told, "curves": [asdict(curve) for curve in curves]}
         draft.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
-    with whole(config.folder / "perplexity.png") as draft:
+    with whole_once(config.folder / "perplexity.png") as draft:
         draft.write_bytes(draw_curves(curves, trained, f"{config.model.name}: {config.text.name}"))
     announce(f"wrote {config.folder / 'perplexity.json'} and {config.folder / 'perplexity.png'}")
     return curves

@@ -21,7 +21,7 @@ from ringworld.data.example import Example
 from ringworld.errors import InputError
 from ringworld.inference.cache import Cache, decode_step, prefill_rows
 from ringworld.inference.sampling import draw_token, guide
-from ringworld.mesh import axis_size, shard, spec
+from ringworld.mesh import axis_size, place, shard, spec
 from ringworld.models.world import World, WorldWeights, gather_heads, read_head
 from ringworld.params import Leaf, pytree_dataclass
 from ringworld.settings import Sampling
@@ -68,15 +68,15 @@ def make_prompts(prompts: Sequence[Example], capacity: int, c: World) -> Prompts
         segments[i, : len(prompt)] = 1
     positions = np.where(segments > 0, np.arange(capacity), 0).astype(np.int32)
 
-    def place(x: np.ndarray) -> jax.Array:
-        return shard(jnp.asarray(deal(x, order)), "batch", "seq")
+    def deal_rows(x: np.ndarray) -> jax.Array:
+        return place(deal(x, order), "batch", "seq")
 
     return Prompts(
-        place(rows[0]),
-        place(rows[1].astype(np.bool_)),
-        Where(place(positions), place(segments)),
-        shard(jnp.asarray([len(prompt) for prompt in prompts], jnp.int32), "batch"),
-        jnp.asarray(invert(order, capacity), jnp.int32),
+        deal_rows(rows[0]),
+        deal_rows(rows[1].astype(np.bool_)),
+        Where(deal_rows(positions), deal_rows(segments)),
+        place(np.array([len(prompt) for prompt in prompts], np.int32), "batch"),
+        place(invert(order, capacity).astype(np.int32), None),
     )
 
 

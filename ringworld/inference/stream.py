@@ -27,7 +27,7 @@ from ringworld.inference.cache import (
     truncate_cache,
 )
 from ringworld.inference.sampling import draw_token
-from ringworld.mesh import axis_size, shard
+from ringworld.mesh import axis_size, place, shard
 from ringworld.models.llama import COMPUTE
 from ringworld.models.world import World, WorldWeights, gather_heads, read_head
 from ringworld.settings import Sampling
@@ -154,11 +154,11 @@ def _make_chunk(
     row[0, 0, inside], row[1, 0, inside] = new.tokens[given], new.vision[given]
     row[2, 0, inside], row[3, 0, inside] = np.arange(start, stop), 1
 
-    def place(x: np.ndarray) -> Array:
-        return shard(jnp.asarray(deal(x, order)), "batch", "seq")
+    def deal_row(x: np.ndarray) -> Array:
+        return place(deal(x, order), "batch", "seq")
 
-    tokens, vision, positions, segments = row
-    return place(tokens), place(vision.astype(np.bool_)), Where(place(positions), place(segments))
+    tokens, vision, positions, segments = map(deal_row, row)
+    return tokens, vision > 0, Where(positions, segments)
 
 
 def truncate_state(state: DecodeState, length: int) -> DecodeState:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ringworld.config import flatten
+from ringworld.distributed import barrier, check_same, is_first
 from ringworld.errors import InputError
-from ringworld.files import hash_file, whole
+from ringworld.files import check_shared, hash_file, whole
 from ringworld.progress import Announce
 from ringworld.train.stage import Data, Stage
 
@@ -52,12 +53,16 @@ class Recipe:
         """Do in `folder` what is left of the stages; returns the path of what the last one made.
 
         Stages that are done are not repeated, the one that was interrupted goes on. Raises
-        InputError when a setting cannot work, before anything is written, and when the folder holds
-        a run of another recipe.
+        InputError when a setting cannot work, before anything is written, when the folder holds a
+        run of another recipe, and when several processes have not one recipe, data and folder.
         """
         for number, stage in enumerate(self.stages):
             stage.check(self.data, None if number else self.start, folder)
-        record_run(self, folder, announce)
+        check_same(flatten(resolve(self)))
+        check_shared(folder)
+        if is_first():
+            record_run(self, folder, announce)
+        barrier()
         made = self.start
         for stage in self.stages:
             made = stage.run(self.data, made, folder, announce)
@@ -82,7 +87,7 @@ def record_run(recipe: Recipe, folder: Path, announce: Announce) -> None:
     InputError, naming each difference, when the folder holds a run of another recipe.
     """
     record = folder / RECORD
-    resolved = json.loads(json.dumps(asdict(recipe) | {HASHES: recipe.hashes()}, default=str))
+    resolved = resolve(recipe)
     if record.exists():
         changes = find_changes(_read_record(record), resolved)
         longer = find_longer(recipe, folder, changes)
@@ -104,6 +109,11 @@ def record_run(recipe: Recipe, folder: Path, announce: Announce) -> None:
             announce(stage.extend(folder, changes[name][0]))
     with whole(record) as draft:
         draft.write_text(json.dumps(resolved, indent=1) + "\n")
+
+
+def resolve(recipe: Recipe) -> dict[str, Any]:
+    """The recipe with every default and the hashes of what its paths lead to, as JSON has it."""
+    return json.loads(json.dumps(asdict(recipe) | {HASHES: recipe.hashes()}, default=str))
 
 
 def find_changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -18,6 +18,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
+from ringworld.distributed import is_first
 from ringworld.errors import InputError
 from ringworld.files import sync, whole, writing_to
 from ringworld.mesh import make_mesh
@@ -75,6 +76,8 @@ class Pending(Protocol):
 class MetricsLog:
     """The record of a run: each step exactly once, in order, also over restarts.
 
+    Of several processes the first one writes it.
+
     `start` is the first step that will be reported; later lines of an earlier attempt are dropped.
     Floats are written so that reading them back gives the same bits. Use it as a context manager.
     """
@@ -94,7 +97,8 @@ class MetricsLog:
         self.steps, self.log_every, self.announce = steps, log_every, announce
         self.tokens_per_step, self.dtype = tokens_per_step, jnp.dtype(dtype)
         self._waiting: tuple[int, dict[str, jax.Array], float] | None = None
-        keep_before(self.path, start)
+        if is_first():
+            keep_before(self.path, start)
         self._bar = make_progress(
             BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.description}")
         )
@@ -132,7 +136,8 @@ class MetricsLog:
     def flush(self) -> None:
         """Report the step that is held, and put all on the disk. Raises InputError as `push`."""
         self._report_held()
-        sync(self.path)
+        if is_first():
+            sync(self.path)
 
     def _report_held(self) -> None:
         held, self._waiting = self._waiting, None
@@ -162,8 +167,9 @@ class MetricsLog:
             "tokens_per_s": self.tokens_per_step / seconds,
             "mfu": mfu(flops, seconds, self.dtype),
         }
-        with writing_to(self.path.parent), open(self.path, "a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        if is_first():
+            with writing_to(self.path.parent), open(self.path, "a") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
         line = format_row(row)
         self._bar.update(self._task, completed=step + 1, description=line)
         last = step + 1 == self.steps

@@ -16,8 +16,9 @@ from ringworld.data.packing.ledger import LEDGER_FILE, Ledger
 from ringworld.data.packing.loader import Rows, check_rows, make_batches
 from ringworld.data.packing.pack import PLAN_WINDOW
 from ringworld.data.packing.rows import MASKED, Apart, Examples, MixedRows, PackedRows, Packing
+from ringworld.distributed import first_says, is_first
 from ringworld.errors import InputError
-from ringworld.mesh import Rules, make_mesh
+from ringworld.mesh import Rules, local_mesh, make_mesh
 from ringworld.models.llama import COMPUTE, HOST, Activations
 from ringworld.models.world import World, WorldWeights, specs
 from ringworld.params import init
@@ -120,7 +121,7 @@ class ModelStage(Stage[ModelData]):
         """
         own = folder / self.name
         done = own / MODEL
-        if done.exists():
+        if first_says(done.exists()):
             return done
         if source is None:
             raise InputError(f"the stage {self.name} has no model: give the recipe a start")
@@ -199,7 +200,7 @@ def train_stage(
     """
     check_devices(stage)
     check_width(config.llama.model, stage)
-    if not find_steps(folder / CHECKPOINTS):
+    if is_first() and not find_steps(folder / CHECKPOINTS):
         (folder / LEDGER_FILE).unlink(missing_ok=True)  # of steps that nothing is left of
     mesh = make_mesh(**asdict(stage.mesh))
     kept = replace(config, llama=replace(config.llama, activations=stage.activations))
@@ -242,7 +243,7 @@ def stage_batches(
         batch=stage.batch,
         seed=stage.seed,
         ring=stage.mesh.seq,
-        ledger=Ledger(folder / LEDGER_FILE) if jax.process_index() == 0 else None,
+        ledger=Ledger(folder / LEDGER_FILE),
     )
 
 
@@ -311,8 +312,8 @@ class FreshModel(Stage[Data]):
     def run(self, data: Data, source: Path | None, folder: Path, announce: Announce) -> Path:
         """Write the folder, unless it is there; returns its path."""
         done = folder / self.name / MODEL
-        if not done.exists():
-            with jax.set_mesh(make_mesh()):
+        if not first_says(done.exists()):
+            with jax.set_mesh(local_mesh()):
                 weights = fresh_weights(self.model, self.seed, Rules())
             save_model(done, self.model, weights, self.parts, jnp.float32)
         return done

@@ -1,0 +1,328 @@
+"""Several processes that compute as one: found, joined, and ended together.
+
+JAX finds the processes that Slurm, Open MPI, Kubernetes or a TPU pod started; elsewhere three
+numbers say who is there. Process 0 runs JAX's coordinator. Through it the others learn within
+seconds that a process has failed or is gone, so that none waits for it in vain.
+
+What is exchanged here are short texts between hosts, not arrays. Every process must make these
+calls in the same order. A single process makes them too: they return at once.
+"""
+
+import atexit
+import itertools
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ringworld.errors import InputError, UnavailableError
+from ringworld.settings import Processes
+
+T = TypeVar("T")
+ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+# A process that has sent no heartbeat for so long is gone; JAX's own 100 s are long to wait.
+HEARTBEAT_S = 10
+# The longest that process 0 may keep the others waiting, such as for the tokens of a corpus.
+PATIENCE_MS = 24 * 3600 * 1000
+# How long a failed process waits for its sentence to reach the others, and process 0 for its own.
+FAREWELL_S = 1.0
+FAILED = "ringworld/failed"
+AGAIN = "start all processes again, and they go on from the newest checkpoint"
+# Clocks that are kept by NTP are milliseconds apart, and one that is not is minutes off.
+CLOCKS_APART_S = 60.0
+ENDING = threading.Event()
+CALLS: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process stands among those that compute together."""
+
+    address: str
+    count: int
+    index: int
+    devices: Sequence[int] | None
+
+
+def join(asked: Processes, tell: Callable[[str], None]) -> int:
+    """Join the processes that this one was started with; returns how many there are.
+
+    Call it before JAX is first used. Where nothing says that there are others, nothing is done.
+    `tell` gets the sentence when another process ends this one. Raises InputError when what is said
+    of the processes does not fit together, and UnavailableError when they cannot be reached.
+    """
+    place = find_place(asked)
+    if place is None:
+        return 1
+    import jax
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # It would take SIGTERM away from the training loop, which agrees on a step by itself.
+    jax.config.update("jax_enable_preemption_service", False)
+    if place.index:
+        _wait_for(place.address, asked.join_timeout)
+    try:
+        jax.distributed.initialize(
+            place.address,
+            place.count,
+            place.index,
+            place.devices,
+            initialization_timeout=asked.join_timeout,
+            heartbeat_timeout_seconds=HEARTBEAT_S,
+        )
+    except RuntimeError as error:
+        raise UnavailableError(
+            f"{place.count} processes did not meet at {place.address} within "
+            f"{asked.join_timeout} s: start all of them, with the same address and number"
+        ) from error
+    _watch(tell)
+    check_same({"version of JAX": jax.__version__})
+    check_clocks()
+    return place.count
+
+
+def find_place(asked: Processes) -> Place | None:
+    """What the options, the environment or the launcher say; None for a single process.
+
+    Raises InputError when it does not fit together.
+    """
+    if asked.processes == 1:
+        return None
+    address = asked.coordinator or os.environ.get(ADDRESS)
+    # Open MPI 5 does not say where process 0 is, but it numbers the processes.
+    open_mpi = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK") if address else (COUNT, INDEX)
+    count = _whole(asked.processes, COUNT, open_mpi[0])
+    index = _whole(asked.process, INDEX, open_mpi[1])
+    devices = None
+    if None in (address, count, index) and _is_launched():
+        from jax._src.clusters import ClusterEnv
+
+        address, count, index, devices = ClusterEnv.auto_detect_unset_distributed_params(
+            address, count, index, None, None, asked.join_timeout
+        )
+    if count == 1 or (address, count, index) == (None, None, None):
+        return None
+    if address is None or count is None or index is None:
+        names = {"coordinator": address, "processes": count, "process": index}
+        missing = " and ".join(name for name, value in names.items() if value is None)
+        raise InputError(
+            f"the {missing} of several processes is not known: give all three, as {ADDRESS}, "
+            f"{COUNT} and {INDEX} or as options",
+            setting="coordinator",
+        )
+    if not 0 <= index < count:
+        raise InputError(
+            f"the process is {index} of {count}: number them from 0 to {count - 1}",
+            setting="process",
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise InputError(
+            f"the coordinator is {address}: give the host and a free port of process 0, such as "
+            "10.0.0.1:1234",
+            setting="coordinator",
+        )
+    return Place(address, count, index, devices)
+
+
+def count() -> int:
+    """How many processes compute together. Starts no devices."""
+    return int(_state().num_processes or 1) if "jax" in sys.modules else 1
+
+
+def index() -> int:
+    """The number of this process, from 0 up. Starts no devices."""
+    return int(_state().process_id) if "jax" in sys.modules else 0
+
+
+def is_first() -> bool:
+    """Whether this is process 0, which alone prints and writes what there is one of."""
+    return index() == 0
+
+
+def gather(said: str, channel: str = "main") -> list[str]:
+    """What each process says, in the order of their numbers. Waits for all of them.
+
+    Threads that call it at the same time use channels of their own.
+    """
+    client = _state().client
+    if client is None:
+        return [said]
+    call = next(CALLS[channel])
+    folder = f"ringworld/{channel}/{call}/"
+    client.key_value_set(f"{folder}{index():08d}", said)
+    client.wait_at_barrier(folder, PATIENCE_MS)
+    told = sorted(client.key_value_dir_get(folder))
+    if is_first() and call > 1:  # all have read what was said two calls ago
+        client.key_value_delete(f"ringworld/{channel}/{call - 2}/")
+    return [text for _, text in told]
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    gather("")
+
+
+def first_says(value: T) -> T:
+    """The value of process 0, which JSON can hold; for what others may not yet see of a disk."""
+    return json.loads(gather(json.dumps(value) if is_first() else "")[0])
+
+
+def own_part(items: Sequence[T]) -> Sequence[T]:
+    """Every count-th of the items, from this process's number on: its part of the work."""
+    return items[index() :: count()]
+
+
+@contextmanager
+def first_goes_first() -> Generator[None, None, None]:
+    """Have process 0 do what is within before the others, who find what it has kept."""
+    if not is_first():
+        barrier()
+    yield
+    if is_first():
+        barrier()
+
+
+def check_same(said: Mapping[str, object]) -> None:
+    """Raise InputError, on every process, when one of them says something else of a name.
+
+    The values are what JSON can hold.
+    """
+    everyone = [json.loads(text) for text in gather(json.dumps(said, default=str))]
+    for other, theirs in enumerate(everyone):
+        names = {**everyone[0], **theirs}
+        if differs := [name for name in names if everyone[0].get(name) != theirs.get(name)]:
+            raise InputError(
+                f"process {other} has another {differs[0]} than process 0: start all with the same "
+                "program, command and data"
+            )
+
+
+def check_alone(what: str) -> None:
+    """Raise InputError when several processes were started for what one process does."""
+    if count() > 1:
+        raise InputError(f"{what} is trained by one process and {count()} are here: start one")
+
+
+def check_clocks() -> None:
+    """Raise InputError, on every process, when the clocks of two machines are far apart."""
+    barrier()
+    times = [float(text) for text in gather(repr(time.time()))]
+    late, early = (times.index(extreme(times)) for extreme in (max, min))
+    if (apart := times[late] - times[early]) > CLOCKS_APART_S:
+        raise InputError(
+            f"the clock of process {late} is {apart:,.0f} s ahead of that of process {early}: set "
+            "the clocks of their machines"
+        )
+
+
+def fail(sentence: str, code: int) -> bool:
+    """Have the other processes end too, with this exit code; process 0 prints the sentence.
+
+    Returns whether another process prints it.
+    """
+    if count() == 1:
+        return False
+    ENDING.set()
+    client, told = _state().client, True
+    try:
+        client.key_value_set(FAILED, json.dumps([index(), sentence, code]))
+    except Exception:  # of no type that JAX names: another one failed first, or process 0 is gone
+        told = _try_get(client, FAILED) is not None
+    time.sleep(FAREWELL_S)
+    return told and not is_first()
+
+
+def wait_for_verdict() -> None:
+    """After an error of a computation: wait as long as it takes to learn that a process is gone.
+
+    Then this process ends with that sentence. Returns when all are there: the error is another.
+    """
+    if count() > 1:
+        time.sleep(3 * HEARTBEAT_S)
+
+
+def _watch(tell: Callable[[str], None]) -> None:
+    """End this process when another one has failed, or process 0 is gone, in a thread."""
+    client = _state().client
+    atexit.register(ENDING.set)
+
+    def wait() -> None:
+        try:
+            who, sentence, code = json.loads(client.blocking_key_value_get(FAILED, PATIENCE_MS))
+        except Exception:  # of no type that JAX names
+            who, sentence, code = None, f"process 0 at {_state().coordinator_address} is gone", 1
+        if who == index():
+            return
+        time.sleep(FAREWELL_S)  # what this process finds itself is told first
+        if ENDING.is_set():
+            return
+        if who is None:
+            tell(f"{sentence}: {AGAIN}")
+        elif is_first():
+            tell(f"process {who}: {sentence or 'stopped'}")
+        os._exit(code)
+
+    threading.Thread(target=wait, name="watch", daemon=True).start()
+
+
+def _whole(given: int | None, *names: str) -> int | None:
+    """A whole number, as it is given or else as the first of these variables has it."""
+    if given is not None:
+        return given
+    for name in names:
+        if name in os.environ:
+            try:
+                return int(os.environ[name])
+            except ValueError:
+                raise InputError(
+                    f"{name} is {os.environ[name]}: set it to a whole number"
+                ) from None
+    return None
+
+
+def _is_launched() -> bool:
+    """Whether a launcher that JAX knows has started more processes than this one."""
+    from jax._src.cloud_tpu_init import running_in_cloud_tpu_vm
+
+    sizes = [os.environ.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")]
+    # Kubernetes sets the second in the pods of an indexed job, which a JobSet is made of.
+    return running_in_cloud_tpu_vm or "JOB_COMPLETION_INDEX" in os.environ or sizes != ["1", "1"]
+
+
+def _wait_for(address: str, seconds: int) -> None:
+    """Wait until process 0 answers at its address. Raises UnavailableError after so many."""
+    host, _, port = address.rpartition(":")
+    end, why = time.monotonic() + seconds, ""
+    while time.monotonic() < end:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+            return
+        except OSError as error:
+            why = error.strerror or str(error)
+            time.sleep(min(0.2, seconds))
+    raise UnavailableError(
+        f"process 0 did not answer at {address} within {seconds} s ({why.lower()}): start it, or "
+        "give the address at which this machine reaches it",
+        setting="coordinator",
+    )
+
+
+def _state() -> Any:
+    """What JAX knows of the processes."""
+    from jax._src.distributed import global_state
+
+    return global_state
+
+
+def _try_get(client: Any, key: str) -> str | None:
+    with suppress(Exception):  # of no type that JAX names
+        return client.key_value_try_get(key)
+    return None
