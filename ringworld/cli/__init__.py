@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import FrameType
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
+PREFIX = "ringworld: "  # of sentences about what was wrong
 # What a shell reports of a program that a signal ended.
 INTERRUPTED, BROKEN_PIPE, TERMINATED = (
     128 + number for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGTERM)
@@ -100,7 +101,7 @@ def _run(words: list[str]) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except InputError as error:
-        return _tell(f"ringworld: {command.explain(error)}", BAD_INPUT)
+        return _tell(f"{PREFIX}{command.explain(error)}", BAD_INPUT)
     except KeyboardInterrupt as stop:
         return _tell(str(stop), INTERRUPTED)
     except BrokenPipeError:
@@ -128,7 +129,7 @@ def _tell(said: str, code: int) -> int:
     from ringworld.distributed import fail
 
     try:
-        if not fail(said, code) and said:
+        if not fail(said.removeprefix(PREFIX), code) and said:
             _print(said)
     except OSError:
         return _drop_output(code)

@@ -56,7 +56,7 @@ class Command:
         asked = parse_options(VERBS[verb].options, words[length:], f"ringworld {verb}")
         assert isinstance(asked, Verb)
         if isinstance(asked, Computes):
-            prepare_jax(asked.world, announce)
+            prepare_jax(asked.world)
             options = {name: value for name, value in asdict(asked).items() if name != "world"}
             check_same(flatten({"version": __version__, **options}))
         work = asked.load()

@@ -42,5 +42,5 @@ def prepare_recipe(
     options = make_dataclass(f"Train {name}", fields, frozen=True, kw_only=True)
     defaults = options(folder=Path("runs") / name, recipe=recipe, world=Processes())
     asked = parse_options(options, words, f"ringworld train {name}", defaults)
-    prepare_jax(asked.world, announce)
+    prepare_jax(asked.world)
     return defaults, lambda: announce(f"done: {asked.recipe.run(asked.folder, announce)}")

@@ -4,6 +4,7 @@
 and help is quick.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from json import dumps
@@ -32,14 +33,18 @@ class Verb(Protocol):
         """Import what does the work; return a function that does it and announces how it goes."""
 
 
-def prepare_jax(world: Processes = ALONE, tell: Callable[[str], None] = print) -> None:
+def prepare_jax(world: Processes = ALONE) -> None:
     """Set up what a process must ask of JAX before it is first used.
 
-    It joins the processes that `world` names; `tell` gets the sentence when another of them ends
-    this one. Raises InputError as `ringworld.distributed.join` does.
+    It joins the processes that `world` names. Raises InputError as `ringworld.distributed.join`.
     """
     from ringworld.cpu import use_virtual_devices, widen_vectors
     from ringworld.distributed import join
+
+    def tell(said: str) -> None:
+        """Print the sentence with which another process ends this one."""
+        if sys.stderr is not None:
+            print(f"ringworld: {said}", file=sys.stderr, flush=True)
 
     use_virtual_devices(join(world, tell))
     widen_vectors()
