@@ -257,7 +257,7 @@ def test_a_file_of_sound_has_no_pictures(tmp_path):
         ({"pixels": SIDE * SIDE - 1}, "frames of more than 4,095 pixels"),
         ({"frames": 3}, "more than 3 frames"),
         ({"seconds": 1.0}, "lasts longer than 1 s"),
-        ({"timeout": 0.01}, "takes longer than 0.01 s"),
+        ({"timeout": 1e-4}, "takes longer than 0.0001 s"),
         ({"memory": 64 << 20}, "needs more"),
     ],
 )
