@@ -8,7 +8,7 @@ What is exchanged here are short texts between hosts, not arrays. Every process 
 calls in the same order. A single process makes them too: they return at once.
 """
 
-import atexit
+import io
 import itertools
 import json
 import os
@@ -20,8 +20,9 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
+from ringworld.coordinator import apart
 from ringworld.errors import InputError, UnavailableError
 from ringworld.settings import Processes
 
@@ -29,9 +30,10 @@ T = TypeVar("T")
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 # A process that has sent no heartbeat for so long is gone; JAX's own 100 s are long to wait.
 HEARTBEAT_S = 10
+LOOK_S = 3  # between two looks at who is there
 # The longest that process 0 may keep the others waiting, such as for the tokens of a corpus.
 PATIENCE_MS = 24 * 3600 * 1000
-# How long a failed process waits for its sentence to reach the others, and process 0 for its own.
+# How long a process waits for its own sentence when it hears of that of another.
 FAREWELL_S = 1.0
 FAILED = "ringworld/failed"
 AGAIN = "start all processes again, and they go on from the newest checkpoint"
@@ -54,7 +56,8 @@ class Place:
 def join(asked: Processes, tell: Callable[[str], None]) -> int:
     """Join the processes that this one was started with; returns how many there are.
 
-    Call it before JAX is first used. Where nothing says that there are others, nothing is done.
+    Call it before JAX is first used, and end the program with `leave` where there are others. Where
+    nothing says that there are, nothing is done.
     `tell` gets the sentence when another process ends this one. Raises InputError when what is said
     of the processes does not fit together, and UnavailableError when they cannot be reached.
     """
@@ -69,14 +72,15 @@ def join(asked: Processes, tell: Callable[[str], None]) -> int:
     if place.index:
         _wait_for(place.address, asked.join_timeout)
     try:
-        jax.distributed.initialize(
-            place.address,
-            place.count,
-            place.index,
-            place.devices,
-            initialization_timeout=asked.join_timeout,
-            heartbeat_timeout_seconds=HEARTBEAT_S,
-        )
+        with apart(HEARTBEAT_S):
+            jax.distributed.initialize(
+                place.address,
+                place.count,
+                place.index,
+                place.devices,
+                initialization_timeout=asked.join_timeout,
+                heartbeat_timeout_seconds=HEARTBEAT_S,
+            )
     except RuntimeError as error:
         raise UnavailableError(
             f"{place.count} processes did not meet at {place.address} within "
@@ -234,9 +238,8 @@ def fail(sentence: str, code: int) -> bool:
     client, told = _state().client, True
     try:
         client.key_value_set(FAILED, json.dumps([index(), sentence, code]))
-    except Exception:  # of no type that JAX names: another one failed first, or process 0 is gone
+    except Exception:  # of no type that JAX names: another one failed first, or nobody listens
         told = _try_get(client, FAILED) is not None
-    time.sleep(FAREWELL_S)
     return told and not is_first()
 
 
@@ -246,31 +249,67 @@ def wait_for_verdict() -> None:
     Then this process ends with that sentence. Returns when all are there: the error is another.
     """
     if count() > 1:
-        time.sleep(3 * HEARTBEAT_S)
+        time.sleep(HEARTBEAT_S + 3 * LOOK_S)
+
+
+def keep_output() -> None:
+    """Keep standard output for this program: gloo writes to it with whom it is connected."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+        own, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.close(null)
+        sys.stdout = io.TextIOWrapper(
+            io.FileIO(own, "w"),
+            encoding=sys.stdout.encoding,
+            errors=sys.stdout.errors,
+            write_through=True,
+        )
 
 
 def _watch(tell: Callable[[str], None]) -> None:
-    """End this process when another one has failed, or process 0 is gone, in a thread."""
-    client = _state().client
-    atexit.register(ENDING.set)
+    """End this process, from threads, when another one has failed or is gone."""
+    client, own = _state().client, index()
 
-    def wait() -> None:
-        try:
-            who, sentence, code = json.loads(client.blocking_key_value_get(FAILED, PATIENCE_MS))
-        except Exception:  # of no type that JAX names
-            who, sentence, code = None, f"process 0 at {_state().coordinator_address} is gone", 1
-        if who == index():
-            return
+    def end(who: int, sentence: str, code: int, heard: bool) -> None:
         time.sleep(FAREWELL_S)  # what this process finds itself is told first
-        if ENDING.is_set():
-            return
-        if who is None:
-            tell(f"{sentence}: {AGAIN}")
-        elif is_first():
-            tell(f"process {who}: {sentence or 'stopped'}")
-        os._exit(code)
+        if not ENDING.is_set():
+            if heard:
+                tell(f"process {who}{sentence}")
+            os._exit(code)
 
-    threading.Thread(target=wait, name="watch", daemon=True).start()
+    def listen() -> None:
+        who, sentence, code = json.loads(client.blocking_key_value_get(FAILED, PATIENCE_MS))
+        if who != own:
+            end(who, f": {sentence or 'stopped'}", code, is_first())
+
+    def look() -> None:
+        everyone = range(count())
+        while not (gone := set(everyone) - set(client.get_live_nodes(list(everyone)))):
+            time.sleep(LOOK_S)
+        # Of those that are left the first one speaks.
+        end(min(gone), f" is gone: {AGAIN}", 1, own == min(set(everyone) - gone))
+
+    def quietly(act: Callable[[], None]) -> None:
+        with suppress(Exception):  # of no type that JAX names: this process has left
+            act()
+
+    for act in (listen, look):
+        threading.Thread(target=quietly, args=(act,), name=act.__name__, daemon=True).start()
+
+
+def leave(code: int) -> NoReturn:
+    """Wait for the others, and end this process with the exit code.
+
+    The interpreter is not taken apart: threads of JAX's coordinator would end that with an abort.
+    """
+    ENDING.set()
+    barrier()
+    _state().shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(code)
 
 
 def _whole(given: int | None, *names: str) -> int | None:

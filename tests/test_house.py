@@ -36,6 +36,7 @@ RANKS = {
         [
             ["errors"],
             ["settings", "config"],
+            ["coordinator"],
             ["distributed"],
             ["files", "progress"],
             ["fetch", "vocab", "mesh", "cpu", "rope_scaling"],

@@ -43,14 +43,16 @@ def program() -> None:
     threads would end that with a segmentation fault, and the exit code would be its signal's. Nor
     is it where one of several processes failed: JAX would wait for all of them first.
     """
-    from ringworld.distributed import count, fail, wait_for_verdict
+    from ringworld.distributed import count, fail, leave, wait_for_verdict
 
     code = FAILED
     try:
         main()
     except SystemExit as end:
+        if end.code == DONE and count() > 1:
+            leave(DONE)
         failed = end.code in (INTERRUPTED, TERMINATED) or count() > 1
-        if not isinstance(end.code, int) or end.code == DONE or not failed:
+        if not isinstance(end.code, int) or not failed:
             raise
         code = end.code
     except Exception:

@@ -39,14 +39,17 @@ def prepare_jax(world: Processes = ALONE) -> None:
     It joins the processes that `world` names. Raises InputError as `ringworld.distributed.join`.
     """
     from ringworld.cpu import use_virtual_devices, widen_vectors
-    from ringworld.distributed import join
+    from ringworld.distributed import join, keep_output
 
     def tell(said: str) -> None:
         """Print the sentence with which another process ends this one."""
         if sys.stderr is not None:
             print(f"ringworld: {said}", file=sys.stderr, flush=True)
 
-    use_virtual_devices(join(world, tell))
+    count = join(world, tell)
+    if count > 1:
+        keep_output()
+    use_virtual_devices(count)
     widen_vectors()
 
 
