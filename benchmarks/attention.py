@@ -17,7 +17,7 @@ import tyro
 from rich.console import Console
 
 from benchmarks.environment import cache_folder, make_environment
-from benchmarks.protocol import PeerFailed, Worker
+from benchmarks.protocol import PeerFailed, Worker, python_command
 from benchmarks.table import (
     AIM_HEAD,
     HEAD,
@@ -74,7 +74,8 @@ class Peer:
         """The worker, whose `prepare` comes next."""
         flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={self.devices}"}
         log = cache_folder() / "logs" / f"{self.name.replace(' ', '-')}.log"
-        return Worker(self.name, python, f"benchmarks.peers.{self.module}", flags, log)
+        command = python_command(python, f"benchmarks.peers.{self.module}")
+        return Worker(self.name, command, flags, log)
 
 
 def _ours(name: str, devices: int, impl: str | None = None) -> Peer:

@@ -39,7 +39,7 @@ FAILED = "ringworld/failed"
 AGAIN = "start all processes again, and they go on from the newest checkpoint"
 # Clocks that are kept by NTP are milliseconds apart, and one that is not is minutes off.
 CLOCKS_APART_S = 60.0
-ENDING = threading.Event()
+ENDING, LONE = threading.Event(), threading.Event()
 CALLS: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
 
 
@@ -157,7 +157,7 @@ def gather(said: str, channel: str = "main") -> list[str]:
     Threads that call it at the same time use channels of their own.
     """
     client = _state().client
-    if client is None:
+    if client is None or LONE.is_set():
         return [said]
     call = next(CALLS[channel])
     folder = f"ringworld/{channel}/{call}/"
@@ -176,7 +176,8 @@ def barrier() -> None:
 
 def first_says(value: T) -> T:
     """The value of process 0, which JSON can hold; for what others may not yet see of a disk."""
-    return json.loads(gather(json.dumps(value) if is_first() else "")[0])
+    own = json.dumps(value)
+    return json.loads(own if LONE.is_set() else gather(own if is_first() else "")[0])
 
 
 def own_part(items: Sequence[T]) -> Sequence[T]:
@@ -186,10 +187,17 @@ def own_part(items: Sequence[T]) -> Sequence[T]:
 
 @contextmanager
 def first_goes_first() -> Generator[None, None, None]:
-    """Have process 0 do what is within before the others, who find what it has kept."""
+    """Have process 0 do what is within before the others, who find what it has kept.
+
+    Within it each process is alone: nothing is exchanged.
+    """
     if not is_first():
         barrier()
-    yield
+    LONE.set()
+    try:
+        yield
+    finally:
+        LONE.clear()
     if is_first():
         barrier()
 

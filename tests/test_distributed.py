@@ -24,8 +24,8 @@ from tests import worlds
 from tests.worlds import STAGE, STEPS, STOP_AT, find_port, launch, wait_for
 
 WORLDS = {
-    2: ("fresh", "begun", "stopped", "copy", "use", "refuse"),
-    4: ("fresh", "stopped", "copy"),
+    2: ("program", "fresh", "begun", "stopped", "copy", "use", "refuse"),
+    4: ("program", "fresh", "stopped", "copy"),
 }
 # Sums over devices of two processes are made in another order than over those of one.
 ROUNDING = 1e-6
@@ -94,6 +94,11 @@ def check_same_run(found: Path, wanted: Path) -> None:
 def needs(ran: Ran, check: str) -> None:
     if check not in WORLDS[ran.count]:
         pytest.skip(f"{ran.count} processes do not check this")
+
+
+def test_every_process_compiles_the_same_program(ran: Ran) -> None:
+    """Else their collectives would wait for each other in another order, and for ever."""
+    assert len({found["sha256"] for found in ran.found("program")}) == 1
 
 
 def test_processes_train_as_one_does(ran: Ran) -> None:

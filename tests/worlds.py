@@ -5,6 +5,7 @@ turn and writes what each found to `FOLDER/CHECK-PROCESS.json`. `python tests/wo
 VERB ...` is the command line, with the recipe "toys" among the others.
 """
 
+import hashlib
 import json
 import os
 import signal
@@ -41,9 +42,11 @@ from ringworld.recipes.recipe import Recipe
 from ringworld.recipes.registry import RECIPES
 from ringworld.settings import MeshShape, Processes, Sampling
 from ringworld.tasks.clips import unconditional_prompt, video_prompt
+from ringworld.train.build import abstract_batch
+from ringworld.train.fresh_model import FreshModel
 from ringworld.train.loop import Loop
 from ringworld.train.metrics import MetricsLog
-from ringworld.train.model_stage import FreshModel, ModelData, ModelStage
+from ringworld.train.model_stage import ModelData, ModelStage, build_stage
 from ringworld.train.optimizer import AdamW
 from ringworld.vocab import Vocabulary
 from ringworld.weights import folder as folder_module
@@ -57,6 +60,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DEVICES = 4
 CONTEXT, ROWS = 16, 4
 STEPS, SAVE_EVERY, STOP_AT = 6, 2, 2
+HASH_SEEDS = (1, 3, 4, 5)  # with each a set of the mesh axes has another order
 MESH = MeshShape(fsdp=2, seq=2)
 TINY = World(
     llama=Llama(
@@ -216,6 +220,15 @@ def use(folder: Path) -> dict[str, Any]:
     }
 
 
+def describe_program(folder: Path) -> dict[str, Any]:
+    """The sha256 of the text of the training step, before XLA sees it."""
+    mesh = make_mesh(**asdict(MESH))
+    with jax.set_mesh(mesh):
+        built, _ = build_stage(STAGE, TINY, mesh)
+        lowered = jax.jit(built.step).lower(built.state, abstract_batch(mesh, ROWS, CONTEXT))
+    return {"sha256": hashlib.sha256(lowered.as_text().encode()).hexdigest()}
+
+
 def refuse(folder: Path) -> dict[str, Any]:
     """The sentences about worlds that are wrong, in this process."""
     own = folder / f"own-{distributed.index()}"
@@ -259,6 +272,7 @@ CHECKS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "begun": lambda folder: train(folder / "begun"),
     "stopped": lambda folder: train_until_stopped(folder / "stopped"),
     "copy": copy_model,
+    "program": describe_program,
     "use": use,
     "refuse": refuse,
 }
@@ -285,7 +299,13 @@ def launch(
     return [
         subprocess.Popen(
             [sys.executable, *map(str, command)],
-            env={**os.environ, **world, "JAX_PROCESS_ID": str(process)},
+            # Sets have another order in each process, as they have on other machines.
+            env={
+                **os.environ,
+                **world,
+                "JAX_PROCESS_ID": str(process),
+                "PYTHONHASHSEED": str(HASH_SEEDS[process]),
+            },
             cwd=folders[process] if folders else None,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

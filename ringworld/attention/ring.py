@@ -73,7 +73,7 @@ def count_hops(queries: Reach, keys: Where, axis: str) -> Int[Array, ""]:
     live = may_see(query_bounds(queries), jax.tree.unflatten(shape, everywhere)).any(-1)
     away = jnp.where(live, (here - jnp.arange(size)) % size, 0).max()
     # A set has another order in every process, and the processes must compile one program.
-    return lax.pmax(away, sorted(jax.typeof(away).manual_axis_type.varying))
+    return lax.pmax(away, tuple(sorted(jax.typeof(away).manual_axis_type.varying)))
 
 
 def _forward(

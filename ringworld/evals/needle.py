@@ -82,7 +82,7 @@ def run_needle(
             depths = [d for d in grid.depths if (rule, length, d, turn) not in done]
             if not depths:
                 continue
-            asked = _hide_needles(tokenizer, form, pages, length, depths, (grid.seed, length, turn))
+            asked = hide_needles(tokenizer, form, pages, length, depths, (grid.seed, length, turn))
             stretched = extend_context(c, length, rule) if beyond else c
             steps, drawn = max_answer_tokens(form), Sampling()
             prompts = [ids for _, ids in asked]
@@ -102,7 +102,7 @@ def run_needle(
     return trials
 
 
-def _hide_needles(
+def hide_needles(
     tokenizer: Tokenizer,
     form: Form | None,
     pages: Int[np.ndarray, "n"],

@@ -30,7 +30,8 @@ from ringworld.params import Weight, constant, dense, gather, pytree_dataclass, 
 from ringworld.rope import Rope, turn_halves
 from ringworld.rope_scaling import Scaling
 
-COMPUTE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+Dtype = Literal["float32", "bfloat16"]
+COMPUTE: dict[Dtype, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 Activations = Literal["attention", "nothing", "offload"]
 SIZES = ("layers", "model", "mlp", "heads", "kv_heads", "head_width", "context")
 LAYER_INPUT, HOST = "layer_input", "pinned_host"
@@ -89,7 +90,7 @@ class Llama:
     """biases of queries, keys and values"""
     qk_norm: bool = False
     """norms of queries and keys"""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     """what it computes in; weights are float32"""
     activations: Activations = "attention"
     """what is kept of a layer until its backward pass"""

@@ -144,12 +144,13 @@ def read_heads(x: Float[Array, "B T D"], weights: WorldWeights, c: World) -> Log
     return Logits(read(heads.text), None if heads.vision is None else read(heads.vision))
 
 
-def token_nll(
+def token_losses(
     x: Float[Array, "T D"], head: Float[Array, "D V"], targets: Int[Array, "T"], axis: str | None
-) -> Float[Array, "T"]:
-    """-log softmax(x head)[target] of each token, in nats and float32: the logits exist at once.
+) -> tuple[Float[Array, "T"], Float[Array, "T"]]:
+    """-log softmax(x head)[target] and log_z of each token, in nats and float32.
 
-    `head` is this device's part of the vocabulary where a mesh axis `axis` divides it, else all.
+    log_z is the log-sum-exp of the logits, which exist at once. `head` is this device's part of the
+    vocabulary where a mesh axis `axis` divides it, else all.
     """
     logits = jnp.einsum("td,dv->tv", x, head.astype(x.dtype), preferred_element_type=jnp.float32)
     rows = logits.shape[1]
@@ -159,10 +160,18 @@ def token_nll(
     picked = jnp.where(held, picked, 0.0)
     top = lax.stop_gradient(logits.max(-1))
     if axis is None:
-        return top + jnp.log(jnp.exp(logits - top[:, None]).sum(-1)) - picked
+        log_z = top + jnp.log(jnp.exp(logits - top[:, None]).sum(-1))
+        return log_z - picked, log_z
     top = lax.pmax(top, axis)
-    total = lax.psum(jnp.exp(logits - top[:, None]).sum(-1), axis)
-    return top + jnp.log(total) - lax.psum(picked, axis)
+    log_z = top + jnp.log(lax.psum(jnp.exp(logits - top[:, None]).sum(-1), axis))
+    return log_z - lax.psum(picked, axis), log_z
+
+
+def token_nll(
+    x: Float[Array, "T D"], head: Float[Array, "D V"], targets: Int[Array, "T"], axis: str | None
+) -> Float[Array, "T"]:
+    """The first of `token_losses`."""
+    return token_losses(x, head, targets, axis)[0]
 
 
 def count_weights(c: World) -> tuple[int, int, int]:

@@ -5,28 +5,29 @@ F/data/        what was read and encoded once
 F/STAGE/       what each stage leaves
 """
 
-import hashlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from ringworld.config import flatten
 from ringworld.distributed import barrier, check_same, is_first
 from ringworld.errors import InputError
-from ringworld.files import check_shared, hash_file, whole
+from ringworld.files import check_shared, whole
 from ringworld.progress import Announce
 from ringworld.train.stage import Data, Stage
+from ringworld.weights.open import hash_model
 
 RECORD = "run.json"
 HASHES = "sha256"
 SHOWN_DIFFERENCES = 4  # differences that are named
 # Settings that change how a run is carried out and not what it learns, but for rounding.
 FREE = re.compile(
-    r"^stages\.\d+\.(mesh|activations|weights_over|loop\.(save_every|keep|milestones|log_every)"
-    r"|save_every|sheet_every)\b|^data\.(verify|windows\.may_skip)$"
+    r"^stages\.\d+\.(mesh|activations|weights_over|updates\.accumulate|eval_\w+"
+    r"|loop\.(save_every|keep|milestones|log_every|patience|replay_every|sinks)"
+    r"|save_every|sheet_every)\b|^data\.(verify|held_out|windows\.may_skip)$"
 )
 STAGE = re.compile(r"stages\.(\d+)\.")
 STEPS = re.compile(r"stages\.(\d+)\.(loop|training)\.steps")
@@ -36,8 +37,8 @@ STEPS = re.compile(r"stages\.(\d+)\.(loop|training)\.steps")
 class Recipe:
     """Stages and the data that they are trained on.
 
-    The first stage starts from the folder `start`, or from nothing; each other one from what the
-    one before it made.
+    The first stage starts from the model `start`, or from nothing; each other one from what the one
+    before it made.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Recipe:
     data: Data
     """what the stages are trained on"""
     start: Path | None = None
-    """the model folder that the first stage starts from"""
+    """the model that the first stage starts from: a folder, a file, or a name that fetch knows"""
 
     def run(self, folder: Path, announce: Announce) -> Path:
         """Do in `folder` what is left of the stages; returns the path of what the last one made.
@@ -75,21 +76,21 @@ class Recipe:
         named = {f"data.{name}": found for name, found in self.data.hashes().items()}
         for number, stage in enumerate(self.stages):
             named |= {f"stages.{number}.{name}": found for name, found in stage.hashes().items()}
-        return named | ({"start": hash_start(self.start)} if self.start else {})
+        return named | ({"start": hash_model(self.start)} if self.start else {})
 
 
 def record_run(recipe: Recipe, folder: Path, announce: Announce) -> None:
     """Save the resolved recipe as `run.json`, having compared it with the one that is there.
 
-    Paths are compared by what they lead to, so data and models may be moved. What may change: the
-    settings of a stage that has kept nothing yet, settings that change nothing that is learned, and
-    the number of steps of the last stage that has kept something, which may grow. Raises
+    Paths are compared by what they lead to, so data and models may be moved. A setting that the
+    record lacks, because an earlier version did not know it, is at its default. What may change:
+    the settings of a stage that has kept nothing yet, settings that change nothing that is learned,
+    and the number of steps of the last stage that has kept something, which may grow. Raises
     InputError, naming each difference, when the folder holds a run of another recipe.
     """
-    record = folder / RECORD
-    resolved = resolve(recipe)
+    record, resolved = folder / RECORD, resolve(recipe)
     if record.exists():
-        changes = find_changes(_read_record(record), resolved)
+        changes = find_changes(_read_record(record), resolved, list(find_defaults(recipe)))
         longer = find_longer(recipe, folder, changes)
         if real := [name for name in find_real(recipe, folder, changes) if name not in longer]:
             told = [
@@ -112,14 +113,17 @@ def record_run(recipe: Recipe, folder: Path, announce: Announce) -> None:
 
 
 def resolve(recipe: Recipe) -> dict[str, Any]:
-    """The recipe with every default and the hashes of what its paths lead to, as JSON has it."""
+    """The recipe as JSON: every setting, and the sha256 of what its paths lead to."""
     return json.loads(json.dumps(asdict(recipe) | {HASHES: recipe.hashes()}, default=str))
 
 
-def find_changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+def find_changes(
+    old: dict[str, Any], new: dict[str, Any], defaults: Sequence[str] = ()
+) -> dict[str, tuple[Any, Any]]:
     """What differs between two records: by dotted name, what it was and what it is.
 
-    A path differs when the hashes of what it leads to do; where one is not known, it does not.
+    A path differs when the hashes of what it leads to do; where one is not known, it does not. Nor
+    does what the old one lacks, if it is at its default: itself, or the group that it is in.
     """
     hashes = [record.get(HASHES) or {} for record in (old, new)]
     flat = [
@@ -127,9 +131,27 @@ def find_changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[An
         for record, known in zip((old, new), hashes, strict=True)
     ]
     unknown = {name for known in hashes for name, digest in known.items() if digest is None}
+    unset = tuple(f"{name}." for name in defaults)
+    unknown |= {name for name in flat[1] if name not in flat[0] and f"{name}.".startswith(unset)}
     names = dict.fromkeys((*flat[1], *flat[0]))
     pairs = {name: (flat[0].get(name), flat[1].get(name)) for name in names if name not in unknown}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def find_defaults(value: Any, name: str = "") -> Iterator[str]:
+    """The dotted names of the fields of a dataclass, and of those within it, at their default."""
+    if isinstance(value, tuple):
+        for i, child in enumerate(value):
+            yield from find_defaults(child, f"{name}.{i}")
+    if not is_dataclass(value):
+        return
+    for field in fields(value):
+        own, path = getattr(value, field.name), f"{name}.{field.name}".removeprefix(".")
+        made = field.default_factory() if field.default_factory is not MISSING else field.default
+        if own == made:
+            yield path
+        else:
+            yield from find_defaults(own, path)
 
 
 def find_real(recipe: Recipe, folder: Path, changes: Mapping[str, Any]) -> list[str]:
@@ -163,16 +185,6 @@ def find_longer(
         if match and kept and int(match[1]) == kept[-1] and isinstance(was, int) and new > was:
             found[name] = recipe.stages[kept[-1]]
     return found
-
-
-def hash_start(path: Path) -> str | None:
-    """The sha256 of a model: of its config, weights, tokenizer and codec; None without a model."""
-    if path.is_file():
-        return hash_file(path)
-    names = ("config.json", "*.safetensors", "*.gguf", "tokenizer.json", "codec/*")
-    files = sorted(file for name in names for file in path.glob(name) if file.is_file())
-    lines = [f"{file.relative_to(path).as_posix()} {hash_file(file)}\n" for file in files]
-    return hashlib.sha256("".join(lines).encode()).hexdigest() if lines else None
 
 
 def _read_record(record: Path) -> dict[str, Any]:

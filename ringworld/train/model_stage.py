@@ -6,35 +6,41 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax.sharding import AbstractMesh, Mesh
 
 from ringworld.batch import Batch
 from ringworld.data.packing.ledger import LEDGER_FILE, Ledger
 from ringworld.data.packing.loader import Rows, check_rows, make_batches
 from ringworld.data.packing.pack import PLAN_WINDOW
 from ringworld.data.packing.rows import MASKED, Apart, Examples, MixedRows, PackedRows, Packing
-from ringworld.distributed import first_says, is_first
+from ringworld.distributed import first_goes_first, first_says, is_first
 from ringworld.errors import InputError
-from ringworld.mesh import Rules, local_mesh, make_mesh
-from ringworld.models.llama import COMPUTE, HOST, Activations
+from ringworld.mesh import Rules, make_mesh
+from ringworld.models.context_extension import extend_context
+from ringworld.models.llama import COMPUTE, HOST, Activations, Dtype
 from ringworld.models.world import World, WorldWeights, specs
-from ringworld.params import init
 from ringworld.progress import Announce
-from ringworld.rope import check_rope, rope_theta
-from ringworld.settings import MeshShape, WeightAxis
-from ringworld.train.build import build, start
+from ringworld.rope import check_rope
+from ringworld.settings import Extension, MeshShape, WeightAxis
+from ringworld.train.build import EVERY, Build, SummedLoss, Updates, build, start
 from ringworld.train.checkpoint import FOLDER as CHECKPOINTS
 from ringworld.train.checkpoint import find_steps
-from ringworld.train.loop import Loop, fit
-from ringworld.train.loss import loss
-from ringworld.train.optimizer import AdamW, learning_rate, make_optimizer
+from ringworld.train.freeze import check_frozen, divide
+from ringworld.train.loop import Evaluation, Loop, Measure, fit
+from ringworld.train.loss import balance, loss_sums
+from ringworld.train.optimizer import AdamW, Muon, learning_rate, make_optimizer
 from ringworld.train.stage import MODEL, Data, Stage
 from ringworld.weights.folder import fill
 from ringworld.weights.model import save_model
-from ringworld.weights.open import open_model
+from ringworld.weights.open import hash_model, is_folder, open_model
+from ringworld.weights.save import unpack_model
+
+# The folder of a stage in which a model that was one file lies unpacked.
+START = "start"
 
 
 class ModelData(Data, ABC):
@@ -42,6 +48,17 @@ class ModelData(Data, ABC):
 
     def check(self, stage: "ModelStage", source: Path | None) -> None:
         """Raise InputError when the data, or the stage's shares of them, cannot be used."""
+
+    def measure(
+        self, stage: "ModelStage", source: Path, config: World, cache: Path, announce: Announce
+    ) -> Measure:
+        """What is measured of the weights every `eval_every` steps, on what they do not learn.
+
+        `config` is the model as the stage trains it. Raises InputError when nothing is held out.
+        """
+        raise InputError(
+            "nothing of these data is held out: set eval_every to 0", setting="eval_every"
+        )
 
     @abstractmethod
     def open(
@@ -57,12 +74,12 @@ class ModelData(Data, ABC):
 class ModelStage(Stage[ModelData]):
     """One length of the progressive extension: `batch` rows of `context` tokens a step.
 
-    Without `rope_theta` the RoPE base is that of the model as far as it reaches, and beyond that
-    the base that `ringworld.rope.rope_theta` gives for the context, or for `rope_context` where
-    that is longer. Of the `activations`, "attention" recomputes least, "nothing" keeps least, and
-    "offload" keeps as much as the first in the memory of the host. Between layers the weights and
-    AdamW's moments are divided over the mesh axes of `weights_over`: with "seq" among them, the
-    weights are spread over the whole ring.
+    Without `rope_theta` RoPE is that of the model as far as its base reaches. Beyond that it is
+    extended by the rule `rope` to the context, or to `rope_context` where that is longer: by
+    default to the base that `ringworld.rope.rope_theta` gives. Of the `activations`, "attention"
+    recomputes least, "nothing" keeps least, and "offload" keeps as much as the first in the memory
+    of the host. Between layers the weights and AdamW's moments are divided over the mesh axes of
+    `weights_over`: with "seq" among them, the weights are spread over the whole ring.
     """
 
     context: int
@@ -71,29 +88,63 @@ class ModelStage(Stage[ModelData]):
     """rows a step"""
     loop: Loop
     """how long it trains, and how often it saves"""
-    optimizer: AdamW
-    """AdamW and its schedule"""
+    optimizer: AdamW | Muon
+    """the optimizer and its schedule; `--stages.0.optimizer muon` chooses Muon"""
     mesh: MeshShape
     """devices along each axis"""
     shares: Mapping[str, float]
     """the share of the tokens that each source has"""
+    start: Path | None = None
+    """the model that it starts from, in place of the one that the stage before made"""
     rope_theta: float | None = None
-    """the RoPE base; without it the model's own, or by the law where that does not reach"""
+    """the RoPE base; without it the model's own, extended by the rule where it does not reach"""
+    rope: Extension = "theta"
+    """the rule by which RoPE is extended: theta ntk yarn plain"""
     rope_context: int | None = None
     """the context that the base is chosen for, where later stages will be longer"""
     packing: Packing = MASKED
     """how examples become rows"""
     vision_share: float = 0.5
     """the weight of the vision loss; that of the text loss is the rest"""
+    z_loss: float = 0.0
+    """the weight of the squared log-sum-exp of the logits; PaLM's is 1e-4"""
+    compute: Dtype | None = None
+    """what it computes in, with float32 weights; without it what the model names"""
+    updates: Updates = EVERY
+    """which weights are trained, in how many parts, and which updates are skipped"""
     activations: Activations = "attention"
     """what is kept of a layer until its backward pass"""
     weights_over: tuple[WeightAxis, ...] = ("fsdp",)
     """the mesh axes that divide the weights between layers"""
     seed: int = 0
     """draws the examples and the order of the rows"""
+    eval_every: int = 0
+    """steps between two evaluations on held-out text; 0 for none"""
+    eval_passages: int = 4
+    """passages of the length of the context whose loss is measured"""
+    eval_needles: int = 4
+    """needles that are hidden in as many prompts of that length; 0 for none"""
 
     def __post_init__(self) -> None:
         check_rows(self.context, self.batch, self.mesh)
+        if self.rope_theta is not None and self.rope != "theta":
+            raise InputError(
+                f"rope_theta is {self.rope_theta:g} and rope is {self.rope}: set one of them",
+                setting="rope",
+            )
+        if min(self.eval_every, self.eval_needles) < 0 or self.eval_passages < 1:
+            raise InputError(
+                f"eval_every is {self.eval_every}, eval_needles {self.eval_needles} and "
+                f"eval_passages {self.eval_passages}: use 0 or more, the last at least 1"
+            )
+        if self.batch // (self.mesh.data * self.mesh.fsdp) % self.updates.accumulate:
+            raise InputError(
+                f"{self.batch} rows on {self.mesh.data * self.mesh.fsdp} groups of devices do not "
+                f"divide into {self.updates.accumulate} parts: change the batch or accumulate",
+                setting="accumulate",
+            )
+        if self.z_loss < 0:
+            raise InputError(f"z_loss is {self.z_loss}: make it 0 or more", setting="z_loss")
 
     @property
     def tokens(self) -> int:
@@ -109,10 +160,13 @@ class ModelStage(Stage[ModelData]):
         """Raise InputError for a mesh, schedule, model or data that the stage cannot use."""
         check_devices(self)
         learning_rate(self.optimizer, self.loop.steps, 0)
+        source = self.start or source
         if not (folder / self.name / MODEL).exists():
-            data.check(self, source)
+            data.check(self, source if source is None or is_folder(source) else None)
             if source is not None:
-                check_width(open_model(source).config.llama.model, self)
+                model = open_model(source).config
+                check_width(model.llama.model, self)
+                check_frozen(specs(model), self.updates.frozen)
 
     def run(self, data: ModelData, source: Path | None, folder: Path, announce: Announce) -> Path:
         """Train the model folder `source` in `folder`; returns the trained model's folder.
@@ -123,8 +177,13 @@ class ModelStage(Stage[ModelData]):
         done = own / MODEL
         if first_says(done.exists()):
             return done
+        source = self.start or source
         if source is None:
             raise InputError(f"the stage {self.name} has no model: give the recipe a start")
+        if not is_folder(source):
+            with first_goes_first():
+                source = unpack_model(source, own / START, announce)
+            data.check(self, source)
         opened = open_model(source)
         announce(f"stage {self.name}: {self.tokens} tokens at {self.context}")
         config = choose_rope(opened.config, self, announce)
@@ -133,9 +192,17 @@ class ModelStage(Stage[ModelData]):
         def load() -> WorldWeights:
             return fill(specs(config), opened.table, jnp.float32, self.rules)
 
-        weights = train_stage(self, config, load, examples, own, announce)
+        evaluation = None
+        if self.eval_every:
+            measure = data.measure(self, source, config, folder / "data", announce)
+            evaluation = Evaluation(every=self.eval_every, measure=measure)
+        weights = train_stage(self, config, load, examples, own, announce, evaluation)
         save_model(done, config, weights, source, jnp.float32)
         return done
+
+    def hashes(self) -> dict[str, str | None]:
+        """The sha256 of the model that it starts from, if it has one of its own."""
+        return {"start": hash_model(self.start)} if self.start else {}
 
     def kept(self, folder: Path) -> bool:
         """Whether the stage has a checkpoint or its model."""
@@ -160,27 +227,35 @@ class ModelStage(Stage[ModelData]):
 
 
 def choose_rope(model: World, stage: ModelStage, announce: Announce) -> World:
-    """The model as the stage trains it: its context, and a RoPE base that reaches so far.
+    """The model as the stage trains it: its context, and a RoPE that reaches so far.
 
-    Announces which base it is and why, and what is wrong with it, if anything is.
+    Announces which RoPE it is and why, and what is wrong with it, if anything is.
     """
-    before, needed = model.llama, max(stage.context, stage.rope_context or 0)
-    theta, reach = before.rope_theta, before.rope_reach
-    if stage.rope_theta is not None and stage.rope_theta != theta:
-        theta, reach, why = stage.rope_theta, needed, "as the stage says"
-    elif needed <= reach:
-        why = f"kept, because it reaches {reach:,} tokens"
-    else:
-        why = f"because the old one reaches {reach:,} tokens and {needed:,} are asked for"
-        if stage.rope_theta is None:
-            theta = rope_theta(needed, before.head_width, theta, reach)
-        reach = needed
-    old = "" if theta == before.rope_theta else f"{before.rope_theta:,.0f} -> "
-    announce(f"stage {stage.name}: RoPE base {old}{theta:,.0f}, {why}")
-    chosen = model.at(stage.context, theta, reach if reach > stage.context else None)
+    chosen, said = extend_rope(model, stage)
+    announce(f"stage {stage.name}: RoPE base {said}")
     if (warning := check_rope(chosen.llama.rope, stage.context)) is not None:
         announce(f"warning: {warning}")
     return chosen
+
+
+def extend_rope(model: World, stage: ModelStage) -> tuple[World, str]:
+    """The model as the stage trains it, and its RoPE base with the reason for it, in words."""
+    before, needed = model.llama, max(stage.context, stage.rope_context or 0)
+    reach, theta = before.rope_reach, stage.rope_theta
+    if theta is not None and (theta != before.rope_theta or needed > reach):
+        grown, reach, why = model.at(needed, theta), needed, "as the stage says"
+    elif needed <= reach:
+        grown, why = model, f"kept, because it reaches {reach:,} tokens"
+    else:
+        grown = extend_context(model, needed, stage.rope)
+        why = f"because the old one reaches {reach:,} tokens and {needed:,} are asked for"
+        why = "kept, as the stage says" if stage.rope == "plain" else why
+        reach = needed
+    base, scaling = grown.llama.rope_theta, grown.llama.rope_scaling
+    old = "" if base == before.rope_theta else f"{before.rope_theta:,.0f} -> "
+    by = f" with {type(scaling).__name__} by {scaling.factor:g}" if scaling is not None else ""
+    longer = reach if reach > stage.context else None
+    return grown.at(stage.context, base, longer), f"{old}{base:,.0f}{by}, {why}"
 
 
 def train_stage(
@@ -190,6 +265,7 @@ def train_stage(
     examples: Examples | Apart,
     folder: Path,
     announce: Announce,
+    evaluation: Evaluation | None = None,
 ) -> WorldWeights:
     """Train a model of this config; returns the weights, on the stage's mesh.
 
@@ -200,38 +276,52 @@ def train_stage(
     """
     check_devices(stage)
     check_width(config.llama.model, stage)
+    check_frozen(specs(config), stage.updates.frozen)
     if is_first() and not find_steps(folder / CHECKPOINTS):
         (folder / LEDGER_FILE).unlink(missing_ok=True)  # of steps that nothing is left of
     mesh = make_mesh(**asdict(stage.mesh))
-    kept = replace(config, llama=replace(config.llama, activations=stage.activations))
-    optimizer = make_optimizer(stage.optimizer, stage.loop.steps, specs(config))
     batches = stage_batches(stage, examples, folder)
     with jax.set_mesh(mesh):
-        built = build(
-            specs(config),
-            mesh,
-            optimizer,
-            partial(loss, c=kept, vision_share=stage.vision_share),
-            stage.rules,
-        )
+        built, optimizer = build_stage(stage, config, mesh)
         state = fit(
             abstract=built.state,
-            begin=lambda: start(load(), optimizer),
+            begin=lambda: start(load(), optimizer, stage.updates),
             step=built.step,
+            replay=built.replay,
             batches=batches,
             loop=stage.loop,
             folder=folder,
             identity={"stage": stage.name, "model": asdict(config)},
             tokens_per_step=stage.batch * stage.context,
-            dtype=COMPUTE[config.llama.dtype],
+            dtype=COMPUTE[stage.compute or config.llama.dtype],
             announce=announce,
+            evaluation=evaluation,
         )
     return state.weights
 
 
-def fresh_weights(config: World, seed: int, rules: Rules) -> WorldWeights:
-    """Initial weights on the mesh that is set, the same on every mesh."""
-    return jax.jit(lambda: init(specs(config), seed, rules=rules))()
+def build_stage(
+    stage: ModelStage, config: World, mesh: Mesh | AbstractMesh
+) -> tuple[Build, optax.GradientTransformation]:
+    """The training step of a stage, and its optimizer; call it under `jax.set_mesh(mesh)`.
+
+    Nothing is computed or allocated, so the mesh may be one of devices that are not there.
+    """
+    table, kept = specs(config), as_computed(config, stage)
+    trained, _ = divide(table, stage.updates.frozen)
+    optimizer = make_optimizer(stage.optimizer, stage.loop.steps, trained)
+    loss = SummedLoss(
+        partial(loss_sums, c=kept),
+        partial(balance, c=kept, vision_share=stage.vision_share, z_loss=stage.z_loss),
+    )
+    return build(table, mesh, optimizer, loss, stage.rules, stage.updates), optimizer
+
+
+def as_computed(config: World, stage: ModelStage) -> World:
+    """The model with the dtype that the stage computes in, and what it keeps of a layer."""
+    dtype = stage.compute or config.llama.dtype
+    llama = replace(config.llama, activations=stage.activations, dtype=dtype)
+    return replace(config, llama=llama)
 
 
 def stage_batches(
@@ -284,36 +374,3 @@ def check_activations(activations: Activations, memories: Collection[str]) -> No
             f"the devices have no memory of the kind {HOST} to offload to: set activations to "
             "attention or nothing"
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class FreshModel(Stage[Data]):
-    """A model folder with initial weights drawn from `seed`.
-
-    Its tokenizer and codec are copied from the model folder `parts`.
-    """
-
-    reads_data: ClassVar[bool] = False
-    model: World
-    """the sizes of the model"""
-    parts: Path
-    """the model folder whose tokenizer and codec it gets"""
-    seed: int
-    """draws the initial weights"""
-
-    def check(self, data: Data, source: Path | None, folder: Path) -> None:
-        """Raise InputError when `parts` holds no model."""
-        open_model(self.parts)
-
-    def kept(self, folder: Path) -> bool:
-        """Whether the model is there."""
-        return (folder / self.name / MODEL).exists()
-
-    def run(self, data: Data, source: Path | None, folder: Path, announce: Announce) -> Path:
-        """Write the folder, unless it is there; returns its path."""
-        done = folder / self.name / MODEL
-        if not first_says(done.exists()):
-            with jax.set_mesh(local_mesh()):
-                weights = fresh_weights(self.model, self.seed, Rules())
-            save_model(done, self.model, weights, self.parts, jnp.float32)
-        return done

@@ -49,12 +49,13 @@ def new_folder(path: Path) -> Generator[Path, None, None]:
     and renames it. Raises InputError when `path` exists or lies in a file, or the disk is full or
     fails.
     """
+    made = path
     if is_first():
         _check_new(path)
         with writing_to(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-            made = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
-    draft = path.with_name(first_says(Path(made).name if is_first() else ""))
+            made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    draft = path.with_name(first_says(made.name))
     with writing_to(path):
         try:
             yield draft

@@ -168,7 +168,7 @@ def load_model(path: Path | str, dtype: DTypeLike = jnp.float32) -> Model:
     the tokenizer is another model's.
     """
     opened = open_model(Path(path))
-    words = _read_words(opened, Path(path).is_dir())
+    words = read_words(opened, Path(path).is_dir())
     if words is not None:
         words.check_rows(opened.config.vocabulary.text)
     weights = fill(specs(opened.config), opened.table, dtype)
@@ -179,7 +179,7 @@ def load_model(path: Path | str, dtype: DTypeLike = jnp.float32) -> Model:
     return replace(model, sampling=read_sampling(opened.home), about=read_about(opened.home))
 
 
-def _read_words(opened: Opened, is_folder: bool) -> Tokenizer | None:
+def read_words(opened: Opened, is_folder: bool) -> Tokenizer | None:
     """The tokenizer; its ends are named by the files beside it, or else by the model's own ids."""
     if opened.tokenizer is None:
         return None

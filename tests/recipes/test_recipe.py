@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,45 +11,35 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from tiny_hf import write_tiny
+from tiny_models import ONE_LAYER
 
-from ringworld.cli.recipes import SUMMARIES
 from ringworld.data import example
 from ringworld.data.example import Example
 from ringworld.data.packing.ledger import LEDGER_FILE
 from ringworld.errors import InputError
 from ringworld.mesh import make_mesh
-from ringworld.models.llama import Llama
-from ringworld.models.world import World, specs
+from ringworld.models.world import specs
 from ringworld.params import paths, shardings
 from ringworld.progress import Announce
+from ringworld.recipes.extend import Extend
 from ringworld.recipes.recipe import Recipe
 from ringworld.recipes.registry import RECIPES, find_recipe
+from ringworld.rope_scaling import YaRN
 from ringworld.settings import MeshShape
 from ringworld.train import checkpoint
-from ringworld.train import stage as stage_module
+from ringworld.train import model_stage as stage_module
 from ringworld.train.build import start
+from ringworld.train.fresh_model import FreshModel
 from ringworld.train.loop import Loop
-from ringworld.train.model_stage import FreshModel, ModelData, ModelStage, choose_rope
+from ringworld.train.model_stage import ModelData, ModelStage, choose_rope
 from ringworld.train.optimizer import AdamW
-from ringworld.vocab import Vocabulary
 from ringworld.weights.open import open_model
 from ringworld.weights.shipped import NANO
 from ringworld.weights.tensors import read_tensors
+from tests import foreign
 
-CONTEXT = 16
-TINY = World(
-    llama=Llama(
-        layers=1,
-        model=8,
-        mlp=8,
-        heads=1,
-        kv_heads=1,
-        head_width=8,
-        context=CONTEXT,
-        rope_theta=100.0,
-    ),
-    vocabulary=Vocabulary(text=32, bos=1, eos=2),
-)
+CONTEXT = ONE_LAYER.llama.context
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +67,7 @@ FIRST = ModelStage(
     shares={},
     vision_share=0.0,
 )
-FRESH = FreshModel(name="fresh", model=TINY, parts=NANO, seed=0)
+FRESH = FreshModel(name="fresh", model=ONE_LAYER, parts=NANO, seed=0)
 
 
 def recipe(*stages: ModelStage, **changes: Any) -> Recipe:
@@ -178,6 +169,15 @@ def test_what_changes_nothing_that_is_learned_may_change(run: Path) -> None:
     assert recipe(changed).run(run, quiet) == run / "first" / "model"
 
 
+def test_a_run_of_a_version_that_lacked_a_setting_goes_on_with_its_default(run: Path) -> None:
+    record = json.loads((run / "run.json").read_text())
+    del record["stages"][1]["rope"], record["stages"][1]["packing"]
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"another recipe \(stages.1.rope was absent, is yarn\)"):
+        recipe(replace(FIRST, rope="yarn")).run(run, quiet)
+    assert recipe(FIRST).run(run, quiet) == run / "first" / "model"
+
+
 def test_a_stage_that_has_kept_nothing_may_be_changed_and_one_may_follow(run: Path) -> None:
     second = replace(FIRST, name="second", seed=1)
     recipe(FIRST, second).run(run, quiet)
@@ -265,6 +265,27 @@ def test_a_stage_keeps_the_base_as_far_as_it_reaches(tmp_path: Path) -> None:
     assert any("6,238,000 -> 5,000,000, as the stage says" in line for line in said)
 
 
+def test_yarn_reaches_the_same_whether_in_one_stage_or_in_two() -> None:
+    said = list[str]()
+    yarn = replace(FIRST, rope="yarn")
+    grown = choose_rope(ONE_LAYER, replace(yarn, context=64), said.append)
+    assert grown.llama.rope_scaling == YaRN(factor=4.0, trained_context=CONTEXT)
+    assert said[0] == (
+        "stage first: RoPE base 100 with YaRN by 4, because the old one reaches 16 tokens and 64 "
+        "are asked for"
+    )
+    at_once, twice = (choose_rope(c, replace(yarn, context=256), quiet) for c in (ONE_LAYER, grown))
+    assert at_once == twice and twice.llama.rope_theta == 100.0
+    assert twice.llama.rope_scaling == YaRN(factor=16.0, trained_context=CONTEXT)
+    kept = choose_rope(grown, replace(yarn, context=32), quiet)
+    assert kept.llama.rope == grown.llama.rope, "shorter rows keep what was learned"
+
+
+def test_a_given_base_and_a_rule_for_one_are_refused_together() -> None:
+    with pytest.raises(InputError, match="rope_theta is 500 and rope is yarn: set one of them"):
+        replace(FIRST, rope="yarn", rope_theta=500.0)
+
+
 def test_a_base_that_was_chosen_for_more_is_recorded_in_the_model(tmp_path: Path) -> None:
     ahead = replace(FIRST, context=8, rope_context=CONTEXT)
     done = recipe(ahead).run(tmp_path, quiet)
@@ -280,18 +301,18 @@ def test_a_stage_reads_its_weights_from_the_folder_onto_its_own_mesh(
 ) -> None:
     begun: list[Any] = []
 
-    def noted(read: Any, optimizer: Any) -> Any:
+    def noted(read: Any, optimizer: Any, updates: Any) -> Any:
         placed = jax.tree.map(lambda w: w.sharding, read)  # the first step takes the weights away
         part = read.text_embed.addressable_shards[0].data.shape
         begun.append((jax.device_get(read), placed, part))
-        return start(read, optimizer)
+        return start(read, optimizer, updates)
 
     monkeypatch.setattr(stage_module, "start", noted)
     spread = replace(FIRST, mesh=MeshShape(seq=2, tensor=1), weights_over=("fsdp", "seq"))
     source = finished / "first" / "model"
     Recipe(name="on", stages=(spread,), data=Toys(), start=source).run(tmp_path, quiet)
     ((read, placed, part),) = begun
-    assert placed == shardings(specs(TINY), make_mesh(seq=2), spread.rules)
+    assert placed == shardings(specs(ONE_LAYER), make_mesh(seq=2), spread.rules)
     assert part == (32, 4)
     stored = read_tensors(source / "model.safetensors")
     for name, weight in paths(read).items():
@@ -314,11 +335,44 @@ def test_a_trained_model_is_saved_whole_or_not_at_all(
     assert {file.name for file in source.iterdir()} == {file.name for file in done.iterdir()}
 
 
+def hugging_face(folder: Path) -> Path:
+    """A folder as Hugging Face has them."""
+    write_tiny(folder / "theirs")
+    return folder / "theirs"
+
+
+def lwm_file(folder: Path) -> Path:
+    """A file of LWM's beside its config, without a tokenizer."""
+    tree = foreign.lwm_tree(np.random.default_rng(0), vision=False, scanned=True, dtype=np.float32)
+    (folder / "config.json").write_text(json.dumps(foreign.LWM_CONFIG))
+    (folder / "streaming_params").write_bytes(foreign.streaming(tree))
+    return folder / "streaming_params"
+
+
+@pytest.mark.parametrize("write", [hugging_face, lwm_file])
+def test_a_stage_starts_from_a_model_of_others(
+    write: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    theirs = open_model(path := write(tmp_path))
+    stage = replace(longer(1), start=path)
+    done = Recipe(name="on", stages=(stage,), data=Toys()).run(tmp_path / "run", quiet)
+    llama = open_model(done).config.llama
+    assert (llama.context, llama.rope_reach) == (CONTEXT, theirs.config.llama.context)
+    assert replace(theirs.config.llama, context=CONTEXT, rope_context=llama.rope_context) == llama
+    assert (tmp_path / "run" / "first" / "start").exists() == (write is lwm_file)
+    assert (done / "tokenizer.json").exists() == (theirs.tokenizer is not None)
+
+
 # ---- the registry
 
 
 def test_every_recipe_of_the_registry_is_made_by_its_name() -> None:
-    assert {name: find_recipe(name).name for name in RECIPES} == {name: name for name in RECIPES}
-    assert list(SUMMARIES) == list(RECIPES)
+    assert {name: RECIPES[name]().name for name in RECIPES} == {name: name for name in RECIPES}
+    assert isinstance(find_recipe("demo"), Recipe) and isinstance(find_recipe("extend"), Extend)
     with pytest.raises(InputError, match="there is no recipe nano-bsae.*nano-base"):
         find_recipe("nano-bsae")
+
+
+def test_a_stage_that_is_evaluated_needs_something_that_is_held_out(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing of these data is held out: set eval_every to 0"):
+        recipe(replace(FIRST, eval_every=1)).run(tmp_path, quiet)
