@@ -35,7 +35,8 @@ LOOK_S = 3  # between two looks at who is there
 PATIENCE_MS = 24 * 3600 * 1000
 # How long a process waits for its own sentence when it hears of that of another.
 FAREWELL_S = 1.0
-FAILED = "ringworld/failed"
+FAILED_KEY = "ringworld/failed"
+UNAVAILABLE = 2  # the exit code of the command line for a wrong world
 AGAIN = "start all processes again, and they go on from the newest checkpoint"
 # Clocks that are kept by NTP are milliseconds apart, and one that is not is minutes off.
 CLOCKS_APART_S = 60.0
@@ -53,13 +54,14 @@ class Place:
     devices: Sequence[int] | None
 
 
-def join(asked: Processes, tell: Callable[[str], None]) -> int:
+def join_processes(asked: Processes, tell: Callable[[str], None]) -> int:
     """Join the processes that this one was started with; returns how many there are.
 
     Call it before JAX is first used, and end the program with `leave` where there are others. Where
     nothing says that there are, nothing is done.
-    `tell` gets the sentence when another process ends this one. Raises InputError when what is said
-    of the processes does not fit together, and UnavailableError when they cannot be reached.
+    `tell` gets the sentence when another process ends this one, or does not come. Raises InputError
+    when what is said of the processes does not fit together, and UnavailableError when process 0
+    cannot be reached.
     """
     place = find_place(asked)
     if place is None:
@@ -71,21 +73,16 @@ def join(asked: Processes, tell: Callable[[str], None]) -> int:
     jax.config.update("jax_enable_preemption_service", False)
     if place.index:
         _wait_for(place.address, asked.join_timeout)
-    try:
-        with apart(HEARTBEAT_S):
-            jax.distributed.initialize(
-                place.address,
-                place.count,
-                place.index,
-                place.devices,
-                initialization_timeout=asked.join_timeout,
-                heartbeat_timeout_seconds=HEARTBEAT_S,
-            )
-    except RuntimeError as error:
-        raise UnavailableError(
-            f"{place.count} processes did not meet at {place.address} within "
-            f"{asked.join_timeout} s: start all of them, with the same address and number"
-        ) from error
+    with apart(HEARTBEAT_S), _deadline(asked.join_timeout, place, tell):
+        jax.distributed.initialize(
+            place.address,
+            place.count,
+            place.index,
+            place.devices,
+            # Never reached: JAX would end the process without a way to say why.
+            initialization_timeout=asked.join_timeout + 60,
+            heartbeat_timeout_seconds=HEARTBEAT_S,
+        )
     _watch(tell)
     check_same({"version of JAX": jax.__version__})
     check_clocks()
@@ -136,7 +133,7 @@ def find_place(asked: Processes) -> Place | None:
     return Place(address, count, index, devices)
 
 
-def count() -> int:
+def process_count() -> int:
     """How many processes compute together. Starts no devices."""
     return int(_state().num_processes or 1) if "jax" in sys.modules else 1
 
@@ -151,7 +148,7 @@ def is_first() -> bool:
     return index() == 0
 
 
-def gather(said: str, channel: str = "main") -> list[str]:
+def exchange_texts(said: str, channel: str = "main") -> list[str]:
     """What each process says, in the order of their numbers. Waits for all of them.
 
     Threads that call it at the same time use channels of their own.
@@ -171,18 +168,18 @@ def gather(said: str, channel: str = "main") -> list[str]:
 
 def barrier() -> None:
     """Wait until every process is here."""
-    gather("")
+    exchange_texts("")
 
 
 def first_says(value: T) -> T:
     """The value of process 0, which JSON can hold; for what others may not yet see of a disk."""
     own = json.dumps(value)
-    return json.loads(own if LONE.is_set() else gather(own if is_first() else "")[0])
+    return json.loads(own if LONE.is_set() else exchange_texts(own if is_first() else "")[0])
 
 
 def own_part(items: Sequence[T]) -> Sequence[T]:
     """Every count-th of the items, from this process's number on: its part of the work."""
-    return items[index() :: count()]
+    return items[index() :: process_count()]
 
 
 @contextmanager
@@ -207,7 +204,7 @@ def check_same(said: Mapping[str, object]) -> None:
 
     The values are what JSON can hold.
     """
-    everyone = [json.loads(text) for text in gather(json.dumps(said, default=str))]
+    everyone = [json.loads(text) for text in exchange_texts(json.dumps(said, default=str))]
     for other, theirs in enumerate(everyone):
         names = {**everyone[0], **theirs}
         if differs := [name for name in names if everyone[0].get(name) != theirs.get(name)]:
@@ -219,14 +216,16 @@ def check_same(said: Mapping[str, object]) -> None:
 
 def check_alone(what: str) -> None:
     """Raise InputError when several processes were started for what one process does."""
-    if count() > 1:
-        raise InputError(f"{what} is trained by one process and {count()} are here: start one")
+    if process_count() > 1:
+        raise InputError(
+            f"{what} is trained by one process and {process_count()} are here: start one"
+        )
 
 
 def check_clocks() -> None:
     """Raise InputError, on every process, when the clocks of two machines are far apart."""
     barrier()
-    times = [float(text) for text in gather(repr(time.time()))]
+    times = [float(text) for text in exchange_texts(repr(time.time()))]
     late, early = (times.index(extreme(times)) for extreme in (max, min))
     if (apart := times[late] - times[early]) > CLOCKS_APART_S:
         raise InputError(
@@ -240,14 +239,14 @@ def fail(sentence: str, code: int) -> bool:
 
     Returns whether another process prints it.
     """
-    if count() == 1:
+    if process_count() == 1:
         return False
     ENDING.set()
     client, told = _state().client, True
     try:
-        client.key_value_set(FAILED, json.dumps([index(), sentence, code]))
+        client.key_value_set(FAILED_KEY, json.dumps([index(), sentence, code]))
     except Exception:  # of no type that JAX names: another one failed first, or nobody listens
-        told = _try_get(client, FAILED) is not None
+        told = _try_get(client, FAILED_KEY) is not None
     return told and not is_first()
 
 
@@ -256,7 +255,7 @@ def wait_for_verdict() -> None:
 
     Then this process ends with that sentence. Returns when all are there: the error is another.
     """
-    if count() > 1:
+    if process_count() > 1:
         time.sleep(HEARTBEAT_S + 3 * LOOK_S)
 
 
@@ -287,12 +286,12 @@ def _watch(tell: Callable[[str], None]) -> None:
             os._exit(code)
 
     def listen() -> None:
-        who, sentence, code = json.loads(client.blocking_key_value_get(FAILED, PATIENCE_MS))
+        who, sentence, code = json.loads(client.blocking_key_value_get(FAILED_KEY, PATIENCE_MS))
         if who != own:
             end(who, f": {sentence or 'stopped'}", code, is_first())
 
     def look() -> None:
-        everyone = range(count())
+        everyone = range(process_count())
         while not (gone := set(everyone) - set(client.get_live_nodes(list(everyone)))):
             time.sleep(LOOK_S)
         # Of those that are left the first one speaks.
@@ -360,6 +359,28 @@ def _wait_for(address: str, seconds: int) -> None:
         "give the address at which this machine reaches it",
         setting="coordinator",
     )
+
+
+@contextmanager
+def _deadline(
+    seconds: int, place: Place, tell: Callable[[str], None]
+) -> Generator[None, None, None]:
+    """End this process when the others have not come after so many seconds."""
+
+    def give_up() -> None:
+        tell(
+            f"{place.count} processes did not meet at {place.address} within {seconds} s: start "
+            "all of them, with the same address and number"
+        )
+        os._exit(UNAVAILABLE)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _state() -> Any:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ringworld.distributed import barrier, count, first_says, gather, is_first
+from ringworld.distributed import barrier, exchange_texts, first_says, is_first, process_count
 from ringworld.errors import BadFileError, InputError, TooLargeError, UnavailableError
 
 # The index of a model of 100,000 tensors is 10 MB; parsed, it takes some 30 times as much memory.
@@ -111,7 +111,7 @@ def check_shared(folder: Path) -> None:
 
     Makes the folder.
     """
-    if count() == 1:
+    if process_count() == 1:
         return
     mark = folder / f".process-0-{first_says(secrets.token_hex(8))}"
     if is_first():
@@ -122,7 +122,9 @@ def check_shared(folder: Path) -> None:
     end = time.monotonic() + SEEN_S
     while not mark.exists() and time.monotonic() < end:
         time.sleep(0.1)
-    blind = [process for process, seen in enumerate(gather(str(mark.exists()))) if seen != "True"]
+    blind = [
+        process for process, seen in enumerate(exchange_texts(str(mark.exists()))) if seen != "True"
+    ]
     if is_first():
         mark.unlink()
     if blind:

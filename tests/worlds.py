@@ -141,7 +141,7 @@ def train(folder: Path) -> dict[str, Any]:
 
 def train_until_stopped(folder: Path) -> dict[str, Any]:
     """As `train`, and the last of the processes gets SIGTERM in step `STOP_AT`."""
-    push, last = MetricsLog.push, distributed.index() == distributed.count() - 1
+    push, last = MetricsLog.push, distributed.index() == distributed.process_count() - 1
 
     def stop(self: MetricsLog, step: int, *rest: Any, **more: Any) -> None:
         if last and step == STOP_AT:
@@ -345,7 +345,7 @@ def main() -> None:
         sys.argv = [folder, *checks]
         cli.program()
         return
-    distributed.join(Processes(), print)
+    distributed.join_processes(Processes(), print)
     for name in checks:
         found = CHECKS[name](Path(folder))
         file = Path(folder) / f"{name}-{distributed.index()}.json"

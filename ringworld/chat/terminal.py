@@ -10,24 +10,23 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import jax
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
 from ringworld.chat.config import ChatRequest
-from ringworld.chat.keyboard import ask_person, is_interactive
-from ringworld.chat.session import Codes, Session, Style, Tick
-from ringworld.distributed import check_same, first_says, gather, is_first
+from ringworld.chat.person import Terminal, make_terminal
+from ringworld.chat.session import Codes, Session, Style
+from ringworld.distributed import check_same, exchange_texts
 from ringworld.errors import BadFileError, InputError
 from ringworld.inference.programs import DECODE_STEPS
 from ringworld.media.clip import read_clip, read_image
 from ringworld.media.sampling import FrameSampling
 from ringworld.mesh import make_mesh
 from ringworld.models.context_extension import extend_context
-from ringworld.progress import Announce, make_progress
+from ringworld.progress import Announce
 from ringworld.settings import Sampling
 from ringworld.text.template import FORMS
 from ringworld.weights.model import Model, load_model
@@ -40,23 +39,6 @@ HELP = """/doc FILE   read a text file with the next question; without FILE none
 /quit       leave (so do Ctrl-D, and Ctrl-C twice)
 \"""         begins a message of several lines, and ends it
 Ctrl-C stops an answer, or the reading of a document."""
-# Reading that takes about this many tokens is done before anyone wonders, even on two cores.
-SOON = 512
-
-
-@dataclass(frozen=True, kw_only=True)
-class Terminal:
-    """The person's side of a chat: asks for a message, shows pieces of an answer, announces.
-
-    `reading()` gives, for as long as it is entered, a function from the tokens to prefill to what
-    shows progress. With `counters` tokens and times are shown; a pipe wants none.
-    """
-
-    ask: Callable[[str], str]
-    show: Callable[[str], None]
-    announce: Announce
-    reading: Callable[[], AbstractContextManager[Callable[[int], Tick]]]
-    counters: bool
 
 
 @dataclass
@@ -345,65 +327,6 @@ def interruptible() -> Generator[Callable[[], bool], None, None]:
 
     usual = signal.signal(signal.SIGINT, note)
     try:
-        yield lambda: any(gather("noted" if noted else ""))
+        yield lambda: any(exchange_texts("noted" if noted else ""))
     finally:
         signal.signal(signal.SIGINT, usual)
-
-
-def make_terminal(announce: Announce) -> Terminal:
-    """The terminal that this process runs in; without counters where it is a pipe.
-
-    Where several processes compute together the person talks with the first one.
-    """
-
-    def show(piece: str) -> None:
-        if is_first():
-            print(piece, end="", flush=True)
-
-    return Terminal(
-        ask=_ask_first,
-        show=show,
-        announce=announce,
-        reading=lambda: _reading(announce),
-        counters=is_first() and is_interactive(),
-    )
-
-
-def _ask_first(prompt: str) -> str:
-    """A message for every process, from the person at the first one; raises as `ask_person`."""
-    message, end = "", ""
-    if is_first():
-        try:
-            message = ask_person(prompt)
-        except (EOFError, KeyboardInterrupt) as error:
-            end = type(error).__name__
-    message, end = first_says((message, end))
-    if end:
-        raise EOFError if end == EOFError.__name__ else KeyboardInterrupt
-    return message
-
-
-@contextmanager
-def _reading(announce: Announce) -> Generator[Callable[[int], Tick], None, None]:
-    """Progress drawn on standard error until all is read, or one plain line of it elsewhere."""
-    bar = make_progress(TextColumn("reading"), BarColumn(), MofNCompleteColumn(), transient=True)
-
-    def progress(total: int) -> Tick:
-        if total < SOON:
-            return lambda done: None
-        if bar.disable:
-            announce(f"reading {total:,} tokens")
-        bar.start()
-        task = bar.add_task("reading", total=total)
-
-        def tick(done: int) -> None:
-            bar.update(task, completed=done)
-            if done >= total:
-                bar.stop()
-
-        return tick
-
-    try:
-        yield progress
-    finally:
-        bar.stop()

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import FrameType
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
-PREFIX = "ringworld: "  # of sentences about what was wrong
+OWN_NAME = "ringworld: "  # of sentences about what was wrong
 # What a shell reports of a program that a signal ended.
 INTERRUPTED, BROKEN_PIPE, TERMINATED = (
     128 + number for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGTERM)
@@ -43,26 +43,27 @@ def program() -> None:
     threads would end that with a segmentation fault, and the exit code would be its signal's. Nor
     is it where one of several processes failed: JAX would wait for all of them first.
     """
-    from ringworld.distributed import count, fail, leave, wait_for_verdict
+    from ringworld.distributed import fail, leave, process_count, wait_for_verdict
 
     code = FAILED
     try:
         main()
     except SystemExit as end:
-        if end.code == DONE and count() > 1:
+        if end.code == DONE and process_count() > 1:
             leave(DONE)
-        failed = end.code in (INTERRUPTED, TERMINATED) or count() > 1
+        failed = end.code in (INTERRUPTED, TERMINATED) or process_count() > 1
         if not isinstance(end.code, int) or not failed:
             raise
         code = end.code
     except Exception:
-        if count() == 1:
+        if process_count() == 1:
             raise
         wait_for_verdict()
         traceback.print_exc()
         fail("stopped by an error that its own output tells", code)
+    if process_count() == 1:  # where others have failed, what JAX does at its end may wait for them
         atexit._run_exitfuncs()
-        os._exit(_drop_output(code))
+    os._exit(_drop_output(code))
 
 
 def run(words: list[str], announce: Callable[[str], None]) -> None:
@@ -103,7 +104,7 @@ def _run(words: list[str]) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except InputError as error:
-        return _tell(f"{PREFIX}{command.explain(error)}", BAD_INPUT)
+        return _tell(f"{OWN_NAME}{command.explain(error)}", BAD_INPUT)
     except KeyboardInterrupt as stop:
         return _tell(str(stop), INTERRUPTED)
     except BrokenPipeError:
@@ -131,7 +132,7 @@ def _tell(said: str, code: int) -> int:
     from ringworld.distributed import fail
 
     try:
-        if not fail(said.removeprefix(PREFIX), code) and said:
+        if not fail(said.removeprefix(OWN_NAME), code) and said:
             _print(said)
     except OSError:
         return _drop_output(code)

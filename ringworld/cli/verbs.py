@@ -39,14 +39,14 @@ def prepare_jax(world: Processes = ALONE) -> None:
     It joins the processes that `world` names. Raises InputError as `ringworld.distributed.join`.
     """
     from ringworld.cpu import use_virtual_devices, widen_vectors
-    from ringworld.distributed import join, keep_output
+    from ringworld.distributed import join_processes, keep_output
 
     def tell(said: str) -> None:
         """Print the sentence with which another process ends this one."""
         if sys.stderr is not None:
             print(f"ringworld: {said}", file=sys.stderr, flush=True)
 
-    count = join(world, tell)
+    count = join_processes(world, tell)
     if count > 1:
         keep_output()
     use_virtual_devices(count)

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from jax.typing import DTypeLike
 
-from ringworld.distributed import gather, is_first
+from ringworld.distributed import exchange_texts, is_first
 from ringworld.errors import InputError
 from ringworld.files import alone_in
 from ringworld.progress import Announce
@@ -137,7 +137,7 @@ def fit(
                         metrics = {**metrics, **evaluation.measure(state.weights)}
                 log.push(n, metrics, wait_s=wait_s)
                 # Between hosts, while the devices compute: 1 ms on 2 of them.
-                stopping = any(gather("stop" if stop.is_set() else ""))
+                stopping = any(exchange_texts("stop" if stop.is_set() else ""))
                 if done % loop.save_every == 0 or done == loop.steps or stopping:
                     log.flush()
                     _check_finite(state, n)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ringworld.distributed import gather, is_first, own_part
+from ringworld.distributed import exchange_texts, is_first, own_part
 from ringworld.files import hash_file, sync
 
 MANIFEST_NAME = "manifest.json"
@@ -34,7 +34,7 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     for path in own_part(sorted(_files(folder))):
         sync(path)
         files[_name(folder, path)] = _fingerprint(path)
-    for told in gather(json.dumps(files)):
+    for told in exchange_texts(json.dumps(files)):
         files |= json.loads(told)
     if not is_first():
         return
@@ -76,7 +76,7 @@ def verify(folder: Path, content: dict[str, Any]) -> None:
     Where several processes compute together, all call this, and each compares its share. Raises
     Damaged, in all of them, naming a file that is missing, has another size or another hash.
     """
-    said = [told for told in gather(_find_damage(folder, content)) if told]
+    said = [told for told in exchange_texts(_find_damage(folder, content)) if told]
     if said:
         raise Damaged(said[0])
 

@@ -15,7 +15,7 @@ from ringworld.batch import Batch
 from ringworld.data import example
 from ringworld.data.example import Example
 from ringworld.data.packing import loader
-from ringworld.data.packing.loader import Part, find_places, make_batches
+from ringworld.data.packing.loader import HeldRows, find_places, make_batches
 from ringworld.data.packing.mix import SHARED_ROWS, Chosen, MixedExamples, draw_forms, mix_sources
 from ringworld.data.packing.rows import Apart, MixedRows, PackedRows
 from ringworld.errors import InputError
@@ -319,7 +319,7 @@ def read_as(
     needed = np.zeros((4, CONTEXT), np.bool_)
     needed[held] = True
     monkeypatch.setattr(loader, "find_places", lambda order, shape: (needed, needed))
-    monkeypatch.setattr(Part, "place", lambda part, x: x)
+    monkeypatch.setattr(HeldRows, "place", lambda part, x: x)
     make, asked = make_batches(rows, batch=4, seed=0, ring=2), rows.draw(0).batch(4)
 
     def read(step: int) -> Batch:

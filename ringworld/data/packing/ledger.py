@@ -17,14 +17,14 @@ import numpy as np
 from jaxtyping import Bool, UInt64
 
 from ringworld.batch import Batch
-from ringworld.distributed import gather, is_first
+from ringworld.distributed import exchange_texts, is_first
 from ringworld.errors import InputError
 from ringworld.files import whole, writing_to
 
 LEDGER_FILE = "ledger.jsonl"
 LANES = 2  # sums of 64 bits in a digest
 # The finalizer of SplitMix64 (Steele, Lea and Flood, 2014): it mixes 64 bits to 64 bits.
-MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+SPLITMIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 CHANNEL = "ledger"  # batches are made in a thread of their own
 
 
@@ -60,7 +60,7 @@ def add_digests(parts: list[str]) -> str:
 
 
 def _mix(x: UInt64[np.ndarray, "*shape"]) -> UInt64[np.ndarray, "*shape"]:
-    for shift, factor in MIX:
+    for shift, factor in SPLITMIX:
         x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
     return x ^ (x >> np.uint64(31))
 
@@ -99,7 +99,7 @@ class Ledger:
 
         All processes call it. Raises InputError when the step was given another batch before.
         """
-        found, known = add_digests(gather(part, CHANNEL)), self._known.get(step)
+        found, known = add_digests(exchange_texts(part, CHANNEL)), self._known.get(step)
         self._compared = True
         if known == found or not is_first():
             return

@@ -48,13 +48,13 @@ def make_batches(
     """
     drawn = rows.draw(seed).batch(batch)
 
-    def read(step: int) -> tuple[Part, Order, str]:
+    def read(step: int) -> tuple[HeldRows, Order, str]:
         numbers = np.asarray(drawn[step]).tolist()
         where = stack(rows.where(n) for n in numbers)
         order = choose_layout(where, ring).order
         needed, own = find_places(order, where.segments.shape)
         held = np.flatnonzero(needed.any(1)).tolist()
-        part = Part(held, stack(rows.part(numbers[i], needed[i]) for i in held), batch)
+        part = HeldRows(held, stack(rows.part(numbers[i], needed[i]) for i in held), batch)
         return part, order, digest(part.rows, held, own[held]) if ledger else ""
 
     def batches(step: int) -> Batch:
@@ -69,7 +69,7 @@ def make_batches(
 
 
 @dataclass(frozen=True)
-class Part:
+class HeldRows:
     """Rows of a batch that a process reads, and their numbers among all `batch` of them."""
 
     held: list[int]
