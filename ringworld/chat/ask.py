@@ -99,7 +99,7 @@ def draw_video(wanted: VideoRequest, announce: Announce) -> None:
     """
     check_output(wanted.output, wanted.overwrite)
     with jax.set_mesh(make_mesh(**asdict(wanted.mesh))):
-        model = load_model(wanted.model)
+        model = load_model(wanted.model, wanted.weights.dtype, wanted.weights.adapter)
         if model.about:
             announce(model.about)
         clip = draw_captions(

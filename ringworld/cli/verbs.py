@@ -16,7 +16,7 @@ from tyro.conf import Positional, arg
 from ringworld.chat.config import ChatRequest, VideoRequest
 from ringworld.data.questions.config import QA
 from ringworld.evals.config import Grid, Perplexity
-from ringworld.settings import Extension, MeshShape, Processes
+from ringworld.settings import Extension, MeshShape, Processes, WeightOptions, WeightType
 
 Action = Callable[[Callable[[str], None]], None]
 # One process, whatever the launcher says: for verbs that do not compute over several.
@@ -173,15 +173,24 @@ class MeasureNeedles(Computes):
     )
     rules: tuple[Extension, ...] = ("yarn",)
     """how RoPE is extended at lengths beyond the model's context: plain theta ntk yarn"""
+    weights: Annotated[WeightOptions, arg(name="")] = WeightOptions()
     mesh: MeshShape = field(default_factory=MeshShape)
 
     def load(self) -> Action:
         """Measure."""
-        from ringworld.evals.measure import measure_needles
+        import jax
 
-        return lambda announce: measure_needles(
-            self.model, self.grid, self.mesh, self.folder, announce, self.rules
-        )
+        from ringworld.evals.measure import measure_needles
+        from ringworld.mesh import make_mesh
+        from ringworld.weights.model import load_model
+
+        def work(announce: Callable[[str], None]) -> None:
+            with jax.set_mesh(make_mesh(**asdict(self.mesh))):
+                model = load_model(self.model, self.weights.dtype, self.weights.adapter)
+            named = self.model.name
+            measure_needles(model, named, self.grid, self.mesh, self.folder, announce, self.rules)
+
+        return work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,13 +250,24 @@ class Convert:
     """the new folder"""
     add_vision: Path | None = None
     """a codec with which a language model becomes a world model"""
+    dtype: WeightType | None = None
+    """how weights are stored; without it as they are. int8 is always a folder of ours"""
+    adapter: Path | None = None
+    """a folder with a LoRA adapter that is merged into the weights"""
 
     def load(self) -> Action:
         """Convert."""
         prepare_jax()
         from ringworld.weights.save import convert
 
-        return lambda announce: convert(self.source, self.target, self.add_vision, announce)
+        return lambda announce: convert(
+            self.source,
+            self.target,
+            self.add_vision,
+            announce,
+            dtype=self.dtype,
+            adapter=self.adapter,
+        )
 
 
 @dataclass(frozen=True)

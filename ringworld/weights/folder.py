@@ -17,15 +17,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
 from ringworld.distributed import barrier, first_says, is_first
 from ringworld.errors import InputError
 from ringworld.files import read_json_object, sync, writing_to
-from ringworld.mesh import RULES, Index, Rules, place_parts
-from ringworld.params import Param, paths
+from ringworld.mesh import RULES, Index, Rules, place, place_parts
+from ringworld.params import Int8, Param, arrays_of, paths
 from ringworld.weights.file_names import CONFIG, TENSORS
+from ringworld.weights.int8 import quantize_matrix, split
 from ringworld.weights.tensors import (
     DividedWeight,
     LazyTensor,
@@ -92,11 +94,13 @@ def save_folder(path: Path, kind: str, config: Any, weights: Any, dtype: DTypeLi
 def table_of(weights: Any, dtype: DTypeLike) -> dict[str, DividedWeight]:
     """The weights of a pytree by name: the blocks that this process writes, cast when they are.
 
-    A block that several devices hold is written once.
+    A block that several devices hold is written once. Whole numbers, which are the values of an
+    `Int8`, stay as they are.
     """
-    stored = np.dtype(dtype)
 
     def divide(weight: jax.Array) -> DividedWeight:
+        floats = jnp.issubdtype(weight.dtype, jnp.floating)
+        stored = np.dtype(dtype) if floats else weight.dtype
         written = is_first() or not weight.is_fully_addressable
         shards = [shard for shard in weight.addressable_shards if shard.replica_id == 0 and written]
         blocks = [
@@ -154,14 +158,21 @@ def fill(
 ) -> T:
     """The spec table with each Param replaced by the tensor of its name, cast to `dtype`.
 
-    Of one weight after another every process reads the parts that its devices hold on the mesh that
-    is set. Raises InputError when a tensor is missing, is not in the table, has another
-    shape or holds what is not a number.
+    With int8, matrices become `Int8` and all else float32. Of one weight after another every
+    process reads the parts that its devices hold on the mesh that is set by `rules`, and of an
+    `Int8` all, as its scales are of whole columns. Raises InputError when a tensor is missing, is not in the
+    table, has another shape or holds what is not a number.
     """
     check_table(specs, tensors)
     leaves = []
     for name, param in paths(specs).items():
-        read = partial(_read_parts, name, param, tensors[name], dtype)
+        if np.dtype(dtype) == np.int8 and param.inputs:
+            whole = _quantize(name, param, tensors[name])
+            parts = arrays_of(param, whole)
+            leaves.append(jax.tree.map(lambda x, p: place(x, *p.axes, rules=rules), whole, parts))
+            continue
+        kind = np.dtype(np.float32) if np.dtype(dtype) == np.int8 else dtype
+        read = partial(_read_parts, name, param, tensors[name], kind)
         leaves.append(place_parts(param.shape, read, *param.axes, rules=rules))
     tree = jax.tree.structure(specs, is_leaf=lambda x: isinstance(x, Param))
     return jax.tree.unflatten(tree, leaves)
@@ -182,6 +193,17 @@ def check_table(specs: Any, tensors: Mapping[str, np.ndarray | LazyWeight]) -> N
                 f"the tensor {name} has the shape {tensors[name].shape} and the config asks for "
                 f"{param.shape}: use the config that the weights came with"
             )
+
+
+def _quantize(name: str, param: Param, tensor: np.ndarray | LazyWeight) -> Int8:
+    """A matrix as int8, quantized layer by layer."""
+    parts, layers = [], split(param, tensor)
+    for known, _, piece in each_piece(name, layers, 0, layers.shape[0]):
+        check_numbers(known, piece)
+        parts.append(quantize_matrix(piece, param.inputs))
+        let_go(piece)
+    values = np.concatenate([part.values for part in parts])
+    return Int8(values, np.concatenate([part.scales for part in parts]))
 
 
 def _read_parts(
