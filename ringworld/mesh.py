@@ -226,8 +226,9 @@ def _wait_until_freed(copied: ref[np.ndarray]) -> None:
 
 
 def fetch_whole(x: jax.Array) -> np.ndarray:
-    """An array of the mesh on the host of every process. For results, which are small."""
+    """An array of a mesh on the host of every process. For results, which are small."""
     if x.is_fully_addressable or x.is_fully_replicated:
         return np.asarray(x)
-    whole = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
+    assert isinstance(x.sharding, NamedSharding), "an array of many processes lies on a mesh"
+    whole = NamedSharding(x.sharding.mesh, PartitionSpec())
     return np.asarray(jax.jit(lambda x: x, out_shardings=whole)(x))

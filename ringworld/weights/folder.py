@@ -160,8 +160,8 @@ def fill(
 
     With int8, matrices become `Int8` and all else float32. Of one weight after another every
     process reads the parts that its devices hold on the mesh that is set by `rules`, and of an
-    `Int8` all, as its scales are of whole columns. Raises InputError when a tensor is missing, is not in the
-    table, has another shape or holds what is not a number.
+    `Int8` all, as its scales are of whole columns. Raises InputError when a tensor is missing, is
+    not in the table, has another shape or holds what is not a number.
     """
     check_table(specs, tensors)
     leaves = []
