@@ -210,7 +210,7 @@ class Video(VideoRequest):
 
 @dataclass(frozen=True, kw_only=True)
 class Serve(ServeConfig):
-    """Serve a model over HTTP as OpenAI's API, with a page to talk to it."""
+    """Serve a model over HTTP as OpenAI's API."""
 
     model: Positional[Path] = SHIPPED
     """a model folder, a weights file, or the name of a fetched model"""
@@ -282,7 +282,7 @@ VERBS = {
         LossByPosition, "MODEL --text F", "loss by position, plain and extended"
     ),
     "chat": Entry(Talk, 'MODEL ["QUESTION"]', "talk, about a document, pictures or a film"),
-    "serve": Entry(Serve, "[MODEL]", "a model over HTTP as OpenAI's API, and a page"),
+    "serve": Entry(Serve, "[MODEL]", "a model over HTTP, as OpenAI's API"),
     "generate video": Entry(Video, 'MODEL "CAPTION" -o F', "a clip from a caption"),
     "convert": Entry(Convert, "SOURCE TARGET", "weights in and out; --add-vision CODEC"),
 }

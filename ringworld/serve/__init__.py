@@ -1,1 +1,1 @@
-"""A model behind HTTP: OpenAI's interface over one engine, and a page to talk to it."""
+"""A model behind HTTP: OpenAI's interface over one engine."""

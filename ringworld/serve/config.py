@@ -17,7 +17,7 @@ KEY_VARIABLE = "RINGWORLD_API_KEY"
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """Serve a model over HTTP as OpenAI's API, with a page to talk to it."""
+    """Serve a model over HTTP as OpenAI's API."""
 
     model: Positional[Path]
     """a model folder, a weights file, or the name of a fetched model"""

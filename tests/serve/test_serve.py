@@ -522,6 +522,16 @@ def test_a_body_that_is_too_long_is_refused_before_it_is_read(server: Running) -
     connection.close()
 
 
+def test_the_page_may_load_and_run_nothing_of_elsewhere(server: Running) -> None:
+    status, headers, page = server.ask("GET", "/")
+    assert status == 200 and headers["content-type"].startswith("text/html")
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    assert b"http://" not in page and b"https://" not in page
+    style = server.ask("GET", "/page/style.css")
+    assert style[0] == 200 and style[1]["content-type"].startswith("text/css")
+
+
 def test_metrics_count_what_was_asked_and_answered(server: Running) -> None:
     def value(name: str) -> float:
         lines = server.ask("GET", "/metrics")[2].decode().splitlines()
