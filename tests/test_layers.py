@@ -20,7 +20,7 @@ from ringworld.attention.mask import Where
 from ringworld.batch import Batch
 from ringworld.layers import embed, over_tokens
 from ringworld.mesh import make_mesh, shard
-from ringworld.models.llama import MLP_AXES, Activations, Llama, blocks_specs, mlp, run_layers
+from ringworld.models.llama import Activations, Llama, blocks_specs, mlp, run_layers
 from ringworld.models.world import World, specs
 from ringworld.settings import MeshShape
 from ringworld.train import loss as loss_module
@@ -41,6 +41,10 @@ by_mesh = pytest.mark.parametrize(
 # What the arguments of the loss below are, in logical axes; weights come gathered.
 AXES = [("batch", "seq", None), ("batch", "seq", None), (None,), (None, "mlp"), (None, "mlp")]
 AXES += [("mlp", None)]
+MLP = tuple(
+    params.Param(shape, axes)
+    for shape, axes in zip([(D,), (D, F), (D, F), (F, D)], AXES[2:], strict=True)
+)
 
 
 @cache
@@ -58,7 +62,7 @@ def placed_arrays() -> list[jax.Array]:
 
 def feed_forward(x: Any, *weights: Any) -> Any:
     """The MLP added to its input, as a layer does."""
-    return x + over_tokens(partial(mlp, eps=EPS), x, weights, MLP_AXES)
+    return x + over_tokens(partial(mlp, eps=EPS), x, weights, MLP)
 
 
 def loss_of(chunk: int) -> Any:
@@ -255,7 +259,8 @@ def test_the_lookup_in_parts_gives_the_rows_and_gradients_of_the_whole_table(
     with jax.set_mesh(mesh_of(shape)):
         placed = shard(jnp.asarray(table), "vocab", None)
         rows = [shard(jnp.asarray(a), "batch", "seq") for a in (ids, keep, scale)]
-        found, pull = jax.vjp(lambda table: embed(table, *rows[:2]), placed)
+        param = params.Param(table.shape, ("vocab", "embed"))
+        found, pull = jax.vjp(lambda table: embed(table, *rows[:2], param), placed)
         (grads,) = pull(rows[2])
     np.testing.assert_array_equal(found, np.where(keep[..., None], table[ids], 0))
     assert_close(grads, wanted)

@@ -23,7 +23,7 @@ def prepare(request: dict[str, Any]) -> Prepared:
     """The model of the folder, and the work that is asked for."""
     began = time.perf_counter()
     model = load_model(Path(request["folder"]))
-    model.weights.text_embed.block_until_ready()
+    jax.block_until_ready(model.weights)
     loaded = time.perf_counter() - began
     given, longest = text(draw_prompt(request["length"]), 0.0), REPEATS * WRITTEN
     engine = make_engine(model.weights, model.config, [len(given) + longest], 1)

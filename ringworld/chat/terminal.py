@@ -84,7 +84,7 @@ def chat(config: ChatRequest, announce: Announce, terminal: Terminal | None = No
     terminal = terminal or make_terminal(announce)
     announce(f"loading {config.model}")
     with mesh:
-        model = load_model(config.model)
+        model = load_model(config.model, config.weights.dtype, config.weights.adapter)
         if model.about:
             announce(model.about)
         session = open_session(model, config)

@@ -168,7 +168,7 @@ def measure_perplexity(config: Perplexity, announce: Announce) -> list[Curve]:
     """
     written = read_text(config.text)
     with jax.set_mesh(make_mesh(**asdict(config.mesh))):
-        model = load_model(config.model)
+        model = load_model(config.model, config.weights.dtype, config.weights.adapter)
         weights = model.sharded_weights()
         curves = run_perplexity(weights, model.config, model.tokenizer, written, config, announce)
     trained = model.config.llama.context

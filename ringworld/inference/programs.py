@@ -25,8 +25,8 @@ from ringworld.inference.sampling import (
     penalize,
     restrict,
 )
-from ringworld.layers import rms_norm
-from ringworld.mesh import shard, spec
+from ringworld.layers import product, rms_norm
+from ringworld.mesh import replicate, shard, spec
 from ringworld.models.llama import Block, LayerAttention, layer
 from ringworld.models.world import (
     World,
@@ -34,9 +34,10 @@ from ringworld.models.world import (
     embed_tokens,
     gather_heads,
     read_head,
+    read_text_head,
     token_nll,
 )
-from ringworld.params import Leaf, pytree_dataclass
+from ringworld.params import Leaf, Matrix, pytree_dataclass
 
 # Steps of one dispatch: a reader hardly waits, and the dispatch costs 1 % of the time.
 DECODE_STEPS = 4
@@ -158,16 +159,8 @@ def _step(
     return x[:, 0], pages
 
 
-def _text_logits(x: Float[Array, "B D"], weights: WorldWeights, c: World) -> Float[Array, "B V"]:
-    """Float32 logits of the text head; a tied table is read as it lies, where `.T` copies it."""
-    if not c.tied:
-        return read_head(x, gather_heads(weights, c).text)
-    table = shard(weights.text_embed, None, None).astype(jnp.float32)
-    return jnp.einsum("bd,vd->bv", x.astype(jnp.float32), table)
-
-
 def _choose_text(x: Float[Array, "B D"], weights: WorldWeights, rows: RowBatch, c: World) -> Choice:
-    logits = _text_logits(x, weights, c)
+    logits = read_text_head(x, weights, c)
     logits = guide(logits, logits[rows.guide], rows.scale[:, None])
     settings = rows.settings
     penalized = (settings.repetition_penalty != 1) | (settings.presence_penalty != 0)
@@ -273,13 +266,13 @@ def score_chunk(
     c: World,
 ) -> tuple[Float[Array, "T"], Int[Array, "T n"], Float[Array, "T n"]]:
     """The log-probability of each token's target id, and so many likeliest ids with theirs."""
-    head = shard(gather_heads(weights, c).text, None, None)
+    head = replicate(gather_heads(weights, c).text)
 
-    def local(x: Array, targets: Array, head: Array) -> tuple[Array, Array, Array]:
+    def local(x: Array, targets: Array, head: Matrix) -> tuple[Array, Array, Array]:
         def some(chunk: tuple[Array, Array]) -> tuple[Array, Array, Array]:
             x, targets = chunk
             logprob = -token_nll(x, head, targets, None)
-            whole = jax.nn.log_softmax(x @ head.astype(jnp.float32), axis=-1)
+            whole = jax.nn.log_softmax(product("td,dv->tv", x, head), axis=-1)
             top, ids = lax.top_k(whole, alternatives)
             return logprob, ids, top
 
@@ -290,6 +283,6 @@ def score_chunk(
     rows, many = spec("seq"), spec("seq", None)
     return jax.shard_map(
         local,
-        in_specs=(spec(None, "seq", None), spec(None, "seq"), spec(None, None)),
+        in_specs=(spec(None, "seq", None), spec(None, "seq"), spec()),
         out_specs=(rows, many, many),
     )(x, shard(targets, None, "seq"), head)

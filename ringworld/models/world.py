@@ -14,15 +14,17 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ringworld.attention.mask import Where
-from ringworld.layers import contract, embed, rms_norm
-from ringworld.mesh import shard
+from ringworld.layers import contract, embed, product, rms_norm
+from ringworld.mesh import platform, replicate, shard
 from ringworld.models import llama
 from ringworld.models.llama import COMPUTE, Block, Llama
-from ringworld.params import Param, Weight, constant, dense, gather, pytree_dataclass
+from ringworld.params import Int8, Matrix, Param, Weight, constant, dense, gather, pytree_dataclass
 from ringworld.vocab import Vocabulary
 
 # A token's own vector outweighs what fresh layers add (about 0.2), so that copying is learned.
 TABLE_SCALE = 0.5
+# Outputs of an int8 head that a CPU casts at one time: 1024 x 576 in float32 are 2.4 MB.
+HEAD_BLOCK = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,26 +74,29 @@ def specs(c: World) -> WorldWeights:
         blocks=llama.blocks_specs(c.llama),
         heads=Heads(
             norm=constant((D,), (None,), 1.0),
-            text=None if c.tied else dense((D, V), ("embed", "vocab"), fan_in=D),
-            vision=dense((D, U), ("embed", "vocab"), fan_in=D) if U else None,
+            text=None if c.tied else _head(D, V),
+            vision=_head(D, U) if U else None,
         ),
     )
 
 
 def _table(rows: int, width: int) -> Param:
-    return Param((rows, width), ("vocab", "embed"), scale=TABLE_SCALE)
+    return Param((rows, width), ("vocab", "embed"), scale=TABLE_SCALE, inputs=(-1,))
+
+
+def _head(width: int, rows: int) -> Param:
+    return dense((width, rows), ("embed", "vocab"), fan_in=width, inputs=(-2,))
 
 
 def embed_tokens(
     weights: WorldWeights, tokens: Int[Array, "B T"], vision: Bool[Array, "B T"], c: World
 ) -> Float[Array, "B T D"]:
     """Each token's row of the table of its kind, in the model's compute dtype."""
-    tables = gather(
-        (weights.text_embed, weights.vision_embed), (specs(c).text_embed, specs(c).vision_embed)
-    )
-    x = embed(tables[0], tokens, ~vision)
+    params = specs(c).text_embed, specs(c).vision_embed
+    tables = gather((weights.text_embed, weights.vision_embed), params)
+    x = embed(tables[0], tokens, ~vision, params[0])
     if tables[1] is not None:
-        x = x + embed(tables[1], tokens, vision)
+        x = x + embed(tables[1], tokens, vision, params[1])
     return x.astype(COMPUTE[c.llama.dtype])
 
 
@@ -111,6 +116,12 @@ def forward(
     return rms_norm(x, weights.heads.norm, c.llama.norm_eps)
 
 
+def heads_specs(c: World) -> Heads:
+    """The spec table of what `gather_heads` returns."""
+    heads = specs(c).heads
+    return replace(heads, text=_head(c.llama.model, c.vocabulary.text)) if c.tied else heads
+
+
 def gather_heads(weights: WorldWeights, c: World) -> Heads:
     """The heads, gathered; in a tied model the text table is the text head."""
     heads = gather(weights.heads, specs(c).heads)
@@ -119,9 +130,41 @@ def gather_heads(weights: WorldWeights, c: World) -> Heads:
     return heads
 
 
-def read_head(x: Float[Array, "B D"], head: Float[Array, "D V"]) -> Float[Array, "B V"]:
-    """Float32 logits of a gathered head for one token a row; all of it on every device."""
-    return x.astype(jnp.float32) @ shard(head, None, None).astype(jnp.float32)
+def read_head(x: Float[Array, "B D"], head: Matrix) -> Float[Array, "B V"]:
+    """Float32 logits of a gathered head [D, V] for one token a row; all of it on every device."""
+    return _read_blocks("bd,dv->bv", x.astype(jnp.float32), replicate(head), axis=1)
+
+
+def read_text_head(x: Float[Array, "B D"], weights: WorldWeights, c: World) -> Float[Array, "B V"]:
+    """`read_head` of the text head; a tied table is read as it lies, where `.T` copies it."""
+    if not c.tied:
+        return read_head(x, gather_heads(weights, c).text)
+    return _read_blocks("bd,vd->bv", x.astype(jnp.float32), replicate(weights.text_embed), axis=0)
+
+
+def _read_blocks(
+    subscripts: str, x: Float[Array, "B D"], head: Matrix, axis: int
+) -> Float[Array, "B V"]:
+    """`product(x, head)`, of which a CPU casts the outputs of an int8 head some at a time.
+
+    A CPU writes the cast values to memory and reads them again, and XLA would cast all of them
+    before the loop over tokens. `axis` is that of the outputs.
+    """
+    if not isinstance(head, Int8) or platform() != "cpu":
+        return product(subscripts, x, head)
+    size = head.values.shape[axis]
+    blocks, rest = divmod(size, HEAD_BLOCK)
+
+    def read(first: Array, count: int) -> Array:
+        values = lax.dynamic_slice_in_dim(head.values, first, count, axis)
+        scales = lax.dynamic_slice_in_dim(head.scales, first, count)
+        return product(subscripts, x, Int8(values, scales))
+
+    starts = HEAD_BLOCK * jnp.arange(blocks, dtype=jnp.int32)
+    found = lax.map(lambda first: read(first, HEAD_BLOCK), starts)
+    logits = found.swapaxes(0, 1).reshape(len(x), -1)
+    last = [read(jnp.int32(size - rest), rest)] if rest else []
+    return jnp.concatenate([logits, *last], axis=1)
 
 
 class Logits(NamedTuple):
@@ -138,21 +181,21 @@ def read_heads(x: Float[Array, "B T D"], weights: WorldWeights, c: World) -> Log
     """
     heads, wide = gather_heads(weights, c), x.astype(jnp.float32)
 
-    def read(head: Array) -> Array:
+    def read(head: Matrix) -> Array:
         return contract("btd,dv->btv", wide, head, "vocab")
 
     return Logits(read(heads.text), None if heads.vision is None else read(heads.vision))
 
 
 def token_losses(
-    x: Float[Array, "T D"], head: Float[Array, "D V"], targets: Int[Array, "T"], axis: str | None
+    x: Float[Array, "T D"], head: Matrix, targets: Int[Array, "T"], axis: str | None
 ) -> tuple[Float[Array, "T"], Float[Array, "T"]]:
     """-log softmax(x head)[target] and log_z of each token, in nats and float32.
 
-    log_z is the log-sum-exp of the logits, which exist at once. `head` is this device's part of the
-    vocabulary where a mesh axis `axis` divides it, else all.
+    log_z is the log-sum-exp of the logits, which exist at once. `head` [D, V] is this device's part
+    of the vocabulary where a mesh axis `axis` divides it, else all.
     """
-    logits = jnp.einsum("td,dv->tv", x, head.astype(x.dtype), preferred_element_type=jnp.float32)
+    logits = product("td,dv->tv", x, head, dtype=jnp.float32)
     rows = logits.shape[1]
     local = targets - (0 if axis is None else lax.axis_index(axis) * rows)
     held = (local >= 0) & (local < rows)
@@ -168,7 +211,7 @@ def token_losses(
 
 
 def token_nll(
-    x: Float[Array, "T D"], head: Float[Array, "D V"], targets: Int[Array, "T"], axis: str | None
+    x: Float[Array, "T D"], head: Matrix, targets: Int[Array, "T"], axis: str | None
 ) -> Float[Array, "T"]:
     """The first of `token_losses`."""
     return token_losses(x, head, targets, axis)[0]

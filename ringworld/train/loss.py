@@ -26,8 +26,10 @@ from ringworld.models.world import (
     count_weights,
     forward,
     gather_heads,
+    heads_specs,
     token_losses,
 )
+from ringworld.params import Matrix, partitions
 from ringworld.train.build import Metrics
 
 # Tokens whose logits exist at one time on a device: 1024 x 32000 float32 logits are 125 MiB.
@@ -38,7 +40,7 @@ ROWS = ("data", "fsdp", "seq")
 
 def _weighted_sum(
     x: Float[Array, "T D"],
-    head: Float[Array, "D V"],
+    head: Matrix,
     targets: Int[Array, "T"],
     weights: Float[Array, "T"],
     axis: str | None,
@@ -84,13 +86,12 @@ def _sums(
     return lax.scan(step, start, pieces)[0]
 
 
-def nll_sums(x: Float[Array, "B T D"], heads: Heads, batch: Batch) -> Float[Array, "2 2"]:
+def nll_sums(x: Float[Array, "B T D"], heads: Heads, batch: Batch, c: World) -> Float[Array, "2 2"]:
     """The weighted sums of a batch, text and vision: of nll, and of log_z^2.
 
     The heads are gathered.
     """
-    table = spec(None, "vocab")
-    of_heads = Heads(spec(None), table, None if heads.vision is None else table)
+    of_heads = partitions(heads_specs(c), heads)
 
     def everywhere(x: Array, heads: Heads, batch: Batch) -> Array:
         # Each device sums its own gradient of the heads over its chunks, and one sum over devices
@@ -116,7 +117,7 @@ def loss_sums(weights: WorldWeights, batch: Batch, c: World) -> Float[Array, "2 
     """The weighted sums of a batch, or of some of its rows: what `nll_sums` returns."""
     batch = _placed(batch)
     x = forward(weights, batch.tokens, batch.vision, batch.where, c)
-    return nll_sums(x, gather_heads(weights, c), batch)
+    return nll_sums(x, gather_heads(weights, c), batch, c)
 
 
 def balance(
