@@ -51,6 +51,7 @@ RANKS = {
             ["train"],
             ["inference"],
             ["chat"],
+            ["serve"],
             ["plan"],
             ["evals"],
             ["recipes"],
