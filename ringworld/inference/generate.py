@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ringworld.data.example import Example, text
-from ringworld.inference.engine import Engine, EngineConfig
+from ringworld.inference.config import EngineConfig
+from ringworld.inference.engine import Engine
 from ringworld.inference.pool import count_page_bytes
 from ringworld.inference.request import Output, Request
 from ringworld.mesh import axis_size
