@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ringworld.attention.paged import PAGES_AT_ONCE
 from ringworld.errors import InputError, TooLargeError
 from ringworld.inference.config import Counters, EngineConfig
 from ringworld.inference.drafts import Draft, lay_drafts, propose_drafts
@@ -50,7 +51,8 @@ class Engine:
     def __init__(self, weights: WorldWeights, c: World, config: EngineConfig) -> None:
         self._weights, self._c, self._config = weights, c, config
         self._page = config.page * axis_size("seq")
-        self._columns = -(-c.llama.context // self._page)
+        columns = -(-c.llama.context // self._page)
+        self._columns = columns + -columns % PAGES_AT_ONCE
         self._most = config.cache_bytes // count_page_bytes(c, config.page, config.int8)
         if self._most < 2:
             raise TooLargeError(

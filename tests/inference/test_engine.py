@@ -15,6 +15,7 @@ from ringworld.attention.mask import Where
 from ringworld.data.example import Example, frames, join, text
 from ringworld.errors import InputError, TooLargeError
 from ringworld.inference import drafts
+from ringworld.inference import engine as engines
 from ringworld.inference.config import EngineConfig
 from ringworld.inference.engine import Engine
 from ringworld.inference.pool import PageBook, chain_contents, count_page_bytes
@@ -347,6 +348,7 @@ def test_samples_differ_and_a_seed_repeats_them(weights: WorldWeights) -> None:
 def test_guesses_that_come_true_save_steps_and_change_no_bit(
     weights: WorldWeights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(engines, "DECODE_STEPS", 1)
     request = asked(BOOK, 20, sampling=DRAWN, seed=3)
     truth = run_alone(make(weights), request)
     engine = make(weights)
