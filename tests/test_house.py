@@ -48,6 +48,7 @@ RANKS = {
             ["train"],
             ["inference"],
             ["chat"],
+            ["serve"],
             ["plan"],
             ["evals"],
             ["recipes"],

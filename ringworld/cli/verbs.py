@@ -6,6 +6,7 @@ and help is quick.
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Literal, Protocol, runtime_checkable
@@ -14,12 +15,16 @@ from tyro.conf import Positional, arg
 
 from ringworld.chat.config import ChatRequest, VideoRequest
 from ringworld.data.questions.config import QA
+from ringworld.errors import UnavailableError
 from ringworld.evals.config import Grid, Perplexity
+from ringworld.serve.config import ServeConfig
 from ringworld.settings import Extension, MeshShape, WeightOptions, WeightType
 
 Action = Callable[[Callable[[str], None]], None]
 # The model that ships with the package, as `weights.shipped` has it.
 SHIPPED = Path(__file__).parents[1] / "assets" / "nano"
+# What the extra `serve` installs.
+SERVE_PACKAGES = ("fastapi", "prometheus_client", "uvicorn")
 
 
 @runtime_checkable
@@ -212,6 +217,26 @@ class Video(VideoRequest):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Serve(ServeConfig):
+    """Serve a model over HTTP as OpenAI's API."""
+
+    model: Positional[Path] = SHIPPED
+    """a model folder, a weights file, or the name of a fetched model"""
+
+    def load(self) -> Action:
+        """Serve. Raises UnavailableError when the packages of the extra are missing."""
+        missing = [name for name in SERVE_PACKAGES if find_spec(name) is None]
+        if missing:
+            raise UnavailableError(
+                f"serving needs {' and '.join(missing)}: pip install 'ringworld[serve]'"
+            )
+        prepare_jax()
+        from ringworld.serve.server import serve
+
+        return lambda announce: serve(self, announce)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Questions(QA):
     """Ask an endpoint for questions about long documents, chunk by chunk."""
 
@@ -276,6 +301,7 @@ VERBS = {
         LossByPosition, "MODEL --text F", "loss by position, plain and extended"
     ),
     "chat": Entry(Talk, 'MODEL ["QUESTION"]', "talk, about a document, pictures or a film"),
+    "serve": Entry(Serve, "[MODEL]", "a model over HTTP, as OpenAI's API"),
     "generate video": Entry(Video, 'MODEL "CAPTION" -o F', "a clip from a caption"),
     "convert": Entry(Convert, "SOURCE TARGET", "weights in and out; --add-vision CODEC"),
 }
