@@ -41,7 +41,9 @@ def draw_adapters(folder: Path, lora: Lora = LORA) -> Adapters:
     rng = np.random.default_rng(0)
     table = adapter_specs(load_model(folder).config.llama, lora)
     return {
-        name: Adapter(*(rng.normal(0, 0.1, p.shape).astype(np.float32) for p in (pair.a, pair.b)))
+        name: Adapter(
+            *(jnp.asarray(rng.normal(0, 0.1, p.shape), jnp.float32) for p in (pair.a, pair.b))
+        )
         for name, pair in table.items()
     }
 
