@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from counted import count_operations
 
 from ringworld.batch import Batch
 from ringworld.data import example
@@ -90,19 +91,24 @@ def test_a_batch_without_any_target_that_counts_has_no_loss() -> None:
 def test_operations_are_those_that_the_masks_leave(packing: Packing, window: int | None) -> None:
     c = replace(TINY, llama=replace(TINY.llama, window=window))
     batch = batch_of(draw(1.0, 1.0), packing)
-    here, there = (np.asarray(x)[:, :, None] for x in (batch.positions, batch.segments))
-    keys, segments = np.asarray(batch.positions)[:, None], np.asarray(batch.segments)[:, None]
-    sees = (there == segments) & (segments > 0) & (keys <= here)
-    if window is not None:
-        sees &= here - keys < window
     learned = np.asarray(batch.weights) > 0
     vision = np.count_nonzero(learned & batch.target_vision)
     text = np.count_nonzero(learned) - vision
-    D, F, N, K, H = 16, 24, 4, 2, 4
-    matrices = 2 * (D * N * H + 2 * D * K * H + N * H * D + 3 * D * F)
-    # A product with a weight is 2 operations forward and 4 backward; a pair of attention is 4 H a
-    # head forward, and 2.5 times that backward.
-    wanted = 6 * matrices * np.count_nonzero(batch.segments) + 6 * D * (32 * text + 8 * vision)
-    wanted += 3.5 * 2 * 4 * H * N * np.count_nonzero(sees)
     found = batch_flops(jax.tree.map(jnp.asarray, batch), jnp.float32(text), jnp.float32(vision), c)
-    assert found == pytest.approx(wanted, rel=1e-6)
+    assert found == pytest.approx(count_operations(batch, c), rel=1e-6)
+
+
+@pytest.mark.parametrize("window", [None, 1000])
+def test_operations_of_a_million_tokens_are_counted_to_a_hundred_thousandth(
+    window: int | None,
+) -> None:
+    c, tokens = replace(TINY, llama=replace(TINY.llama, window=window)), 1 << 20
+    ids, text = np.zeros((1, tokens), np.int32), np.zeros((1, tokens), np.bool_)
+    positions, ones = np.arange(tokens, dtype=np.int32)[None], np.ones((1, tokens), np.int32)
+    batch = Batch(ids, text, ids, text, ones.astype(np.float32), positions, ones)
+    found = jax.jit(partial(batch_flops, c=c))(batch, jnp.float32(tokens), jnp.float32(0))
+    pairs = np.minimum(np.arange(1, tokens + 1), window or tokens).sum()
+    D, F, N, K, H = 16, 24, 4, 2, 4
+    matrices = 2 * (2 * D * N * H + 2 * D * K * H + 3 * D * F) + D * 32
+    wanted = 6 * matrices * tokens + 14 * 2 * N * H * int(pairs)
+    assert float(found) == pytest.approx(wanted, rel=1e-5)
