@@ -72,6 +72,11 @@ def make_mesh(
     return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
 
+def abstract_mesh(shape: MeshShape) -> AbstractMesh:
+    """An explicit mesh of devices that are not there: to trace on, under `use_abstract_mesh`."""
+    return AbstractMesh(shape.sizes, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
 def spec(*logical: str | None, rules: Rules = RULES) -> PartitionSpec:
     """The partition of an array with these logical axes, `None` for an axis that is not divided."""
     return PartitionSpec(*(None if name is None else getattr(rules, name) for name in logical))

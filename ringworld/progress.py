@@ -22,3 +22,11 @@ def make_progress(*columns: ProgressColumn, transient: bool = False) -> Progress
         transient=transient,
         disable=not console.is_terminal,
     )
+
+
+def name_length(tokens: int) -> str:
+    """1024 as "1K", 1048576 as "1M", and other numbers as they are."""
+    for size, letter in ((1 << 20, "M"), (1 << 10, "K")):
+        if tokens >= size and tokens % size == 0:
+            return f"{tokens // size}{letter}"
+    return str(tokens)

@@ -24,7 +24,7 @@ from ringworld.cli.verbs import SHIPPED, VERBS
 from ringworld.errors import InputError
 from ringworld.recipes.nano import demo
 from ringworld.recipes.recipe import Recipe
-from ringworld.recipes.registry import RECIPES
+from ringworld.recipes.registry import RECIPES, TEMPLATES, find_recipe
 from ringworld.weights.shipped import NANO
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,6 +125,22 @@ def test_recipe_options_reach_every_stage(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert recipe.stages[0] == demo().stages[0]
 
 
+def test_an_option_of_all_stages_is_one_of_every_stage_that_has_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    seen = []
+    monkeypatch.setattr(Recipe, "run", lambda recipe, folder, say: seen.append(recipe))
+    words = ["--stages.2.optimizer.peak-lr", "2e-3", "--stages.all.optimizer.peak_lr", "1e-3"]
+    words += ["--stages.all.mesh.seq=4", "--data.seed", "3"]
+    prepare_recipe("nano-base", words, lambda said: None)[1]()
+    stages = seen[0].stages[1:]  # the first one has no optimizer
+    assert [stage.optimizer.peak_lr for stage in stages] == [1e-3, 2e-3, 1e-3, 1e-3]
+    assert all(stage.mesh.seq == 4 for stage in stages) and seen[0].data.seed == 3
+    code, text = run(capsys, "train", "demo", "--stages.all.wings", "2")
+    assert code == 2 and "there is no option --stages.all.wings" in text
+
+
 def test_a_sequence_that_does_not_reach_round_the_ring_is_refused_before_any_work(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -150,7 +166,7 @@ def test_a_list_of_verbs_or_recipes_is_shown_where_a_word_is_missing(
 
 
 def test_every_recipe_has_its_line_in_the_list() -> None:
-    assert list(SUMMARIES) == list(RECIPES) and all(SUMMARIES.values())
+    assert list(SUMMARIES) == [*RECIPES, *TEMPLATES] and all(SUMMARIES.values())
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
@@ -283,13 +299,13 @@ def test_every_option_of_a_verb_has_a_help_line_and_shows_no_sentinel(
     assert list(undocumented(VERBS[verb].options)) == []
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [*RECIPES, *TEMPLATES])
 def test_every_option_of_a_recipe_has_a_help_line_and_shows_no_sentinel(
     capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     code, text = run(capsys, "train", name, "--help")
     assert code == 0 and not re.search(r"None|MISSING|NONPROP", text)
-    assert list(undocumented(RECIPES[name]())) == []
+    assert list(undocumented(find_recipe(name))) == []
 
 
 def test_a_field_without_a_docstring_is_found() -> None:

@@ -14,7 +14,7 @@ from ringworld.fetch import ASSETS
 from ringworld.recipes.codec import nano_codec
 from ringworld.recipes.nano import demo, nano_base, reach_theta
 from ringworld.recipes.recipe import Recipe
-from ringworld.recipes.registry import RECIPES
+from ringworld.recipes.registry import RECIPES, TEMPLATES
 from ringworld.train.model_stage import ModelStage
 from tests.test_house import RANKS
 
@@ -68,7 +68,7 @@ def test_the_readme_shows_python() -> None:
 def test_the_commands_of_the_pages_exist(words: list[str]) -> None:
     verb, *rest = words[1:]
     if verb == "train":
-        assert rest[0] in RECIPES
+        assert rest[0] in RECIPES | TEMPLATES
     elif verb == "fetch":
         assert rest[0] in ASSETS
     else:
@@ -89,11 +89,19 @@ def known_options(*words: str) -> frozenset[str]:
     return frozenset(re.findall(r"(?<![\w-])--?[a-z][\w.-]*", done.stdout))
 
 
+def of_any_stage(option: str) -> str:
+    """An option of a stage, whichever stage it is."""
+    return re.sub(r"^--stages[.](?:all|[0-9]+)[.]", "--stages.N.", option)
+
+
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_the_options_of_the_commands_of_the_pages_exist(words: list[str]) -> None:
     verb = words[1:3] if words[1] in ("train", "data", "eval", "generate") else words[1:2]
-    given = {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)}
-    assert given <= known_options(*verb)
+    given = {of_any_stage(word.split("=")[0]) for word in words if re.match(r"--?[a-z]", word)}
+    known = known_options(*verb)
+    if verb[-1] in TEMPLATES:  # the stages that it makes are those of any training on shards
+        known |= {o for o in known_options("train", "shards") if o.startswith("--stages.")}
+    assert given <= {of_any_stage(option) for option in known}
 
 
 def test_every_command_is_in_the_readme() -> None:

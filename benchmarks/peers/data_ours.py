@@ -26,6 +26,7 @@ from ringworld.data.packing.rows import PackedRows
 from ringworld.fetch import fetch
 from ringworld.media.clip import read_image, stream_clip
 from ringworld.media.sampling import FrameSampling
+from ringworld.mesh import make_mesh
 
 SPEC = '[[documents]]\nname = "{name}"\npath = "{path}"\nrows_per_shard = {rows}\n'
 
@@ -64,9 +65,10 @@ def prepare(request: dict[str, Any]) -> Prepared:
         rows = PackedRows(shards, CONTEXT)
 
         def load() -> None:
-            batches = make_batches(rows, batch=BATCH, seed=0, ring=1)
-            for step in range(BATCHES):
-                jax.block_until_ready(batches(step))
+            with jax.set_mesh(make_mesh()):
+                batches = make_batches(rows, batch=BATCH, seed=0, ring=1)
+                for step in range(BATCHES):
+                    jax.block_until_ready(batches(step))
 
         load()
         return Prepared(load, [float(BATCH * BATCHES)])

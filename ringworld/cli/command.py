@@ -72,7 +72,7 @@ def usage() -> str:
 def list_group(group: str) -> str:
     """The verbs that begin with the same word, or the recipes of `train`, a line each."""
     if group == "train":
-        called, more = "train RECIPE [--folder F] [--a.b VALUE]", "train RECIPE"
+        called, more = "train RECIPE [--folder F] [--dry-run] [--a.b VALUE]", "train RECIPE"
         rows = {f"train {name}": said for name, said in SUMMARIES.items()}
     else:
         called, more = f"{group} VERB ...", f"{group} VERB"

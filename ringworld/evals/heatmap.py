@@ -10,14 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from ringworld.evals.needle import Trial, accuracy
-
-
-def name_length(tokens: int) -> str:
-    """1024 as "1K", 1048576 as "1M", and other numbers as they are."""
-    for size, letter in ((1 << 20, "M"), (1 << 10, "K")):
-        if tokens >= size and tokens % size == 0:
-            return f"{tokens // size}{letter}"
-    return str(tokens)
+from ringworld.progress import name_length
 
 
 def draw_heatmaps(maps: Mapping[str, Sequence[Trial]]) -> bytes:

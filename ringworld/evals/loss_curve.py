@@ -6,9 +6,9 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.ticker import MaxNLocator
 
-from ringworld.evals.heatmap import name_length
 from ringworld.evals.page import Html, element
 from ringworld.evals.story import StageRecord
+from ringworld.progress import name_length
 
 LOSSES = {"text_loss": "text", "vision_loss": "vision"}
 # By how many targets a step's loss is the mean, where the record has it.

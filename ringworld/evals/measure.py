@@ -46,15 +46,15 @@ def measure_needles(
             form=form,
             rules=rules,
         )
-    trained, name = model.config.llama.context, f"needles of {folder.name}"
-    maps = {f"{name}, {rule}": select_rule(trials, rule, trained) for rule in rules}
-    if max(trial.length for trial in trials) <= trained:
+    reach, name = model.config.llama.rope_reach, f"needles of {folder.name}"
+    maps = {f"{name}, {rule}": select_rule(trials, rule, reach) for rule in rules}
+    if max(trial.length for trial in trials) <= reach:
         maps = {name: trials}
     with whole(out / "needle.png") as draft:
         draft.write_bytes(draw_heatmaps(maps))
     announce(f"wrote {out / 'needle.json'} and {out / 'needle.png'}")
 
 
-def select_rule(trials: Sequence[Trial], rule: str, trained: int) -> list[Trial]:
-    """The trials of a rule, and those within the trained context, where no rule is needed."""
-    return [trial for trial in trials if trial.rule == rule or trial.length <= trained]
+def select_rule(trials: Sequence[Trial], rule: str, reach: int) -> list[Trial]:
+    """The trials of a rule, and those within the reach of the base, where no rule is needed."""
+    return [trial for trial in trials if trial.rule == rule or trial.length <= reach]

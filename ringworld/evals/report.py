@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ringworld.evals.heatmap import name_length
 from ringworld.evals.loss_curve import LOSSES, draw_losses, span
 from ringworld.evals.needle import Trial, accuracy
 from ringworld.evals.page import (
@@ -34,6 +33,7 @@ from ringworld.evals.story import (
     count_found,
 )
 from ringworld.files import whole
+from ringworld.progress import name_length
 from ringworld.tasks.needle import NUMBER_COUNT
 
 FPS = 4.0  # of the animations, whatever the rate of the frames

@@ -28,6 +28,7 @@ from typing import Any
 
 NUMBER = struct.Struct("<q")
 DESCRIPTORS = 1024  # more than the fork server ever holds
+POLL_S = 0.0001  # between two looks at a decoder that is ending: it takes a millisecond
 
 
 def load_decoder() -> ModuleType:
@@ -80,7 +81,7 @@ def end_process(process: int, grace: float) -> int:
     until = time.monotonic() + grace
     ended, status = os.waitpid(process, os.WNOHANG)
     while not ended and time.monotonic() < until:
-        time.sleep(0.001)
+        time.sleep(POLL_S)
         ended, status = os.waitpid(process, os.WNOHANG)
     if not ended:
         os.kill(process, signal.SIGKILL)

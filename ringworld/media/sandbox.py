@@ -142,7 +142,8 @@ def fault_sentence(
         return f"{name} is not a picture that can be read: give a PNG, JPEG, WebP or GIF file."
     sentences = {
         "not-media": "is neither a film nor a picture that can be read: give an MP4, MOV, MKV, "
-        "WebM, AVI, MPEG, OGV, WMV, FLV, 3GP, RM or GIF, or a PNG, JPEG or WebP",
+        "WebM, AVI, MPEG, OGV, WMV, FLV, 3GP, RM or GIF, or a PNG, JPEG or WebP; convert other "
+        "films with `ffmpeg -i FILM NEW.mp4`",
         "codec": f"is a film in a codec that is not read, {detail}: convert it with "
         "`ffmpeg -i FILM NEW.mp4`",
         "format": f"is a picture in a format that is not read, {detail}: convert it with "

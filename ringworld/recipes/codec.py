@@ -42,7 +42,7 @@ from ringworld.recipes.pixels import (
     to_bytes,
     to_unit,
 )
-from ringworld.recipes.recipe import RECORD, Recipe, hash_start
+from ringworld.recipes.recipe import RECORD, Recipe
 from ringworld.train.adversarial import PIXELS_ALONE, VQGANLosses
 from ringworld.train.build import Metrics, Step, TrainState, abstract_of
 from ringworld.train.checkpoint import FOLDER as CHECKPOINTS
@@ -53,6 +53,7 @@ from ringworld.train.stage import Stage
 from ringworld.weights.codecs import load_codec
 from ringworld.weights.file_names import CODEC
 from ringworld.weights.folder import save_folder
+from ringworld.weights.open import hash_model
 from ringworld.weights.vgg import Features, load_features
 
 SHEET = "sheet.png"
@@ -90,7 +91,7 @@ class CodecStage(Stage[PictureData]):
 
     def hashes(self) -> dict[str, str | None]:
         """The sha256 of the features."""
-        return {} if self.features is None else {"features": hash_start(self.features)}
+        return {} if self.features is None else {"features": hash_model(self.features)}
 
     def check(self, data: PictureData, source: Path | None, folder: Path) -> None:
         """Raise InputError for pictures, features or a folder that cannot be used."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from ringworld.models.llama import Llama
 from ringworld.models.world import World
+from ringworld.progress import name_length
 from ringworld.recipes.recipe import Recipe
 from ringworld.recipes.samples import Samples
 from ringworld.rope import rope_theta, stable_base
@@ -90,7 +91,7 @@ def demo() -> Recipe:
     for context, steps, lr in ((1024, 10, 3e-4), (4096, 60, 7e-4), (16384, 20, 3e-4)):
         stages.append(
             ModelStage(
-                name=f"{context // 1024}k",
+                name=name_length(context).lower(),
                 context=context,
                 batch=max(1, 8192 // context),
                 loop=Loop(steps=steps, save_every=10),

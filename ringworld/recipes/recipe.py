@@ -5,7 +5,6 @@ F/data/        what was read and encoded once
 F/STAGE/       what each stage leaves
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -15,9 +14,10 @@ from typing import Any
 
 from ringworld.config import flatten
 from ringworld.errors import InputError
-from ringworld.files import hash_file, whole
+from ringworld.files import whole
 from ringworld.progress import Announce
 from ringworld.train.stage import Data, Stage
+from ringworld.weights.open import hash_model
 
 RECORD = "run.json"
 HASHES = "sha256"
@@ -35,8 +35,8 @@ STEPS = re.compile(r"stages\.(\d+)\.(loop|training)\.steps")
 class Recipe:
     """Stages and the data that they are trained on.
 
-    The first stage starts from the folder `start`, or from nothing; each other one from what the
-    one before it made.
+    The first stage starts from the model `start`, or from nothing; each other one from what the one
+    before it made.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Recipe:
     data: Data
     """what the stages are trained on"""
     start: Path | None = None
-    """the model folder that the first stage starts from"""
+    """the model that the first stage starts from: a folder, a file, or a name that fetch knows"""
 
     def run(self, folder: Path, announce: Announce) -> Path:
         """Do in `folder` what is left of the stages; returns the path of what the last one made.
@@ -70,7 +70,7 @@ class Recipe:
         named = {f"data.{name}": found for name, found in self.data.hashes().items()}
         for number, stage in enumerate(self.stages):
             named |= {f"stages.{number}.{name}": found for name, found in stage.hashes().items()}
-        return named | ({"start": hash_start(self.start)} if self.start else {})
+        return named | ({"start": hash_model(self.start)} if self.start else {})
 
 
 def record_run(recipe: Recipe, folder: Path, announce: Announce) -> None:
@@ -81,8 +81,7 @@ def record_run(recipe: Recipe, folder: Path, announce: Announce) -> None:
     the number of steps of the last stage that has kept something, which may grow. Raises
     InputError, naming each difference, when the folder holds a run of another recipe.
     """
-    record = folder / RECORD
-    resolved = json.loads(json.dumps(asdict(recipe) | {HASHES: recipe.hashes()}, default=str))
+    record, resolved = folder / RECORD, resolve(recipe)
     if record.exists():
         changes = find_changes(_read_record(record), resolved)
         longer = find_longer(recipe, folder, changes)
@@ -104,6 +103,11 @@ def record_run(recipe: Recipe, folder: Path, announce: Announce) -> None:
             announce(stage.extend(folder, changes[name][0]))
     with whole(record) as draft:
         draft.write_text(json.dumps(resolved, indent=1) + "\n")
+
+
+def resolve(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON: every setting, and the sha256 of what its paths lead to."""
+    return json.loads(json.dumps(asdict(recipe) | {HASHES: recipe.hashes()}, default=str))
 
 
 def find_changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -153,16 +157,6 @@ def find_longer(
         if match and kept and int(match[1]) == kept[-1] and isinstance(was, int) and new > was:
             found[name] = recipe.stages[kept[-1]]
     return found
-
-
-def hash_start(path: Path) -> str | None:
-    """The sha256 of a model: of its config, weights, tokenizer and codec; None without a model."""
-    if path.is_file():
-        return hash_file(path)
-    names = ("config.json", "*.safetensors", "*.gguf", "tokenizer.json", "codec/*")
-    files = sorted(file for name in names for file in path.glob(name) if file.is_file())
-    lines = [f"{file.relative_to(path).as_posix()} {hash_file(file)}\n" for file in files]
-    return hashlib.sha256("".join(lines).encode()).hexdigest() if lines else None
 
 
 def _read_record(record: Path) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax.sharding import AbstractMesh, Mesh
 
 from ringworld.batch import Batch
 from ringworld.data.packing.ledger import LEDGER_FILE, Ledger
@@ -18,13 +20,14 @@ from ringworld.data.packing.pack import PLAN_WINDOW
 from ringworld.data.packing.rows import MASKED, Apart, Examples, MixedRows, PackedRows, Packing
 from ringworld.errors import InputError
 from ringworld.mesh import Rules, make_mesh
+from ringworld.models.context_extension import extend_context
 from ringworld.models.llama import COMPUTE, HOST, Activations
 from ringworld.models.world import World, WorldWeights, specs
 from ringworld.params import init
 from ringworld.progress import Announce
-from ringworld.rope import check_rope, rope_theta
-from ringworld.settings import MeshShape, WeightAxis
-from ringworld.train.build import build, start
+from ringworld.rope import check_rope
+from ringworld.settings import Extension, MeshShape, WeightAxis
+from ringworld.train.build import Build, build, start
 from ringworld.train.checkpoint import FOLDER as CHECKPOINTS
 from ringworld.train.checkpoint import find_steps
 from ringworld.train.loop import Loop, fit
@@ -33,7 +36,11 @@ from ringworld.train.optimizer import AdamW, learning_rate, make_optimizer
 from ringworld.train.stage import MODEL, Data, Stage
 from ringworld.weights.folder import fill
 from ringworld.weights.model import save_model
-from ringworld.weights.open import open_model
+from ringworld.weights.open import hash_model, is_folder, open_model
+from ringworld.weights.save import unpack_model
+
+# The folder of a stage in which a model that was one file lies unpacked.
+START = "start"
 
 
 class ModelData(Data, ABC):
@@ -56,12 +63,12 @@ class ModelData(Data, ABC):
 class ModelStage(Stage[ModelData]):
     """One length of the progressive extension: `batch` rows of `context` tokens a step.
 
-    Without `rope_theta` the RoPE base is that of the model as far as it reaches, and beyond that
-    the base that `ringworld.rope.rope_theta` gives for the context, or for `rope_context` where
-    that is longer. Of the `activations`, "attention" recomputes least, "nothing" keeps least, and
-    "offload" keeps as much as the first in the memory of the host. Between layers the weights and
-    AdamW's moments are divided over the mesh axes of `weights_over`: with "seq" among them, the
-    weights are spread over the whole ring.
+    Without `rope_theta` RoPE is that of the model as far as its base reaches. Beyond that it is
+    extended by the rule `rope` to the context, or to `rope_context` where that is longer: by
+    default to the base that `ringworld.rope.rope_theta` gives. Of the `activations`, "attention"
+    recomputes least, "nothing" keeps least, and "offload" keeps as much as the first in the memory
+    of the host. Between layers the weights and AdamW's moments are divided over the mesh axes of
+    `weights_over`: with "seq" among them, the weights are spread over the whole ring.
     """
 
     context: int
@@ -76,8 +83,12 @@ class ModelStage(Stage[ModelData]):
     """devices along each axis"""
     shares: Mapping[str, float]
     """the share of the tokens that each source has"""
+    start: Path | None = None
+    """the model that it starts from, in place of the one that the stage before made"""
     rope_theta: float | None = None
-    """the RoPE base; without it the model's own, or by the law where that does not reach"""
+    """the RoPE base; without it the model's own, extended by the rule where it does not reach"""
+    rope: Extension = "theta"
+    """the rule by which RoPE is extended: theta ntk yarn plain"""
     rope_context: int | None = None
     """the context that the base is chosen for, where later stages will be longer"""
     packing: Packing = MASKED
@@ -93,6 +104,11 @@ class ModelStage(Stage[ModelData]):
 
     def __post_init__(self) -> None:
         check_rows(self.context, self.batch, self.mesh)
+        if self.rope_theta is not None and self.rope != "theta":
+            raise InputError(
+                f"rope_theta is {self.rope_theta:g} and rope is {self.rope}: set one of them",
+                setting="rope",
+            )
 
     @property
     def tokens(self) -> int:
@@ -108,8 +124,9 @@ class ModelStage(Stage[ModelData]):
         """Raise InputError for a mesh, schedule, model or data that the stage cannot use."""
         check_devices(self)
         learning_rate(self.optimizer, self.loop.steps, 0)
+        source = self.start or source
         if not (folder / self.name / MODEL).exists():
-            data.check(self, source)
+            data.check(self, source if source is None or is_folder(source) else None)
             if source is not None:
                 check_width(open_model(source).config.llama.model, self)
 
@@ -122,8 +139,12 @@ class ModelStage(Stage[ModelData]):
         done = own / MODEL
         if done.exists():
             return done
+        source = self.start or source
         if source is None:
             raise InputError(f"the stage {self.name} has no model: give the recipe a start")
+        if not is_folder(source):
+            source = unpack_model(source, own / START, announce)
+            data.check(self, source)
         opened = open_model(source)
         announce(f"stage {self.name}: {self.tokens} tokens at {self.context}")
         config = choose_rope(opened.config, self, announce)
@@ -135,6 +156,10 @@ class ModelStage(Stage[ModelData]):
         weights = train_stage(self, config, load, examples, own, announce)
         save_model(done, config, weights, source, jnp.float32)
         return done
+
+    def hashes(self) -> dict[str, str | None]:
+        """The sha256 of the model that it starts from, if it has one of its own."""
+        return {"start": hash_model(self.start)} if self.start else {}
 
     def kept(self, folder: Path) -> bool:
         """Whether the stage has a checkpoint or its model."""
@@ -159,27 +184,35 @@ class ModelStage(Stage[ModelData]):
 
 
 def choose_rope(model: World, stage: ModelStage, announce: Announce) -> World:
-    """The model as the stage trains it: its context, and a RoPE base that reaches so far.
+    """The model as the stage trains it: its context, and a RoPE that reaches so far.
 
-    Announces which base it is and why, and what is wrong with it, if anything is.
+    Announces which RoPE it is and why, and what is wrong with it, if anything is.
     """
-    before, needed = model.llama, max(stage.context, stage.rope_context or 0)
-    theta, reach = before.rope_theta, before.rope_reach
-    if stage.rope_theta is not None and stage.rope_theta != theta:
-        theta, reach, why = stage.rope_theta, needed, "as the stage says"
-    elif needed <= reach:
-        why = f"kept, because it reaches {reach:,} tokens"
-    else:
-        why = f"because the old one reaches {reach:,} tokens and {needed:,} are asked for"
-        if stage.rope_theta is None:
-            theta = rope_theta(needed, before.head_width, theta, reach)
-        reach = needed
-    old = "" if theta == before.rope_theta else f"{before.rope_theta:,.0f} -> "
-    announce(f"stage {stage.name}: RoPE base {old}{theta:,.0f}, {why}")
-    chosen = model.at(stage.context, theta, reach if reach > stage.context else None)
+    chosen, said = extend_rope(model, stage)
+    announce(f"stage {stage.name}: RoPE base {said}")
     if (warning := check_rope(chosen.llama.rope, stage.context)) is not None:
         announce(f"warning: {warning}")
     return chosen
+
+
+def extend_rope(model: World, stage: ModelStage) -> tuple[World, str]:
+    """The model as the stage trains it, and its RoPE base with the reason for it, in words."""
+    before, needed = model.llama, max(stage.context, stage.rope_context or 0)
+    reach, theta = before.rope_reach, stage.rope_theta
+    if theta is not None and (theta != before.rope_theta or needed > reach):
+        grown, reach, why = model.at(needed, theta), needed, "as the stage says"
+    elif needed <= reach:
+        grown, why = model, f"kept, because it reaches {reach:,} tokens"
+    else:
+        grown = extend_context(model, needed, stage.rope)
+        why = f"because the old one reaches {reach:,} tokens and {needed:,} are asked for"
+        why = "kept, as the stage says" if stage.rope == "plain" else why
+        reach = needed
+    base, scaling = grown.llama.rope_theta, grown.llama.rope_scaling
+    old = "" if base == before.rope_theta else f"{before.rope_theta:,.0f} -> "
+    by = f" with {type(scaling).__name__} by {scaling.factor:g}" if scaling is not None else ""
+    longer = reach if reach > stage.context else None
+    return grown.at(stage.context, base, longer), f"{old}{base:,.0f}{by}, {why}"
 
 
 def train_stage(
@@ -202,17 +235,9 @@ def train_stage(
     if not find_steps(folder / CHECKPOINTS):
         (folder / LEDGER_FILE).unlink(missing_ok=True)  # of steps that nothing is left of
     mesh = make_mesh(**asdict(stage.mesh))
-    kept = replace(config, llama=replace(config.llama, activations=stage.activations))
-    optimizer = make_optimizer(stage.optimizer, stage.loop.steps, specs(config))
     batches = stage_batches(stage, examples, folder)
     with jax.set_mesh(mesh):
-        built = build(
-            specs(config),
-            mesh,
-            optimizer,
-            partial(loss, c=kept, vision_share=stage.vision_share),
-            stage.rules,
-        )
+        built, optimizer = build_stage(stage, config, mesh)
         state = fit(
             abstract=built.state,
             begin=lambda: start(load(), optimizer),
@@ -226,6 +251,19 @@ def train_stage(
             announce=announce,
         )
     return state.weights
+
+
+def build_stage(
+    stage: ModelStage, config: World, mesh: Mesh | AbstractMesh
+) -> tuple[Build, optax.GradientTransformation]:
+    """The training step of a stage, and its optimizer; call it under `jax.set_mesh(mesh)`.
+
+    Nothing is computed or allocated, so the mesh may be one of devices that are not there.
+    """
+    kept = replace(config, llama=replace(config.llama, activations=stage.activations))
+    optimizer = make_optimizer(stage.optimizer, stage.loop.steps, specs(config))
+    learned = partial(loss, c=kept, vision_share=stage.vision_share)
+    return build(specs(config), mesh, optimizer, learned, stage.rules), optimizer
 
 
 def fresh_weights(config: World, seed: int, rules: Rules) -> WorldWeights:

@@ -4,6 +4,7 @@ Nothing is read before it is asked for: a weight is its layers, each a view of a
 cast and placed, or written.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ import numpy as np
 from ringworld.config import from_dict
 from ringworld.errors import InputError
 from ringworld.fetch import MODELS, fetch
+from ringworld.files import hash_file
 from ringworld.models.world import World, specs
 from ringworld.params import Param, paths
 from ringworld.text.load import read_tokenizer
@@ -76,6 +78,29 @@ def open_model(path: Path) -> Opened:
         home=path if path.is_dir() else path.parent,
         ends=_check_ends(checkpoint.ends, config),
     )
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a model is a folder of weights, with its tokenizer beside them.
+
+    It is none when it is one file of GGUF or LWM, alone in a folder or not, or a name for `fetch`.
+    """
+    return is_ours(path) or any(path.glob("*.safetensors*"))
+
+
+def hash_model(path: Path) -> str | None:
+    """The sha256 of a model: of its config, weights, tokenizer and codec; None without a model.
+
+    It is known without opening it: a name that `fetch` knows is known by the file that it brings.
+    """
+    if not path.exists() and str(path) in MODELS:
+        path = fetch(str(path))
+    if path.is_file():
+        return hash_file(path)
+    names = ("config.json", "*.safetensors", "*.gguf", "tokenizer.json", "codec/*")
+    files = sorted(file for name in names for file in path.glob(name) if file.is_file())
+    lines = [f"{file.relative_to(path).as_posix()} {hash_file(file)}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest() if lines else None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

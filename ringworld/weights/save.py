@@ -82,6 +82,16 @@ def convert(
     announce(f"wrote {dst}: {whose}, {size / 1e6:.1f} MB")
 
 
+def unpack_model(src: Path, folder: Path, announce: Announce) -> Path:
+    """The model of a file, or of a name that `fetch` knows, as `folder`, a folder of ours.
+
+    It is made unless it is there. Its tokenizer is then a file beside it, as training needs it.
+    """
+    if not folder.exists():
+        convert(src, folder, None, announce)
+    return folder
+
+
 def _convert_codec(src: Path, dst: Path, outwards: bool) -> None:
     """Write a codec of ours for diffusers, one from elsewhere as ours."""
     config, table = open_codec(src)

@@ -58,8 +58,8 @@ from ringworld.models.llama import Llama
 from ringworld.models.world import World, WorldWeights, forward, specs
 from ringworld.params import init, shardings
 from ringworld.rope import critical_base
-from ringworld.rope_scaling import YaRN
-from ringworld.settings import Sampling
+from ringworld.rope_scaling import Llama3, YaRN
+from ringworld.settings import Extension, Sampling
 from ringworld.tasks.needle import Needle
 from ringworld.tasks.shape_language import caption, questions
 from ringworld.tasks.shapes import sample_scene
@@ -397,10 +397,21 @@ def test_rules_of_stretching_change_the_rotary_and_nothing_else() -> None:
     assert extend_context(TINY, 1024, "plain").llama.rope_theta == 1e4
     yarn = extend_context(TINY, 1024, "yarn")
     assert yarn.llama.rope_scaling == YaRN(factor=4.0, trained_context=256)
+    assert extend_context(yarn, 4096, "yarn") == extend_context(TINY, 4096, "yarn")
+    llama3 = Llama3(factor=8.0, low_turns=1.0, high_turns=4.0, trained_context=64)
     with pytest.raises(InputError, match="scaled already"):
-        extend_context(yarn, 4096, "yarn")
+        extend_context(replace(TINY, llama=replace(LLAMA, rope_scaling=llama3)), 4096, "yarn")
     with pytest.raises(InputError, match="holds no question"):
         extend_context(TINY, 1, "yarn")
+
+
+@pytest.mark.parametrize("rule", ["theta", "ntk", "yarn"])
+def test_a_base_that_reaches_further_than_the_context_is_stretched_from_its_reach(
+    rule: Extension,
+) -> None:
+    far = TINY.at(256, 1e6, rope_context=1024)
+    assert extend_context(far, 1024, rule).llama.rope == far.llama.rope
+    assert extend_context(far, 4096, rule) == extend_context(TINY.at(1024, 1e6), 4096, rule)
 
 
 def test_ntk_slows_the_slowest_pair_by_the_stretch_and_not_the_fastest() -> None:

@@ -730,6 +730,7 @@ def turns(*said: tuple[Any, ...]) -> dict[str, Any]:
 
 CALM = (("user", "Who sees whom?"), ("assistant", "Nobody knew."))
 
+ONE_IMAGE = turns(("user", "<image>"), ("assistant", "y"))
 PART = {"type": "image_url", "image_url": {"url": "https://example.org/x.png"}}
 BAD_TALKS = {
     "no turns": ({"text": "x"}, "no list of conversations or messages"),
@@ -742,11 +743,11 @@ BAD_TALKS = {
     "address": (turns(("user", [PART]), ("assistant", "y")), "an address of https"),
     "unknown part": (turns(("user", [{"type": "audio"}]), ("assistant", "y")), "type 'audio'"),
     "missing image": (
-        turns(("user", "<image>"), ("assistant", "y")) | {"images": ["gone.png"]},
+        ONE_IMAGE | {"images": ["gone.png"]},
         "'gone.png' is not there",
     ),
     "long path": (
-        turns(("user", "<image>"), ("assistant", "y")) | {"images": ["x" * 5000]},
+        ONE_IMAGE | {"images": ["x" * 5000]},
         "xxx...' is not there",
     ),
     "too few images": (
@@ -758,8 +759,7 @@ BAD_TALKS = {
         "more images than",
     ),
     "images twice": (
-        turns(("user", "<image>"), ("assistant", "y"))
-        | {"images": ["still.png"], "image": "still.png"},
+        ONE_IMAGE | {"images": ["still.png"], "image": "still.png"},
         "both images and image",
     ),
     "no picture for a part": (
@@ -806,11 +806,11 @@ BAD_TALKS = {
     ),
     "no images": (turns(("user", "<image>Who?"), ("assistant", "y")), "lists no images"),
     "no picture": (
-        turns(("user", "<image>"), ("assistant", "y")) | {"images": ["talk.jsonl"]},
+        ONE_IMAGE | {"images": ["talk.jsonl"]},
         "not a picture",
     ),
     "bad base64": (
-        turns(("user", "<image>"), ("assistant", "y")) | {"images": ["data:image/png;base64,?"]},
+        ONE_IMAGE | {"images": ["data:image/png;base64,?"]},
         "no base64",
     ),
     "bad sampling": (
@@ -1192,9 +1192,7 @@ def test_a_name_is_found_in_either_normal_form(corpus: Path, listed: str, there:
 
 
 def test_skipped_rows_are_told_by_their_reasons(tmp_path: Path) -> None:
-    gone = [turns(("user", "<image>"), ("assistant", "y")) for _ in range(12)]
-    for i, row in enumerate(gone):
-        row["images"] = [f"gone {i}.png"]
+    gone = [ONE_IMAGE | {"images": [f"gone {i}.png"]} for i in range(12)]
     tools = turns(*CALM) | {"tools": [{"type": "function"}]}
     write_lines(tmp_path / "talk.jsonl", *gone, turns(*CALM), *[tools] * 5)
     said: list[str] = []

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from tiny_models import ONE_LAYER
 
 from ringworld.batch import Batch
 from ringworld.data import example
@@ -17,13 +18,10 @@ from ringworld.data.packing.loader import make_batches
 from ringworld.data.packing.rows import Apart, PackedRows
 from ringworld.errors import InputError
 from ringworld.mesh import make_mesh
-from ringworld.models.llama import Llama
-from ringworld.models.world import World
 from ringworld.settings import MeshShape
 from ringworld.train.loop import Loop
 from ringworld.train.model_stage import ModelStage, fresh_weights, train_stage
 from ringworld.train.optimizer import AdamW
-from ringworld.vocab import Vocabulary
 
 
 def batch_of(step: int) -> Batch:
@@ -104,20 +102,7 @@ def test_the_ledger_is_the_same_on_every_mesh(tmp_path: Path) -> None:
 
 # ---- in a run
 
-CONTEXT = 16
-TINY = World(
-    llama=Llama(
-        layers=1,
-        model=8,
-        mlp=8,
-        heads=1,
-        kv_heads=1,
-        head_width=8,
-        context=CONTEXT,
-        rope_theta=100.0,
-    ),
-    vocabulary=Vocabulary(text=32, bos=1, eos=2),
-)
+CONTEXT = ONE_LAYER.llama.context
 
 
 def train(folder: Path, steps: int, last: int) -> None:
@@ -140,8 +125,8 @@ def train(folder: Path, steps: int, last: int) -> None:
         return [example.text([*own, last], 1.0) for own in ids]
 
     apart = Apart({"chat": draw(0, last), "questions": draw(1, 9)}, stage.shares)
-    load = partial(fresh_weights, TINY, 0, stage.rules)
-    train_stage(stage, TINY, load, apart, folder, lambda said: None)
+    load = partial(fresh_weights, ONE_LAYER, 0, stage.rules)
+    train_stage(stage, ONE_LAYER, load, apart, folder, lambda said: None)
 
 
 def test_a_run_whose_data_changed_does_not_go_on(tmp_path: Path) -> None:

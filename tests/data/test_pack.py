@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import tiny_world
 
 from ringworld import params
 from ringworld.attention.mask import Where
@@ -39,8 +40,7 @@ from ringworld.data.packing.rows import PackedRows, Packing
 from ringworld.errors import InputError
 from ringworld.mesh import shard
 from ringworld.models import llama
-from ringworld.models.llama import Llama
-from ringworld.models.world import World, forward, specs
+from ringworld.models.world import forward, specs
 from ringworld.train.loss import loss
 from ringworld.vocab import Vocabulary
 
@@ -360,19 +360,7 @@ def test_the_plan_alone_tells_where_the_tokens_of_a_row_stand(segments: Any) -> 
 
 CONTEXT = 32
 VOCABULARY = Vocabulary(text=24, bos=1, eos=2, codes=6, codes_per_frame=4, vision_rows=8)
-TINY = World(
-    llama=Llama(
-        layers=2,
-        model=16,
-        mlp=24,
-        heads=2,
-        kv_heads=1,
-        head_width=8,
-        context=CONTEXT,
-        rope_theta=100.0,
-    ),
-    vocabulary=VOCABULARY,
-)
+TINY = tiny_world(VOCABULARY, CONTEXT, heads=2, kv_heads=1, head_width=8)
 SHARE = 0.4
 # Packed weights are float32, each off by up to 6e-8 of itself; everything else is float64.
 TOLERANCE = 1e-6

@@ -34,6 +34,7 @@ from misbehaving import (
 )
 
 from ringworld import cli
+from ringworld.data.corpora.folders import ShardFolders
 from ringworld.data.corpora.shards import Shards
 from ringworld.data.packing.rows import Apart
 from ringworld.data.questions.chunks import Chunk, Document, cut_document, read_documents
@@ -678,7 +679,9 @@ def test_rows_become_shards_of_which_only_the_answers_are_learned(
     assert any("<video>" in plain(row["messages"][0]["content"]) for row in rows)
     recipe = tyro.cli(Recipe, default=recipe_of_shards(), args=shlex.split(train)[2:])
     assert isinstance(recipe.data, TokenShards)
-    apart = choose_examples(shards, recipe.stages[0], recipe.data.apart)
+    apart = choose_examples(
+        ShardFolders([tmp_path / "tokens"]), recipe.stages[0], recipe.data.apart
+    )
     assert isinstance(apart, Apart) and apart.shares == {"chat": 0.7, "questions": 0.3}
     assert set(recipe.data.apart) == set(apart.shares)
 

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
-from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from lwm_7b import LWM_7B
+from tiny_models import tiny_world
 
 from ringworld import attention, params
 from ringworld.attention.block import BLOCKWISE
@@ -24,10 +25,11 @@ from ringworld.data.packing.loader import PackedRows, make_batches
 from ringworld.data.packing.pack import pack_row, split_long
 from ringworld.errors import InputError
 from ringworld.layers import rms_norm
-from ringworld.mesh import AXES, RULES, Rules, make_mesh, named_sharding
+from ringworld.mesh import AXES, RULES, Rules, abstract_mesh, make_mesh, named_sharding
 from ringworld.models import llama
 from ringworld.models.llama import Llama
 from ringworld.models.world import World, embed_tokens, forward, specs
+from ringworld.plan.memory import bytes_held
 from ringworld.settings import MeshShape
 from ringworld.train import loss as loss_module
 from ringworld.train.build import abstract_batch, build, make_step, start
@@ -37,19 +39,7 @@ from ringworld.vocab import Vocabulary
 
 CONTEXT = 64
 VOCABULARY = Vocabulary(text=32, bos=1, eos=2, codes=6, codes_per_frame=4, vision_rows=16)
-TINY = World(
-    llama=Llama(
-        layers=2,
-        model=16,
-        mlp=24,
-        heads=4,
-        kv_heads=2,
-        head_width=4,
-        context=CONTEXT,
-        rope_theta=100.0,
-    ),
-    vocabulary=VOCABULARY,
-)
+TINY = tiny_world(VOCABULARY, CONTEXT)
 ONE = MeshShape()
 RING = MeshShape(seq=8)
 SPREAD = Rules(embed=("fsdp", "seq"))
@@ -330,15 +320,8 @@ def spec_of(x: jax.ShapeDtypeStruct) -> PartitionSpec:
     return PartitionSpec() if x.sharding is None else x.sharding.spec
 
 
-def shard_bytes(tree: Any) -> int:
-    """What one device holds of a tree of abstract arrays."""
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-    )
-
-
 def test_7b_step_at_one_million_tokens_typechecks_on_4096_devices() -> None:
-    mesh = AbstractMesh((1, 8, 64, 8), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+    mesh = abstract_mesh(MeshShape(fsdp=8, seq=64, tensor=8))
     with jax.set_mesh(None), jax.sharding.use_abstract_mesh(mesh):
         optimizer = make_optimizer(AdamW(), 1000, specs(LWM_7B))
         learned = partial(loss, c=LWM_7B, vision_share=0.5)
@@ -350,7 +333,7 @@ def test_7b_step_at_one_million_tokens_typechecks_on_4096_devices() -> None:
     for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
         assert (new.shape, new.dtype, spec_of(new)) == (old.shape, old.dtype, spec_of(old))
     # Every matrix is divided by 8 x 8; what is held whole, gains and counters, is a few MB.
-    assert shard_bytes(after.weights) < 4 * 6_807_621_632 / 64 + 4e6
+    assert bytes_held(after.weights) < 4 * 6_807_621_632 / 64 + 4e6
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:

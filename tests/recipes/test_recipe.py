@@ -10,45 +10,32 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from tiny_models import ONE_LAYER
 
-from ringworld.cli.recipes import SUMMARIES
 from ringworld.data import example
 from ringworld.data.example import Example
 from ringworld.data.packing.ledger import LEDGER_FILE
 from ringworld.errors import InputError
 from ringworld.mesh import make_mesh
-from ringworld.models.llama import Llama
-from ringworld.models.world import World, specs
+from ringworld.models.world import specs
 from ringworld.params import paths, shardings
 from ringworld.progress import Announce
+from ringworld.recipes.extend import Extend
 from ringworld.recipes.recipe import Recipe
 from ringworld.recipes.registry import RECIPES, find_recipe
+from ringworld.rope_scaling import YaRN
 from ringworld.settings import MeshShape
 from ringworld.train import checkpoint
-from ringworld.train import stage as stage_module
+from ringworld.train import model_stage as stage_module
 from ringworld.train.build import start
 from ringworld.train.loop import Loop
 from ringworld.train.model_stage import FreshModel, ModelData, ModelStage, choose_rope
 from ringworld.train.optimizer import AdamW
-from ringworld.vocab import Vocabulary
 from ringworld.weights.open import open_model
 from ringworld.weights.shipped import NANO
 from ringworld.weights.tensors import read_tensors
 
-CONTEXT = 16
-TINY = World(
-    llama=Llama(
-        layers=1,
-        model=8,
-        mlp=8,
-        heads=1,
-        kv_heads=1,
-        head_width=8,
-        context=CONTEXT,
-        rope_theta=100.0,
-    ),
-    vocabulary=Vocabulary(text=32, bos=1, eos=2),
-)
+CONTEXT = ONE_LAYER.llama.context
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +63,7 @@ FIRST = ModelStage(
     shares={},
     vision_share=0.0,
 )
-FRESH = FreshModel(name="fresh", model=TINY, parts=NANO, seed=0)
+FRESH = FreshModel(name="fresh", model=ONE_LAYER, parts=NANO, seed=0)
 
 
 def recipe(*stages: ModelStage, **changes: Any) -> Recipe:
@@ -265,6 +252,27 @@ def test_a_stage_keeps_the_base_as_far_as_it_reaches(tmp_path: Path) -> None:
     assert any("6,238,000 -> 5,000,000, as the stage says" in line for line in said)
 
 
+def test_yarn_reaches_the_same_whether_in_one_stage_or_in_two() -> None:
+    said = list[str]()
+    yarn = replace(FIRST, rope="yarn")
+    grown = choose_rope(ONE_LAYER, replace(yarn, context=64), said.append)
+    assert grown.llama.rope_scaling == YaRN(factor=4.0, trained_context=CONTEXT)
+    assert said[0] == (
+        "stage first: RoPE base 100 with YaRN by 4, because the old one reaches 16 tokens and 64 "
+        "are asked for"
+    )
+    at_once, twice = (choose_rope(c, replace(yarn, context=256), quiet) for c in (ONE_LAYER, grown))
+    assert at_once == twice and twice.llama.rope_theta == 100.0
+    assert twice.llama.rope_scaling == YaRN(factor=16.0, trained_context=CONTEXT)
+    kept = choose_rope(grown, replace(yarn, context=32), quiet)
+    assert kept.llama.rope == grown.llama.rope, "shorter rows keep what was learned"
+
+
+def test_a_given_base_and_a_rule_for_one_are_refused_together() -> None:
+    with pytest.raises(InputError, match="rope_theta is 500 and rope is yarn: set one of them"):
+        replace(FIRST, rope="yarn", rope_theta=500.0)
+
+
 def test_a_base_that_was_chosen_for_more_is_recorded_in_the_model(tmp_path: Path) -> None:
     ahead = replace(FIRST, context=8, rope_context=CONTEXT)
     done = recipe(ahead).run(tmp_path, quiet)
@@ -291,7 +299,7 @@ def test_a_stage_reads_its_weights_from_the_folder_onto_its_own_mesh(
     source = finished / "first" / "model"
     Recipe(name="on", stages=(spread,), data=Toys(), start=source).run(tmp_path, quiet)
     ((read, placed, part),) = begun
-    assert placed == shardings(specs(TINY), make_mesh(seq=2), spread.rules)
+    assert placed == shardings(specs(ONE_LAYER), make_mesh(seq=2), spread.rules)
     assert part == (32, 4)
     stored = read_tensors(source / "model.safetensors")
     for name, weight in paths(read).items():
@@ -318,7 +326,7 @@ def test_a_trained_model_is_saved_whole_or_not_at_all(
 
 
 def test_every_recipe_of_the_registry_is_made_by_its_name() -> None:
-    assert {name: find_recipe(name).name for name in RECIPES} == {name: name for name in RECIPES}
-    assert list(SUMMARIES) == list(RECIPES)
+    assert {name: RECIPES[name]().name for name in RECIPES} == {name: name for name in RECIPES}
+    assert isinstance(find_recipe("demo"), Recipe) and isinstance(find_recipe("extend"), Extend)
     with pytest.raises(InputError, match="there is no recipe nano-bsae.*nano-base"):
         find_recipe("nano-bsae")

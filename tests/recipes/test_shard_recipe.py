@@ -12,6 +12,7 @@ from PIL import Image
 
 from ringworld import cli
 from ringworld.data.corpora.build import build_shards
+from ringworld.data.corpora.folders import ShardFolders
 from ringworld.data.corpora.shards import Shards
 from ringworld.data.packing.ledger import LEDGER_FILE
 from ringworld.data.packing.rows import Apart
@@ -21,6 +22,7 @@ from ringworld.recipes.shards import TokenShards, choose_examples, shards
 from ringworld.text.load import load_tokenizer
 from ringworld.train import checkpoint
 from ringworld.train.model_stage import ModelStage, pack_examples
+from ringworld.weights.shipped import NANO
 
 CONTEXT, BATCH = 128, 4
 SPEC = """
@@ -81,7 +83,7 @@ def test_every_order_of_a_row_is_built_and_a_stage_draws_one(tokens: Path) -> No
     assert draw.weights[draw.vision].all() and not describe.weights[describe.vision].any()
     drawn = []
     for seed in (0, 0, 1):
-        examples = choose_examples(built, replace(short_stage(), seed=seed), ())
+        examples = choose_examples(ShardFolders([tokens]), replace(short_stage(), seed=seed), ())
         assert not isinstance(examples, Apart)
         assert len(examples) == 20 + 20 + 12
         drawn.append([float(examples[40 + i].weights.sum()) for i in range(12)])
@@ -90,7 +92,8 @@ def test_every_order_of_a_row_is_built_and_a_stage_draws_one(tokens: Path) -> No
 
 def test_each_source_has_its_share_of_every_batch(tokens: Path, tmp_path: Path) -> None:
     stage = short_stage(**MIX)
-    rows = pack_examples(stage, choose_examples(Shards(tokens), stage, tuple(MIX)), tmp_path)
+    examples = choose_examples(ShardFolders([tokens]), stage, tuple(MIX))
+    rows = pack_examples(stage, examples, tmp_path)
     batches, tokenizer = (
         rows.draw(stage.seed).batch(BATCH),
         load_tokenizer(tokens / "tokenizer.json"),
@@ -154,11 +157,63 @@ def test_a_stage_is_not_trained_on_a_shard_that_was_tampered_with(
         ((), {"radio": 1.0}, "has no example of a source radio: use books, pictures, talk"),
         ((), {"books": 0.5}, "the shares add up to 0.5"),
         (("books",), {}, "books is packed apart and has no share"),
-        (("books",), {"talk": 1.0}, "books is packed apart and has no share"),
+        (("radio",), {"talk": 1.0}, "has no example of a source radio"),
     ],
 )
 def test_a_mix_that_the_shards_cannot_give_is_refused(
     tokens: Path, apart: tuple[str, ...], shares: dict[str, float], said: str
 ) -> None:
     with pytest.raises(InputError, match=said):
-        choose_examples(Shards(tokens), short_stage(**shares), apart)
+        choose_examples(ShardFolders([tokens]), short_stage(**shares), apart)
+
+
+def test_folders_are_mixed_by_their_sources_and_by_their_own_names(
+    tokens: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(tokens, tmp_path / "other"))
+    both = ShardFolders([tokens, other])
+    one = len(both) // 2
+    assert len(both.lengths) == len(both) == 2 * len(Shards(tokens))
+    np.testing.assert_array_equal(both[one + 3].tokens, both[3].tokens)
+    books = Shards(tokens).indices("books")
+    np.testing.assert_array_equal(both.draw("tokens/books", 0), books)
+    np.testing.assert_array_equal(both.draw("other/books", 0), one + books)
+    # Of the pictures, which have two forms, one is drawn, and all of the rest.
+    assert len(both.draw("other", 0)) == 20 + 20 + 12 and (both.draw("other", 0) >= one).all()
+    with pytest.raises(InputError, match="several folders: use tokens/books or other/books"):
+        both.draw("books", 0)
+    with pytest.raises(InputError, match="no example of a source tokens/radio"):
+        both.draw("tokens/radio", 0)
+    with pytest.raises(InputError, match="two folders of shards are called tokens"):
+        ShardFolders([tokens, tokens])
+
+
+def test_the_mix_changes_from_stage_to_stage(tokens: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(tokens, tmp_path / "other"))
+    first = short_stage(**{"tokens/books": 0.5, "other/talk": 0.5})
+    second = replace(first, name="second", shares={"other/talk": 1.0})
+    data = TokenShards(folder=tokens, more=(other,), apart=("tokens/books",))
+    tokenizer = load_tokenizer(tokens / "tokenizer.json")
+    for stage, of_books in ((first, 2), (second, 0)):
+        data.check(stage, None)
+        rows = pack_examples(stage, data.open(stage, tokens, tmp_path, print), tmp_path)
+        numbers = rows.draw(stage.seed).batch(BATCH)[0].tolist()
+        read = [tokenizer.decode(rows[n].tokens.tolist()) for n in numbers]
+        assert sum("ring" in row for row in read) == of_books
+        assert sum("Nobody" in row for row in read) == BATCH - of_books
+
+
+def test_samples_are_mixed_with_shards_by_their_shares(tokens: Path, tmp_path: Path) -> None:
+    stage = replace(short_stage(**{"talk": 0.5, "samples/recall": 0.5}), context=256)
+    data = TokenShards(folder=tokens, apart=("talk", "samples/recall"))
+    data.check(stage, NANO)
+    rows = pack_examples(stage, data.open(stage, NANO, tmp_path, print), tmp_path)
+    tokenizer = load_tokenizer(NANO)
+    for step in range(3):
+        numbers = rows.draw(stage.seed).batch(BATCH)[step].tolist()
+        read = [tokenizer.decode(rows[n].tokens.tolist()) for n in numbers]
+        assert sum("Nobody" in row for row in read) == sum("magic" in row for row in read) == 2
+    with pytest.raises(InputError, match="the mix names radio, which is no source"):
+        data.check(short_stage(**{"talk": 0.5, "samples/radio": 0.5}), NANO)
+    with pytest.raises(InputError, match="the shares add up to 0.75"):
+        data.check(short_stage(**{"talk": 0.5, "samples/recall": 0.25}), NANO)

@@ -8,33 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from counted import count_operations
+from tiny_models import tiny_world
 
 from ringworld.batch import Batch
 from ringworld.data import example
 from ringworld.data.example import Example
 from ringworld.data.packing.loader import stack
 from ringworld.data.packing.rows import MASKED, PackedRows, Packing
-from ringworld.models.llama import Llama
-from ringworld.models.world import World, specs
+from ringworld.models.world import specs
 from ringworld.params import init
 from ringworld.train.loss import batch_flops, loss
 from ringworld.vocab import Vocabulary
 
 CONTEXT = 24
 VOCABULARY = Vocabulary(text=32, bos=1, eos=2, codes=6, codes_per_frame=3, vision_rows=8)
-TINY = World(
-    llama=Llama(
-        layers=2,
-        model=16,
-        mlp=24,
-        heads=4,
-        kv_heads=2,
-        head_width=4,
-        context=CONTEXT,
-        rope_theta=100.0,
-    ),
-    vocabulary=VOCABULARY,
-)
+TINY = tiny_world(VOCABULARY, CONTEXT)
 
 
 def draw(weight_of_text: float, weight_of_frames: float) -> list[Example]:

@@ -10,14 +10,15 @@ import jax
 import numpy as np
 import pytest
 from counted import count_operations
+from tiny_models import tiny_world
 
 from ringworld.data import example
 from ringworld.data.example import Example
 from ringworld.errors import InputError
 from ringworld.mesh import make_mesh
 from ringworld.models import llama
-from ringworld.models.llama import HOST, Activations, Llama
-from ringworld.models.world import World, specs
+from ringworld.models.llama import HOST, Activations
+from ringworld.models.world import specs
 from ringworld.params import shardings
 from ringworld.recipes.recipe import Recipe, record_run
 from ringworld.settings import MeshShape
@@ -37,18 +38,8 @@ from ringworld.vocab import Vocabulary
 
 CONTEXT, STEPS = 32, 20
 VOCABULARY = Vocabulary(text=32, bos=1, eos=2, codes=6, codes_per_frame=3, vision_rows=8)
-TINY = World(
-    llama=Llama(
-        layers=1,
-        model=32,
-        mlp=32,
-        heads=2,
-        kv_heads=1,
-        head_width=16,
-        context=CONTEXT,
-        rope_theta=100.0,
-    ),
-    vocabulary=VOCABULARY,
+TINY = tiny_world(
+    VOCABULARY, CONTEXT, layers=1, model=32, mlp=32, heads=2, kv_heads=1, head_width=16
 )
 FIRST = ModelStage(
     name="first",

@@ -188,7 +188,7 @@ def measure_lengths(lengths: Int[np.ndarray, "n"]) -> LengthSummary:
 
 
 def choose_samples(manifest: Manifest, count: int) -> list[int]:
-    """Examples from every source in turn, evenly spread_evenly over each."""
+    """Examples from every source in turn, spread evenly over each."""
     chosen: list[list[int]] = []
     first = dict.fromkeys(manifest.sources, np.zeros(0, np.int64))
     at = 0
@@ -203,7 +203,7 @@ def choose_samples(manifest: Manifest, count: int) -> list[int]:
 
 
 def spread_evenly(count: int, most: int) -> Int[np.ndarray, "n"]:
-    """At most `most` of so many things, evenly spread_evenly, the first and the last among them."""
+    """The numbers of at most `most` of `count` things: evenly spread, with the first and last."""
     return np.linspace(0, count - 1, min(most, count)).astype(int)
 
 
@@ -278,7 +278,7 @@ def find_codec(manifest: Manifest, codec: Path | None) -> Codec | None:
 def draw_samples(
     folder: Path, samples: Sequence[Sample], codec: Codec
 ) -> dict[int, tuple[UInt8[np.ndarray, "Z Y X 3"], list[str]]]:
-    """Frames evenly spread_evenly over each sample that has some, and when the film shows them."""
+    """Frames spread evenly over each sample that has some, and when the film shows them."""
     shards = Shards(folder)
     each = shards.manifest.vocabulary.codes_per_frame
     drawn = {}

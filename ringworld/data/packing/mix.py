@@ -122,10 +122,7 @@ def mix_sources(
     a name is no source, one apart has no share, or the shares do not add up to 1.
     """
     used = check_shares(sources, shares)
-    if not math.isclose(sum(used.values()), 1, abs_tol=1e-6):
-        raise InputError(
-            f"the shares add up to {sum(used.values()):g}: change them so that they add up to 1"
-        )
+    check_whole(used)
     if without := sorted(set(apart) - set(used)):
         raise InputError(f"{without[0]} is packed apart and has no share: give it one")
     sharing = {name: share for name, share in used.items() if name not in apart}
@@ -139,6 +136,12 @@ def mix_sources(
         groups[SHARED_ROWS] = MixedExamples(sources, sharing, tokens=wanted, seed=seed)
         rows[SHARED_ROWS] = part
     return Apart(groups, rows)
+
+
+def check_whole(shares: Mapping[str, float]) -> None:
+    """Raise InputError when shares do not add up to 1."""
+    if not math.isclose(total := sum(shares.values()), 1, abs_tol=1e-6):
+        raise InputError(f"the shares add up to {total:g}: change them so that they add up to 1")
 
 
 class Chosen:

@@ -1,0 +1,214 @@
+"""Any model to longer contexts: what is chosen, what may be changed, and that it survives."""
+
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from killed import launch
+from tiny_models import tiny_world
+
+from ringworld import cli
+from ringworld.cli.recipes import prepare_recipe
+from ringworld.data.corpora.build import build_shards
+from ringworld.data.packing.ledger import LEDGER_FILE
+from ringworld.errors import InputError
+from ringworld.recipes.extend import Extend, fit_mesh
+from ringworld.recipes.recipe import Recipe
+from ringworld.settings import MeshShape
+from ringworld.train.model_stage import FreshModel
+from ringworld.vocab import Vocabulary
+from ringworld.weights.open import open_model
+from ringworld.weights.save import convert
+from ringworld.weights.shipped import NANO
+from ringworld.weights.tensors import read_tensors
+from tests import foreign
+
+# SmolLM2-135M's shape, made small: three query heads to a key head, and one table for both ends.
+WORLD = replace(
+    tiny_world(
+        Vocabulary(text=2048, bos=1, eos=2), 32, model=48, mlp=64, heads=6, kv_heads=2, head_width=8
+    ),
+    tied=True,
+)
+CONTEXTS = (32, 64, 128)
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of that shape with the shipped tokenizer."""
+    fresh = FreshModel(name="fresh", model=WORLD, parts=NANO, seed=0)
+    return Recipe(name="start", stages=(fresh,), data=Extend().data).run(
+        tmp_path_factory.mktemp("start"), lambda said: None
+    )
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of sixty documents of different lengths."""
+    root, rng = tmp_path_factory.mktemp("corpus"), np.random.default_rng(0)
+    words = ["ring", "key", "query", "row", "token", "shard", "step", "model"]
+    rows = [{"text": " ".join(rng.choice(words, rng.integers(20, 200)))} for _ in range(60)]
+    (root / "books.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (root / "spec.toml").write_text('[[documents]]\nname = "books"\npath = "books.jsonl"\n')
+    build_shards(root / "spec.toml", root / "tokens", lambda said: None)
+    return root / "tokens"
+
+
+def words_of(start: Path, tokens: Path) -> list[str]:
+    """The command that takes the model to 64 and to 128 tokens."""
+    words = ["train", "extend", "--start", str(start), "--data.folder", str(tokens)]
+    words += ["--contexts", *map(str, CONTEXTS), "--steps", str(STEPS), "--peak-lr", "1e-2"]
+    return [*words, "--stages.all.loop.save-every", "2"]
+
+
+# ---- what is chosen
+
+
+def test_stages_are_named_by_their_contexts_and_have_as_many_tokens_a_step() -> None:
+    asked = Extend(
+        contexts=(4096, 16384, 1 << 20), steps=(10, 20, 30), tokens_per_step=1 << 22, devices=64
+    )
+    recipe = asked.make(8)
+    assert [stage.name for stage in recipe.stages] == ["4k", "16k", "1m"]
+    assert [stage.batch for stage in recipe.stages] == [1024, 256, 4]
+    assert [stage.loop.steps for stage in recipe.stages] == [10, 20, 30]
+    assert [stage.mesh for stage in recipe.stages] == [
+        MeshShape(fsdp=64),
+        MeshShape(fsdp=64),
+        MeshShape(fsdp=4, seq=16),
+    ]
+    by_tokens = replace(asked, tokens=(10**8,)).make(8)
+    assert [stage.loop.steps for stage in by_tokens.stages] == [24, 24, 24]
+
+
+def test_without_a_number_of_tokens_a_step_is_one_row_of_the_longest_stage() -> None:
+    stages = Extend(contexts=(4096, 16384)).make(8).stages
+    assert [stage.batch for stage in stages] == [4, 1]
+    assert [stage.mesh for stage in stages] == [MeshShape(fsdp=4, seq=2), MeshShape(seq=8)]
+
+
+@pytest.mark.parametrize(
+    ("batch", "width", "devices", "mesh"),
+    [
+        (1, 192, 1, MeshShape()),
+        (6, 192, 8, MeshShape(fsdp=2, seq=4)),
+        (4, 192, 7, MeshShape(fsdp=2, seq=3)),  # 7 does not divide the width, 6 does
+        (4, 5, 8, MeshShape(seq=5)),
+        (8, 7, 6, MeshShape()),
+    ],
+)
+def test_a_mesh_takes_as_many_devices_as_rows_and_width_divide_over(
+    batch: int, width: int, devices: int, mesh: MeshShape
+) -> None:
+    assert fit_mesh(960, batch, width, devices) == mesh
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"contexts": (64, 32)}, "the contexts 64 32 do not grow"),
+        ({"contexts": ()}, "do not grow"),
+        ({"steps": (1, 2, 3)}, "there are 3 numbers of steps for 2 contexts"),
+        ({"tokens_per_step": 4096}, "4096 tokens a step are less than a row of 16384"),
+    ],
+)
+def test_what_cannot_be_a_ladder_is_refused(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Extend(**wrong)
+
+
+# ---- the command
+
+
+def test_options_of_single_stages_change_what_was_chosen(
+    start: Path, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(Recipe, "run", lambda recipe, folder, say: seen.append(recipe))
+    words = [*words_of(start, tokens), "--stages.1.optimizer.peak-lr", "5e-3", "--folder", "f"]
+    prepare_recipe("extend", words[2:], lambda said: None)[1]()
+    stages = seen[0].stages
+    assert [stage.optimizer.peak_lr for stage in stages] == [1e-2, 5e-3, 1e-2]
+    assert [stage.loop.save_every for stage in stages] == [2, 2, 2]
+    assert (seen[0].start, seen[0].data.folder) == (start, tokens)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--context", "64"], "did you mean --contexts?"),
+        (["--stages.5.loop.steps", "3"], "there is no option --stages.5.loop.steps"),
+        (["--contexts", "64", "32"], "do not grow"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    said: str,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["ringworld", "train", "extend", *words])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    text = capsys.readouterr().err
+    assert end.value.code == 2 and len(text.splitlines()) == 1
+    assert said in text
+
+
+def test_a_ladder_starts_from_a_gguf_file(tokens: Path, tmp_path: Path) -> None:
+    tensors = foreign.gguf_tensors(np.random.default_rng(0))
+    file, ours = foreign.write_gguf(tmp_path / "model.gguf", tensors), tmp_path / "ours"
+    convert(file, ours, None, lambda said: None)
+    rows = [{"text": " ".join(foreign.LETTERS[:n])} for n in range(2, 12)]
+    (tmp_path / "books.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (tmp_path / "spec.toml").write_text(
+        'tokenizer = "ours"\n[[documents]]\nname = "books"\npath = "books.jsonl"\n'
+    )
+    build_shards(tmp_path / "spec.toml", tmp_path / "tokens", lambda said: None)
+    words = ["train", "extend", "--start", str(file), "--contexts", "32", "64", "--steps", "2"]
+    words += ["--devices", "2", "--folder", str(tmp_path / "run")]
+    with pytest.raises(InputError, match="made with another tokenizer"):
+        cli.run([*words, "--data.folder", str(tokens)], lambda said: None)
+    cli.run([*words, "--data.folder", str(tmp_path / "tokens")], lambda said: None)
+    made = tmp_path / "run" / "64" / "model"
+    assert (made / "tokenizer.json").read_bytes() == (ours / "tokenizer.json").read_bytes()
+    assert open_model(made).config.llama.context == 64
+    assert not np.array_equal(
+        read_tensors(made / "model.safetensors")["text_embed"],
+        read_tensors(ours / "model.safetensors")["text_embed"],
+    )
+
+
+# ---- survival
+
+
+def test_a_ladder_that_was_killed_twice_makes_the_model_of_one_that_was_not(
+    start: Path, tokens: Path, tmp_path: Path
+) -> None:
+    words = words_of(start, tokens)
+
+    def train(name: str, dies_at: int) -> str:
+        run = launch(dies_at, *words, "--folder", str(tmp_path / name), JAX_NUM_CPU_DEVICES="4")
+        said = run.communicate(timeout=300)[0]
+        assert run.returncode == (-signal.SIGKILL if dies_at else 0), said
+        return said
+
+    train("whole", 0)
+    train("killed", 2)  # in the first stage, after four steps of which two are saved
+    train("killed", 5)  # two saves of the first stage, and three of the second
+    assert not (tmp_path / "killed" / "64" / "model").exists()
+    assert "going on from step 4 of 6" in train("killed", 0)
+    for context in map(str, CONTEXTS):
+        for file in (LEDGER_FILE, "model/model.safetensors", "model/config.json"):
+            whole, killed = (tmp_path / run / context / file for run in ("whole", "killed"))
+            assert killed.read_bytes() == whole.read_bytes(), file
+    config = open_model(tmp_path / "whole" / "128" / "model").config
+    assert config.tied and config.llama.context == 128 and config.llama.kv_heads == 2
+    assert config.llama.rope_theta > WORLD.llama.rope_theta
+    recorded = json.loads((tmp_path / "whole" / "run.json").read_text())
+    assert [stage["name"] for stage in recorded["stages"]] == ["32", "64", "128"]
