@@ -32,7 +32,7 @@ PEERS = (
         Peer(
             name=f"{THEIRS}, ring of {devices}",
             module="step_lwm",
-            environment="reference_ring.txt",
+            environment="lwm.txt",
             devices=devices,
         )
         for devices in RINGS

@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from ringworld.mesh import shard, spec
+from ringworld.mesh import spec
 
 # Tokens whose MLP features exist at one time on a device. Each chunk adds to the float32 gradients
 # of the weights: at 2048 tokens that is 512 FLOPs for each byte of them that moves, and an H100
@@ -24,6 +24,22 @@ def placed_rows(x: Array) -> tuple[Any, Any]:
     """The mesh axes that divide the rows and the tokens of `x` `[B, T, ...]`."""
     batch, seq, *_ = (*jax.typeof(x).sharding.spec, None, None)
     return batch, seq
+
+
+def token_axes(x: Array) -> tuple[str, ...]:
+    """The mesh axes that divide the rows and the tokens of `x` `[B, T, ...]`, as one list."""
+    return _axes(PartitionSpec(*placed_rows(x)))
+
+
+def vary(x: Array, axes: tuple[str, ...]) -> Array:
+    """`x` within `shard_map`, each device along `axes` with a gradient of its own.
+
+    Their sum is left to the gather that made `x`, or else follows here.
+    """
+    held = jax.typeof(x).manual_axis_type
+    parts = tuple(axis for axis in axes if axis in held.reduced)
+    alike = tuple(axis for axis in axes if axis not in held.reduced | held.varying)
+    return lax.pcast(lax.pcast(x, parts, to="varying"), alike, to="varying")
 
 
 def contract(subscripts: str, x: Array, w: Array, *features: str | None) -> Array:
@@ -45,33 +61,25 @@ def rms_norm(
 
 
 def over_tokens(
-    f: Callable[..., Array],
-    x: Float[Array, "B T D"],
-    weights: tuple[Array, ...],
-    axes: tuple[tuple[str | None, ...], ...],
+    f: Callable[..., Array], x: Float[Array, "B T D"], weights: tuple[Array, ...]
 ) -> Float[Array, "B T D"]:
     """`f(tokens [T, D], *weights)`, a function of single tokens, of all the tokens of `x`.
 
-    `axes` are the logical axes of the weights. Each device goes through its own tokens,
-    `MLP_CHUNK` at a time, and the parts of results that stand for its part of the features are
-    summed over `tensor`.
+    Each device goes through its own tokens, `MLP_CHUNK` at a time, and the parts of results that
+    stand for its part of the features are summed over `tensor`.
     Source: Liu and Abbeel, "Blockwise Parallel Transformer" (arXiv 2305.19370).
     """
     rows = PartitionSpec(*placed_rows(x), None)
-    places = (rows, *(spec(*logical) for logical in axes))
+    over = (*token_axes(x), "tensor")
 
     def local(x: Array, *weights: Array) -> Array:
         # Each device adds part of every sum, from its part of the features, and has a gradient of
         # its own of all that it reads. One sum over devices follows the last chunk; left to
         # autodiff, the sums would stand in the loop.
-        over = (*_axes(rows), "tensor")
-        x, *parts = (
-            lax.pcast(a, tuple(axis for axis in over if axis not in _axes(place)), to="varying")
-            for a, place in zip((x, *weights), places, strict=True)
-        )
+        x, *parts = (vary(a, over) for a in (x, *weights))
         return lax.psum(_in_chunks(lambda tokens: f(tokens, *parts), x), "tensor")
 
-    weights = tuple(shard(w, *logical) for w, logical in zip(weights, axes, strict=True))
+    places = (rows, *(jax.typeof(w).sharding.spec for w in weights))
     return jax.shard_map(local, in_specs=places, out_specs=rows)(x, *weights)
 
 
@@ -105,14 +113,17 @@ def embed(
     are summed. (A plain gather of a divided table makes the compiler replicate it.)
     """
 
+    over = token_axes(ids)
+
     def local(table: Array, ids: Array, keep: Array) -> Array:
+        table = vary(table, over)
         own = ids - lax.axis_index("tensor") * table.shape[0]
         held = keep & (own >= 0) & (own < table.shape[0])
         found = jnp.where(held[..., None], table[jnp.where(held, own, 0)], 0)
         return lax.psum(found, "tensor")
 
     rows = PartitionSpec(*placed_rows(ids))
-    places = (spec("vocab", None), rows, rows)
+    places = (jax.typeof(table).sharding.spec, rows, rows)
     return jax.shard_map(local, in_specs=places, out_specs=PartitionSpec(*rows, None))(
         table, ids, keep
     )

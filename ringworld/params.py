@@ -13,10 +13,11 @@ from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from ringworld.mesh import GATHERED, RULES, Rules, named_sharding, shard
+from ringworld.mesh import GATHERED, RULES, Rules, axis_size, named_sharding, shard, spec
 
 T = TypeVar("T")
 Leaf = Any  # an array, or anything a tree map makes of one: a shape, a sharding, None
@@ -111,8 +112,35 @@ def init(specs: T, seed: int, dtype: DTypeLike = jnp.float32, rules: Rules = RUL
     )
 
 
-def gather(weights: T, specs: T) -> T:
-    """Weights whole along the model width, to compute with; the backward scatters the sum."""
-    return jax.tree.map(
-        lambda p, w: shard(w, *p.axes, rules=GATHERED), specs, weights, is_leaf=_is_param
-    )
+def gather(weights: T, specs: T, over: tuple[str, ...] = ()) -> T:
+    """Weights whole along the model width, to compute with.
+
+    `over` names the mesh axes that divide the tokens: each device has a part of the gradient of
+    what is gathered, and the backward scatters the sum of the parts, so that none holds all of it.
+    """
+
+    def whole(p: Param, w: Any) -> Any:
+        if "embed" in p.axes and any(axis_size(axis) > 1 for axis in over):
+            return _gather_to_scatter(w, p, over)
+        return shard(w, *p.axes, rules=GATHERED)
+
+    return jax.tree.map(whole, specs, weights, is_leaf=_is_param)
+
+
+def _gather_to_scatter(w: jax.Array, p: Param, over: tuple[str, ...]) -> jax.Array:
+    """`w` whole along the model width; its gradient is a part on each device along `over`.
+
+    (A reshard would do, but the compiler of TPUs sums its gradient whole and takes a slice.)
+    """
+    width = p.axes.index("embed")
+    divided = jax.typeof(w).sharding.spec[width] or ()
+    along = tuple(a for a in ((divided,) if isinstance(divided, str) else divided) if a in over)
+    rest = tuple(a for a in over if a not in along)
+    w = shard(w, *p.axes, rules=Rules(embed=along))
+
+    def local(w: jax.Array) -> jax.Array:
+        w = lax.pcast(w, rest, to="reduced")
+        return lax.all_gather(w, along, axis=width, tiled=True, to="reduced")
+
+    there = spec(*p.axes, rules=GATHERED).update(reduced=frozenset(over))
+    return jax.shard_map(local, in_specs=jax.typeof(w).sharding.spec, out_specs=there)(w)

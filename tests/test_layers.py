@@ -20,8 +20,9 @@ from ringworld.attention.mask import Where
 from ringworld.batch import Batch
 from ringworld.layers import embed, over_tokens
 from ringworld.mesh import make_mesh, shard
-from ringworld.models.llama import MLP_AXES, Activations, Llama, blocks_specs, mlp, run_layers
+from ringworld.models.llama import Activations, Llama, blocks_specs, mlp, run_layers
 from ringworld.models.world import World, specs
+from ringworld.plan import hlo
 from ringworld.settings import MeshShape
 from ringworld.train import loss as loss_module
 from ringworld.train.loss import loss
@@ -58,7 +59,7 @@ def placed_arrays() -> list[jax.Array]:
 
 def feed_forward(x: Any, *weights: Any) -> Any:
     """The MLP added to its input, as a layer does."""
-    return x + over_tokens(partial(mlp, eps=EPS), x, weights, MLP_AXES)
+    return x + over_tokens(partial(mlp, eps=EPS), x, weights)
 
 
 def loss_of(chunk: int) -> Any:
@@ -238,6 +239,17 @@ def test_logits_exist_for_one_chunk_and_one_part_of_the_vocabulary() -> None:
     shapes = [shape for shape in shapes_in(compiled_loss()) if ROWS // 2 in shape]
     assert (LOGITS, ROWS // 2) in shapes
     assert max(math.prod(shape) for shape in shapes) == D * ROWS // 2 == LOGITS * ROWS // 2
+
+
+def test_sums_of_gradients_are_scattered_where_weights_are_divided() -> None:
+    found = hlo.collectives(hlo.read_program(compiled_loss()))
+    scattered = [c for c in found if c.kind == "reduce-scatter"]
+    # Seven matrices of a layer, the table and the head; in float32, whatever the products are in.
+    assert len(scattered) == 9 and all(c.shapes[0].dtype == "f32" for c in scattered)
+    largest = max(c.bytes for c in scattered)
+    assert largest == 4 * D * ROWS // 2
+    # Along the ring, which does not divide the weights here, the parts of fsdp are summed.
+    assert max(c.bytes for c in found if c.kind == "all-reduce") == largest // 2
 
 
 @by_mesh

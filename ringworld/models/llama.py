@@ -25,7 +25,7 @@ from ringworld.attention import attend
 from ringworld.attention.mask import Where, window
 from ringworld.attention.ring import SAVED
 from ringworld.errors import InputError
-from ringworld.layers import contract, over_tokens, rms_norm
+from ringworld.layers import contract, over_tokens, rms_norm, token_axes
 from ringworld.params import Weight, constant, dense, gather, pytree_dataclass, stacked
 from ringworld.rope import Rope, turn_halves
 from ringworld.rope_scaling import Scaling
@@ -34,8 +34,6 @@ COMPUTE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 Activations = Literal["attention", "nothing", "offload"]
 SIZES = ("layers", "model", "mlp", "heads", "kv_heads", "head_width", "context")
 LAYER_INPUT, HOST = "layer_input", "pinned_host"
-# The logical axes of the weights of `mlp`.
-MLP_AXES = ((None,), (None, "mlp"), (None, "mlp"), ("mlp", None))
 # What is kept of each layer until its backward, which recomputes the rest. Its input always is;
 # "attention" adds the attention's output and log-sum-exp, so that the ring is not walked a third
 # time; "nothing" adds nothing; "offload" keeps what "attention" does in the memory of the host.
@@ -232,11 +230,11 @@ def layer(
 
     The MLP has its norm inside, so that both go through the tokens in chunks (`over_tokens`).
     """
-    w = gather(w, block_specs(c))
+    w = gather(w, block_specs(c), token_axes(x))
     added, cache = attention(rms_norm(x, w.attn_norm, c.norm_eps), w, where, attend, c)
     x = x + added
     weights = (w.mlp_norm, w.w_gate, w.w_up, w.w_down)
-    x = x + over_tokens(partial(mlp, eps=c.norm_eps), x, weights, MLP_AXES)
+    x = x + over_tokens(partial(mlp, eps=c.norm_eps), x, weights)
     return x, cache
 
 

@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ringworld.attention.mask import Where
-from ringworld.layers import contract, embed, rms_norm
+from ringworld.layers import contract, embed, rms_norm, token_axes
 from ringworld.mesh import shard
 from ringworld.models import llama
 from ringworld.models.llama import COMPUTE, Block, Llama
@@ -87,7 +87,9 @@ def embed_tokens(
 ) -> Float[Array, "B T D"]:
     """Each token's row of the table of its kind, in the model's compute dtype."""
     tables = gather(
-        (weights.text_embed, weights.vision_embed), (specs(c).text_embed, specs(c).vision_embed)
+        (weights.text_embed, weights.vision_embed),
+        (specs(c).text_embed, specs(c).vision_embed),
+        token_axes(tokens),
     )
     x = embed(tables[0], tokens, ~vision)
     if tables[1] is not None:
@@ -111,11 +113,14 @@ def forward(
     return rms_norm(x, weights.heads.norm, c.llama.norm_eps)
 
 
-def gather_heads(weights: WorldWeights, c: World) -> Heads:
-    """The heads, gathered; in a tied model the text table is the text head."""
-    heads = gather(weights.heads, specs(c).heads)
+def gather_heads(weights: WorldWeights, c: World, over: tuple[str, ...] = ()) -> Heads:
+    """The heads, gathered for tokens that are divided `over` mesh axes (`params.gather`).
+
+    In a tied model the text table is the text head.
+    """
+    heads = gather(weights.heads, specs(c).heads, over)
     if c.tied:
-        heads = replace(heads, text=gather(weights.text_embed, specs(c).text_embed).T)
+        heads = replace(heads, text=gather(weights.text_embed, specs(c).text_embed, over).T)
     return heads
 
 

@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ringworld.batch import Batch
+from ringworld.layers import vary
 from ringworld.mesh import shard, spec
 from ringworld.models.world import (
     Heads,
@@ -80,13 +81,12 @@ def _sums(
 
 def nll_sums(x: Float[Array, "B T D"], heads: Heads, batch: Batch) -> Float[Array, "2"]:
     """The batch's weighted nll sums, text and vision; the heads are gathered."""
-    table = spec(None, "vocab")
-    of_heads = Heads(spec(None), table, None if heads.vision is None else table)
+    of_heads = jax.tree.map(lambda w: jax.typeof(w).sharding.spec, heads)
 
     def everywhere(x: Array, heads: Heads, batch: Batch) -> Array:
         # Each device sums its own gradient of the heads over its chunks, and one sum over devices
         # follows. Left to autodiff it would stand in the branch that a device may skip: a deadlock.
-        heads = jax.tree.map(lambda w: lax.pcast(w, ROWS, to="varying"), heads)
+        heads = jax.tree.map(lambda w: vary(w, ROWS), heads)
         return lax.psum(_sums(x, heads, batch, "tensor"), ROWS)
 
     return jax.shard_map(
@@ -107,7 +107,7 @@ def loss(
     """
     batch = jax.tree.map(lambda x: shard(x, "batch", "seq"), batch)
     x = forward(weights, batch.tokens, batch.vision, batch.where, c)
-    sums = nll_sums(x, gather_heads(weights, c), batch)
+    sums = nll_sums(x, gather_heads(weights, c, ROWS), batch)
     text_weights = jnp.where(batch.target_vision, 0.0, batch.weights)
     vision_weights = jnp.where(batch.target_vision, batch.weights, 0.0)
     total = jnp.stack([jnp.sum(text_weights), jnp.sum(vision_weights)])
