@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-slow docs bench-attention bench-training bench-weights bench-data lock clean
+.PHONY: help setup demo check test test-slow docs bench-attention bench-training bench-weights bench-decode bench-serving bench-data lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -62,6 +62,12 @@ bench-training: setup ## loss and gradients of a small model beside LWM's; ARGS=
 
 bench-weights: setup ## a prompt read and an answer written, beside transformers; ARGS="--help" lists its options
 	@$(BIN)/python -m benchmarks.weights $(ARGS)
+
+bench-decode: setup ## an answer written with float32, bfloat16 and int8, beside llama.cpp
+	@$(BIN)/python -m benchmarks.decode $(ARGS)
+
+bench-serving: setup ## the engine with 1 to 16 requests, beside transformers and llama.cpp; ARGS="--help" lists its options
+	@$(BIN)/python -m benchmarks.serving $(ARGS)
 
 bench-data: setup ## text, films, pictures and rows beside the libraries alone; ARGS="--help" lists its options
 	@$(BIN)/python -m benchmarks.data $(ARGS)

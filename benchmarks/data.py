@@ -18,7 +18,7 @@ from rich.console import Console
 
 from benchmarks.environment import cache_folder
 from benchmarks.peers.data_work import UNITS, Work, make_corpus
-from benchmarks.protocol import PeerFailed, Worker
+from benchmarks.protocol import PeerFailed, Worker, python_command
 from benchmarks.table import publish
 from ringworld.train.metrics import METRICS_NAME as METRICS
 from ringworld.train.metrics import share_waited
@@ -76,7 +76,7 @@ def compare(work: Work, repeats: int, console: Console) -> tuple[Found, Found]:
             console.print(f"{work}: preparing {name if name == OURS else PEERS[work]}")
             log = cache_folder() / "logs" / f"data-{name}.log"
             module = f"benchmarks.peers.{module}"
-            workers[name] = Worker(name, Path(sys.executable), module, {}, log)
+            workers[name] = Worker(name, python_command(Path(sys.executable), module), {}, log)
             samples[name] = workers[name].ask("prepare", work=work)["sample"]
         for _ in range(repeats):
             for name, worker in workers.items():

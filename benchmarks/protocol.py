@@ -79,17 +79,22 @@ def peak_memory() -> int:
     return most if sys.platform == "darwin" else most * 1024
 
 
+def python_command(python: Path, module: str) -> list[str]:
+    """What starts a worker that is a module, without the user's own packages."""
+    return [str(python), "-s", "-m", module]
+
+
 class Worker:
     """A worker's process, seen from the benchmark. What it says on standard error goes to `log`."""
 
-    def __init__(self, name: str, python: Path, module: str, env: dict[str, str], log: Path):
+    def __init__(self, name: str, command: list[str], env: dict[str, str], log: Path):
         inherited = {key: value for key, value in os.environ.items() if key not in DROPPED}
         log.parent.mkdir(parents=True, exist_ok=True)
         self.name, self.log = name, log
         self.idle = self.idle_busy = 0.0
         with log.open("w") as errors:
             self.process = subprocess.Popen(
-                [str(python), "-s", "-m", module],
+                command,
                 cwd=ROOT,
                 env={**inherited, **SETTINGS, **env},
                 stdin=subprocess.PIPE,

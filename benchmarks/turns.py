@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import cache_folder, make_environment
-from benchmarks.protocol import PeerFailed, Worker
+from benchmarks.protocol import PeerFailed, Worker, python_command
 from benchmarks.table import Measurement
 from benchmarks.work import GEMM_FLOPS, GEMM_SIDE
 from ringworld.progress import Announce
@@ -38,7 +38,8 @@ class Peer:
         """The worker, whose `prepare` comes next."""
         flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={self.devices}"}
         log = cache_folder() / "logs" / f"{self.name.replace(' ', '-')}.log"
-        return Worker(self.name, python, f"benchmarks.peers.{self.module}", flags, log)
+        command = python_command(python, f"benchmarks.peers.{self.module}")
+        return Worker(self.name, command, flags, log)
 
 
 # The yardstick of every table: what this machine's cores can do.

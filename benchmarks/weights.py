@@ -18,7 +18,7 @@ from rich.console import Console
 
 from benchmarks.environment import cache_folder, make_environment
 from benchmarks.peers.model_work import WRITTEN, make_folder
-from benchmarks.protocol import PeerFailed, Worker
+from benchmarks.protocol import PeerFailed, Worker, python_command
 from benchmarks.table import (
     AIM_HEAD,
     Aim,
@@ -56,7 +56,8 @@ def compare(
         for name, module in MODULES.items():
             console.print(f"{work}: preparing {name}")
             log = cache_folder() / "logs" / f"weights-{name}.log"
-            worker = Worker(name, pythons[name], f"benchmarks.peers.{module}", {}, log)
+            command = python_command(pythons[name], f"benchmarks.peers.{module}")
+            worker = Worker(name, command, {}, log)
             workers[name] = worker
             asked = {"folder": str(folder), "length": bench.length, "work": work}
             samples[name] = worker.ask("prepare", **asked)["sample"]

@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/attention.md and docs/stretch.md, by `python docs/pictures.py`.
+"""Draws the pictures of the pages attention, engine and stretch, by `python docs/pictures.py`.
 
 They are docs/images/*.png. What was measured for docs/stretch.md is in docs/images/stretch.json.
 """
@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from ringworld.attention.balance import Plan, count_work, make_orders
+from ringworld.attention.balance import Layout, count_work, make_orders
 from ringworld.attention.mask import (
     Reach,
     Span,
@@ -113,7 +113,7 @@ def draw_orders() -> Figure:
     panels = picture.subplots(len(rows), len(orders), sharex=True, sharey=True)
     for line, (title, where) in zip(panels, rows.items(), strict=True):
         plans = [
-            Plan(name, order, count_work(where, order, RING, TILE))
+            Layout(name, order, count_work(where, order, RING, TILE))
             for name, order in orders.items()
         ]
         most = max(plan.work.max() for plan in plans)
@@ -125,7 +125,7 @@ def draw_orders() -> Figure:
     return picture
 
 
-def _draw_work(axes: Axes, plan: Plan, most: int) -> None:
+def _draw_work(axes: Axes, plan: Layout, most: int) -> None:
     steps = np.arange(RING)
     of_step = plan.work[steps[:, None], (steps[:, None] - steps) % RING]
     axes.imshow(of_step, vmin=0, vmax=most, cmap="Blues", aspect="auto")
@@ -158,6 +158,79 @@ def draw_masks() -> Figure:
         axes.set_title(title, size=10)
         axes.set(xlabel="key", ylabel="query", xticks=[], yticks=[])
     return picture
+
+
+def draw_engine() -> Figure:
+    """The pool with the pages of four rows, and what one step of the engine does."""
+    picture = figure(10, 4.6)
+    left, right = picture.subplots(1, 2)
+    _draw_pool(left)
+    _draw_step(right)
+    return picture
+
+
+# Pages of each row by their number in the pool; those of the prompt that are read, and the rest.
+TABLES = {
+    "A": ((1, 2, 5), (6,)),
+    "B": ((1, 2), (9, 10)),
+    "C": ((3, 4, 7, 8), (11, 12)),
+    "D": ((13,), ()),
+}
+ROW_COLORS = {"A": "#2f6fb0", "B": "#2e8b57", "C": "#d9822b", "D": "#8e5ea2"}
+
+
+def _draw_box(axes: Axes, x: float, y: float, color: str, words: str, *, full: bool) -> None:
+    style = {"fc": color if full else "white", "ec": color, "alpha": 1.0 if full else 0.7}
+    axes.add_patch(FancyBboxPatch((x, y), 0.8, 0.7, boxstyle="round,pad=0.03", **style))
+    ink = "white" if full else color
+    axes.text(x + 0.4, y + 0.33, words, ha="center", va="center", size=8, color=ink)
+
+
+def _draw_pool(axes: Axes) -> None:
+    readers: dict[int, list[str]] = {}
+    for name, (read, waiting) in TABLES.items():
+        for page in (*read, *waiting):
+            readers.setdefault(page, []).append(name)
+    for page in range(16):
+        names = readers.get(page, [])
+        color = ROW_COLORS[names[0]] if len(names) == 1 else INK if names else MUTED
+        read = any(page in TABLES[name][0] for name in names)
+        words = "+".join(names) or {0: "none", 14: "kept", 15: "free"}[page]
+        _draw_box(axes, page % 4 * 1.1, 6.2 - page // 4 * 0.95, color, words, full=read)
+        axes.text(page % 4 * 1.1 + 0.04, 6.82 - page // 4 * 0.95, str(page), size=6, color=MUTED)
+    for i, (name, (read, waiting)) in enumerate(TABLES.items()):
+        numbers = " ".join(map(str, (*read, *waiting)))
+        axes.text(0, 2.5 - 0.5 * i, f"row {name}: pages {numbers}", color=ROW_COLORS[name], size=9)
+    axes.text(0, 0.4, "full: read;  outline: reserved for the rest of prompt and answer", size=8)
+    axes.set(title="the pool, and the tables of four rows", xlim=(-0.2, 4.4), ylim=(0.2, 7.2))
+    axes.axis("off")
+
+
+def _draw_step(axes: Axes) -> None:
+    lines = [
+        ("A", 0, "decodes", 5),
+        ("D", 1, "decodes", 2),
+        ("C", 2, "reads page 11", 0),
+        ("B", 3, "reads page 9", 0),
+    ]
+    for name, slot, does, tokens in lines:
+        y = 5.6 - 1.1 * slot
+        axes.text(-0.2, y + 0.3, f"slot {slot}", size=8, color=MUTED, va="center")
+        _draw_box(axes, 0.7, y, ROW_COLORS[name], name, full=True)
+        axes.text(1.8, y + 0.33, does, size=9, va="center", color=ROW_COLORS[name])
+        for i in range(4 if tokens else 0):
+            _draw_box(axes, 3.6 + 0.9 * i, y, ROW_COLORS[name], "token", full=i == 0)
+        if not tokens:
+            style = {"boxstyle": "round,pad=0.03", "fc": "white", "ec": ROW_COLORS[name]}
+            axes.add_patch(FancyBboxPatch((3.6, y), 3.5, 0.7, **style))
+            parts = "device 0   |   device 1   |   device 2   |   device 3"
+            axes.text(5.35, y + 0.33, parts, size=6.5, ha="center", va="center", color=INK)
+    words = "rows that decode are one batch of fixed size; a chunk is one row's alone"
+    axes.text(-0.2, 1.4, words, size=8)
+    merge = "out = sum over devices of 2^(lse_r - lse) out_r"
+    axes.text(-0.2, 0.8, f"on a ring the parts merge:  {merge}", size=8)
+    axes.set(title="one step", xlim=(-0.4, 7.6), ylim=(0.2, 7.2))
+    axes.axis("off")
 
 
 def draw_stretch() -> Figure:
@@ -194,6 +267,7 @@ def main() -> None:
         "ring": draw_ring,
         "orders": draw_orders,
         "masks": draw_masks,
+        "engine": draw_engine,
         "stretch": draw_stretch,
     }
     for name, draw in pictures.items():

@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from ringworld.mesh import spec
+from ringworld.params import Adapted, Int8, Matrix, partitions
 
 # Tokens whose MLP features exist at one time on a device. Each chunk adds to the float32 gradients
 # of the weights: at 2048 tokens that is 512 FLOPs for each byte of them that moves, and an H100
@@ -42,13 +44,50 @@ def vary(x: Array, axes: tuple[str, ...]) -> Array:
     return lax.pcast(lax.pcast(x, parts, to="varying"), alike, to="varying")
 
 
-def contract(subscripts: str, x: Array, w: Array, *features: str | None) -> Array:
-    """`einsum(x, w)` in x's dtype; rows and tokens stay where x has them.
+def product(
+    subscripts: str,
+    x: Array,
+    w: Matrix,
+    *,
+    out_sharding: PartitionSpec | None = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """`einsum(x, w)`, multiplied in x's dtype; the result has it too, or the `dtype` that is given.
+
+    `subscripts` ends in the outputs of the matrix, as "td,df->tf" does. The values of an `Int8` are
+    cast as they are read, and its scales applied to the result; to the result of an `Adapted` its
+    adapter's is added.
+    """
+    how: dict[str, Any] = {"out_sharding": out_sharding, "preferred_element_type": dtype}
+    if isinstance(w, Adapted):
+        plain = product(subscripts, x, w.base, out_sharding=out_sharding, dtype=dtype)
+        added = _low_rank(subscripts, x, w, out_sharding)
+        return plain + w.scale * added.astype(plain.dtype)
+    if isinstance(w, Int8):
+        found = jnp.einsum(subscripts, x, w.values.astype(x.dtype), **how)
+        return (found.astype(jnp.float32) * w.scales).astype(found.dtype)
+    return jnp.einsum(subscripts, x, w.astype(x.dtype), **how)
+
+
+def _low_rank(subscripts: str, x: Array, w: Adapted, out_sharding: PartitionSpec | None) -> Array:
+    """(x A) B: "btd,dnh->btnh" goes by way of "btr"."""
+    given, out = subscripts.split("->")
+    of_x, of_w = given.split(",")
+    outputs = "".join(letter for letter in of_w if letter in out)
+    inputs = "".join(letter for letter in of_w if letter not in out)
+    rows = out.removesuffix(outputs)
+    narrow = None if out_sharding is None else PartitionSpec(*out_sharding[: len(rows)], None)
+    low = product(f"{of_x},{inputs}r->{rows}r", x, w.a, out_sharding=narrow)
+    return product(f"{rows}r,r{outputs}->{out}", low, w.b, out_sharding=out_sharding)
+
+
+def contract(subscripts: str, x: Array, w: Matrix, *features: str | None) -> Array:
+    """`product(x, w)`; rows and tokens stay where x has them.
 
     `features` names the logical axes of the result after `[B, T]`.
     """
     out_sharding = PartitionSpec(*placed_rows(x), *spec(*features))
-    return jnp.einsum(subscripts, x, w.astype(x.dtype), out_sharding=out_sharding)
+    return product(subscripts, x, w, out_sharding=out_sharding)
 
 
 def rms_norm(
@@ -61,7 +100,7 @@ def rms_norm(
 
 
 def over_tokens(
-    f: Callable[..., Array], x: Float[Array, "B T D"], weights: tuple[Array, ...]
+    f: Callable[..., Array], x: Float[Array, "B T D"], weights: tuple[Matrix, ...]
 ) -> Float[Array, "B T D"]:
     """`f(tokens [T, D], *weights)`, a function of single tokens, of all the tokens of `x`.
 
@@ -72,14 +111,14 @@ def over_tokens(
     rows = PartitionSpec(*placed_rows(x), None)
     over = (*token_axes(x), "tensor")
 
-    def local(x: Array, *weights: Array) -> Array:
+    def local(x: Array, *weights: Matrix) -> Array:
         # Each device adds part of every sum, from its part of the features, and has a gradient of
         # its own of all that it reads. One sum over devices follows the last chunk; left to
         # autodiff, the sums would stand in the loop.
-        x, *parts = (vary(a, over) for a in (x, *weights))
+        x, *parts = jax.tree.map(lambda a: vary(a, over), (x, *weights))
         return lax.psum(_in_chunks(lambda tokens: f(tokens, *parts), x), "tensor")
 
-    places = (rows, *(jax.typeof(w).sharding.spec for w in weights))
+    places = (rows, *partitions(weights))
     return jax.shard_map(local, in_specs=places, out_specs=rows)(x, *weights)
 
 
@@ -105,25 +144,29 @@ def _axes(place: PartitionSpec) -> tuple[str, ...]:
 
 
 def embed(
-    table: Float[Array, "V D"], ids: Int[Array, "B T"], keep: Bool[Array, "B T"]
+    table: Array | Int8, ids: Int[Array, "B T"], keep: Bool[Array, "B T"]
 ) -> Float[Array, "B T D"]:
-    """The table's rows at `ids` where `keep` is true, and 0 elsewhere.
+    """The rows of a table [V, D] at `ids` where `keep` is true, and 0 elsewhere.
 
     The table's rows are divided over `tensor`: each device looks up what it holds, and the parts
     are summed. (A plain gather of a divided table makes the compiler replicate it.)
     """
-
     over = token_axes(ids)
 
-    def local(table: Array, ids: Array, keep: Array) -> Array:
-        table = vary(table, over)
-        own = ids - lax.axis_index("tensor") * table.shape[0]
-        held = keep & (own >= 0) & (own < table.shape[0])
-        found = jnp.where(held[..., None], table[jnp.where(held, own, 0)], 0)
-        return lax.psum(found, "tensor")
+    def local(table: Array | Int8, ids: Array, keep: Array) -> Array:
+        table = jax.tree.map(lambda x: vary(x, over), table)
+        count = len(table.values if isinstance(table, Int8) else table)
+        own = ids - lax.axis_index("tensor") * count
+        held = keep & (own >= 0) & (own < count)
+        own = jnp.where(held, own, 0)
+        if isinstance(table, Int8):
+            found = table.values[own].astype(jnp.float32) * table.scales[own][..., None]
+        else:
+            found = table[own]
+        return lax.psum(jnp.where(held[..., None], found, 0), "tensor")
 
     rows = PartitionSpec(*placed_rows(ids))
-    places = (jax.typeof(table).sharding.spec, rows, rows)
+    places = (partitions(table), rows, rows)
     return jax.shard_map(local, in_specs=places, out_specs=PartitionSpec(*rows, None))(
         table, ids, keep
     )

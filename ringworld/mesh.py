@@ -126,6 +126,11 @@ def shard(x: jax.Array, *logical: str | None, rules: Rules = RULES) -> jax.Array
     return jax.sharding.reshard(x, spec(*logical, rules=rules))
 
 
+def replicate(tree: R) -> R:
+    """Every array of a pytree, whole on every device. Raises InputError when no mesh is set."""
+    return jax.tree.map(lambda x: shard(x, *(None,) * x.ndim), tree)
+
+
 def _check_mesh() -> None:
     if not mesh_is_set():
         raise InputError(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 from numbers import Integral
+from pathlib import Path
 from typing import Literal
 
 from ringworld.errors import InputError
@@ -9,6 +10,18 @@ from ringworld.errors import InputError
 WeightAxis = Literal["fsdp", "seq"]
 # How RoPE is changed for a context beyond the trained one: see `models.context_extension`.
 Extension = Literal["theta", "ntk", "yarn", "plain"]
+# How weights are held in memory or stored: int8 is for inference.
+WeightType = Literal["float32", "bfloat16", "int8"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightOptions:
+    """How the weights of a model are held in memory."""
+
+    dtype: WeightType = "float32"
+    """float32, bfloat16 or int8, which takes a quarter of float32 and decodes faster"""
+    adapter: Path | None = None
+    """a folder with a LoRA adapter to use with the model"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +61,8 @@ class MeshShape:
 class Sampling:
     """How the next token is chosen from the logits.
 
-    Raises InputError for a negative temperature or top_k, or a top_p outside (0, 1].
+    Raises InputError for a negative temperature or top_k, a top_p outside (0, 1], a min_p outside
+    [0, 1], or a repetition_penalty that is not positive.
     """
 
     temperature: float = 0.0
@@ -57,10 +71,21 @@ class Sampling:
     """sample from this many of the likeliest tokens; 0 for all of them"""
     top_p: float = 1.0
     """sample from the fewest tokens whose probabilities add up to this; 1 for all of them"""
+    min_p: float = 0.0
+    """sample from the tokens at least this share as likely as the likeliest; 0 for all of them"""
+    repetition_penalty: float = 1.0
+    """makes ids of the prompt and the answer less likely, above 1; 1 leaves them"""
+    presence_penalty: float = 0.0
+    """subtracted from the logits of ids that the answer holds; 0 leaves them"""
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise InputError(
                 f"temperature {self.temperature}, top_k {self.top_k} and top_p {self.top_p} cannot "
                 "be sampled with: use temperature and top_k from 0 up and top_p in (0, 1]"
+            )
+        if not 0 <= self.min_p <= 1 or self.repetition_penalty <= 0:
+            raise InputError(
+                f"min_p {self.min_p} and repetition_penalty {self.repetition_penalty} cannot be "
+                "sampled with: use min_p in [0, 1] and a repetition_penalty above 0"
             )

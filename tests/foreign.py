@@ -117,17 +117,23 @@ def training_state(tree: Tree) -> Tree:
 
 # --- GGUF ------------------------------------------------------------------------------------
 
-GGUF_SHAPES = {  # by llama.cpp's names; two heads of queries to one of keys
-    "attn_norm": (WIDTH,),
-    "attn_q": (WIDTH, WIDTH),
-    "attn_k": (WIDTH // 2, WIDTH),
-    "attn_v": (WIDTH // 2, WIDTH),
-    "attn_output": (WIDTH, WIDTH),
-    "ffn_norm": (WIDTH,),
-    "ffn_gate": (MLP, WIDTH),
-    "ffn_up": (MLP, WIDTH),
-    "ffn_down": (WIDTH, MLP),
-}
+
+def gguf_shapes(width: int, mlp: int) -> dict[str, tuple[int, ...]]:
+    """A layer's tensors by llama.cpp's names; two heads of queries to one of keys."""
+    return {
+        "attn_norm": (width,),
+        "attn_q": (width, width),
+        "attn_k": (width // 2, width),
+        "attn_v": (width // 2, width),
+        "attn_output": (width, width),
+        "ffn_norm": (width,),
+        "ffn_gate": (mlp, width),
+        "ffn_up": (mlp, width),
+        "ffn_down": (width, mlp),
+    }
+
+
+GGUF_SHAPES = gguf_shapes(WIDTH, MLP)
 LETTERS = [chr(c) for c in range(ord("a"), ord("a") + 12)]
 WORDS = ["<s>", "</s>", *LETTERS, "ab", "abc"]
 

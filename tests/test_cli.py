@@ -25,6 +25,8 @@ from ringworld.errors import InputError
 from ringworld.recipes.nano import demo
 from ringworld.recipes.recipe import Recipe
 from ringworld.recipes.registry import RECIPES, TEMPLATES, find_recipe
+from ringworld.recipes.shards import shards
+from ringworld.train.optimizer import Muon
 from ringworld.weights.shipped import NANO
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,6 +125,19 @@ def test_recipe_options_reach_every_stage(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert folder == tmp_path
     assert recipe.stages[1].loop.steps == 7
     assert recipe.stages[0] == demo().stages[0]
+
+
+def test_the_optimizer_of_a_stage_is_chosen_by_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen = []
+    monkeypatch.setattr(Recipe, "run", lambda recipe, folder, say: seen.append(recipe))
+    words = ["--stages.0.optimizer", "muon", "--stages.0.optimizer.momentum", "0.9"]
+    prepare_recipe("shards", words, lambda said: None)[1]()
+    ((stage,),) = (recipe.stages for recipe in seen)
+    assert stage.optimizer == Muon(**vars(shards().stages[0].optimizer), momentum=0.9)
+    with pytest.raises(InputError, match="--stages.0.optimizer is mun, did you mean muon.*adamw"):
+        prepare_recipe("shards", ["--stages.0.optimizer=mun"], lambda said: None)
 
 
 def test_an_option_of_all_stages_is_one_of_every_stage_that_has_it(

@@ -25,7 +25,7 @@ from ringworld.errors import InputError
 from ringworld.mesh import make_mesh, shard, spec
 from ringworld.params import constant, dense, init, pytree_dataclass
 from ringworld.train import checkpoint
-from ringworld.train.build import TrainState, abstract_of, start
+from ringworld.train.build import Metrics, TrainState, abstract_of, make_step, start
 from ringworld.train.loop import Loop, fit
 from ringworld.train.optimizer import AdamW, make_optimizer
 
@@ -38,11 +38,11 @@ BATCH_S = 0.005  # what a batch takes in the program, so that a kill can fall be
 # it falls into the third save of a process that starts from nothing.
 FAILPOINTS: dict[str, tuple[Any, str, int]] = {
     "before anything": (checkpoint, "_write", 3),
-    "between weights and optimizer": (ocp.PyTreeCheckpointer, "save", 6),
+    "between weights and optimizer": (ocp.PyTreeCheckpointer, "save", 8),
     "before the manifest": (checkpoint, "write_manifest", 3),
     "in an empty manifest": (json, "dump", 3),
-    "before Orbax renames the weights": (os, "rename", 7),
-    "before the rename": (os, "rename", 9),
+    "before Orbax renames the weights": (os, "rename", 9),
+    "before the rename": (os, "rename", 12),
     "after the rename": (checkpoint, "sync", 3),
     "before reading back": (checkpoint, "verify", 3),
     "while deleting the oldest": (shutil, "rmtree", 1),
@@ -77,24 +77,16 @@ def batch(step: int) -> np.ndarray:
     return np.random.default_rng([7, step]).standard_normal((ROWS, WIDTH), np.float32)
 
 
-def loss_of(weights: Tiny, x: jax.Array) -> jax.Array:
+def loss_of(weights: Tiny, x: Any) -> tuple[jax.Array, Metrics]:
     """The mean squared error of predicting the reversed row."""
+    x = shard(jnp.asarray(x), "batch", None)
     inner = jnp.einsum("bd,df->bf", x, shard(weights.inner, None, "mlp"))
     outer = shard(weights.outer, "mlp", None)
     y = jnp.einsum("bf,fd->bd", jax.nn.relu(inner), outer, out_sharding=spec("batch", None))
-    return jnp.mean((y + shard(weights.bias, None) - x[:, ::-1]) ** 2)
+    return jnp.mean((y + shard(weights.bias, None) - x[:, ::-1]) ** 2), {}
 
 
-@jax.jit
-def tiny_step(state: TrainState, x: np.ndarray) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update and its metrics."""
-    x = shard(jnp.asarray(x), "batch", None)
-    loss, grads = jax.value_and_grad(loss_of)(state.weights, x)
-    norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
-    updates, optimizer = OPTIMIZER.update(grads, state.optimizer, state.weights)
-    weights = jax.tree.map(jnp.add, state.weights, updates)
-    after = TrainState(step=state.step + 1, weights=weights, optimizer=optimizer)
-    return after, {"loss": loss, "grad_norm": norm}
+tiny_step = make_step(loss_of, OPTIMIZER)
 
 
 def train(folder: Path, steps: int, save_every: int, **changes: Any) -> TrainState:

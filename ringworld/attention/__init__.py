@@ -5,21 +5,19 @@ online    the running softmax and its merge  tiles     what a kernel is given, a
 block     the kernel in plain XLA            ring      keys travel, queries stay
 pallas_*  the kernels for accelerators       balance  which order suits a batch
 ulysses   heads are exchanged for tokens     layout    the order of a row over the ring
-decode    new tokens against a divided cache
+paged     new tokens against pages of keys
 """
 
-from dataclasses import replace
 from functools import partial
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from ringworld.attention import pallas_gpu, pallas_tpu
 from ringworld.attention.block import BLOCKWISE
-from ringworld.attention.decode import attend_chunk, attend_few
 from ringworld.attention.dense import attend_dense
 from ringworld.attention.mask import Where
 from ringworld.attention.ring import attend_ring
@@ -34,9 +32,6 @@ KERNELS: dict[str, Kernel] = {
     "tpu": pallas_tpu.make_tpu_kernel(),
     "gpu": pallas_gpu.make_gpu_kernel(),
 }
-# One device computes one product after another, with all cores of a CPU: larger ones share them
-# better. A prompt of 2,048 tokens is read in 3.65 instead of 4.0 s by a model of 135M on two cores.
-ALONE = replace(BLOCKWISE, tile=512)
 # A TPU's compiler hides the ring's transfers behind the Pallas kernel, and not behind XLA's tiles.
 # The kernel for GPUs has not been timed on one: it has to be asked for.
 BEST = {"tpu": "tpu"}
@@ -86,43 +81,6 @@ def attend(
     k, v = (_put(x, "batch", "seq", "kv_heads", None) for x in (k, v))
     where = jax.tree.map(lambda x: _put(x, "batch", "seq"), where)
     return jax.shard_map(ring, in_specs=(heads, keys, keys, rows), out_specs=heads)(q, k, v, where)
-
-
-def attend_new(
-    q: Float[Array, "B T N H"],
-    new: tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]],
-    queries: Where,
-    cached: tuple[Float[Array, "*L B S K H"], Float[Array, "*L B S K H"]],
-    keys: Where,
-    *,
-    causal: bool = True,
-    layer: Int[Array, ""] | None = None,
-) -> Float[Array, "B T N H"]:
-    """Attention of new tokens to each other and to a cache of keys and values.
-
-    The cache is divided [B/(data,fsdp), S/seq, K/tensor, H] and stays where it is; with a `layer`,
-    it is one of those on a leading axis, which is not taken out first. New tokens that are divided
-    along the sequence too, a chunk of a prompt, travel past it; a few that every device holds are
-    merged from all parts.
-    """
-    if layer is None:
-        cached, layer = jax.tree.map(lambda x: x[None], cached), jnp.int32(0)
-    seq, ring = "seq" if _divided(q)[1] else None, _ring_axis()
-    if seq:
-        kernel = _choose(None)
-        if ring is None and kernel is BLOCKWISE:
-            kernel = ALONE
-        local = partial(attend_chunk, kernel=kernel, is_causal=causal, axis=ring)
-    else:
-        local = partial(attend_few, is_causal=causal, axis="seq")
-    tokens, token_keys = spec("batch", seq, "heads", None), spec("batch", seq, "kv_heads", None)
-    cache = spec("layers", "batch", "seq", "kv_heads", None)
-    rows = spec("batch", seq), spec("batch", "seq")
-    return jax.shard_map(
-        local,
-        in_specs=(tokens, token_keys, rows[0], cache, spec(), rows[1]),
-        out_specs=tokens,
-    )(q, new, queries, cached, layer, keys)
 
 
 def _divided(x: Array) -> list[tuple[str, ...]]:

@@ -61,16 +61,16 @@ def _put(tree: Any, tile: Any, *place: Array) -> Any:
 
 
 def _queries_at(queries: Queries, b: Array, h: Array, i: Array) -> Queries:
-    q = _widen(_at(queries.q, b, i, h))
+    q = widen(_at(queries.q, b, i, h))
     return Queries(q, _at(queries.reach, b, i), _at(queries.bounds, b, i))
 
 
 def _keys_at(keys: Keys, b: Array, h: Array, j: Array) -> Keys:
-    k, v = _widen(_at((keys.k, keys.v), b, j, h))
+    k, v = widen(_at((keys.k, keys.v), b, j, h))
     return Keys(k, v, _at(keys.where, b, j))
 
 
-def _widen(tree: Any) -> Any:
+def widen(tree: Any) -> Any:
     """The arrays as float32 on a CPU, whose product of bfloat16 has no float32 sum; others as is.
 
     A product of two bfloat16 numbers is exact in float32: nothing is lost.
@@ -92,7 +92,7 @@ def _stack_heads(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
 
-def _forward_tile(
+def forward_tile(
     partial: Partial, scores: Float[Array, "rows s"], v: Float[Array, "s H"]
 ) -> Partial:
     """The partial result after one more tile of keys, from its masked scores."""
@@ -124,8 +124,8 @@ def _forward_pass(queries: Queries, keys: Keys, partials: Partial) -> Partial:
                 _choose(tile.bounds, _at(bounds, b, j)),
                 (
                     lambda: partial,
-                    lambda: _forward_tile(partial, masked(), near.v),
-                    lambda: _forward_tile(partial, whole(), near.v),
+                    lambda: forward_tile(partial, masked(), near.v),
+                    lambda: forward_tile(partial, whole(), near.v),
                 ),
             )
 
@@ -167,7 +167,7 @@ def _backward_pass(queries: Queries, keys: Keys, saved: Saved, grads: Grads) -> 
     nothing = jax.tree.map(lambda x: jnp.zeros_like(x[0, 0, 0]), grads[1:])
 
     def body(grads: Grads, b: Array, h: Array, i: Array) -> Grads:
-        tile, known = _queries_at(queries, b, h, i), _widen(_at(saved, b, i, h))
+        tile, known = _queries_at(queries, b, h, i), widen(_at(saved, b, i, h))
         q, dout = (jnp.moveaxis(x, -1, 0) for x in (tile.q, known.dout))
 
         def step(j: Array, sums: Grads) -> Grads:

@@ -97,7 +97,7 @@ def draw_video(wanted: VideoRequest, announce: Announce) -> None:
     cannot be written.
     """
     check_output(wanted.output, wanted.overwrite)
-    model = load_model(wanted.model)
+    model = load_model(wanted.model, wanted.weights.dtype, wanted.weights.adapter)
     if model.about:
         announce(model.about)
     with jax.set_mesh(make_mesh(**asdict(wanted.mesh))):

@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from ringworld.errors import InputError
-from ringworld.settings import Extension, MeshShape, Sampling
+from ringworld.settings import Extension, MeshShape, Sampling, WeightOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,7 @@ class ChatRequest:
     """sample from the fewest tokens that add up to this; without it the model's own, or 1"""
     seed: int = 0
     """of the random draws"""
+    weights: Annotated[WeightOptions, arg(name="")] = WeightOptions()
     mesh: MeshShape = field(default_factory=MeshShape)
 
     def __post_init__(self) -> None:
@@ -91,6 +92,7 @@ class VideoRequest:
     )
     seed: int = 0
     """of the random draws"""
+    weights: Annotated[WeightOptions, arg(name="")] = WeightOptions()
     mesh: MeshShape = field(default_factory=MeshShape)
 
     def __post_init__(self) -> None:

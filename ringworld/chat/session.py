@@ -1,9 +1,9 @@
-"""A conversation: its messages, the cache that holds their beginning, and the next answer.
+"""A conversation: its messages, their tokens, and the next answer.
 
-The template renders the whole conversation. The cache holds a beginning of that text, and only the
-rest is tokenized and prefilled. So a turn costs its own tokens, and an answer keeps the tokens it
-was decoded with, however its text would be tokenized again. When a template changes what it
-rendered of earlier messages, the whole conversation is prefilled again.
+The template renders the whole conversation, and only what is new of it is tokenized: an answer
+keeps the tokens it was decoded with, however its text would be tokenized again. Every turn asks the
+engine with all tokens so far, and the engine reads from the last page on that it has read before.
+When a template changes what it rendered of earlier messages, the conversation is tokenized again.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,13 +14,8 @@ from jaxtyping import Int
 
 from ringworld.data.example import Example, frames, join, text
 from ringworld.errors import InputError, TooLargeError
-from ringworld.inference.stream import (
-    Tick,
-    decode_tokens,
-    empty_state,
-    prefill,
-    truncate_state,
-)
+from ringworld.inference.generate import make_engine
+from ringworld.inference.request import Output, Request
 from ringworld.mesh import axis_size
 from ringworld.models.world import World
 from ringworld.settings import Sampling
@@ -29,6 +24,7 @@ from ringworld.text.tokenizer import Detokenizer, Tokenizer
 from ringworld.weights.model import Model
 
 Codes = Int[np.ndarray, "_ Q"]
+Tick = Callable[[int], None]
 # An answer that is looked for in a rendered text, to see what a template puts behind answers.
 PROBE = "ringworld"
 
@@ -45,11 +41,12 @@ class Style:
 
 @dataclass(frozen=True)
 class History:
-    """The messages so far, the codes of their images, and the text that the cache holds."""
+    """The messages so far, the codes of their images, and all of it as text and as tokens."""
 
     messages: tuple[Message, ...] = ()
     images: tuple[Codes, ...] = ()
-    cached: str = ""
+    rendered: str = ""
+    tokens: Example = field(default_factory=lambda: text([], 0.0))
 
 
 class Session:
@@ -71,13 +68,13 @@ class Session:
 
     def reset(self) -> None:
         """Forget everything."""
-        self._history, self._state = History(), empty_state(self._c)
-        self._cut, self._answered = False, 0
+        self._history, self._cut, self._answered = History(), False, 0
+        self._engine = make_engine(self._weights, self._c, [self._c.llama.context], 1)
 
     @property
     def used(self) -> int:
-        """The tokens that the cache holds."""
-        return self._state.length
+        """The tokens of the conversation."""
+        return len(self._history.tokens)
 
     @property
     def left(self) -> int:
@@ -132,27 +129,30 @@ class Session:
         messages = (*self._history.messages, self._make_message(question, document, len(images)))
         all_images = (*self._history.images, *images)
         rendered = self._render(messages)
-        state, rest = self._state, self._find_rest(rendered)
+        known, rest = self._history.tokens, self._find_rest(rendered)
         if rest is None:
-            state, rest, images = empty_state(self._c), rendered, all_images
+            known, rest, images = text([], 0.0), rendered, all_images
         new = make_example(rest, images, self._words, self._c)
-        self._check_room(state.length + len(new) + 1)
-        before, tick, self._cut, self._answered = state.length, on_read(len(new)), False, 0
-        state = prefill(self._weights, state, new, self._c, on_chunk=tick, stopped=stopped)
-        if state.length < before + len(new):
-            self._state = truncate_state(state, before)
-            self._history = self._history if before else History()
-            return
-        self._state = state
-        answer: list[str] = []
+        self._check_room(len(known) + len(new) + 1)
+        asked = join([known, new])
+        tick, self._cut, self._answered = on_read(len(new)), False, 0
+        answer = self._engine.submit(self._make_request(asked))
+        said: list[str] = []
         try:
-            for piece in self._write(stopped):
-                answer.append(piece)
+            while not (answer.ids or answer.finished or stopped()):
+                self._engine.step()
+                tick(max(answer.reused + answer.computed - len(known), 0))
+            for piece in self._write(answer, stopped):
+                said.append(piece)
                 yield piece
         finally:
-            said = "".join(answer)
-            reply = {"role": "assistant", "content": said.strip()}
-            self._history = History((*messages, reply), all_images, rendered + said)
+            self._engine.cancel(answer)
+            if answer.ids or answer.samples[0].finish == "stop":
+                reply = {"role": "assistant", "content": "".join(said).strip()}
+                whole = join([asked, text(answer.ids, 0.0)])
+                self._history = History(
+                    (*messages, reply), all_images, rendered + "".join(said), whole
+                )
         if not self.left:
             raise TooLargeError(
                 f"the answer stopped at {self.used:,} tokens, because the context is "
@@ -160,29 +160,28 @@ class Session:
                 setting="context",
             )
 
-    def _write(self, stopped: Callable[[], bool]) -> Iterator[str]:
-        """The pieces of one answer; the session's state is up to date at every one."""
-        detokenizer, ended = Detokenizer(self._words), False
-        while not (ended or stopped()):
-            room = min(self.max_new_tokens - self._answered, self.left)
-            if room <= 0:
-                self._cut = self.left > 0
-                break
-            ids, self._state = decode_tokens(
-                self._weights,
-                self._state,
-                self._c,
-                max_tokens=room,
-                seed=self._style.seed,
-                sampling=self._style.sampling,
-                stops=self._stops,
-            )
-            self._answered += len(ids)
-            ended = ids[-1] in self._stops
-            if ended:
-                self._state = truncate_state(self._state, self.used - 1)
-            if piece := detokenizer.add(ids[:-1] if ended else ids):
+    def _make_request(self, asked: Example) -> Request:
+        room = self._c.llama.context - len(asked)
+        return Request(
+            prompt=asked,
+            max_new_tokens=min(self.max_new_tokens, room),
+            sampling=self._style.sampling,
+            seed=self._style.seed,
+            stops=self._stops,
+        )
+
+    def _write(self, answer: Output, stopped: Callable[[], bool]) -> Iterator[str]:
+        """The pieces of an answer as they are decoded."""
+        detokenizer = Detokenizer(self._words)
+        while answer.ids:
+            if piece := detokenizer.add(answer.ids[self._answered :]):
                 yield piece
+            self._answered = len(answer.ids)
+            if answer.finished or stopped():
+                break
+            self._engine.step()
+        room = self._c.llama.context - len(answer.request.prompt) - self._answered
+        self._cut = answer.samples[0].finish == "length" and room > 0
         if piece := detokenizer.finish():
             yield piece
 
@@ -211,7 +210,7 @@ class Session:
         if not self._history.messages:
             return rendered
         answer = self._history.messages[-1]["content"]
-        prompt = self._history.cached.rstrip()[: -len(answer) or None].rstrip()
+        prompt = self._history.rendered.rstrip()[: -len(answer) or None].rstrip()
         if not rendered.startswith(prompt):
             return None
         rest = rendered[len(prompt) :].lstrip()

@@ -18,9 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
 from ringworld.chat.config import ChatRequest
 from ringworld.chat.keyboard import ask_person, is_interactive
-from ringworld.chat.session import Codes, Session, Style
+from ringworld.chat.session import Codes, Session, Style, Tick
 from ringworld.errors import BadFileError, InputError
-from ringworld.inference.stream import DECODE_STEPS, Tick
+from ringworld.inference.programs import DECODE_STEPS
 from ringworld.media.clip import read_clip, read_image
 from ringworld.media.sampling import FrameSampling
 from ringworld.mesh import make_mesh
@@ -84,7 +84,7 @@ def chat(config: ChatRequest, announce: Announce, terminal: Terminal | None = No
     terminal = terminal or make_terminal(announce)
     announce(f"loading {config.model}")
     with mesh:
-        model = load_model(config.model)
+        model = load_model(config.model, config.weights.dtype, config.weights.adapter)
         if model.about:
             announce(model.about)
         session = open_session(model, config)
@@ -212,7 +212,7 @@ def describe_speed(tokens: int, wait: float, first: float) -> str:
     said = f"first token after {wait:.1f} s"
     seconds = time.perf_counter() - first
     if tokens > 2 * DECODE_STEPS and seconds > 0:
-        said += f", then {(tokens - DECODE_STEPS) / seconds:.1f} tokens/s"
+        said += f", then {(tokens - 1) / seconds:.1f} tokens/s"
     return said
 
 

@@ -79,7 +79,11 @@ def list_group(group: str) -> str:
         own = {verb: entry for verb, entry in VERBS.items() if verb.split()[0] == group}
         rows = {f"{verb} {entry.usage}": entry.summary for verb, entry in own.items()}
     head = f"usage: ringworld {called}\n\n{GROUPS[group]}\n\n"
-    return f"{head}{_table(rows)}\n\n  ringworld {more} --help  its options\n"
+    hints = {f"{more} --help": "its options"}
+    if group == "train":
+        hints |= {f"{more} --stages.0.X VALUE": "an option of its first stage"}
+        hints |= {f"{more} --stages.all.X VALUE": "of every stage that has it"}
+    return f"{head}{_table(rows)}\n\n{_table(hints, 'ringworld ')}\n"
 
 
 def _table(rows: dict[str, str], before: str = "") -> str:

@@ -5,7 +5,7 @@ Those of a stage are `--stages.N.*`, counted from 0, and of all stages at once `
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass, fields, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +13,7 @@ from tyro.conf import arg
 
 from ringworld.cli.options import list_flags, parse_options
 from ringworld.cli.verbs import prepare_jax
+from ringworld.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from ringworld.recipes.recipe import Recipe
@@ -33,6 +34,7 @@ SUMMARIES = {
 }
 STAGE_OPTION = re.compile(r"--stages[.](?:\d+|all)[.]")
 ALL_STAGES = "--stages.all."
+OPTIMIZER = re.compile(r"--stages[.](\d+|all)[.]optimizer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,7 @@ def prepare_recipe(
     prog, found = f"ringworld train {name}", find_recipe(name)
     prepare_jax()
     if isinstance(found, Recipe):
+        found, words = choose_optimizers(found, words)
         defaults = _options(name, found)
         asked = parse_options(type(defaults), _spread(words, defaults), prog, defaults)
         return defaults, _work(asked, asked.recipe, announce, shows=False)
@@ -66,7 +69,7 @@ def prepare_recipe(
     asked = parse_options(type(defaults), own, prog, defaults)
     import jax
 
-    made = asked.recipe.make(jax.device_count())
+    made, of_stages = choose_optimizers(asked.recipe.make(jax.device_count()), of_stages)
     recipe = parse_options(Recipe, _spread(of_stages, made), prog, made)
     return defaults, _work(asked, recipe, announce, shows=True)
 
@@ -74,10 +77,8 @@ def prepare_recipe(
 def _options(name: str, recipe: Any) -> Any:
     """The options of a run, those of the recipe without a name before them."""
     flat: Any = Annotated  # of a type that is not known before
-    fields = [("recipe", flat[type(recipe), arg(name="")])]
-    options = make_dataclass(
-        f"Train {name}", fields, bases=(RunOptions,), frozen=True, kw_only=True
-    )
+    parts = [("recipe", flat[type(recipe), arg(name="")])]
+    options = make_dataclass(f"Train {name}", parts, bases=(RunOptions,), frozen=True, kw_only=True)
     return options(folder=Path("runs") / name, recipe=recipe)
 
 
@@ -131,3 +132,32 @@ def _group(words: list[str]) -> list[list[str]]:
             groups.append([])
         groups[-1].append(word)
     return groups
+
+
+def choose_optimizers(recipe: Any, words: list[str]) -> tuple[Any, list[str]]:
+    """The recipe with the optimizers that `--stages.N.optimizer NAME` names, and the other words.
+
+    An optimizer keeps the settings that it shares with the one of the recipe. Raises InputError
+    when there is no optimizer of that name, or none in that stage.
+    """
+    from ringworld.train.optimizer import OPTIMIZERS
+
+    stages, rest = list(recipe.stages), list[str]()
+    for first, *values in _group(words):
+        flag, joined, value = first.partition("=")
+        name = value if joined else " ".join(values)
+        match = OPTIMIZER.fullmatch(flag)
+        if match is None:
+            rest += [first, *values]
+            continue
+        chosen = [n for n, stage in enumerate(stages) if hasattr(stage, "optimizer")]
+        chosen = [n for n in chosen if match[1] in ("all", str(n))]
+        if name not in OPTIMIZERS or not chosen:
+            near = did_you_mean(name, OPTIMIZERS) or ":"
+            raise InputError(f"{flag} is {name}{near} use one of {', '.join(OPTIMIZERS)}")
+        kind = OPTIMIZERS[name]
+        for n in chosen:
+            old = vars(stages[n].optimizer)
+            kept = {field.name: old[field.name] for field in fields(kind) if field.name in old}
+            stages[n] = replace(stages[n], optimizer=kind(**kept))
+    return replace(recipe, stages=tuple(stages)), rest

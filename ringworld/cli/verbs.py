@@ -8,14 +8,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from json import dumps
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from ringworld.chat.config import ChatRequest, VideoRequest
 from ringworld.data.questions.config import QA
 from ringworld.evals.config import Grid, Perplexity
-from ringworld.settings import Extension, MeshShape
+from ringworld.settings import Extension, MeshShape, WeightOptions, WeightType
 
 Action = Callable[[Callable[[str], None]], None]
 # The model that ships with the package, as `weights.shipped` has it.
@@ -152,15 +152,23 @@ class MeasureNeedles:
     )
     rules: tuple[Extension, ...] = ("yarn",)
     """how RoPE is extended at lengths beyond the model's context: plain theta ntk yarn"""
+    weights: Annotated[WeightOptions, arg(name="")] = WeightOptions()
     mesh: MeshShape = field(default_factory=MeshShape)
 
     def load(self) -> Action:
         """Measure."""
         prepare_jax()
         from ringworld.evals.measure import measure_needles
+        from ringworld.weights.model import load_model
 
         return lambda announce: measure_needles(
-            self.model, self.grid, self.mesh, self.folder, announce, self.rules
+            load_model(self.model, self.weights.dtype, self.weights.adapter),
+            self.model.name,
+            self.grid,
+            self.mesh,
+            self.folder,
+            announce,
+            self.rules,
         )
 
 
@@ -224,13 +232,24 @@ class Convert:
     """the new folder"""
     add_vision: Path | None = None
     """a codec with which a language model becomes a world model"""
+    dtype: WeightType | None = None
+    """how weights are stored; without it as they are. int8 is always a folder of ours"""
+    adapter: Path | None = None
+    """a folder with a LoRA adapter that is merged into the weights"""
 
     def load(self) -> Action:
         """Convert."""
         prepare_jax()
         from ringworld.weights.save import convert
 
-        return lambda announce: convert(self.source, self.target, self.add_vision, announce)
+        return lambda announce: convert(
+            self.source,
+            self.target,
+            self.add_vision,
+            announce,
+            dtype=self.dtype,
+            adapter=self.adapter,
+        )
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from ringworld.settings import Extension, MeshShape
+from ringworld.settings import Extension, MeshShape, WeightOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,4 +39,5 @@ class Perplexity:
     """the most passages that are read, spread evenly over the text"""
     folder: Path = Path("runs/perplexity")
     """where perplexity.json and perplexity.png are written"""
+    weights: Annotated[WeightOptions, arg(name="")] = WeightOptions()
     mesh: MeshShape = field(default_factory=MeshShape)

@@ -15,23 +15,24 @@ from ringworld.mesh import make_mesh
 from ringworld.progress import Announce
 from ringworld.settings import Extension, MeshShape
 from ringworld.tasks.needle import make_form
-from ringworld.weights.model import load_model
+from ringworld.weights.model import Model
 
 
 def measure_needles(
-    folder: Path,
+    model: Model,
+    named: str,
     grid: Grid,
     mesh: MeshShape,
     out: Path,
     announce: Announce,
     rules: Sequence[Extension],
 ) -> None:
-    """Needle accuracy of a model folder: `needle.json` and the picture `needle.png` in `out`.
+    """Needle accuracy of a model: `needle.json` and the picture `needle.png` in `out`.
 
-    Haystacks are the held-out books. Lengths beyond the model's context are read by each of the
-    rules. Raises InputError when a prompt does not fit a length.
+    `named` is what the picture calls the model. Haystacks are the held-out books. Lengths beyond
+    the model's context are read by each of the rules. Raises InputError when a prompt does not fit
+    a length.
     """
-    model = load_model(folder)
     form = None if model.chat_template is None else make_form(model.chat_template, model.tokenizer)
     shelf = read_shelf(model.tokenizer, out / "data", announce)
     with jax.set_mesh(make_mesh(**asdict(mesh))):
@@ -46,7 +47,7 @@ def measure_needles(
             form=form,
             rules=rules,
         )
-    reach, name = model.config.llama.rope_reach, f"needles of {folder.name}"
+    reach, name = model.config.llama.rope_reach, f"needles of {named}"
     maps = {f"{name}, {rule}": select_rule(trials, rule, reach) for rule in rules}
     if max(trial.length for trial in trials) <= reach:
         maps = {name: trials}
@@ -55,6 +56,6 @@ def measure_needles(
     announce(f"wrote {out / 'needle.json'} and {out / 'needle.png'}")
 
 
-def select_rule(trials: Sequence[Trial], rule: str, reach: int) -> list[Trial]:
-    """The trials of a rule, and those within the reach of the base, where no rule is needed."""
-    return [trial for trial in trials if trial.rule == rule or trial.length <= reach]
+def select_rule(trials: Sequence[Trial], rule: str, trained: int) -> list[Trial]:
+    """The trials of a rule, and those within the trained context, where no rule is needed."""
+    return [trial for trial in trials if trial.rule == rule or trial.length <= trained]

@@ -69,22 +69,21 @@ def run_needle(
     """Every trial of the grid, also written to `results` (JSON).
 
     `weights` may lie on a mesh that is set. Haystacks are consecutive text of `books`, which the
-    model must not have been trained on. Lengths beyond the reach of the model's RoPE base are tried
-    by each of the rules, on the same prompts. Raises InputError when the books are shorter than a
-    length.
+    model must not have been trained on. Lengths beyond the model's context are tried by each of the
+    rules, on the same prompts. Raises InputError when the books are shorter than a length.
     """
     trials = read_trials(results)
     done = {(trial.rule, trial.length, trial.depth, trial.round) for trial in trials}
     pages = np.concatenate(list(books))
     for length in grid.lengths:
-        beyond = length > c.llama.rope_reach
+        beyond = length > c.llama.context
         tried: Sequence[Extension] = rules if beyond else ("plain",)
         for turn, rule in product(range(grid.rounds), tried):
             depths = [d for d in grid.depths if (rule, length, d, turn) not in done]
             if not depths:
                 continue
-            asked = _hide_needles(tokenizer, form, pages, length, depths, (grid.seed, length, turn))
-            stretched = extend_context(c, length, rule) if length > c.llama.context else c
+            asked = hide_needles(tokenizer, form, pages, length, depths, (grid.seed, length, turn))
+            stretched = extend_context(c, length, rule) if beyond else c
             steps, drawn = max_answer_tokens(form), Sampling()
             prompts = [ids for _, ids in asked]
             written = write_text(
@@ -103,7 +102,7 @@ def run_needle(
     return trials
 
 
-def _hide_needles(
+def hide_needles(
     tokenizer: Tokenizer,
     form: Form | None,
     pages: Int[np.ndarray, "n"],

@@ -3,40 +3,35 @@
 The text is cut into passages of `context` tokens, each read as one document from position 0 on
 (behind the tokens that the model wants before every text). The loss of predicting each token is
 kept by the token's position, so the curve shows where a rotary that was not trained so far breaks.
-Rows are divided over the ring as in training, and read in chunks of positions for the logits: the
-logits of all tokens never exist.
+Rows are divided over the ring and read in chunks by the engine: the logits of all tokens never
+exist.
 """
 
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from io import BytesIO
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ringworld.attention.layout import deal, invert, striped_order
-from ringworld.attention.mask import Where
 from ringworld.errors import InputError, TooLargeError
 from ringworld.evals.config import Perplexity
 from ringworld.evals.heatmap import name_length
 from ringworld.files import whole
-from ringworld.mesh import axis_size, make_mesh, shard, spec
+from ringworld.inference.generate import score_texts
+from ringworld.mesh import axis_size, make_mesh
 from ringworld.models.context_extension import extend_context
-from ringworld.models.world import World, WorldWeights, forward, gather_heads, token_nll
+from ringworld.models.world import World, WorldWeights
 from ringworld.progress import Announce
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.weights.model import load_model
 
-# Tokens of a device whose logits exist at one time: 256 x 49152 float32 are 50 MB.
-LOGITS = 256
 # The first bucket: positions are told apart by ratio, so the buckets grow with them. From QUARTERED
 # on there are four to a doubling, to see where beyond its context a model breaks.
 FIRST_BUCKET, QUARTERED = 128, 1024
@@ -44,11 +39,12 @@ FIRST_BUCKET, QUARTERED = 128, 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Mean loss in nats of the tokens in each bucket of positions `[start, past)`."""
+    """Mean loss in nats of all tokens, and of those in each bucket of positions `[start, past)`."""
 
     rule: str
     context: int
     tokens: int
+    loss: float
     perplexity: float
     buckets: tuple[tuple[int, int], ...]
     losses: tuple[float, ...]
@@ -83,44 +79,6 @@ def make_buckets(context: int) -> tuple[tuple[int, int], ...]:
     return tuple((a, min(b, context)) for a, b in zip(edges, edges[1:], strict=False))
 
 
-@partial(jax.jit, static_argnames="c")
-def _measure(
-    weights: WorldWeights,
-    tokens: Int[Array, "B T"],
-    targets: Int[Array, "B T"],
-    where: Where,
-    c: World,
-) -> Float[Array, "B T"]:
-    """The loss of predicting each place's target, in the order of the places."""
-    x = forward(weights, tokens, jnp.zeros_like(tokens, bool), where, c)
-    head = gather_heads(weights, c).text
-    head = shard(head, None, None)
-
-    def local(x: Array, targets: Array, head: Array) -> Array:
-        return _read_losses(x, targets, head)
-
-    rows = spec("batch", "seq")
-    places = (spec("batch", "seq", None), rows, spec(None, None))
-    return jax.shard_map(local, in_specs=places, out_specs=rows)(x, targets, head)
-
-
-def _read_losses(
-    x: Float[Array, "B T D"], targets: Int[Array, "B T"], head: Float[Array, "D V"]
-) -> Float[Array, "B T"]:
-    """-log p of each target, from the logits of some tokens at a time; sizes are local."""
-    flat, wanted = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
-    pad = -len(flat) % LOGITS
-    flat = jnp.pad(flat, ((0, pad), (0, 0))).reshape(-1, LOGITS, x.shape[-1])
-    wanted = jnp.pad(wanted, (0, pad)).reshape(-1, LOGITS)
-
-    def some(chunk: tuple[Array, Array]) -> Array:
-        x, targets = chunk
-        return token_nll(x.astype(jnp.float32), head, targets, None)
-
-    losses = lax.map(some, (flat, wanted)).reshape(-1)
-    return losses[: targets.size].reshape(targets.shape)
-
-
 def measure_losses(
     weights: WorldWeights, rows: Int[np.ndarray, "B T"], c: World
 ) -> Float[np.ndarray, "B T-1"]:
@@ -128,33 +86,21 @@ def measure_losses(
 
     Rows are read one after another, divided over `seq`.
     """
-    length, ring = rows.shape[1], axis_size("seq")
-    order = striped_order(length, ring)
-    back = invert(order, length)
-
-    def place(x: np.ndarray) -> Array:
-        return shard(jnp.asarray(deal(x[None].astype(np.int32), order)), "batch", "seq")
-
-    where = Where(place(np.arange(length)), place(np.ones(length)))
-    losses = []
-    for row in rows:
-        targets = np.append(row[1:], 0)
-        found = np.asarray(_measure(weights, place(row), place(targets), where, c))[0]
-        losses.append(found[back][:-1])
-    return np.stack(losses)
+    return -score_texts(weights, rows, c)
 
 
 def make_curve(losses: Float[np.ndarray, "B T"], opening: int, rule: str, context: int) -> Curve:
     """The mean loss by position; what the tokens of the opening cost is left out."""
     positions = np.arange(1, losses.shape[1] + 1)
     told = positions >= max(opening, 1)
-    buckets = make_buckets(context)
+    buckets, mean = make_buckets(context), float(losses[:, told].mean())
     inside = [told & (positions >= start) & (positions < past) for start, past in buckets]
     return Curve(
         rule=rule,
         context=context,
         tokens=int(told.sum()) * len(losses),
-        perplexity=float(np.exp(min(losses[:, told].mean(), 700.0))),
+        loss=mean,
+        perplexity=float(np.exp(min(mean, 700.0))),
         buckets=buckets,
         losses=tuple(float(losses[:, mask].mean()) for mask in inside),
     )
@@ -207,17 +153,22 @@ def draw_curves(curves: Sequence[Curve], trained: int, title: str) -> bytes:
     return out.getvalue()
 
 
+def read_text(path: Path) -> str:
+    """The text of a file. Raises InputError when it cannot be read as UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{path} is no UTF-8 text that can be read: check it") from None
+
+
 def measure_perplexity(config: Perplexity, announce: Announce) -> list[Curve]:
     """The curves of a model, also as `perplexity.json` and `perplexity.png` in `config.folder`.
 
     Raises InputError when a file cannot be used, or the text is shorter than the context.
     """
-    try:
-        written = config.text.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise InputError(f"{config.text} is no UTF-8 text that can be read: check it") from None
+    written = read_text(config.text)
     with jax.set_mesh(make_mesh(**asdict(config.mesh))):
-        model = load_model(config.model)
+        model = load_model(config.model, config.weights.dtype, config.weights.adapter)
         weights = model.sharded_weights()
         curves = run_perplexity(weights, model.config, model.tokenizer, written, config, announce)
     trained = model.config.llama.context

@@ -1,137 +1,56 @@
-"""Batched generation: prompts of different lengths as rows, and the text or frames after them.
+"""Many prompts through the engine at once: the text, the frames or the scores of each.
 
-Text is decoded row by row to the end of the text. Frames are image codes with classifier-free
-guidance: each step draws a code from uncond + scale (cond - uncond) and gives it to both halves of
-the batch. Every (Q + 1)-th token is the end of a frame, and inside a frame only codes can be drawn.
+Frames are image codes with classifier-free guidance: each is drawn from uncond + scale (cond -
+uncond). Every (Q + 1)-th token is the end of a frame, and inside a frame only codes can be drawn.
 Source: LWM (arXiv 2402.08268); guidance: Ho and Salimans (arXiv 2207.12598).
 """
 
 from collections.abc import Sequence
-from functools import partial
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Float, Int
 
-from ringworld.attention.layout import STRIPE, deal, dealt_length, invert, striped_order
-from ringworld.attention.mask import Where
-from ringworld.data.example import Example
-from ringworld.errors import InputError
-from ringworld.inference.cache import Cache, decode_step, prefill_rows
-from ringworld.inference.sampling import draw_token, guide
-from ringworld.mesh import axis_size, shard, spec
-from ringworld.models.world import World, WorldWeights, gather_heads, read_head
-from ringworld.params import Leaf, pytree_dataclass
+from ringworld.data.example import Example, text
+from ringworld.inference.engine import Engine, EngineConfig
+from ringworld.inference.pool import count_page_bytes
+from ringworld.inference.request import Output, Request
+from ringworld.mesh import axis_size
+from ringworld.models.world import World, WorldWeights
 from ringworld.settings import Sampling
 
-# Tokens of a prompt that are read at one time: enough work for a device between two transfers, and
-# little memory: 8192 x 4096 bfloat16 activations are 64 MiB.
-PROMPT_CHUNK = 8192
+# Tokens of a page on a device: the tile of attention, and what a chunk of a prompt reads.
+PAGE = 256
+# Rows that decode together.
+DECODE_ROWS = 8
 
 
-def chunk_length(places: int, ring: int) -> int:
-    """How many of a row's places are read at one time: whole rounds of stripes, or all of them."""
-    rounds = max(PROMPT_CHUNK // (ring * STRIPE), 1) * ring * STRIPE
-    return min(places, rounds)
+def make_engine(weights: WorldWeights, c: World, tokens: Sequence[int], rows: int) -> Engine:
+    """An engine of `rows` rows, with a cache for the longest so many of rows of these lengths."""
+    whole = PAGE * axis_size("seq")
+    longest = sorted(tokens, reverse=True)[:rows]
+    pages = 1 + sum(-(-length // whole) for length in longest)
+    room = pages * count_page_bytes(c, PAGE, int8=False)
+    return Engine(weights, c, EngineConfig(cache_bytes=room, rows=rows, page=PAGE))
 
 
-@pytree_dataclass
-class Prompts:
-    """Rows `[B, S]` in the ring's order, their lengths `[B]`, the place of each position `[S]`."""
+def answer_all(
+    weights: WorldWeights, c: World, requests: Sequence[Request], rows: int
+) -> list[Output]:
+    """The answers to requests, of which so many rows run together.
 
-    tokens: Leaf
-    vision: Leaf
-    where: Where
-    lengths: Leaf
-    places: Leaf
-
-
-def make_prompts(prompts: Sequence[Example], capacity: int, c: World) -> Prompts:
-    """The prompts as rows of `capacity` tokens, rounded up to what the ring divides.
-
-    Raises InputError when a prompt and its answer do not fit the model's context.
+    Raises InputError when one of them does not fit the model's context.
     """
-    if capacity > c.llama.context:
-        raise InputError(
-            f"the prompt and its answer take {capacity} tokens and the model's context is "
-            f"{c.llama.context}: shorten the prompt or use a model of longer context"
-        )
-    ring = axis_size("seq")
-    capacity += -capacity % chunk_length(dealt_length(capacity, ring), ring)
-    order = striped_order(capacity, ring)
-    rows = np.zeros((2, len(prompts), capacity), np.int32)
-    segments = np.zeros((len(prompts), capacity), np.int32)
-    for i, prompt in enumerate(prompts):
-        rows[0, i, : len(prompt)], rows[1, i, : len(prompt)] = prompt.tokens, prompt.vision
-        segments[i, : len(prompt)] = 1
-    positions = np.where(segments > 0, np.arange(capacity), 0).astype(np.int32)
-
-    def place(x: np.ndarray) -> jax.Array:
-        return shard(jnp.asarray(deal(x, order)), "batch", "seq")
-
-    return Prompts(
-        place(rows[0]),
-        place(rows[1].astype(np.bool_)),
-        Where(place(positions), place(segments)),
-        shard(jnp.asarray([len(prompt) for prompt in prompts], jnp.int32), "batch"),
-        jnp.asarray(invert(order, capacity), jnp.int32),
-    )
-
-
-def prefill_prompts(
-    weights: WorldWeights, prompts: Prompts, c: World
-) -> tuple[Float[Array, "B D"], Cache]:
-    """The residual stream of each row's last prompt token, on every device, and the cache."""
-    last = prompts.lengths - 1
-    chunk = chunk_length(prompts.tokens.shape[1], axis_size("seq"))
-    return prefill_rows(weights, prompts.tokens, prompts.vision, prompts.where, last, chunk, c)
-
-
-def decode_prompts(
-    weights: WorldWeights,
-    cache: Cache,
-    prompts: Prompts,
-    tokens: Int[Array, "B"],
-    vision: Bool[Array, "B"],
-    i: Int[Array, ""],
-    c: World,
-) -> tuple[Float[Array, "B D"], Cache]:
-    """The residual stream after the i-th written token of each row, and the cache with it.
-
-    Tokens come from and the stream goes to every device: rows meet where a token is chosen.
-    """
-    tokens, vision = shard(tokens, "batch"), shard(vision, "batch")
-    positions = (prompts.lengths + i)[:, None]
-    where = Where(positions, jnp.ones_like(positions))
-    places = prompts.places.at[positions].get(out_sharding=spec("batch", None))
-    x, cache = decode_step(weights, cache, tokens[:, None], vision[:, None], where, places, c)
-    return shard(x[:, 0], None, None), cache
-
-
-@partial(jax.jit, static_argnames=("c", "steps", "sampling"))
-def _decode_text(
-    weights: WorldWeights,
-    prompts: Prompts,
-    seed: Int[Array, ""],
-    c: World,
-    steps: int,
-    sampling: Sampling,
-) -> Int[Array, "B T"]:
-    head = gather_heads(weights, c).text
-    root = jax.random.key(seed)
-
-    def step(carry: tuple, i: Array) -> tuple[tuple, Array]:
-        x, cache = carry
-        tokens = draw_token(jax.random.fold_in(root, i), read_head(x, head), sampling)
-        coming = decode_prompts(weights, cache, prompts, tokens, jnp.zeros_like(tokens, bool), i, c)
-        return coming, tokens
-
-    _, tokens = lax.scan(
-        step, prefill_prompts(weights, prompts, c), jnp.arange(steps, dtype=jnp.int32)
-    )
-    return tokens.swapaxes(0, 1)
+    tokens = [
+        len(prompt) + request.max_new_tokens
+        for request in requests
+        for prompt in (request.prompt, request.guided_from)
+        if prompt is not None
+    ]
+    engine = make_engine(weights, c, tokens, rows)
+    answers = [engine.submit(request) for request in requests]
+    while engine.step():
+        pass
+    return answers
 
 
 def write_text(
@@ -145,52 +64,26 @@ def write_text(
 ) -> list[list[int]]:
     """The ids that the model writes after each prompt, at most `steps`, up to the end of the text.
 
+    The i-th prompt draws with `seed + i`.
     Raises InputError when a prompt and `steps` tokens do not fit the model's context.
     """
-    capacity = max(len(prompt) for prompt in prompts) + steps
-    rows = make_prompts(prompts, capacity, c)
-    written = jax.device_get(_decode_text(weights, rows, seed, c, steps, sampling)).tolist()
-    ends = [row.index(c.vocabulary.eos) if c.vocabulary.eos in row else steps for row in written]
-    return [row[:end] for row, end in zip(written, ends, strict=True)]
-
-
-@partial(jax.jit, static_argnames=("c", "drawn", "frames", "sampling"))
-def _decode_frames(
-    weights: WorldWeights,
-    prompts: Prompts,
-    scale: Float[Array, ""],
-    seed: Int[Array, ""],
-    c: World,
-    drawn: int,
-    frames: int,
-    sampling: Sampling,
-) -> Int[Array, "drawn T"]:
-    """The first `drawn` rows' codes; the last so many, which may be the same, are the guide's."""
-    words = c.vocabulary
-    head = gather_heads(weights, c).vision
-    root = jax.random.key(seed)
-    is_code = jnp.arange(words.vision_rows) < words.codes
-
-    def step(carry: tuple, i: Array) -> tuple[tuple, Array]:
-        x, cache = carry
-        logits = read_head(x, head)
-        guided = jnp.where(is_code, guide(logits[:drawn], logits[-drawn:], scale), -jnp.inf)
-        codes = draw_token(jax.random.fold_in(root, i), guided, sampling)
-        ends = (i + 1) % words.frame_length == 0
-        tokens = jnp.tile(jnp.where(ends, words.eof, codes), len(logits) // drawn)
-        return decode_prompts(
-            weights, cache, prompts, tokens, jnp.ones_like(tokens, bool), i, c
-        ), codes
-
-    steps = jnp.arange(frames * words.frame_length - 1, dtype=jnp.int32)
-    _, tokens = lax.scan(step, prefill_prompts(weights, prompts, c), steps)
-    return tokens.swapaxes(0, 1)
+    requests = [
+        Request(
+            prompt=prompt,
+            max_new_tokens=steps,
+            sampling=sampling,
+            seed=seed + i,
+            stops=(c.vocabulary.eos,),
+        )
+        for i, prompt in enumerate(prompts)
+    ]
+    return [answer.ids for answer in answer_all(weights, c, requests, DECODE_ROWS)]
 
 
 def draw_frames(
     weights: WorldWeights,
-    conditional: Sequence[Example],
-    unconditional: Sequence[Example],
+    prompts: Sequence[Example],
+    guided_from: Sequence[Example],
     c: World,
     *,
     frames: int,
@@ -198,21 +91,35 @@ def draw_frames(
     sampling: Sampling,
     seed: int,
 ) -> Int[np.ndarray, "B Z Q"]:
-    """The codes of `frames` frames after each prompt.
+    """The codes of `frames` frames after each prompt; the i-th draws with `seed + i`.
 
-    `unconditional[i]` is what the i-th prompt is guided away from, such as a bare `<s><vision>`;
+    `guided_from[i]` is what the i-th prompt is guided away from, such as a bare `<s><vision>`;
     there may be none, and then nothing is guided.
     Raises InputError when the model has no vision or the frames do not fit its context.
     """
-    words = c.vocabulary
-    if not words.codes:
-        raise InputError("this model has no image codes: use a world model to draw")
-    prompts = [*conditional, *unconditional]
-    steps = frames * words.frame_length
-    rows = make_prompts(prompts, max(len(prompt) for prompt in prompts) + steps, c)
-    drawn = len(conditional)
-    tokens = jax.device_get(
-        _decode_frames(weights, rows, guidance, seed, c, drawn, frames, sampling)
-    )
-    ended = np.pad(tokens, ((0, 0), (0, 1))).reshape(drawn, frames, words.frame_length)
-    return ended[:, :, :-1]
+    length = c.vocabulary.frame_length
+    requests = [
+        Request(
+            prompt=prompt,
+            max_new_tokens=frames * length - 1,  # the last end of a frame is known
+            codes=True,
+            guided_from=guided_from[i] if guided_from else None,
+            guidance=guidance,
+            sampling=sampling,
+            seed=seed + i,
+        )
+        for i, prompt in enumerate(prompts)
+    ]
+    drawn = [[*answer.ids, 0] for answer in answer_all(weights, c, requests, DECODE_ROWS)]
+    return np.asarray(drawn, np.int32).reshape(len(prompts), frames, length)[:, :, :-1]
+
+
+def score_texts(
+    weights: WorldWeights, rows: Int[np.ndarray, "B T"], c: World
+) -> Float[np.ndarray, "B T-1"]:
+    """The log-probability in nats of each token of each row but the first; one row at a time."""
+    requests = [
+        Request(prompt=text(row, 0.0), max_new_tokens=0, prompt_logprobs=True) for row in rows
+    ]
+    answers = answer_all(weights, c, requests, 1)
+    return np.asarray([[score.logprob for score in answer.prompt_scores] for answer in answers])

@@ -25,12 +25,13 @@ from ringworld.attention import attend
 from ringworld.attention.mask import Where, window
 from ringworld.attention.ring import SAVED
 from ringworld.errors import InputError
-from ringworld.layers import contract, over_tokens, rms_norm, token_axes
-from ringworld.params import Weight, constant, dense, gather, pytree_dataclass, stacked
+from ringworld.layers import contract, over_tokens, product, rms_norm, token_axes
+from ringworld.params import Matrix, Weight, constant, dense, gather, pytree_dataclass, stacked
 from ringworld.rope import Rope, turn_halves
 from ringworld.rope_scaling import Scaling
 
-COMPUTE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+Dtype = Literal["float32", "bfloat16"]
+COMPUTE: dict[Dtype, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 Activations = Literal["attention", "nothing", "offload"]
 SIZES = ("layers", "model", "mlp", "heads", "kv_heads", "head_width", "context")
 LAYER_INPUT, HOST = "layer_input", "pinned_host"
@@ -87,7 +88,7 @@ class Llama:
     """biases of queries, keys and values"""
     qk_norm: bool = False
     """norms of queries and keys"""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     """what it computes in; weights are float32"""
     activations: Activations = "attention"
     """what is kept of a layer until its backward pass"""
@@ -147,19 +148,19 @@ def block_specs(c: Llama) -> Block:
     D, F, N, K, H = c.model, c.mlp, c.heads, c.kv_heads, c.head_width
     return Block(
         attn_norm=constant((D,), (None,), 1.0),
-        wq=dense((D, N, H), ("embed", "heads", None), fan_in=D),
-        wk=dense((D, K, H), ("embed", "kv_heads", None), fan_in=D),
-        wv=dense((D, K, H), ("embed", "kv_heads", None), fan_in=D),
+        wq=dense((D, N, H), ("embed", "heads", None), fan_in=D, inputs=(-3,)),
+        wk=dense((D, K, H), ("embed", "kv_heads", None), fan_in=D, inputs=(-3,)),
+        wv=dense((D, K, H), ("embed", "kv_heads", None), fan_in=D, inputs=(-3,)),
         bq=constant((N, H), ("heads", None), 0.0) if c.qkv_bias else None,
         bk=constant((K, H), ("kv_heads", None), 0.0) if c.qkv_bias else None,
         bv=constant((K, H), ("kv_heads", None), 0.0) if c.qkv_bias else None,
         q_norm=constant((H,), (None,), 1.0) if c.qk_norm else None,
         k_norm=constant((H,), (None,), 1.0) if c.qk_norm else None,
-        wo=dense((N, H, D), ("heads", None, "embed"), fan_in=N * H * 2 * c.layers),
+        wo=dense((N, H, D), ("heads", None, "embed"), fan_in=N * H * 2 * c.layers, inputs=(-3, -2)),
         mlp_norm=constant((D,), (None,), 1.0),
-        w_gate=dense((D, F), ("embed", "mlp"), fan_in=D),
-        w_up=dense((D, F), ("embed", "mlp"), fan_in=D),
-        w_down=dense((F, D), ("mlp", "embed"), fan_in=F * 2 * c.layers),
+        w_gate=dense((D, F), ("embed", "mlp"), fan_in=D, inputs=(-2,)),
+        w_up=dense((D, F), ("embed", "mlp"), fan_in=D, inputs=(-2,)),
+        w_down=dense((F, D), ("mlp", "embed"), fan_in=F * 2 * c.layers, inputs=(-2,)),
     )
 
 
@@ -208,19 +209,19 @@ def attention(
 def mlp(
     x: Float[Array, "T D"],
     gain: Float[Array, "D"],
-    w_gate: Float[Array, "D F"],
-    w_up: Float[Array, "D F"],
-    w_down: Float[Array, "F D"],
+    w_gate: Matrix,
+    w_up: Matrix,
+    w_down: Matrix,
     eps: float,
 ) -> Float[Array, "T D"]:
     """SwiGLU of normed tokens: (silu(h W_gate) * h W_up) W_down with h = norm(x).
 
+    The matrices are [D, F], [D, F] and [F, D].
     Source: Shazeer, "GLU Variants Improve Transformer" (arXiv 2002.05202).
     """
     h = rms_norm(x, gain, eps)
-    gate = jnp.einsum("td,df->tf", h, w_gate.astype(h.dtype))
-    up = jnp.einsum("td,df->tf", h, w_up.astype(h.dtype))
-    return jnp.einsum("tf,fd->td", jax.nn.silu(gate) * up, w_down.astype(h.dtype))
+    gate, up = product("td,df->tf", h, w_gate), product("td,df->tf", h, w_up)
+    return product("tf,fd->td", jax.nn.silu(gate) * up, w_down)
 
 
 def layer(

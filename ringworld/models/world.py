@@ -14,11 +14,11 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ringworld.attention.mask import Where
-from ringworld.layers import contract, embed, rms_norm, token_axes
-from ringworld.mesh import shard
+from ringworld.layers import contract, embed, product, rms_norm, token_axes
+from ringworld.mesh import replicate, shard
 from ringworld.models import llama
 from ringworld.models.llama import COMPUTE, Block, Llama
-from ringworld.params import Param, Weight, constant, dense, gather, pytree_dataclass
+from ringworld.params import Matrix, Param, Weight, constant, dense, gather, pytree_dataclass
 from ringworld.vocab import Vocabulary
 
 # A token's own vector outweighs what fresh layers add (about 0.2), so that copying is learned.
@@ -72,14 +72,18 @@ def specs(c: World) -> WorldWeights:
         blocks=llama.blocks_specs(c.llama),
         heads=Heads(
             norm=constant((D,), (None,), 1.0),
-            text=None if c.tied else dense((D, V), ("embed", "vocab"), fan_in=D),
-            vision=dense((D, U), ("embed", "vocab"), fan_in=D) if U else None,
+            text=None if c.tied else _head(D, V),
+            vision=_head(D, U) if U else None,
         ),
     )
 
 
 def _table(rows: int, width: int) -> Param:
-    return Param((rows, width), ("vocab", "embed"), scale=TABLE_SCALE)
+    return Param((rows, width), ("vocab", "embed"), scale=TABLE_SCALE, inputs=(-1,))
+
+
+def _head(width: int, rows: int) -> Param:
+    return dense((width, rows), ("embed", "vocab"), fan_in=width, inputs=(-2,))
 
 
 def embed_tokens(
@@ -124,9 +128,16 @@ def gather_heads(weights: WorldWeights, c: World, over: tuple[str, ...] = ()) ->
     return heads
 
 
-def read_head(x: Float[Array, "B D"], head: Float[Array, "D V"]) -> Float[Array, "B V"]:
-    """Float32 logits of a gathered head for one token a row; all of it on every device."""
-    return x.astype(jnp.float32) @ shard(head, None, None).astype(jnp.float32)
+def read_head(x: Float[Array, "B D"], head: Matrix) -> Float[Array, "B V"]:
+    """Float32 logits of a gathered head [D, V] for one token a row; all of it on every device."""
+    return product("bd,dv->bv", x.astype(jnp.float32), replicate(head))
+
+
+def read_text_head(x: Float[Array, "B D"], weights: WorldWeights, c: World) -> Float[Array, "B V"]:
+    """`read_head` of the text head; a tied table is read as it lies, where `.T` copies it."""
+    if not c.tied:
+        return read_head(x, gather_heads(weights, c).text)
+    return product("bd,vd->bv", x.astype(jnp.float32), replicate(weights.text_embed))
 
 
 class Logits(NamedTuple):
@@ -143,20 +154,21 @@ def read_heads(x: Float[Array, "B T D"], weights: WorldWeights, c: World) -> Log
     """
     heads, wide = gather_heads(weights, c), x.astype(jnp.float32)
 
-    def read(head: Array) -> Array:
+    def read(head: Matrix) -> Array:
         return contract("btd,dv->btv", wide, head, "vocab")
 
     return Logits(read(heads.text), None if heads.vision is None else read(heads.vision))
 
 
-def token_nll(
-    x: Float[Array, "T D"], head: Float[Array, "D V"], targets: Int[Array, "T"], axis: str | None
-) -> Float[Array, "T"]:
-    """-log softmax(x head)[target] of each token, in nats and float32: the logits exist at once.
+def token_losses(
+    x: Float[Array, "T D"], head: Matrix, targets: Int[Array, "T"], axis: str | None
+) -> tuple[Float[Array, "T"], Float[Array, "T"]]:
+    """-log softmax(x head)[target] and log_z of each token, in nats and float32.
 
-    `head` is this device's part of the vocabulary where a mesh axis `axis` divides it, else all.
+    log_z is the log-sum-exp of the logits, which exist at once. `head` [D, V] is this device's part
+    of the vocabulary where a mesh axis `axis` divides it, else all.
     """
-    logits = jnp.einsum("td,dv->tv", x, head.astype(x.dtype), preferred_element_type=jnp.float32)
+    logits = product("td,dv->tv", x, head, dtype=jnp.float32)
     rows = logits.shape[1]
     local = targets - (0 if axis is None else lax.axis_index(axis) * rows)
     held = (local >= 0) & (local < rows)
@@ -164,10 +176,18 @@ def token_nll(
     picked = jnp.where(held, picked, 0.0)
     top = lax.stop_gradient(logits.max(-1))
     if axis is None:
-        return top + jnp.log(jnp.exp(logits - top[:, None]).sum(-1)) - picked
+        log_z = top + jnp.log(jnp.exp(logits - top[:, None]).sum(-1))
+        return log_z - picked, log_z
     top = lax.pmax(top, axis)
-    total = lax.psum(jnp.exp(logits - top[:, None]).sum(-1), axis)
-    return top + jnp.log(total) - lax.psum(picked, axis)
+    log_z = top + jnp.log(lax.psum(jnp.exp(logits - top[:, None]).sum(-1), axis))
+    return log_z - lax.psum(picked, axis), log_z
+
+
+def token_nll(
+    x: Float[Array, "T D"], head: Matrix, targets: Int[Array, "T"], axis: str | None
+) -> Float[Array, "T"]:
+    """The first of `token_losses`."""
+    return token_losses(x, head, targets, axis)[0]
 
 
 def count_weights(c: World) -> tuple[int, int, int]:

@@ -1,8 +1,9 @@
 """What a training step holds on one device, from shapes alone, without compiling anything.
 
     weights       the state's weights, each divided over the mesh as the step divides it
-    moments       the state's optimizer, divided likewise
-    gradients     one number for each weight that is trained, in the weight's dtype
+    moments       the state's optimizer, divided likewise, and its guard
+    gradients     one number for each weight that is trained, in the weight's dtype; two where the
+                  rows go through in parts: the sum, and what a part adds
     activations   what every layer keeps for its backward pass, of the tokens of one device
 
 A layer keeps its input, D numbers a token; with "attention" also attention's output, N H numbers,
@@ -20,7 +21,8 @@ import jax.numpy as jnp
 
 from ringworld.models.llama import COMPUTE, Llama
 from ringworld.settings import MeshShape
-from ringworld.train.build import TrainState
+from ringworld.train.build import EVERY, TrainState, Updates
+from ringworld.train.freeze import divide
 
 FLOAT32_BYTES = 4
 
@@ -40,14 +42,17 @@ class StepMemory:
         return self.weights + self.moments + self.gradients + self.activations
 
 
-def estimate_memory(state: TrainState, c: Llama, rows: int, shape: MeshShape) -> StepMemory:
+def estimate_memory(
+    state: TrainState, c: Llama, rows: int, shape: MeshShape, updates: Updates = EVERY
+) -> StepMemory:
     """What a step with this abstract state holds on a device, for `rows` rows of the context."""
-    weights = bytes_held(state.weights)
-    tokens = rows * c.context // (shape.data * shape.fsdp * shape.seq)
+    parts = updates.accumulate
+    tokens = rows * c.context // (shape.data * shape.fsdp * shape.seq * parts)
+    trained, _ = divide(state.weights, updates.frozen)
     return StepMemory(
-        weights=weights,
-        moments=bytes_held(state.optimizer),
-        gradients=weights,
+        weights=bytes_held(state.weights),
+        moments=bytes_held((state.optimizer, state.guard)),
+        gradients=bytes_held(trained) * (2 if parts > 1 else 1),
         activations=count_activations(c, tokens, shape.tensor),
     )
 

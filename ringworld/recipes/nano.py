@@ -13,8 +13,9 @@ from ringworld.recipes.recipe import Recipe
 from ringworld.recipes.samples import Samples
 from ringworld.rope import rope_theta, stable_base
 from ringworld.settings import MeshShape
+from ringworld.train.fresh_model import FreshModel
 from ringworld.train.loop import Loop
-from ringworld.train.model_stage import FreshModel, ModelStage
+from ringworld.train.model_stage import ModelStage
 from ringworld.train.optimizer import AdamW
 from ringworld.vocab import Vocabulary
 from ringworld.weights.shipped import NANO

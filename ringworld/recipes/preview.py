@@ -4,7 +4,7 @@ Nothing is trained, written or divided over real devices, so that a ladder for h
 be looked at on a laptop.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ from ringworld.recipes.lwm import PUBLISHED
 from ringworld.recipes.recipe import Recipe
 from ringworld.rope import check_rope
 from ringworld.train.build import Build
+from ringworld.train.freeze import divide
+from ringworld.train.fresh_model import FreshModel
 from ringworld.train.model_stage import (
-    FreshModel,
     ModelData,
     ModelStage,
+    as_computed,
     build_stage,
     extend_rope,
 )
@@ -76,14 +78,14 @@ def preview(recipe: Recipe) -> list[Stage[Any] | StagePreview]:
 def preview_stage(stage: ModelStage, before: World) -> StagePreview:
     """What a stage makes of a model of this config."""
     config, rope = extend_rope(before, stage)
-    kept = replace(config.llama, activations=stage.activations)
+    kept, updates = as_computed(config, stage).llama, stage.updates
     state = build_abstractly(stage, config).state
     return StagePreview(
         stage=stage,
         config=config,
         rope=rope,
-        trained=count(specs(config)),
-        memory=estimate_memory(state, kept, stage.batch, stage.mesh),
+        trained=count(divide(specs(config), updates.frozen)[0]),
+        memory=estimate_memory(state, kept, stage.batch, stage.mesh, updates),
     )
 
 

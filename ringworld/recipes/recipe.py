@@ -7,8 +7,8 @@ F/STAGE/       what each stage leaves
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ HASHES = "sha256"
 SHOWN_DIFFERENCES = 4  # differences that are named
 # Settings that change how a run is carried out and not what it learns, but for rounding.
 FREE = re.compile(
-    r"^stages\.\d+\.(mesh|activations|weights_over|loop\.(save_every|keep|milestones|log_every)"
-    r"|save_every|sheet_every)\b|^data\.(verify|windows\.may_skip)$"
+    r"^stages\.\d+\.(mesh|activations|weights_over|updates\.accumulate|eval_\w+"
+    r"|loop\.(save_every|keep|milestones|log_every|patience|replay_every|sinks)"
+    r"|save_every|sheet_every)\b|^data\.(verify|held_out|windows\.may_skip)$"
 )
 STAGE = re.compile(r"stages\.(\d+)\.")
 STEPS = re.compile(r"stages\.(\d+)\.(loop|training)\.steps")
@@ -76,14 +77,15 @@ class Recipe:
 def record_run(recipe: Recipe, folder: Path, announce: Announce) -> None:
     """Save the resolved recipe as `run.json`, having compared it with the one that is there.
 
-    Paths are compared by what they lead to, so data and models may be moved. What may change: the
-    settings of a stage that has kept nothing yet, settings that change nothing that is learned, and
-    the number of steps of the last stage that has kept something, which may grow. Raises
+    Paths are compared by what they lead to, so data and models may be moved. A setting that the
+    record lacks, because an earlier version did not know it, is at its default. What may change:
+    the settings of a stage that has kept nothing yet, settings that change nothing that is learned,
+    and the number of steps of the last stage that has kept something, which may grow. Raises
     InputError, naming each difference, when the folder holds a run of another recipe.
     """
     record, resolved = folder / RECORD, resolve(recipe)
     if record.exists():
-        changes = find_changes(_read_record(record), resolved)
+        changes = find_changes(_read_record(record), resolved, list(find_defaults(recipe)))
         longer = find_longer(recipe, folder, changes)
         if real := [name for name in find_real(recipe, folder, changes) if name not in longer]:
             told = [
@@ -110,10 +112,13 @@ def resolve(recipe: Recipe) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(recipe) | {HASHES: recipe.hashes()}, default=str))
 
 
-def find_changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+def find_changes(
+    old: dict[str, Any], new: dict[str, Any], defaults: Sequence[str] = ()
+) -> dict[str, tuple[Any, Any]]:
     """What differs between two records: by dotted name, what it was and what it is.
 
-    A path differs when the hashes of what it leads to do; where one is not known, it does not.
+    A path differs when the hashes of what it leads to do; where one is not known, it does not. Nor
+    does what the old one lacks, if it is at its default: itself, or the group that it is in.
     """
     hashes = [record.get(HASHES) or {} for record in (old, new)]
     flat = [
@@ -121,9 +126,27 @@ def find_changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[An
         for record, known in zip((old, new), hashes, strict=True)
     ]
     unknown = {name for known in hashes for name, digest in known.items() if digest is None}
+    unset = tuple(f"{name}." for name in defaults)
+    unknown |= {name for name in flat[1] if name not in flat[0] and f"{name}.".startswith(unset)}
     names = dict.fromkeys((*flat[1], *flat[0]))
     pairs = {name: (flat[0].get(name), flat[1].get(name)) for name in names if name not in unknown}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def find_defaults(value: Any, name: str = "") -> Iterator[str]:
+    """The dotted names of the fields of a dataclass, and of those within it, at their default."""
+    if isinstance(value, tuple):
+        for i, child in enumerate(value):
+            yield from find_defaults(child, f"{name}.{i}")
+    if not is_dataclass(value):
+        return
+    for field in fields(value):
+        own, path = getattr(value, field.name), f"{name}.{field.name}".removeprefix(".")
+        made = field.default_factory() if field.default_factory is not MISSING else field.default
+        if own == made:
+            yield path
+        else:
+            yield from find_defaults(own, path)
 
 
 def find_real(recipe: Recipe, folder: Path, changes: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int
 
 from ringworld.data.books import draw_passage, echo_example, passage_example
 from ringworld.data.example import Example
@@ -11,11 +12,14 @@ from ringworld.data.packing.mix import DrawExample, draw_examples
 from ringworld.data.packing.rows import check_shares
 from ringworld.data.samples import SampleFilm, Shelf, read_sample_film, read_shelf
 from ringworld.fetch import fetch
+from ringworld.models.world import World
 from ringworld.progress import Announce
+from ringworld.recipes.held_out import measure_held_out
 from ringworld.tasks.clips import CodedClip, clip_example, draw_clips, video_alone
 from ringworld.tasks.needle import count_haystack, draw_needles, max_needles, recall_example
 from ringworld.text.load import load_tokenizer
 from ringworld.text.tokenizer import Tokenizer
+from ringworld.train.loop import Measure
 from ringworld.train.model_stage import ModelData, ModelStage
 from ringworld.vocab import Vocabulary
 from ringworld.weights.codecs import load_codec
@@ -44,6 +48,16 @@ class Samples(ModelData):
     def check(self, stage: ModelStage, source: Path | None) -> None:
         """Raise InputError when a share names no source."""
         check_shares(dict.fromkeys(TEXT + VISION), stage.shares)
+
+    def measure(
+        self, stage: ModelStage, source: Path, config: World, cache: Path, announce: Announce
+    ) -> Measure:
+        """The loss of the held-out books, and needles in them."""
+
+        def read(tokenizer: Tokenizer) -> list[Int[np.ndarray, "_"]]:
+            return read_shelf(tokenizer, cache, announce).held_out
+
+        return measure_held_out(stage, source, config, read)
 
     def open(
         self, stage: ModelStage, source: Path, cache: Path, announce: Announce

@@ -15,17 +15,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from ringworld.data.corpora.folders import ShardFolders
 from ringworld.data.corpora.manifest import MANIFEST
 from ringworld.data.packing.mix import Chosen, check_whole, mix_sources
 from ringworld.data.packing.rows import Apart, Examples, seed_of
 from ringworld.errors import InputError
+from ringworld.evals.perplexity import read_text
 from ringworld.files import hash_file
+from ringworld.models.world import World
 from ringworld.progress import Announce
+from ringworld.recipes.held_out import measure_held_out
 from ringworld.recipes.recipe import Recipe
 from ringworld.recipes.samples import Samples
 from ringworld.settings import MeshShape
-from ringworld.train.loop import Loop
+from ringworld.train.loop import Loop, Measure
 from ringworld.train.model_stage import ModelData, ModelStage
 from ringworld.train.optimizer import AdamW
 from ringworld.weights.file_names import CODEC
@@ -59,6 +64,8 @@ class TokenShards(ModelData):
     """what the sources samples/books, recall, echo, clips and film are drawn from"""
     verify: bool = True
     """compare the hash of every shard before training"""
+    held_out: Path | None = None
+    """a UTF-8 text that is not in the shards, for the evaluations of a stage"""
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -66,9 +73,10 @@ class TokenShards(ModelData):
         return (self.folder, *self.more)
 
     def hashes(self) -> dict[str, str | None]:
-        """The sha256 of each manifest, which has those of all shards of its folder."""
+        """The sha256 of each manifest, which has those of its shards, and of the held-out text."""
         named = {"folder": self.folder} | {f"more.{i}": path for i, path in enumerate(self.more)}
         files = {name: path / MANIFEST for name, path in named.items()}
+        files |= {"held_out": self.held_out} if self.held_out else {}
         return {name: hash_file(f) if f.is_file() else None for name, f in files.items()}
 
     def check(self, stage: ModelStage, source: Path | None) -> None:
@@ -76,6 +84,8 @@ class TokenShards(ModelData):
 
         The model's are those that were made with its tokenizer and its codec.
         """
+        if stage.eval_every:
+            self.read_held_out()
         drawn, built = _split(stage.shares)
         if stage.shares:
             check_whole(stage.shares)
@@ -92,6 +102,25 @@ class TokenShards(ModelData):
         of_shards = replace(stage, shares={name: share / total for name, share in built.items()})
         apart = tuple(name for name in self.apart if not name.startswith(SAMPLES))
         choose_examples(shards, of_shards, apart)
+
+    def read_held_out(self) -> str:
+        """The held-out text. Raises InputError when there is none, or it cannot be read."""
+        if self.held_out is None:
+            raise InputError(
+                "a stage is evaluated on a text that is not in the shards: name its file in "
+                "held_out, or set eval_every to 0",
+                setting="held_out",
+            )
+        return read_text(self.held_out)
+
+    def measure(
+        self, stage: ModelStage, source: Path, config: World, cache: Path, announce: Announce
+    ) -> Measure:
+        """The loss of the held-out text, and needles in it."""
+        text = self.read_held_out()
+        return measure_held_out(
+            stage, source, config, lambda words: [np.asarray(words.encode(text), np.int32)]
+        )
 
     def open(
         self, stage: ModelStage, source: Path, cache: Path, announce: Announce

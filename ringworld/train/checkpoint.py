@@ -6,6 +6,7 @@ step is the folder `step_00000020/`:
 
     weights/         the weights
     optimizer/       the optimiser's state
+    guard/           what decides which updates are skipped, in trainings that skip any
     manifest.json    the step, the identity of the run, every array, every file and its hash
 
 While it is written, its folder is called `.tmp-0`; the rename is the commit. A checkpoint whose
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
@@ -43,7 +45,9 @@ from ringworld.train.build import TrainState
 from ringworld.train.manifest import Damaged, read_manifest, verify, write_manifest
 
 FOLDER = "checkpoints"
-CHECKPOINT_PARTS = ("weights", "optimizer")
+CHECKPOINT_PARTS = ("weights", "optimizer", "guard")
+# A part that checkpoints of before 2026-11-29 lack. It begins at 0, as in a new run.
+LATER_PART = "guard"
 HEADROOM = 1.1  # of the arrays' bytes: Orbax's index and the manifest
 # After a failed write, threads of Orbax and TensorStore go on writing for a moment: they are waited
 # for, the folder is removed again and again, and no two attempts of a process share a folder.
@@ -135,12 +139,18 @@ class Checkpoints:
                 self._set_aside(path, str(damage))
                 continue
             parts = {
-                part: _restore_part(path, part, getattr(abstract, part))
+                part: self._restore_part(path, part, getattr(abstract, part), content["arrays"])
                 for part in CHECKPOINT_PARTS
             }
             count = jax.device_put(np.asarray(step, np.int32), abstract.step.sharding)
             return TrainState(step=count, **parts)
         return None
+
+    def _restore_part(self, path: Path, part: str, abstract: Any, stored: dict[str, str]) -> Any:
+        if part == LATER_PART and jax.tree.leaves(abstract) and not _has_part(stored, part):
+            self.announce(f"{path.name} is of an earlier version, without a {part}: it begins anew")
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), abstract)
+        return _restore_part(path, part, abstract)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}"
@@ -179,8 +189,8 @@ def find_steps(folder: Path) -> list[int]:
 def _write(folder: Path, state: TrainState, identity: dict[str, Any]) -> None:
     with _orbax() as orbax:
         for part in CHECKPOINT_PARTS:
-            arrays = paths(getattr(state, part))
-            orbax.save((folder / part).absolute(), args=ocp.args.PyTreeSave(arrays))
+            if arrays := paths(getattr(state, part)):
+                orbax.save((folder / part).absolute(), args=ocp.args.PyTreeSave(arrays))
     if _is_first():
         described = [_describe(part, getattr(state, part)) for part in CHECKPOINT_PARTS]
         content = {
@@ -194,6 +204,8 @@ def _write(folder: Path, state: TrainState, identity: dict[str, Any]) -> None:
 
 def _restore_part(folder: Path, part: str, abstract: Any) -> Any:
     wanted = paths(abstract)
+    if not wanted:
+        return abstract
     how = ocp.checkpoint_utils.construct_restore_args(wanted)
     with _orbax() as orbax:
         arrays = orbax.restore(
@@ -209,9 +221,17 @@ def _describe(part: str, tree: Any) -> dict[str, str]:
 def _check_same(
     folder: Path, content: dict[str, Any], identity: dict[str, Any], abstract: TrainState
 ) -> None:
-    described = {part: _describe(part, getattr(abstract, part)) for part in CHECKPOINT_PARTS}
-    wanted = {"identity": identity, **described["weights"], **described["optimizer"]}
-    _refuse_other(folder, {"identity": content["identity"], **content["arrays"]}, wanted)
+    stored, wanted = content["arrays"], {}
+    for part in CHECKPOINT_PARTS:
+        if part != LATER_PART or _has_part(stored, part):
+            wanted |= _describe(part, getattr(abstract, part))
+    _refuse_other(
+        folder, {"identity": content["identity"], **stored}, {"identity": identity, **wanted}
+    )
+
+
+def _has_part(stored: dict[str, str], part: str) -> bool:
+    return any(name.startswith(f"{part}.") for name in stored)
 
 
 def _refuse_other(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:

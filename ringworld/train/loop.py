@@ -7,7 +7,7 @@ killed and started again takes the same steps, bit for bit, as one that was not.
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from ringworld.progress import Announce
 from ringworld.train.build import Step, TrainState, is_finite
 from ringworld.train.checkpoint import FOLDER, Checkpoints
 from ringworld.train.metrics import MetricsLog
+from ringworld.train.sinks import SinkName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +40,34 @@ class Loop:
     """steps whose checkpoint always stays"""
     log_every: int = 10
     """steps between two lines of the log; on a terminal every step is shown"""
+    patience: int = 10
+    """steps in a row without a finite loss and gradient after which the run stops"""
+    replay_every: int = 0
+    """steps between two whose gradients are computed twice and compared; 0 for none"""
+    sinks: tuple[SinkName, ...] = ()
+    """where the metrics go besides metrics.jsonl"""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "save_every", "log_every"):
+        for name in ("steps", "save_every", "log_every", "patience"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: make it 1 or more")
+        if self.replay_every < 0:
+            raise InputError(f"replay_every is {self.replay_every}: make it 0 or more")
+
+
+Measure = Callable[[Any], Mapping[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is measured of the weights while they are trained.
+
+    `measure` maps them to numbers by name, the same for the same weights; it is called after every
+    `every` steps and after the last.
+    """
+
+    every: int
+    measure: Measure
 
 
 def fit(
@@ -58,6 +82,8 @@ def fit(
     tokens_per_step: int,
     dtype: DTypeLike,
     announce: Announce,
+    replay: Step | None = None,
+    evaluation: Evaluation | None = None,
 ) -> TrainState:
     """Train until `loop.steps` updates are made, from the newest whole checkpoint in `folder`.
 
@@ -66,10 +92,12 @@ def fit(
     among them "loss" and "grad_norm", and "flops" where they are known); it is jitted and may
     donate the state. `batches(n)` makes the batch of step n and of nothing else, in another thread:
     it must not run collectives. `identity` is JSON that says which model this is. Utilisation is
-    the share of what matrix products of `dtype` reach.
+    the share of what matrix products of `dtype` reach. `replay` takes the place of `step` every
+    `loop.replay_every` steps.
 
     Raises InputError when the checkpoint is of another model, the disk is full, another process
-    trains in `folder`, or a number is not finite (nothing of that step is kept). On SIGINT or
+    trains in `folder`, a number is not finite in a step that was not skipped, or in
+    `loop.patience` steps in a row (nothing of them is kept). On SIGINT or
     SIGTERM the current step ends and is saved, then KeyboardInterrupt says how to go on.
     """
     checkpoints = Checkpoints(
@@ -90,16 +118,22 @@ def fit(
             start=start,
             steps=loop.steps,
             log_every=loop.log_every,
+            patience=loop.patience,
             tokens_per_step=tokens_per_step,
             dtype=dtype,
             announce=announce,
+            sinks=loop.sinks,
         )
         stream = closing(_prefetch(batches, start, loop.steps))
         with log, stream as ahead, _stop_signal() as stop:
             for n, batch, wait_s in ahead:
-                state, metrics = step(state, batch)
-                log.push(n, metrics, wait_s=wait_s)
                 done = n + 1
+                twice = loop.replay_every > 0 and done % loop.replay_every == 0
+                state, metrics = (replay if replay and twice else step)(state, batch)
+                if evaluation is not None and (done % evaluation.every == 0 or done == loop.steps):
+                    with log.clock_stopped(metrics):
+                        metrics = {**metrics, **evaluation.measure(state.weights)}
+                log.push(n, metrics, wait_s=wait_s)
                 if done % loop.save_every == 0 or done == loop.steps or stop.is_set():
                     log.flush()
                     _check_finite(state, n)

@@ -5,7 +5,9 @@ Each modality's loss is a weighted mean over its own targets, and the two are ba
     loss_m = sum_t weight_t nll_t / sum_t weight_t,    loss = (1 - b) loss_text + b loss_vision
 
 In a batch that has targets of one modality only, the loss is that modality's. The weights come with
-the batch: masked packing sets them so that each example counts alike.
+the batch: masked packing sets them so that each example counts alike. A z-loss adds to each nll a
+share of the square of the logits' log-sum-exp, which keeps the logits from drifting. Source:
+Chowdhery et al., "PaLM" (arXiv 2204.02311), section 5.
 """
 
 from functools import partial
@@ -25,8 +27,9 @@ from ringworld.models.world import (
     count_weights,
     forward,
     gather_heads,
-    token_nll,
+    token_losses,
 )
+from ringworld.params import Matrix, partitions
 from ringworld.train.build import Metrics
 
 # Tokens whose logits exist at one time on a device: 1024 x 32000 float32 logits are 125 MiB.
@@ -37,23 +40,27 @@ ROWS = ("data", "fsdp", "seq")
 
 def _weighted_sum(
     x: Float[Array, "T D"],
-    head: Float[Array, "D V"],
+    head: Matrix,
     targets: Int[Array, "T"],
     weights: Float[Array, "T"],
     axis: str | None,
-) -> Float[Array, ""]:
-    """sum_t weight_t nll_t of one chunk; a chunk without weight does not read the head."""
-    return lax.cond(
-        jnp.any(weights > 0),
-        lambda: jnp.sum(weights * token_nll(x, head, targets, axis)),
-        lambda: jnp.zeros_like(weights[0]),
-    )
+) -> Float[Array, "2"]:
+    """sum_t weight_t nll_t and sum_t weight_t log_z_t^2 of one chunk.
+
+    A chunk without weight does not read the head.
+    """
+
+    def read() -> Array:
+        nll, log_z = token_losses(x, head, targets, axis)
+        return jnp.stack([jnp.sum(weights * nll), jnp.sum(weights * jnp.square(log_z))])
+
+    return lax.cond(jnp.any(weights > 0), read, lambda: jnp.zeros_like(weights, shape=(2,)))
 
 
 def _sums(
     x: Float[Array, "B T D"], heads: Heads, batch: Batch, axis: str | None
-) -> Float[Array, "2"]:
-    """The weighted nll sums of this device's tokens: text, vision."""
+) -> Float[Array, "2 2"]:
+    """The weighted sums of this device's tokens, text and vision: of nll, and of log_z^2."""
     tokens = x.shape[0] * x.shape[1]
     chunk = min(LOSS_CHUNK, tokens)
 
@@ -71,17 +78,20 @@ def _sums(
         if heads.vision is not None:
             weights = jnp.where(of_vision, weights, 0.0)
             vision = _weighted_sum(x, heads.vision, targets, weights, axis)
-        return sums + jnp.stack([text, vision]), None
+        return sums + jnp.stack([text, vision], axis=1), None
 
-    start = jnp.zeros_like(batch.weights[0, :1], shape=(2,))
+    start = jnp.zeros_like(batch.weights[0, :1], shape=(2, 2))
     arrays = (x, batch.targets, batch.target_vision, batch.weights)
     pieces = tuple(in_chunks(a) for a in arrays)
     return lax.scan(step, start, pieces)[0]
 
 
-def nll_sums(x: Float[Array, "B T D"], heads: Heads, batch: Batch) -> Float[Array, "2"]:
-    """The batch's weighted nll sums, text and vision; the heads are gathered."""
-    of_heads = jax.tree.map(lambda w: jax.typeof(w).sharding.spec, heads)
+def nll_sums(x: Float[Array, "B T D"], heads: Heads, batch: Batch) -> Float[Array, "2 2"]:
+    """The weighted sums of a batch, text and vision: of nll, and of log_z^2.
+
+    The heads are gathered.
+    """
+    of_heads = partitions(heads)
 
     def everywhere(x: Array, heads: Heads, batch: Batch) -> Array:
         # Each device sums its own gradient of the heads over its chunks, and one sum over devices
@@ -97,30 +107,44 @@ def nll_sums(x: Float[Array, "B T D"], heads: Heads, batch: Batch) -> Float[Arra
 
 
 def loss(
-    weights: WorldWeights, batch: Batch, c: World, vision_share: float
+    weights: WorldWeights, batch: Batch, c: World, vision_share: float, z_loss: float = 0.0
 ) -> tuple[Float[Array, ""], Metrics]:
-    """The balanced loss, and what the record of a step has of it.
+    """The balanced loss, and what the record of a step has of it: see `balance`."""
+    return balance(loss_sums(weights, batch, c), batch, c, vision_share, z_loss)
 
-    `vision_share` is b above: LWM's is 0.5. Metrics: `text_loss` and `vision_loss`, NaN where the
-    batch has no such target; `text_targets` and `vision_targets`, how many targets have a weight;
-    `flops`, what `batch_flops` counts.
-    """
-    batch = jax.tree.map(lambda x: shard(x, "batch", "seq"), batch)
+
+def loss_sums(weights: WorldWeights, batch: Batch, c: World) -> Float[Array, "2 2"]:
+    """The weighted sums of a batch, or of some of its rows: what `nll_sums` returns."""
+    batch = _placed(batch)
     x = forward(weights, batch.tokens, batch.vision, batch.where, c)
-    sums = nll_sums(x, gather_heads(weights, c, ROWS), batch)
+    return nll_sums(x, gather_heads(weights, c, ROWS), batch)
+
+
+def balance(
+    sums: Float[Array, "2 2"], batch: Batch, c: World, vision_share: float, z_loss: float
+) -> tuple[Float[Array, ""], Metrics]:
+    """The loss of a batch from its sums, and what the record of a step has of it.
+
+    `vision_share` is b above: LWM's is 0.5. `z_loss` is the weight of the z-loss: PaLM's is 1e-4.
+    Metrics: `text_loss` and `vision_loss`, without the z-loss, NaN where the batch has no such
+    target; `text_targets` and `vision_targets`, how many targets have a weight; `z_loss`, the
+    balanced mean of log_z^2, before its weight; `flops`, what `batch_flops` counts.
+    """
+    batch = _placed(batch)
     text_weights = jnp.where(batch.target_vision, 0.0, batch.weights)
     vision_weights = jnp.where(batch.target_vision, batch.weights, 0.0)
     total = jnp.stack([jnp.sum(text_weights), jnp.sum(vision_weights)])
     targets = jnp.stack([_count(text_weights > 0), _count(vision_weights > 0)])
-    means = sums / jnp.maximum(total, 1e-9)
+    nll, squares = sums / jnp.maximum(total, 1e-9)
     shares = jnp.where(targets > 0, jnp.array([1 - vision_share, vision_share]), 0.0)
-    value = jnp.sum(shares * means) / jnp.maximum(jnp.sum(shares), 1e-9)
-    text, vision = jnp.where(targets > 0, means, jnp.nan)
-    return value, {
+    whole = jnp.maximum(jnp.sum(shares), 1e-9)
+    text, vision = jnp.where(targets > 0, nll, jnp.nan)
+    return jnp.sum(shares * (nll + z_loss * squares)) / whole, {
         "text_loss": text,
         "vision_loss": vision,
         "text_targets": targets[0],
         "vision_targets": targets[1],
+        "z_loss": jnp.sum(shares * squares) / whole,
         "flops": batch_flops(batch, targets[0], targets[1], c),
     }
 
@@ -143,6 +167,10 @@ def batch_flops(
     heads = float(text_head) * text_targets + float(vision_head) * vision_targets
     attention = 14.0 * c.llama.layers * c.llama.heads * c.llama.head_width * pairs
     return 6.0 * (float(layers) * _count(real) + heads) + attention
+
+
+def _placed(batch: Batch) -> Batch:
+    return jax.tree.map(lambda x: shard(x, "batch", "seq"), batch)
 
 
 def _count(flags: Bool[Array, "B T"]) -> Float[Array, ""]:

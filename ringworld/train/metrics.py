@@ -7,6 +7,8 @@ never keeps a device waiting.
 import json
 import math
 import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +24,7 @@ from ringworld.errors import InputError
 from ringworld.files import sync, whole, writing_to
 from ringworld.mesh import make_mesh
 from ringworld.progress import Announce, make_progress
+from ringworld.train.sinks import SinkName, open_sinks, select_numbers
 
 METRICS_NAME = "metrics.jsonl"
 MUST_BE_FINITE = ("loss", "grad_norm")
@@ -76,7 +79,9 @@ class MetricsLog:
     """The record of a run: each step exactly once, in order, also over restarts.
 
     `start` is the first step that will be reported; later lines of an earlier attempt are dropped.
-    Floats are written so that reading them back gives the same bits. Use it as a context manager.
+    Floats are written so that reading them back gives the same bits. A step whose loss or gradient
+    is not finite ends the run, unless its metric "skipped" says that it changed nothing; `patience`
+    of those in a row end it too. Use it as a context manager.
     """
 
     def __init__(
@@ -86,15 +91,19 @@ class MetricsLog:
         start: int,
         steps: int,
         log_every: int,
+        patience: int,
         tokens_per_step: int,
         dtype: DTypeLike,
         announce: Announce,
+        sinks: Sequence[SinkName] = (),
     ) -> None:
         self.path = folder / METRICS_NAME
         self.steps, self.log_every, self.announce = steps, log_every, announce
         self.tokens_per_step, self.dtype = tokens_per_step, jnp.dtype(dtype)
-        self._waiting: tuple[int, dict[str, jax.Array], float] | None = None
+        self.patience, self._without_update = patience, 0
+        self._waiting: tuple[int, dict[str, Any], float] | None = None
         keep_before(self.path, start)
+        self._sinks = open_sinks(sinks, folder, start)
         self._bar = make_progress(
             BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.description}")
         )
@@ -113,16 +122,18 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Remove the progress bar."""
+        """Remove the progress bar and close the sinks."""
         self._bar.stop()
+        for sink in self._sinks:
+            sink.close()
 
-    def push(self, step: int, metrics: dict[str, jax.Array], *, wait_s: float) -> None:
+    def push(self, step: int, metrics: dict[str, Any], *, wait_s: float) -> None:
         """Report the step before this one, and hold this one until its numbers are ready.
 
         Where starting a step waits for its end, as some programs on a CPU do, it is ready already
         and reported, so that each step has its own seconds. `metrics` are scalars; `wait_s` are the
-        seconds that the step waited for its batch. Raises InputError when the loss or the gradient
-        norm of a step reported is not finite.
+        seconds that the step waited for its batch. Raises InputError when a step reported ends the
+        run.
         """
         self._report_held()
         self._waiting = step, metrics, wait_s
@@ -143,17 +154,21 @@ class MetricsLog:
         """Leave the time since the last report out of the next one: a save is not training."""
         self._since = time.perf_counter()
 
-    def _report(self, step: int, metrics: dict[str, jax.Array], wait_s: float) -> None:
+    @contextmanager
+    def clock_stopped(self, metrics: dict[str, Any]) -> Generator[None, None, None]:
+        """Leave the time within out of the step whose metrics these are, once it has ended."""
+        self._report_held()
+        jax.block_until_ready(metrics)
+        stopped = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - stopped
+
+    def _report(self, step: int, metrics: dict[str, Any], wait_s: float) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         flops = values.pop("flops", None)
         seconds = time.perf_counter() - self._since
         self._since += seconds
-        for name in MUST_BE_FINITE:
-            if not math.isfinite(values.get(name, 0.0)):
-                raise InputError(
-                    f"{name} is {values[name]} at step {step}: lower the learning rate and train "
-                    "in another folder; the last checkpoint of this one is as it was"
-                )
+        self._check_finite(step, values)
         row = {
             "step": step,
             **{name: value if math.isfinite(value) else None for name, value in values.items()},
@@ -164,14 +179,30 @@ class MetricsLog:
         }
         with writing_to(self.path.parent), open(self.path, "a") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
+        for sink in self._sinks:
+            sink.write(step, select_numbers(row))
         line = format_row(row)
         self._bar.update(self._task, completed=step + 1, description=line)
         last = step + 1 == self.steps
         if self._bar.disable and (step % self.log_every == 0 or last):
             self.announce(line)
 
+    def _check_finite(self, step: int, values: dict[str, float]) -> None:
+        bad = [name for name in MUST_BE_FINITE if not math.isfinite(values.get(name, 0.0))]
+        self._without_update = self._without_update + 1 if bad else 0
+        skipped = bool(values.get("skipped"))
+        if bad and (not skipped or self._without_update >= self.patience):
+            often = f", the last of {self._without_update} such steps" if skipped else ""
+            raise InputError(
+                f"{bad[0]} is {values[bad[0]]} at step {step}{often}: lower the learning rate and "
+                "train in another folder; the last checkpoint of this one is as it was"
+            )
+        if skipped:
+            cause = " and ".join(f"{name} {values[name]:.4g}" for name in MUST_BE_FINITE)
+            self.announce(f"step {step}: no update, because of {cause}")
 
-def have_ended(metrics: dict[str, jax.Array]) -> bool:
+
+def have_ended(metrics: dict[str, Any]) -> bool:
     """Whether nothing is waited for any more to read these numbers."""
     return all(value.is_ready() for value in metrics.values() if isinstance(value, Pending))
 
@@ -179,7 +210,7 @@ def have_ended(metrics: dict[str, jax.Array]) -> bool:
 def format_row(row: dict[str, Any]) -> str:
     """A row of the record as one line for people."""
     shown = [f"step {row['step']}"]
-    shown += [f"{name} {row[name]:.4f}" for name in MUST_BE_FINITE if name in row]
+    shown += [f"{name} {row[name]:.4f}" for name in MUST_BE_FINITE if row.get(name) is not None]
     shown.append(f"tokens/s {row['tokens_per_s']:.0f}")
     if row["mfu"] is not None:
         shown.append(f"mfu {row['mfu']:.1%}")

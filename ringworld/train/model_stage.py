@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,18 +20,18 @@ from ringworld.data.packing.rows import MASKED, Apart, Examples, MixedRows, Pack
 from ringworld.errors import InputError
 from ringworld.mesh import Rules, make_mesh
 from ringworld.models.context_extension import extend_context
-from ringworld.models.llama import COMPUTE, HOST, Activations
+from ringworld.models.llama import COMPUTE, HOST, Activations, Dtype
 from ringworld.models.world import World, WorldWeights, specs
-from ringworld.params import init
 from ringworld.progress import Announce
 from ringworld.rope import check_rope
 from ringworld.settings import Extension, MeshShape, WeightAxis
-from ringworld.train.build import Build, build, start
+from ringworld.train.build import EVERY, Build, SummedLoss, Updates, build, start
 from ringworld.train.checkpoint import FOLDER as CHECKPOINTS
 from ringworld.train.checkpoint import find_steps
-from ringworld.train.loop import Loop, fit
-from ringworld.train.loss import loss
-from ringworld.train.optimizer import AdamW, learning_rate, make_optimizer
+from ringworld.train.freeze import check_frozen, divide
+from ringworld.train.loop import Evaluation, Loop, Measure, fit
+from ringworld.train.loss import balance, loss_sums
+from ringworld.train.optimizer import AdamW, Muon, learning_rate, make_optimizer
 from ringworld.train.stage import MODEL, Data, Stage
 from ringworld.weights.folder import fill
 from ringworld.weights.model import save_model
@@ -48,6 +47,17 @@ class ModelData(Data, ABC):
 
     def check(self, stage: "ModelStage", source: Path | None) -> None:
         """Raise InputError when the data, or the stage's shares of them, cannot be used."""
+
+    def measure(
+        self, stage: "ModelStage", source: Path, config: World, cache: Path, announce: Announce
+    ) -> Measure:
+        """What is measured of the weights every `eval_every` steps, on what they do not learn.
+
+        `config` is the model as the stage trains it. Raises InputError when nothing is held out.
+        """
+        raise InputError(
+            "nothing of these data is held out: set eval_every to 0", setting="eval_every"
+        )
 
     @abstractmethod
     def open(
@@ -77,8 +87,8 @@ class ModelStage(Stage[ModelData]):
     """rows a step"""
     loop: Loop
     """how long it trains, and how often it saves"""
-    optimizer: AdamW
-    """AdamW and its schedule"""
+    optimizer: AdamW | Muon
+    """the optimizer and its schedule; `--stages.0.optimizer muon` chooses Muon"""
     mesh: MeshShape
     """devices along each axis"""
     shares: Mapping[str, float]
@@ -95,12 +105,24 @@ class ModelStage(Stage[ModelData]):
     """how examples become rows"""
     vision_share: float = 0.5
     """the weight of the vision loss; that of the text loss is the rest"""
+    z_loss: float = 0.0
+    """the weight of the squared log-sum-exp of the logits; PaLM's is 1e-4"""
+    compute: Dtype | None = None
+    """what it computes in, with float32 weights; without it what the model names"""
+    updates: Updates = EVERY
+    """which weights are trained, in how many parts, and which updates are skipped"""
     activations: Activations = "attention"
     """what is kept of a layer until its backward pass"""
     weights_over: tuple[WeightAxis, ...] = ("fsdp",)
     """the mesh axes that divide the weights between layers"""
     seed: int = 0
     """draws the examples and the order of the rows"""
+    eval_every: int = 0
+    """steps between two evaluations on held-out text; 0 for none"""
+    eval_passages: int = 4
+    """passages of the length of the context whose loss is measured"""
+    eval_needles: int = 4
+    """needles that are hidden in as many prompts of that length; 0 for none"""
 
     def __post_init__(self) -> None:
         check_rows(self.context, self.batch, self.mesh)
@@ -109,6 +131,19 @@ class ModelStage(Stage[ModelData]):
                 f"rope_theta is {self.rope_theta:g} and rope is {self.rope}: set one of them",
                 setting="rope",
             )
+        if min(self.eval_every, self.eval_needles) < 0 or self.eval_passages < 1:
+            raise InputError(
+                f"eval_every is {self.eval_every}, eval_needles {self.eval_needles} and "
+                f"eval_passages {self.eval_passages}: use 0 or more, the last at least 1"
+            )
+        if self.batch // (self.mesh.data * self.mesh.fsdp) % self.updates.accumulate:
+            raise InputError(
+                f"{self.batch} rows on {self.mesh.data * self.mesh.fsdp} groups of devices do not "
+                f"divide into {self.updates.accumulate} parts: change the batch or accumulate",
+                setting="accumulate",
+            )
+        if self.z_loss < 0:
+            raise InputError(f"z_loss is {self.z_loss}: make it 0 or more", setting="z_loss")
 
     @property
     def tokens(self) -> int:
@@ -128,7 +163,9 @@ class ModelStage(Stage[ModelData]):
         if not (folder / self.name / MODEL).exists():
             data.check(self, source if source is None or is_folder(source) else None)
             if source is not None:
-                check_width(open_model(source).config.llama.model, self)
+                model = open_model(source).config
+                check_width(model.llama.model, self)
+                check_frozen(specs(model), self.updates.frozen)
 
     def run(self, data: ModelData, source: Path | None, folder: Path, announce: Announce) -> Path:
         """Train the model folder `source` in `folder`; returns the trained model's folder.
@@ -153,7 +190,11 @@ class ModelStage(Stage[ModelData]):
         def load() -> WorldWeights:
             return fill(specs(config), opened.table, jnp.float32, self.rules)
 
-        weights = train_stage(self, config, load, examples, own, announce)
+        evaluation = None
+        if self.eval_every:
+            measure = data.measure(self, source, config, folder / "data", announce)
+            evaluation = Evaluation(every=self.eval_every, measure=measure)
+        weights = train_stage(self, config, load, examples, own, announce, evaluation)
         save_model(done, config, weights, source, jnp.float32)
         return done
 
@@ -222,6 +263,7 @@ def train_stage(
     examples: Examples | Apart,
     folder: Path,
     announce: Announce,
+    evaluation: Evaluation | None = None,
 ) -> WorldWeights:
     """Train a model of this config; returns the weights, on the stage's mesh.
 
@@ -232,6 +274,7 @@ def train_stage(
     """
     check_devices(stage)
     check_width(config.llama.model, stage)
+    check_frozen(specs(config), stage.updates.frozen)
     if not find_steps(folder / CHECKPOINTS):
         (folder / LEDGER_FILE).unlink(missing_ok=True)  # of steps that nothing is left of
     mesh = make_mesh(**asdict(stage.mesh))
@@ -240,15 +283,17 @@ def train_stage(
         built, optimizer = build_stage(stage, config, mesh)
         state = fit(
             abstract=built.state,
-            begin=lambda: start(load(), optimizer),
+            begin=lambda: start(load(), optimizer, stage.updates),
             step=built.step,
+            replay=built.replay,
             batches=batches,
             loop=stage.loop,
             folder=folder,
             identity={"stage": stage.name, "model": asdict(config)},
             tokens_per_step=stage.batch * stage.context,
-            dtype=COMPUTE[config.llama.dtype],
+            dtype=COMPUTE[stage.compute or config.llama.dtype],
             announce=announce,
+            evaluation=evaluation,
         )
     return state.weights
 
@@ -260,15 +305,21 @@ def build_stage(
 
     Nothing is computed or allocated, so the mesh may be one of devices that are not there.
     """
-    kept = replace(config, llama=replace(config.llama, activations=stage.activations))
-    optimizer = make_optimizer(stage.optimizer, stage.loop.steps, specs(config))
-    learned = partial(loss, c=kept, vision_share=stage.vision_share)
-    return build(specs(config), mesh, optimizer, learned, stage.rules), optimizer
+    table, kept = specs(config), as_computed(config, stage)
+    trained, _ = divide(table, stage.updates.frozen)
+    optimizer = make_optimizer(stage.optimizer, stage.loop.steps, trained)
+    loss = SummedLoss(
+        partial(loss_sums, c=kept),
+        partial(balance, c=kept, vision_share=stage.vision_share, z_loss=stage.z_loss),
+    )
+    return build(table, mesh, optimizer, loss, stage.rules, stage.updates), optimizer
 
 
-def fresh_weights(config: World, seed: int, rules: Rules) -> WorldWeights:
-    """Initial weights on the mesh that is set, the same on every mesh."""
-    return jax.jit(lambda: init(specs(config), seed, rules=rules))()
+def as_computed(config: World, stage: ModelStage) -> World:
+    """The model with the dtype that the stage computes in, and what it keeps of a layer."""
+    dtype = stage.compute or config.llama.dtype
+    llama = replace(config.llama, activations=stage.activations, dtype=dtype)
+    return replace(config, llama=llama)
 
 
 def stage_batches(
@@ -321,36 +372,3 @@ def check_activations(activations: Activations, memories: Collection[str]) -> No
             f"the devices have no memory of the kind {HOST} to offload to: set activations to "
             "attention or nothing"
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class FreshModel(Stage[Data]):
-    """A model folder with initial weights drawn from `seed`.
-
-    Its tokenizer and codec are copied from the model folder `parts`.
-    """
-
-    reads_data: ClassVar[bool] = False
-    model: World
-    """the sizes of the model"""
-    parts: Path
-    """the model folder whose tokenizer and codec it gets"""
-    seed: int
-    """draws the initial weights"""
-
-    def check(self, data: Data, source: Path | None, folder: Path) -> None:
-        """Raise InputError when `parts` holds no model."""
-        open_model(self.parts)
-
-    def kept(self, folder: Path) -> bool:
-        """Whether the model is there."""
-        return (folder / self.name / MODEL).exists()
-
-    def run(self, data: Data, source: Path | None, folder: Path, announce: Announce) -> Path:
-        """Write the folder, unless it is there; returns its path."""
-        done = folder / self.name / MODEL
-        if not done.exists():
-            with jax.set_mesh(make_mesh()):
-                weights = fresh_weights(self.model, self.seed, Rules())
-            save_model(done, self.model, weights, self.parts, jnp.float32)
-        return done

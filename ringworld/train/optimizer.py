@@ -1,11 +1,19 @@
-"""AdamW and its schedule."""
+"""The optimizers and their schedule: AdamW, and Muon beside it.
 
+Muon makes the update of a matrix orthogonal: from the running mean of its gradients, five steps of
+Newton and Schulz make a matrix whose singular values are all near 1. Sources: Jordan et al., "Muon"
+(2024); Liu et al., "Muon is Scalable for LLM Training" (arXiv 2502.16982), whose scale of the
+updates it has, so that AdamW's learning rates and weight decay fit both.
+"""
+
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from ringworld.errors import InputError
 from ringworld.params import Param, map_specs
@@ -59,6 +67,36 @@ class AdamW:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Muon(AdamW):
+    """Muon for the matrices of the layers, and AdamW for all other weights.
+
+    Both have the schedule, the weight decay and the clipping of AdamW; `b1`, `b2` and `eps` are
+    those of the other weights. Queries, keys and values are matrices of all heads together.
+    """
+
+    momentum: float = 0.95
+    """decay of the running mean of the gradients of the matrices"""
+    update_rms: float = 0.2
+    """root mean square of their updates at a rate of 1; that of AdamW is about 0.2"""
+    newton_schulz_steps: int = 5
+    """steps that make an update orthogonal"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"momentum is {self.momentum}: choose it from 0 to below 1")
+        if self.update_rms <= 0 or self.newton_schulz_steps < 1:
+            raise InputError(
+                f"update_rms is {self.update_rms} and newton_schulz_steps "
+                f"{self.newton_schulz_steps}: make the first larger than 0, the second 1 or more"
+            )
+
+
+Optimizer = AdamW | Muon
+OPTIMIZERS: dict[str, type[AdamW]] = {"adamw": AdamW, "muon": Muon}
+
+
 def learning_rate(config: AdamW, steps: int, step: jax.Array | int) -> jax.Array:
     """The learning rate of update `step`, counted from 0; a float32 scalar.
 
@@ -69,15 +107,16 @@ def learning_rate(config: AdamW, steps: int, step: jax.Array | int) -> jax.Array
         return jnp.asarray(_schedule(config, steps)(step), jnp.float32)
 
 
-def make_optimizer(config: AdamW, steps: int, specs: Any) -> optax.GradientTransformation:
-    """AdamW for `steps` updates of the weights that `specs` describes.
+def make_optimizer(config: Optimizer, steps: int, specs: Any) -> optax.GradientTransformation:
+    """The optimizer for `steps` updates of the weights that `specs` describes.
 
     Weights that are matrices within their block (two axes or more besides "layers") decay; gains
     and biases do not. Raises InputError when the warm-up does not fit into `steps`.
     """
+    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
     chain = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        _with_muon(config, adam, specs) if isinstance(config, Muon) else adam,
         optax.add_decayed_weights(config.weight_decay, mask=map_specs(_is_matrix, specs)),
         optax.scale_by_learning_rate(_schedule(config, steps)),
     )
@@ -87,6 +126,58 @@ def make_optimizer(config: AdamW, steps: int, specs: Any) -> optax.GradientTrans
             return chain.update(updates, state, params)
 
     return optax.GradientTransformation(chain.init, update)
+
+
+def _with_muon(
+    config: Muon, adam: optax.GradientTransformation, specs: Any
+) -> optax.GradientTransformation:
+    """Muon's directions for the matrices of the layers, and Adam's for all other weights."""
+    sides = map_specs(lambda p: _sides(p) or optax.MaskedNode(), specs)
+    scales = map_specs(
+        lambda p: config.update_rms / _orthogonal_rms(p) if _sides(p) else optax.MaskedNode(), specs
+    )
+    muon = optax.chain(
+        scale_by_muon(
+            beta=config.momentum,
+            ns_steps=config.newton_schulz_steps,
+            weight_dimension_numbers=sides,
+        ),
+        optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, scales)),
+    )
+    labels = map_specs(lambda p: "muon" if _sides(p) else "adam", specs)
+    return optax.partition({"muon": _left_to_compiler(muon), "adam": adam}, labels)
+
+
+def _left_to_compiler(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An optimizer whose products of divided matrices are divided as the compiler sees fit.
+
+    The results lie where the gradients and the old state do.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        places = jax.tree.map(lambda x: jax.typeof(x).sharding, (updates, state))
+        run: Any = jax.sharding.auto_axes(optimizer.update, out_sharding=places)
+        return run(updates, state)
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+def _sides(p: Param) -> MuonDimensionNumbers | None:
+    """The axes of a layer's matrix along the model width, and its others; None for other weights.
+
+    Which side is which changes nothing: Newton-Schulz of the transpose is the transpose.
+    """
+    if "layers" not in p.axes or "embed" not in p.axes:
+        return None
+    width = p.axes.index("embed")
+    others = tuple(i for i, axis in enumerate(p.axes) if i != width and axis != "layers")
+    return MuonDimensionNumbers((width,), others) if others else None
+
+
+def _orthogonal_rms(p: Param) -> float:
+    """The root mean square of a layer's matrix whose singular values are 1: max(m, n)^-1/2."""
+    width, layers = (p.shape[p.axes.index(axis)] for axis in ("embed", "layers"))
+    return max(width, math.prod(p.shape) // (width * layers)) ** -0.5
 
 
 def _is_matrix(p: Param) -> bool:

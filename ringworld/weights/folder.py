@@ -11,7 +11,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -20,14 +20,16 @@ from typing import Any, TypeVar
 from weakref import ref
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
 from ringworld.errors import InputError
 from ringworld.files import read_json_object, sync, writing_to
 from ringworld.mesh import RULES, Rules, place
-from ringworld.params import Param, paths
+from ringworld.params import Int8, Param, arrays_of, paths
 from ringworld.weights.file_names import CONFIG, TENSORS
+from ringworld.weights.int8 import quantize_matrix, split
 from ringworld.weights.tensors import (
     LazyTensor,
     LazyWeight,
@@ -77,12 +79,17 @@ def save_folder(path: Path, kind: str, config: Any, weights: Any, dtype: DTypeLi
 
 
 def table_of(weights: Any, dtype: DTypeLike) -> dict[str, LazyWeight]:
-    """The weights of a pytree by name, each brought to the host and cast when it is written."""
-    stored = np.dtype(dtype)
-    return {
-        name: LazyWeight(weight.shape, (LazyTensor(partial(np.asarray, weight, stored), stored),))
-        for name, weight in paths(weights).items()
-    }
+    """The weights of a pytree by name, each brought to the host and cast when it is written.
+
+    Whole numbers, which are the values of an `Int8`, stay as they are.
+    """
+
+    def lazily(weight: jax.Array) -> LazyWeight:
+        floats = jnp.issubdtype(weight.dtype, jnp.floating)
+        stored = np.dtype(dtype) if floats else weight.dtype
+        return LazyWeight(weight.shape, (LazyTensor(partial(np.asarray, weight, stored), stored),))
+
+    return {name: lazily(weight) for name, weight in paths(weights).items()}
 
 
 def write_folder(
@@ -129,16 +136,19 @@ def fill(
 ) -> T:
     """The spec table with each Param replaced by the tensor of its name, cast to `dtype`.
 
-    Weights are read one at a time, and divided over the mesh that is set by `rules`. Raises
-    InputError when a tensor is missing, is not in the table, has another shape or holds what is not
-    a number.
+    With int8, matrices become `Int8` and all else float32. Weights are read one at a time, and
+    divided over the mesh that is set by `rules`. Raises InputError when a tensor is missing, is not
+    in the table, has another shape or holds what is not a number.
     """
     check_table(specs, tensors)
     leaves = []
     for name, param in paths(specs).items():
-        whole = _read_weight(name, param, tensors[name], dtype)
-        leaves.append(jax.block_until_ready(place(whole, *param.axes, rules=rules)))
-        copied = ref(whole)
+        whole = _read_weight(name, param, tensors[name], np.dtype(dtype))
+        placed = jax.tree.map(
+            lambda x, p: place(x, *p.axes, rules=rules), whole, arrays_of(param, whole)
+        )
+        leaves.append(jax.block_until_ready(placed))
+        copied = [ref(array) for array in jax.tree.leaves(whole)]
         del whole
         _wait_until_freed(copied)
     tree = jax.tree.structure(specs, is_leaf=lambda x: isinstance(x, Param))
@@ -162,22 +172,35 @@ def check_table(specs: Any, tensors: Mapping[str, np.ndarray | LazyWeight]) -> N
             )
 
 
-def _wait_until_freed(copied: ref[np.ndarray]) -> None:
+def _wait_until_freed(copied: list[ref[np.ndarray]]) -> None:
     """Wait, 20 ms at most, for what JAX has copied from, so that no two large weights stand here.
 
     A thread of JAX's lets go of it some time after the copy, and Python frees it when it collects.
     """
     for _ in range(20):
         gc.collect(0)
-        if copied() is None:
+        if all(array() is None for array in copied):
             return
         time.sleep(0.001)
 
 
 def _read_weight(
-    name: str, param: Param, tensor: np.ndarray | LazyWeight, dtype: DTypeLike
-) -> np.ndarray:
-    pieces = each_piece(name, tensor)
+    name: str, param: Param, tensor: np.ndarray | LazyWeight, dtype: np.dtype
+) -> np.ndarray | Int8:
+    if dtype != np.int8:
+        return _join(param, each_piece(name, tensor), dtype)
+    if not param.inputs:
+        return _join(param, each_piece(name, tensor), np.dtype(np.float32))
+    parts = []
+    for known, piece in each_piece(name, split(param, tensor)):
+        check_numbers(known, piece)
+        parts.append(quantize_matrix(piece, param.inputs))
+        let_go(piece)
+    values = np.concatenate([part.values for part in parts])
+    return Int8(values, np.concatenate([part.scales for part in parts]))
+
+
+def _join(param: Param, pieces: Iterator[tuple[str, np.ndarray]], dtype: np.dtype) -> np.ndarray:
     entry = next(pieces)  # before there is room for the whole: the config may ask for anything
     whole, filled = np.empty(param.shape, dtype), 0
     while entry is not None:

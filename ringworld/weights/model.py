@@ -15,8 +15,9 @@ from ringworld.attention.mask import Where
 from ringworld.errors import InputError
 from ringworld.media.codec import Codec
 from ringworld.mesh import on_a_mesh, shard
+from ringworld.models.lora import adapt
 from ringworld.models.world import Logits, World, WorldWeights, forward, read_heads, specs
-from ringworld.params import shardings
+from ringworld.params import shardings, specs_of
 from ringworld.settings import Sampling
 from ringworld.text.load import (
     ADDED_TOKENS,
@@ -29,6 +30,7 @@ from ringworld.text.load import (
 )
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary
+from ringworld.weights.adapter import place_adapters, read_adapter
 from ringworld.weights.codecs import load_codec
 from ringworld.weights.file_names import ABOUT, CHAT_TEMPLATE, CODEC, GENERATION
 from ringworld.weights.folder import fill, new_folder, table_of, write_folder
@@ -118,7 +120,8 @@ class Model:
     def sharded_weights(self) -> WorldWeights:
         """The weights, sharded over the mesh that is set."""
         mesh = jax.sharding.get_mesh()
-        return jax.device_put(self.weights, shardings(specs(self.config), mesh))
+        table = specs_of(specs(self.config), self.weights)
+        return jax.device_put(self.weights, shardings(table, mesh))
 
 
 def _whole(name: str, values: ArrayLike, shape: tuple[int, ...]) -> Int[np.ndarray, "B T"]:
@@ -159,18 +162,25 @@ def _logits(
     return read_heads(forward(weights, tokens, vision, where, c), weights, c)
 
 
-def load_model(path: Path | str, dtype: DTypeLike = jnp.float32) -> Model:
+def load_model(
+    path: Path | str, dtype: DTypeLike = jnp.float32, adapter: Path | None = None
+) -> Model:
     """The model of a folder of ours or of Hugging Face's, on the mesh that is set.
 
     Weights are read one at a time, cast to `dtype` and placed, so that there is never more than one
-    of them beside those that are placed. Raises InputError when a file is missing or damaged, or
-    the tokenizer is another model's.
+    of them beside those that are placed. With int8, matrices become `params.Int8`. The
+    adapter of the folder `adapter` stays beside the matrices, in float32. Raises InputError when a
+    file is missing or damaged, or the tokenizer or the adapter is another model's.
     """
     opened = open_model(Path(path))
-    words = _read_words(opened, Path(path).is_dir())
+    words = read_words(opened, Path(path).is_dir())
     if words is not None:
         words.check_rows(opened.config.vocabulary.text)
+    added = None if adapter is None else read_adapter(adapter, opened.config.llama)
     weights = fill(specs(opened.config), opened.table, dtype)
+    if added is not None:
+        adapters, scale = added
+        weights = adapt(weights, place_adapters(adapters, opened.config.llama), scale)
     codec = None if opened.codec is None else load_codec(opened.codec)
     model = Model(opened.config, weights, words, codec, opened.chat_template, opened.ends)
     if not Path(path).is_dir():  # beside a single file may lie anything
@@ -178,7 +188,7 @@ def load_model(path: Path | str, dtype: DTypeLike = jnp.float32) -> Model:
     return replace(model, sampling=read_sampling(opened.home), about=read_about(opened.home))
 
 
-def _read_words(opened: Opened, is_folder: bool) -> Tokenizer | None:
+def read_words(opened: Opened, is_folder: bool) -> Tokenizer | None:
     """The tokenizer; its ends are named by the files beside it, or else by the model's own ids."""
     if opened.tokenizer is None:
         return None

@@ -31,6 +31,7 @@ from ringworld.weights.gguf_model import read_gguf
 from ringworld.weights.gguf_parts import are_one_model
 from ringworld.weights.huggingface import read_hf, read_world
 from ringworld.weights.imported import Checkpoint, read_ends
+from ringworld.weights.int8 import dequantize_table
 from ringworld.weights.joint import split_tables
 from ringworld.weights.lwm import read_lwm
 from ringworld.weights.names import BY_OURS, Name
@@ -137,11 +138,12 @@ def _open_ours(path: Path) -> Opened:
     if kind != "world":
         raise InputError(f"{path} holds a {kind}, not a world model: give the folder of a model")
     config = from_dict(World, values, str(path / CONFIG))
-    check_table(specs(config), tensors)
+    table = dequantize_table(specs(config), tensors)
+    check_table(specs(config), table)
     template = path / CHAT_TEMPLATE
     return Opened(
         config=config,
-        table=tensors,
+        table=table,
         tokenizer=read_tokenizer(path),
         chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
         codec=path / CODEC if (path / CODEC).exists() else None,

@@ -16,8 +16,11 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer as Backend
 
-from ringworld.models.world import World
+from ringworld.errors import InputError
+from ringworld.models.world import World, specs
+from ringworld.params import Param, paths
 from ringworld.progress import Announce
+from ringworld.settings import WeightType
 from ringworld.text.load import (
     ADDED_TOKENS,
     SENTENCEPIECE,
@@ -27,6 +30,7 @@ from ringworld.text.load import (
     parse_tokenizer,
 )
 from ringworld.text.tokenizer import Tokenizer
+from ringworld.weights.adapter import merge_table, read_adapter
 from ringworld.weights.codecs import is_codec, open_codec
 from ringworld.weights.diffusers import write_codec, write_diffusers
 from ringworld.weights.file_names import (
@@ -41,6 +45,7 @@ from ringworld.weights.file_names import (
 )
 from ringworld.weights.folder import new_folder, write_folder
 from ringworld.weights.huggingface import write_config
+from ringworld.weights.int8 import quantize_table, split
 from ringworld.weights.joint import add_vision, join_tables
 from ringworld.weights.names import BY_OURS, Name
 from ringworld.weights.open import Opened, is_ours, open_model
@@ -58,20 +63,31 @@ def convert(
     add_vision: Path | None,
     announce: Announce,
     shard_bytes: int = SHARD_BYTES,
+    dtype: WeightType | None = None,
+    adapter: Path | None = None,
 ) -> None:
     """Write the model or the codec of `src` to the new folder `dst`, all of it or nothing.
 
     A folder of ours becomes one for Hugging Face's readers, what comes from elsewhere one of ours.
-    With a codec in `add_vision`, a language model becomes a world model of ours.
-    Raises InputError when `src` cannot be read or `dst` exists.
+    With a codec in `add_vision`, a language model becomes a world model. The adapter of the folder
+    `adapter` is merged into the weights. Weights are stored as `dtype` where it is given. With any
+    of the three (but for the float dtypes) the result is a folder of ours. Raises InputError when
+    `src` cannot be read, `dst` exists, or a codec is to have a dtype or an adapter.
     """
-    outwards = add_vision is None and is_ours(src)
+    outwards = add_vision is None and adapter is None and dtype != "int8" and is_ours(src)
     if add_vision is None and is_codec(src):
+        if dtype is not None or adapter is not None:
+            raise InputError(
+                f"{src} is a codec, which has no dtype and no adapter: leave the option out",
+                setting="adapter" if dtype is None else "dtype",
+            )
         _convert_codec(src, dst, outwards)
         whose = "diffusers loads it" if outwards else "a codec of ours"
     else:
         opened = open_model(src)
         opened = opened if add_vision is None else _seeing(opened, add_vision)
+        opened = opened if adapter is None else _merge(opened, adapter)
+        opened = opened if dtype is None else _cast(opened, dtype)
         with new_folder(dst) as draft:
             if outwards:
                 write_theirs(draft, opened, shard_bytes)
@@ -105,6 +121,27 @@ def _seeing(opened: Opened, codec: Path) -> Opened:
         opened.config, opened.table, opened.tokenizer, open_codec(codec)[0]
     )
     return replace(opened, config=config, table=table, tokenizer=tokenizer, codec=codec)
+
+
+def _merge(opened: Opened, adapter: Path) -> Opened:
+    """The opened model with the adapter of a folder added to its weights."""
+    llama = opened.config.llama
+    return replace(opened, table=merge_table(opened.table, *read_adapter(adapter, llama), llama))
+
+
+def _cast(opened: Opened, dtype: WeightType) -> Opened:
+    """The opened model with its weights stored as `dtype`."""
+    if dtype == "int8":
+        return replace(opened, table=quantize_table(specs(opened.config), opened.table))
+    stored = np.dtype(dtype)
+
+    def cast(param: Param, weight: np.ndarray | LazyWeight) -> LazyWeight:
+        pieces = split(param, weight).reads
+        reads = [piece.then(lambda w: w.astype(stored)) for piece in pieces]
+        return LazyWeight(param.shape, tuple(replace(read, dtype=stored) for read in reads))
+
+    params = paths(specs(opened.config))
+    return replace(opened, table={name: cast(params[name], w) for name, w in opened.table.items()})
 
 
 def write_ours(draft: Path, opened: Opened) -> None:
@@ -148,6 +185,8 @@ def _theirs(table: Mapping[str, np.ndarray | LazyWeight]) -> dict[str, LazyWeigh
 
 
 def _layer(weight: np.ndarray | LazyWeight, name: Name, l: int) -> np.ndarray:
+    if isinstance(weight, LazyWeight) and name.layered and len(weight.reads) == weight.shape[0]:
+        return name.theirs(weight.reads[l]()[0])
     whole = weight if isinstance(weight, np.ndarray) else np.concatenate(list(weight))
     return name.theirs(whole[l] if name.layered else whole)
 

@@ -17,7 +17,7 @@ from jax.extend.core import jaxprs_in_params
 from jax.sharding import Mesh
 
 from ringworld import attention
-from ringworld.attention import attend, attend_new
+from ringworld.attention import attend
 from ringworld.attention import ring as ring_module
 from ringworld.attention.block import BLOCKWISE
 from ringworld.attention.layout import zigzag_order
@@ -46,10 +46,8 @@ Arrays = tuple[np.ndarray, ...]
 
 
 @pytest.fixture(autouse=True, scope="module")
-def many_tiles() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(attention.KERNELS, "xla", replace(BLOCKWISE, tile=TILE))
-        yield
+def many_tiles(set_tile: Callable[[int], None]) -> None:
+    set_tile(TILE)
 
 
 def one_document(length: int = T) -> Where:
@@ -321,64 +319,6 @@ def test_arrays_that_the_ring_does_not_divide_are_refused() -> None:
         pytest.raises(InputError, match="128,4,8.*has to be divided.*seq.*: shard it"),
     ):
         attend(q, k, v, where)
-
-
-# ---- new tokens against a cache
-
-CACHE_MESHES = [{}, {"seq": 4}, {"data": 2, "seq": 2, "tensor": 2}, {"data": 2}]
-
-
-def at(x: Any, places: Any) -> Any:
-    """These places of every row in a tree of arrays [B, T, ...]."""
-    return jax.tree.map(lambda x: x[:, places], x)
-
-
-def cache_attention(
-    shape: dict[str, int], q: Any, new: Any, queries: Where, cached: Any, keys: Where
-) -> np.ndarray:
-    arrays = (q, new, queries, cached, keys)
-    mesh = make_mesh(**shape)
-    heads = (named_sharding(mesh, "batch", axis, "heads", None) for axis in (None, None, "seq"))
-    of_q, of_new, of_cached = heads
-    rows, cached_rows = (named_sharding(mesh, "batch", axis) for axis in (None, "seq"))
-    with jax.set_mesh(mesh):
-        placed = jax.device_put(arrays, (of_q, of_new, rows, of_cached, cached_rows))
-        return np.asarray(jax.jit(attend_new)(*placed))
-
-
-@pytest.mark.parametrize("shape", CACHE_MESHES, ids=["1", "ring4", "2x1x2x2", "2x1x1x1"])
-def test_attention_to_a_cache_equals_the_last_rows_of_full_attention(
-    shape: dict[str, int],
-) -> None:
-    new, length, room = 3, 48, 64
-    q, k, v, dout = draw(length, 2)
-    where = one_document(length)
-    wanted = definition(q, k, v, dout, where, True)[0][:, -new:]
-    # The cache is larger than what it holds, and its keys stand in any order.
-    order = np.random.default_rng(1).permutation(room)
-    past = (k[:, :-new], v[:, :-new])
-    free = room - (length - new)
-    padded = jax.tree.map(
-        lambda x: np.pad(x, [(0, 0), (0, free), (0, 0), (0, 0)], constant_values=9), past
-    )
-    known = jax.tree.map(lambda x: np.pad(x, [(0, 0), (0, free)]), at(where, slice(-new)))
-    last = slice(-new, None)
-    found = cache_attention(
-        shape, q[:, last], at((k, v), last), at(where, last), at(padded, order), at(known, order)
-    )
-    assert np.abs(found - wanted).max() <= TOLERANCE * max(np.abs(wanted).max(), 1.0)
-
-
-@pytest.mark.parametrize("shape", CACHE_MESHES, ids=["1", "ring4", "2x1x2x2", "2x1x1x1"])
-def test_padding_and_an_empty_cache_give_no_nan(shape: dict[str, int]) -> None:
-    q, k, v, _ = draw(64, 2)
-    none = Where(np.zeros((B, 64), np.int32), np.zeros((B, 64), np.int32))
-    first = slice(3)
-    queries = Where(np.array([[0, 1, 2]] * B, np.int32), np.array([[1, 1, 1], [1, 1, 0]], np.int32))
-    found = cache_attention(shape, q[:, first], at((k, v), first), queries, (k, v), none)
-    wanted = definition(q[:, first], k[:, first], v[:, first], q[:, first], queries, True)[0]
-    assert np.abs(found - wanted).max() <= TOLERANCE * max(np.abs(wanted).max(), 1.0)
-    assert (found[1, 2] == 0).all()
 
 
 # ---- what it costs

@@ -3,8 +3,8 @@
 One program on a ring of four serves every example: packs, spans and orders are data.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -14,9 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringworld import attention
 from ringworld.attention import attend
-from ringworld.attention.block import BLOCKWISE
 from ringworld.attention.mask import (
     Span,
     Where,
@@ -39,10 +37,8 @@ Arrays = tuple[np.ndarray, ...]
 
 
 @pytest.fixture(autouse=True, scope="module")
-def many_tiles() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(attention.KERNELS, "xla", replace(BLOCKWISE, tile=TILE))
-        yield
+def many_tiles(set_tile: Callable[[int], None]) -> None:
+    set_tile(TILE)
 
 
 @cache

@@ -19,8 +19,9 @@ from ringworld.data.packing.rows import Apart, PackedRows
 from ringworld.errors import InputError
 from ringworld.mesh import make_mesh
 from ringworld.settings import MeshShape
+from ringworld.train.fresh_model import fresh_weights
 from ringworld.train.loop import Loop
-from ringworld.train.model_stage import ModelStage, fresh_weights, train_stage
+from ringworld.train.model_stage import ModelStage, train_stage
 from ringworld.train.optimizer import AdamW
 
 

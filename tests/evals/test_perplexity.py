@@ -13,7 +13,6 @@ import pytest
 
 from ringworld.attention.mask import Where
 from ringworld.errors import InputError
-from ringworld.evals import perplexity
 from ringworld.evals.config import Perplexity
 from ringworld.evals.perplexity import (
     cut_passages,
@@ -24,6 +23,7 @@ from ringworld.evals.perplexity import (
     measure_perplexity,
     run_perplexity,
 )
+from ringworld.inference import programs
 from ringworld.mesh import make_mesh
 from ringworld.models.context_extension import extend_context
 from ringworld.models.llama import Llama
@@ -68,7 +68,7 @@ def test_losses_are_the_definitions_on_every_mesh(
     rng: np.random.Generator,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(perplexity, "LOGITS", 16)
+    monkeypatch.setattr(programs, "LOGITS", 16)
     c = extend_context(TINY, 100, rule)
     rows = rng.integers(0, 2048, (2, 100)).astype(np.int32)
     with nullcontext() if shape is None else jax.set_mesh(make_mesh(**shape)):

@@ -7,18 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ringworld.attention import attend_new
-from ringworld.attention import decode as decoding
-from ringworld.attention.dense import attend_dense
-from ringworld.attention.layout import deal, invert, striped_order
-from ringworld.attention.mask import Where, window
+from ringworld.attention.mask import Where
 from ringworld.data.example import Example, frames, join, text
 from ringworld.errors import InputError
-from ringworld.inference import stream
-from ringworld.inference.cache import Cache, decode_step, empty_cache, prefill_rows
+from ringworld.inference.engine import Engine, EngineConfig
 from ringworld.inference.generate import draw_frames, write_text
-from ringworld.inference.sampling import draw_token, guide, keep_top_k, keep_top_p
-from ringworld.mesh import make_mesh, shard
+from ringworld.inference.pool import count_page_bytes, make_pages
+from ringworld.inference.programs import decode_rows
+from ringworld.inference.request import Request
+from ringworld.inference.rows import lay_rows
+from ringworld.inference.sampling import Settings, draw_tokens, guide, keep_likeliest
+from ringworld.mesh import make_mesh
 from ringworld.models.llama import Llama
 from ringworld.models.world import World, WorldWeights, forward, specs
 from ringworld.params import init, shardings
@@ -130,23 +129,53 @@ def test_guidance_of_one_is_the_conditional_model() -> None:
     np.testing.assert_array_equal(guide(cond, uncond, 2.0), [[-3.0, 7.0]])
 
 
-def test_top_k_and_top_p_keep_the_likeliest() -> None:
-    logits = jnp.log(jnp.asarray([[0.5, 0.3, 0.15, 0.05]]))
-    assert jnp.isfinite(keep_top_k(logits, 2)).tolist() == [[True, True, False, False]]
-    assert jnp.isfinite(keep_top_p(logits, 0.75)).tolist() == [[True, True, False, False]]
-    assert jnp.isfinite(keep_top_p(logits, 1e-6)).tolist() == [[True, False, False, False]]
+def settings_of(rows: int, **given: float) -> Settings:
+    """The same settings for every row, each with a seed of its own."""
+    values = {
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        **given,
+    }
+    floats = {name: jnp.full(rows, value, jnp.float32) for name, value in values.items()}
+    floats["top_k"] = floats.get("top_k", jnp.zeros(rows)).astype(jnp.int32)
+    seed = jnp.arange(rows, dtype=jnp.uint32)
+    return Settings(**floats, seed=seed, sample=jnp.zeros(rows, jnp.int32))
+
+
+def test_top_k_top_p_and_min_p_keep_the_likeliest() -> None:
+    logits = jnp.log(jnp.asarray([[0.15, 0.5, 0.05, 0.3]]))
+
+    def kept(**given: float) -> list[bool]:
+        return jnp.isfinite(keep_likeliest(logits, settings_of(1, **given)))[0].tolist()
+
+    assert kept(top_k=2.0) == [False, True, False, True]
+    assert kept(top_p=0.75) == [False, True, False, True]
+    assert kept(top_p=1e-6) == [False, True, False, False]
+    assert kept(min_p=0.25) == [True, True, False, True]
+    assert kept(top_k=3.0, min_p=0.5) == [False, True, False, True]
+    assert kept() == [True] * 4
 
 
 def test_temperature_zero_is_greedy_and_draws_follow_the_odds() -> None:
     logits = jnp.log(jnp.asarray([[0.7, 0.2, 0.1]] * 4000))
-    assert draw_token(jax.random.key(0), logits, Sampling()).sum() == 0
-    drawn = draw_token(jax.random.key(0), logits, Sampling(temperature=1.0))
+    positions = jnp.zeros(4000, jnp.int32)
+    assert draw_tokens(logits, settings_of(4000, temperature=0.0), positions).sum() == 0
+    drawn = draw_tokens(logits, settings_of(4000), positions)
     # 4000 draws: three standard deviations of a share of 0.7 are 0.022.
     assert abs(float((drawn == 0).mean()) - 0.7) < 0.022
 
 
 def test_sampling_that_cannot_be_is_refused() -> None:
-    for bad in ({"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}):
+    for bad in (
+        {"temperature": -1.0},
+        {"top_p": 0.0},
+        {"top_k": -1},
+        {"min_p": 1.5},
+        {"repetition_penalty": 0.0},
+    ):
         with pytest.raises(InputError):
             Sampling(**bad)
 
@@ -160,109 +189,51 @@ LIFE_MESHES = [None, {"seq": 4}, {"data": 2, "seq": 2, "tensor": 2}, {"data": 2}
 def test_training_chunked_prefill_and_decoding_give_the_same_logits(
     weights: WorldWeights, shape: dict[str, int] | None
 ) -> None:
-    """Two rows of 37 and 50 tokens: whole; in chunks of 16; in chunks to 30, then 3 at a time."""
-    lengths, rng = np.array([37, 50]), np.random.default_rng(1)
-    tokens = rng.integers(3, 64, (2, 64))
-    whole = whole_logits(weights, tokens, lengths)
+    """Rows of 37 and 50 tokens in pages of 16: log-probabilities of the prompt and the answer."""
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(3, 64, n) for n in (37, 50)]
+    weights = jax.tree.map(lambda x: x / 4, weights)  # as they start: nothing to be clear of
     mesh = nullcontext() if shape is None else jax.set_mesh(make_mesh(**shape))
     with mesh:
         placed = weights
         if shape is not None:
             placed = jax.device_put(weights, shardings(specs(TINY), jax.sharding.get_mesh()))
-        ring = 1 if shape is None else shape.get("seq", 1)
-        picked, _ = read_in_chunks(placed, tokens, lengths, ring)
-        assert_logits(picked @ np.asarray(weights.heads.text), whole[[0, 1], lengths - 1])
-        _, cache = read_in_chunks(placed, tokens, np.minimum(lengths, 30), ring)
-        order = striped_order(64, ring, 4)
-        for start in range(30, 36, 3):
-            x, cache = decode(placed, cache, tokens[:, start : start + 3], start, order)
-            found = np.asarray(x) @ np.asarray(weights.heads.text)
-            assert_logits(found, whole[:, start : start + 3])
+        page = 16 // (shape or {}).get("seq", 1)
+        room = 20 * count_page_bytes(TINY, page, False)
+        engine = Engine(placed, TINY, EngineConfig(cache_bytes=room, rows=2, page=page))
+        answers = [
+            engine.submit(
+                Request(
+                    prompt=text(prompt, 0.0), max_new_tokens=6, prompt_logprobs=True, logprobs=1
+                )
+            )
+            for prompt in prompts
+        ]
+        while engine.step():
+            pass
+    for prompt, answer in zip(prompts, answers, strict=True):
+        tokens = np.append(prompt, answer.ids)
+        whole = whole_logprobs(weights, tokens)
+        found = [score.logprob for score in answer.prompt_scores + answer.samples[0].scores]
+        wanted = whole[np.arange(len(tokens) - 1), tokens[1:]]
+        # Two layers of float32 sums in another order, against the largest number.
+        assert np.abs(np.subtract(found, wanted)).max() <= 1e-5 * np.abs(whole).max()
 
 
-def assert_logits(found: np.ndarray, wanted: np.ndarray) -> None:
-    # Two layers of float32 sums in another order, against the largest logit.
-    assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+def whole_logprobs(weights: WorldWeights, tokens: np.ndarray) -> np.ndarray:
+    row = np.zeros((1, 64), np.int32)
+    row[0, : len(tokens)] = tokens
+    positions = np.arange(64, dtype=np.int32)[None]
+    where = Where(positions, (positions < len(tokens)).astype(np.int32))
+    x = jax.jit(forward, static_argnums=4)(weights, row, row < 0, where, TINY)
+    return np.asarray(jax.nn.log_softmax((x @ weights.heads.text)[0]))
 
 
-def stand(tokens: np.ndarray, lengths: np.ndarray) -> Where:
-    inside = np.arange(tokens.shape[1]) < lengths[:, None]
-    return Where(np.where(inside, np.arange(tokens.shape[1]), 0), inside.astype(np.int64))
-
-
-def whole_logits(weights: WorldWeights, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    where = jax.tree.map(lambda x: jnp.asarray(x, jnp.int32), stand(tokens, lengths))
-    text_only = jnp.zeros(tokens.shape, bool)
-    run = jax.jit(forward, static_argnums=4)
-    x = run(weights, jnp.asarray(tokens, jnp.int32), text_only, where, TINY)
-    return np.asarray(x @ weights.heads.text)
-
-
-def read_in_chunks(
-    weights: WorldWeights, tokens: np.ndarray, lengths: np.ndarray, ring: int
-) -> tuple[np.ndarray, Cache]:
-    order = striped_order(64, ring, 4)
-    rows = jax.tree.map(
-        lambda x: shard(jnp.asarray(deal(x, order), jnp.int32), "batch", "seq"),
-        (tokens, stand(tokens, lengths)),
-    )
-    last = shard(jnp.asarray(lengths - 1, jnp.int32), "batch")
-    read = jax.jit(prefill_rows, static_argnames=("chunk", "c"))
-    dealt, where = rows
-    picked, cache = read(weights, dealt, dealt < 0, where, last, chunk=16, c=TINY)
-    return np.asarray(picked), cache
-
-
-def decode(
-    weights: WorldWeights, cache: Cache, tokens: np.ndarray, start: int, order: np.ndarray
-) -> tuple[jax.Array, Cache]:
-    positions = np.tile(np.arange(start, start + tokens.shape[1]), (2, 1))
-    places = invert(order, 64)[positions]
-    new, stands, places = (
-        shard(jnp.asarray(x, jnp.int32), "batch", None) for x in (tokens, positions, places)
-    )
-    where = Where(stands, stands * 0 + 1)
-    return jax.jit(decode_step, static_argnums=6)(weights, cache, new, new < 0, where, places, TINY)
-
-
-# ---- a few tokens against a cache, and layers cut apart
-
-
-def test_a_few_tokens_read_one_layer_from_the_first_place_seen_to_the_last(
-    monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
-) -> None:
-    """Two rows of 13 tokens in a window of 9, the last 3 of them new; 32 places in runs of 4."""
-    monkeypatch.setattr(decoding, "PLACES", 4)
-    q, k, v = (rng.standard_normal((2, 13, n, 8), np.float32) for n in (4, 2, 2))
-    where = Where(np.tile(np.arange(13, dtype=np.int32), (2, 1)), np.ones((2, 13), np.int32))
-    where = Where(where.positions, where.segments, window(where, 9))
-    where = jax.tree.map(jnp.asarray, where)
-    wanted = attend_dense(*map(jnp.asarray, (q, k, v)), where, is_causal=True)[:, -3:]
-    # Token 2 is the first that is seen; 0 to 9 lie from place 8 on.
-    cached, stands = (
-        np.full((2, 2, 2, 32, 2, 8), np.nan, np.float32),
-        np.zeros((2, 2, 32), np.int32),
-    )
-    cached[:, 1, :, 8:20] = 0
-    cached[0, 1, :, 8:18], cached[1, 1, :, 8:18] = k[:, :10], v[:, :10]
-    stands[0, :, 8:18], stands[1, :, 8:18] = where.positions[:, :10], 1
-    new, keys = ("batch", None, "kv_heads", None), ("layers", "batch", "seq", "kv_heads", None)
-    found = attend_new(
-        shard(jnp.asarray(q[:, -3:]), "batch", None, "heads", None),
-        (shard(jnp.asarray(k[:, -3:]), *new), shard(jnp.asarray(v[:, -3:]), *new)),
-        jax.tree.map(lambda x: shard(x[:, -3:], "batch", None), where),
-        (shard(jnp.asarray(cached[0]), *keys), shard(jnp.asarray(cached[1]), *keys)),
-        Where(*(shard(jnp.asarray(x), "batch", "seq") for x in stands)),
-        layer=jnp.int32(1),
-    )
-    # Sums of 16 products of numbers near 1, in float32, in another order.
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
-
-
-def test_a_written_token_copies_no_cache(weights: WorldWeights) -> None:
-    cache, x, number = empty_cache(1, 8192, TINY), jnp.zeros((1, 32)), jnp.int32(0)
-    args = (weights, cache, x, number, number, number, TINY, 4, Sampling(), ())
-    memory = stream._decode.lower(*args).compile().memory_analysis()
+def test_a_written_token_copies_no_page(weights: WorldWeights) -> None:
+    pages = make_pages(64, 128, TINY, False)
+    table, rows = np.zeros((2, 4), np.int32), lay_rows([], [], 2, TINY.vocabulary.text)
+    args = (weights, pages, table, rows, np.int32(1), TINY)
+    memory = decode_rows.lower(*args).compile().memory_analysis()
     assert memory is not None
-    # A few runs of places at a time, and the positions and segments of all.
-    assert memory.temp_size_in_bytes < cache.k.nbytes / 4
+    # A few pages of one layer at a time.
+    assert memory.temp_size_in_bytes < pages.k.nbytes / 4

@@ -19,7 +19,7 @@ from ringworld.errors import InputError
 from ringworld.recipes.extend import Extend, fit_mesh
 from ringworld.recipes.recipe import Recipe
 from ringworld.settings import MeshShape
-from ringworld.train.model_stage import FreshModel
+from ringworld.train.fresh_model import FreshModel
 from ringworld.vocab import Vocabulary
 from ringworld.weights.open import open_model
 from ringworld.weights.save import convert

@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from tiny_hf import write_tiny
 from tiny_models import ONE_LAYER
 
 from ringworld.data import example
@@ -28,12 +30,14 @@ from ringworld.settings import MeshShape
 from ringworld.train import checkpoint
 from ringworld.train import model_stage as stage_module
 from ringworld.train.build import start
+from ringworld.train.fresh_model import FreshModel
 from ringworld.train.loop import Loop
-from ringworld.train.model_stage import FreshModel, ModelData, ModelStage, choose_rope
+from ringworld.train.model_stage import ModelData, ModelStage, choose_rope
 from ringworld.train.optimizer import AdamW
 from ringworld.weights.open import open_model
 from ringworld.weights.shipped import NANO
 from ringworld.weights.tensors import read_tensors
+from tests import foreign
 
 CONTEXT = ONE_LAYER.llama.context
 
@@ -165,6 +169,15 @@ def test_what_changes_nothing_that_is_learned_may_change(run: Path) -> None:
     assert recipe(changed).run(run, quiet) == run / "first" / "model"
 
 
+def test_a_run_of_a_version_that_lacked_a_setting_goes_on_with_its_default(run: Path) -> None:
+    record = json.loads((run / "run.json").read_text())
+    del record["stages"][1]["rope"], record["stages"][1]["packing"]
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"another recipe \(stages.1.rope was absent, is yarn\)"):
+        recipe(replace(FIRST, rope="yarn")).run(run, quiet)
+    assert recipe(FIRST).run(run, quiet) == run / "first" / "model"
+
+
 def test_a_stage_that_has_kept_nothing_may_be_changed_and_one_may_follow(run: Path) -> None:
     second = replace(FIRST, name="second", seed=1)
     recipe(FIRST, second).run(run, quiet)
@@ -288,11 +301,11 @@ def test_a_stage_reads_its_weights_from_the_folder_onto_its_own_mesh(
 ) -> None:
     begun: list[Any] = []
 
-    def noted(read: Any, optimizer: Any) -> Any:
+    def noted(read: Any, optimizer: Any, updates: Any) -> Any:
         placed = jax.tree.map(lambda w: w.sharding, read)  # the first step takes the weights away
         part = read.text_embed.addressable_shards[0].data.shape
         begun.append((jax.device_get(read), placed, part))
-        return start(read, optimizer)
+        return start(read, optimizer, updates)
 
     monkeypatch.setattr(stage_module, "start", noted)
     spread = replace(FIRST, mesh=MeshShape(seq=2, tensor=1), weights_over=("fsdp", "seq"))
@@ -322,6 +335,34 @@ def test_a_trained_model_is_saved_whole_or_not_at_all(
     assert {file.name for file in source.iterdir()} == {file.name for file in done.iterdir()}
 
 
+def hugging_face(folder: Path) -> Path:
+    """A folder as Hugging Face has them."""
+    write_tiny(folder / "theirs")
+    return folder / "theirs"
+
+
+def lwm_file(folder: Path) -> Path:
+    """A file of LWM's beside its config, without a tokenizer."""
+    tree = foreign.lwm_tree(np.random.default_rng(0), vision=False, scanned=True, dtype=np.float32)
+    (folder / "config.json").write_text(json.dumps(foreign.LWM_CONFIG))
+    (folder / "streaming_params").write_bytes(foreign.streaming(tree))
+    return folder / "streaming_params"
+
+
+@pytest.mark.parametrize("write", [hugging_face, lwm_file])
+def test_a_stage_starts_from_a_model_of_others(
+    write: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    theirs = open_model(path := write(tmp_path))
+    stage = replace(longer(1), start=path)
+    done = Recipe(name="on", stages=(stage,), data=Toys()).run(tmp_path / "run", quiet)
+    llama = open_model(done).config.llama
+    assert (llama.context, llama.rope_reach) == (CONTEXT, theirs.config.llama.context)
+    assert replace(theirs.config.llama, context=CONTEXT, rope_context=llama.rope_context) == llama
+    assert (tmp_path / "run" / "first" / "start").exists() == (write is lwm_file)
+    assert (done / "tokenizer.json").exists() == (theirs.tokenizer is not None)
+
+
 # ---- the registry
 
 
@@ -330,3 +371,8 @@ def test_every_recipe_of_the_registry_is_made_by_its_name() -> None:
     assert isinstance(find_recipe("demo"), Recipe) and isinstance(find_recipe("extend"), Extend)
     with pytest.raises(InputError, match="there is no recipe nano-bsae.*nano-base"):
         find_recipe("nano-bsae")
+
+
+def test_a_stage_that_is_evaluated_needs_something_that_is_held_out(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing of these data is held out: set eval_every to 0"):
+        recipe(replace(FIRST, eval_every=1)).run(tmp_path, quiet)

@@ -20,6 +20,7 @@ from ringworld.mesh import make_mesh
 from ringworld.train import checkpoint
 from ringworld.train.build import TrainState, abstract_of
 from ringworld.train.checkpoint import FOLDER, Checkpoints
+from ringworld.train.guard import Guard, start_guard
 from ringworld.train.manifest import MANIFEST_NAME, Damaged, read_manifest, verify
 
 SHAPES = [(1, 1, 1, 1), (1, 2, 2, 2), (1, 1, 8, 1), (2, 1, 4, 1), (2, 2, 1, 2)]
@@ -264,6 +265,26 @@ def test_a_process_that_ends_at_any_point_of_a_save_loses_at_most_that_save(tmp_
     whole = train(tmp_path / "whole", 9, 9)
     for name in FAILPOINTS:
         goes_on_exactly(tmp_path / name, name, whole)
+
+
+def test_a_checkpoint_without_a_guard_is_gone_on_from_and_says_so(run: Path) -> None:
+    with jax.set_mesh(make_mesh()):
+        before = state_on((1, 1, 1, 1), 20)
+        past = start_guard(Guard(interval=4))
+        guarded = TrainState(
+            step=before.step, weights=before.weights, optimizer=before.optimizer, guard=past
+        )
+        said: list[str] = []
+        restored = store(run, said).restore(abstract_of(guarded), IDENTITY)
+        assert said == ["step_00000020 is of an earlier version, without a guard: it begins anew"]
+        assert restored is not None and same_bits(restored, guarded)
+        filled = jax.tree.map(lambda x: x + jnp.ones_like(x), past)
+        changed = TrainState(
+            step=before.step + 10, weights=before.weights, optimizer=before.optimizer, guard=filled
+        )
+        store(run).save(changed, IDENTITY)
+        again = store(run, said).restore(abstract_of(guarded), IDENTITY)
+        assert again is not None and same_bits(again, changed) and len(said) == 1
 
 
 def test_what_is_written_is_arrays_and_json(run: Path) -> None:

@@ -7,6 +7,7 @@ import random
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ from ringworld.errors import InputError
 from ringworld.mesh import mesh_is_set
 from ringworld.train.build import TrainState
 from ringworld.train.checkpoint import FOLDER
-from ringworld.train.loop import Loop
+from ringworld.train.loop import Evaluation, Loop
 from ringworld.train.metrics import METRICS_NAME
 
 
@@ -148,7 +149,7 @@ def test_weights_that_are_not_finite_are_never_kept(tmp_path: Path) -> None:
         step = int(state.step)
         state, metrics = tiny_step(state, x)
         weights = jax.tree.map(lambda w: w / (9.0 - step), state.weights)
-        return TrainState(step=state.step, weights=weights, optimizer=state.optimizer), metrics
+        return replace(state, weights=weights), metrics
 
     with pytest.raises(InputError, match="the weights are not finite after step 9"):
         train(tmp_path, 12, 5, step=breaking)
@@ -213,7 +214,43 @@ def test_an_error_in_a_batch_ends_the_run_and_keeps_what_was_saved(tmp_path: Pat
     assert kept(tmp_path) == ["step_00000005"]
 
 
-@pytest.mark.parametrize("name", ["steps", "save_every", "log_every"])
+def test_every_few_steps_one_is_made_by_the_replay(tmp_path: Path) -> None:
+    made = []
+
+    def note(name: str) -> Any:
+        def step(state: TrainState, x: np.ndarray) -> tuple[TrainState, dict[str, jax.Array]]:
+            made.append(name)
+            return tiny_step(state, x)
+
+        return step
+
+    loop = Loop(steps=7, save_every=7, replay_every=3)
+    train(tmp_path, 7, 7, loop=loop, step=note("step"), replay=note("replay"))
+    assert made == ["step", "step", "replay"] * 2 + ["step"]
+    with pytest.raises(InputError, match="replay_every is -1: make it 0 or more"):
+        Loop(steps=7, replay_every=-1)
+
+
+def test_an_evaluation_stands_in_the_record_of_its_step_also_after_a_stop(tmp_path: Path) -> None:
+    def evaluation(every: int) -> Evaluation:
+        return Evaluation(
+            every=every, measure=lambda weights: {"eval_size": float(jnp.sum(weights.inner**2))}
+        )
+
+    def sizes(folder: Path) -> list[float | None]:
+        lines = (folder / METRICS_NAME).read_text().splitlines()
+        return [json.loads(line).get("eval_size") for line in lines]
+
+    train(tmp_path / "whole", 10, 4, evaluation=evaluation(3))
+    measured = sizes(tmp_path / "whole")
+    assert [n for n, size in enumerate(measured) if size is not None] == [2, 5, 8, 9]
+    train(tmp_path / "stopped", 5, 4, evaluation=evaluation(3))
+    train(tmp_path / "stopped", 10, 4, evaluation=evaluation(3))
+    again = sizes(tmp_path / "stopped")
+    assert (again[2], *again[5:]) == (measured[2], *measured[5:])
+
+
+@pytest.mark.parametrize("name", ["steps", "save_every", "log_every", "patience"])
 def test_a_loop_without_steps_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=f"{name} is 0: make it 1 or more"):
         Loop(**{"steps": 1, name: 0})

@@ -8,39 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from counted import count_operations
-from tiny_models import tiny_world
+from tiny_world import TINY, batch_of, draw
 
 from ringworld.batch import Batch
-from ringworld.data import example
-from ringworld.data.example import Example
-from ringworld.data.packing.loader import stack
-from ringworld.data.packing.rows import MASKED, PackedRows, Packing
-from ringworld.models.world import specs
+from ringworld.data.packing.rows import MASKED, Packing
+from ringworld.models.world import WorldWeights, forward, read_heads, specs
 from ringworld.params import init
 from ringworld.train.loss import batch_flops, loss
-from ringworld.vocab import Vocabulary
-
-CONTEXT = 24
-VOCABULARY = Vocabulary(text=32, bos=1, eos=2, codes=6, codes_per_frame=3, vision_rows=8)
-TINY = tiny_world(VOCABULARY, CONTEXT)
-
-
-def draw(weight_of_text: float, weight_of_frames: float) -> list[Example]:
-    """A few texts that end with frames."""
-    rng = np.random.default_rng(0)
-    examples = []
-    for _ in range(8):
-        ids = rng.integers(3, 32, int(rng.integers(3, 12))).tolist()
-        codes = rng.integers(0, 6, (int(rng.integers(1, 3)), 3))
-        frames = example.frames(codes, VOCABULARY, weight_of_frames)
-        examples.append(example.join([example.text(ids, weight_of_text), frames]))
-    return examples
-
-
-def batch_of(examples: list[Example], packing: Packing = MASKED) -> Batch:
-    """All rows of some examples."""
-    rows = PackedRows(examples, CONTEXT, packing)
-    return stack(rows[i] for i in range(len(rows)))
 
 
 @pytest.mark.parametrize(
@@ -100,3 +74,38 @@ def test_operations_of_a_million_tokens_are_counted_to_a_hundred_thousandth(
     matrices = 2 * (2 * D * N * H + 2 * D * K * H + 3 * D * F) + D * 32
     wanted = 6 * matrices * tokens + 14 * 2 * N * H * int(pairs)
     assert float(found) == pytest.approx(wanted, rel=1e-5)
+
+
+def z_loss_written_out(weights: WorldWeights, batch: Batch, share: float, z: float) -> jax.Array:
+    """The balanced loss with its z-loss, from the logits of all tokens."""
+    x = forward(weights, batch.tokens, batch.vision, batch.where, TINY)
+    value = jnp.zeros(())
+    for logits, mine, part in (
+        (read_heads(x, weights, TINY).text, ~batch.target_vision, 1 - share),
+        (read_heads(x, weights, TINY).vision, batch.target_vision, share),
+    ):
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+        is_target = jnp.arange(logits.shape[-1]) == batch.targets[..., None]
+        nll = log_z - jnp.sum(jnp.where(is_target, logits, 0.0), -1)
+        weight = jnp.where(mine, batch.weights, 0.0)
+        value += part * jnp.sum(weight * (nll + z * log_z**2)) / jnp.sum(weight)
+    return value
+
+
+def test_the_z_loss_is_the_squared_log_sum_exp_of_all_logits() -> None:
+    weights = jax.tree.map(lambda w: 3 * w, init(specs(TINY), 0))  # large logits
+    batch = jax.tree.map(jnp.asarray, batch_of(draw(1.0, 1.0)))
+    for z in (0.0, 1e-2):
+        fast = jax.jit(
+            jax.value_and_grad(partial(loss, c=TINY, vision_share=0.3, z_loss=z), has_aux=True)
+        )
+        slow = jax.jit(jax.value_and_grad(partial(z_loss_written_out, share=0.3, z=z)))
+        (value, metrics), grads = fast(weights, batch)
+        wanted, wanted_grads = slow(weights, batch)
+        # Sums of 2e2 float32 numbers in two orders.
+        assert float(value) == pytest.approx(float(wanted), rel=2e-6)
+        for g, w in zip(jax.tree.leaves(grads), jax.tree.leaves(wanted_grads), strict=True):
+            np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-5 * float(jnp.abs(w).max()))
+        plain = float(metrics["text_loss"]) * 0.7 + float(metrics["vision_loss"]) * 0.3
+        assert float(value) == pytest.approx(plain + z * float(metrics["z_loss"]), rel=1e-6)
+    assert z * float(metrics["z_loss"]) > 0.01 * float(value)

@@ -1,7 +1,9 @@
 """The record of a run has each step once, in order, with the exact numbers."""
 
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -28,6 +30,7 @@ def record(folder: Path, said: list[str], **changes: Any) -> MetricsLog:
         "start": 0,
         "steps": 10,
         "log_every": 5,
+        "patience": 3,
         "tokens_per_step": 100,
         "dtype": jnp.float32,
         "announce": said.append,
@@ -127,6 +130,52 @@ def test_a_loss_that_is_not_finite_stops_and_is_not_recorded(tmp_path: Path, bad
     with pytest.raises(InputError, match=f"loss is {bad} at step 2: lower the learning rate"):
         write(tmp_path, [1, 2, bad])
     assert [row["step"] for row in rows(tmp_path)] == [0, 1]
+
+
+def numbers(loss: float, skipped: float) -> dict[str, jax.Array]:
+    """The metrics of a step, as those of a training that skips updates."""
+    named = {"loss": loss, "grad_norm": 1.0, "skipped": skipped}
+    return {name: jnp.float32(value).block_until_ready() for name, value in named.items()}
+
+
+def test_a_skipped_step_is_recorded_and_told_and_the_run_goes_on(tmp_path: Path) -> None:
+    said: list[str] = []
+    with record(tmp_path, said) as log:
+        for step, (loss, skipped) in enumerate([(2.0, 0), (math.nan, 1), (9.5, 1), (2.0, 0)]):
+            log.push(step, numbers(loss, skipped), wait_s=0.0)
+    assert [(row["loss"], row["skipped"]) for row in rows(tmp_path)] == [
+        (2, 0),
+        (None, 1),
+        (9.5, 1),
+        (2, 0),
+    ]
+    assert said[1:] == [
+        "step 1: no update, because of loss nan and grad_norm 1",
+        "step 2: no update, because of loss 9.5 and grad_norm 1",
+    ]
+
+
+def test_too_many_steps_in_a_row_that_are_not_finite_stop_the_run(tmp_path: Path) -> None:
+    with record(tmp_path, []) as log:
+        for step, loss in enumerate([math.nan, math.inf, 1.0, math.nan, math.nan]):
+            log.push(step, numbers(loss, float(not math.isfinite(loss))), wait_s=0.0)
+        with pytest.raises(InputError, match="loss is nan at step 5, the last of 3 such steps"):
+            log.push(5, numbers(math.nan, 1.0), wait_s=0.0)
+    assert [row["step"] for row in rows(tmp_path)] == [0, 1, 2, 3, 4]
+
+
+def test_the_time_of_an_evaluation_is_none_of_the_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=100.0)
+    with record(tmp_path, []) as log:
+        monkeypatch.setattr(metrics, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+        log.restart_clock()
+        clock.now += 2
+        with log.clock_stopped(one(1)):
+            clock.now += 50
+        log.push(0, {**one(1), "eval_loss": 3.25}, wait_s=0.0)
+    assert rows(tmp_path)[0]["seconds"] == 2 and rows(tmp_path)[0]["eval_loss"] == 3.25
 
 
 def test_another_metric_that_is_not_finite_is_null(tmp_path: Path) -> None:

@@ -23,16 +23,17 @@ from ringworld.params import shardings
 from ringworld.recipes.recipe import Recipe, record_run
 from ringworld.settings import MeshShape
 from ringworld.train import metrics
+from ringworld.train.build import Updates
+from ringworld.train.fresh_model import fresh_weights
 from ringworld.train.loop import Loop
 from ringworld.train.model_stage import (
     ModelStage,
     check_activations,
     choose_rope,
-    fresh_weights,
     stage_batches,
     train_stage,
 )
-from ringworld.train.optimizer import AdamW
+from ringworld.train.optimizer import AdamW, Muon
 from ringworld.train.stage import Data
 from ringworld.vocab import Vocabulary
 
@@ -171,6 +172,8 @@ def test_a_stage_that_does_not_fit_is_refused_before_anything_is_written(tmp_pat
             "width 32 does not divide over the 5 devices of fsdp x seq",
         ),
         ({"loop": Loop(steps=2)}, "a warm-up of 2 steps does not fit into 2 steps"),
+        ({"updates": Updates(accumulate=3)}, "do not divide into 3 parts"),
+        ({"updates": Updates(frozen=("head",))}, "the pattern head of frozen weights names none"),
     ):
         with pytest.raises(InputError, match=said):
             train(replace(FIRST, **change), tmp_path / "none")
@@ -195,6 +198,34 @@ def test_weights_spread_over_the_ring_train_as_others_and_go_on_from_their_check
     train(spread, tmp_path)
     # Sums over devices in another order, after updates that magnify it: 1e-6 is what is seen.
     assert losses(tmp_path) == pytest.approx(losses(whole[0]), rel=1e-4)
+
+
+def test_a_stage_in_parts_in_bfloat16_and_with_frozen_vision_learns_to_read(
+    whole: tuple[Path, Any], tmp_path: Path
+) -> None:
+    updates = Updates(accumulate=2, frozen=("vision_*",))
+    weights = train(replace(FIRST, compute="bfloat16", updates=updates, z_loss=1e-4), tmp_path)
+    start = jax.device_get(fresh_weights(choose_rope(TINY, FIRST, print), 0, FIRST.rules))
+    np.testing.assert_array_equal(weights.vision_embed, start.vision_embed)
+    assert all(w.dtype == np.float32 for w in jax.tree.leaves(weights))
+    reading = losses(tmp_path, "text_loss")
+    assert reading[0] == pytest.approx(losses(whole[0], "text_loss")[0], rel=0.02)
+    assert np.mean(reading[-3:]) < 0.6 * reading[0]
+
+
+def test_a_stage_learns_with_muon_and_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    muon = replace(FIRST, optimizer=Muon(peak_lr=3e-2, end_lr=3e-3, warmup_steps=2))
+    weights = train(muon, tmp_path / "whole")
+    assert np.mean(losses(tmp_path / "whole")[-3:]) < 0.5 * losses(tmp_path / "whole")[0]
+
+    def stop(line: str) -> None:
+        if len(losses(tmp_path / "stopped")) == 7:
+            raise RuntimeError("the power is gone")
+
+    with pytest.raises(RuntimeError, match="the power is gone"):
+        train(muon, tmp_path / "stopped", announce=stop)
+    assert_same_bits(train(muon, tmp_path / "stopped"), weights)
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
 
 
 # ---- what is kept of a layer until its backward

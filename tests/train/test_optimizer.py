@@ -1,4 +1,6 @@
-"""The optimiser is AdamW as it is written down, on any mesh, with decay on matrices alone."""
+"""AdamW and Muon are what is written down, on any mesh, with decay on matrices alone."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,11 @@ from tiny_run import SPECS
 
 from ringworld.errors import InputError
 from ringworld.mesh import make_mesh
-from ringworld.params import init, map_specs, stacked
-from ringworld.train.optimizer import AdamW, learning_rate, make_optimizer
+from ringworld.models.llama import Llama
+from ringworld.models.world import World, specs
+from ringworld.params import init, map_specs, paths, stacked
+from ringworld.train.optimizer import AdamW, Muon, learning_rate, make_optimizer
+from ringworld.vocab import Vocabulary
 
 STEPS = 40
 CONFIG = AdamW(peak_lr=1e-2, end_lr=1e-3, warmup_steps=4, schedule="cosine", clip_norm=1.0)
@@ -109,3 +114,111 @@ def test_a_wrong_setting_is_said_in_one_sentence(wrong: dict[str, float], says: 
 def test_a_warm_up_longer_than_the_run_is_refused() -> None:
     with pytest.raises(InputError, match="a warm-up of 100 steps does not fit into 50 steps"):
         make_optimizer(AdamW(), 50, SPECS)
+
+
+# ---- Muon
+
+BLOCK = Llama(
+    layers=2, model=16, mlp=24, heads=4, kv_heads=2, head_width=4, context=8, rope_theta=100.0
+)
+WORLD = World(llama=BLOCK, vocabulary=Vocabulary(text=32, bos=1, eos=2))
+MUON = Muon(peak_lr=1e-2, end_lr=1e-3, warmup_steps=2, weight_decay=0.1)
+MATRICES = {"wq": 1, "wk": 1, "wv": 1, "wo": 3, "w_gate": 1, "w_up": 1, "w_down": 2}
+
+
+def muon_grads(step: int) -> Any:
+    """Gradients of the small world that depend on the step alone."""
+    rng = np.random.default_rng([step, 5])
+    return map_specs(
+        lambda p: jnp.asarray(rng.standard_normal(p.shape) * 1e-3, jnp.float32), specs(WORLD)
+    )
+
+
+def orthogonal(x: np.ndarray) -> np.ndarray:
+    """Five steps of Newton and Schulz in float64, with the coefficients of Jordan."""
+    x = x / (np.linalg.norm(x) + 1e-8)
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x
+
+
+def test_muon_moves_each_matrix_of_a_layer_by_newton_and_schulz_written_out() -> None:
+    optimizer = make_optimizer(MUON, STEPS, specs(WORLD))
+    weights = init(specs(WORLD), seed=1)
+    state, update = optimizer.init(weights), jax.jit(optimizer.update)
+    mean = dict.fromkeys(MATRICES, 0.0)
+    for n in range(4):
+        updates, state = update(muon_grads(n), state, weights)
+        for name, side in MATRICES.items():
+            grad = np.asarray(getattr(muon_grads(n).blocks, name), np.float64)
+            mean[name] = 0.95 * mean[name] + 0.05 * grad
+            look = 0.95 * mean[name] / (1 - 0.95 ** (n + 2)) + 0.05 * grad / (1 - 0.95 ** (n + 1))
+            decay = 0.1 * np.asarray(getattr(weights.blocks, name), np.float64)
+            for layer in range(2):
+                matrix = np.moveaxis(look[layer], side - 1, 0)
+                flat = orthogonal(matrix.reshape(16, -1))
+                step = 0.2 * np.sqrt(max(flat.shape)) * flat
+                step = np.moveaxis(step.reshape(matrix.shape), 0, side - 1) + decay[layer]
+                wanted = -float(learning_rate(MUON, STEPS, n)) * step
+                found = getattr(updates.blocks, name)[layer]
+                np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-6)
+        weights = jax.tree.map(jnp.add, weights, updates)
+
+
+def test_muon_leaves_tables_heads_and_gains_to_adamw() -> None:
+    found, wanted = (
+        make_optimizer(config, STEPS, specs(WORLD))
+        for config in (MUON, AdamW(peak_lr=1e-2, end_lr=1e-3, warmup_steps=2, weight_decay=0.1))
+    )
+    weights = init(specs(WORLD), seed=1)
+    ours, theirs = found.init(weights), wanted.init(weights)
+    for n in range(3):
+        mine, ours = jax.jit(found.update)(muon_grads(n), ours, weights)
+        other, theirs = jax.jit(wanted.update)(muon_grads(n), theirs, weights)
+    mine, other = paths(mine), paths(other)
+    rest = [name for name in mine if name.removeprefix("blocks.") not in MATRICES]
+    assert len(rest) == 5
+    for name in rest:
+        np.testing.assert_allclose(mine[name], other[name], rtol=1e-6)
+
+
+def test_a_mesh_changes_no_update_of_muon() -> None:
+    def train() -> Any:
+        weights = jax.jit(lambda: init(specs(WORLD), seed=1))()
+        optimizer = make_optimizer(MUON, STEPS, specs(WORLD))
+        state, step = optimizer.init(weights), jax.jit(optimizer.update)
+        for n in range(3):
+            placed = jax.tree.map(
+                lambda g, w: jax.device_put(g, w.sharding), muon_grads(n), weights
+            )
+            updates, state = step(placed, state, weights)
+            assert [u.sharding for u in jax.tree.leaves(updates)] == [
+                w.sharding for w in jax.tree.leaves(weights)
+            ]
+            weights = jax.tree.map(jnp.add, weights, updates)
+        return weights
+
+    with jax.set_mesh(make_mesh()):
+        alone = train()
+    with jax.set_mesh(make_mesh(fsdp=4, tensor=2)):
+        divided = train()
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(divided), strict=True):
+        # Five products of matrices in another order; the iteration magnifies small directions.
+        np.testing.assert_allclose(a, np.asarray(b), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"momentum": 1.0}, "momentum is 1.0"),
+        ({"update_rms": 0.0}, "update_rms is 0.0"),
+        ({"newton_schulz_steps": 0}, "newton_schulz_steps 0"),
+        ({"peak_lr": 0.0}, "peak_lr is 0.0"),
+    ],
+)
+def test_a_wrong_setting_of_muon_is_said_in_one_sentence(
+    wrong: dict[str, float], says: str
+) -> None:
+    with pytest.raises(InputError, match=says):
+        Muon(**wrong)

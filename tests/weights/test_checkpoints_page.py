@@ -10,7 +10,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from foreign import PARITY
+from foreign import PARITY, gguf_shapes
 from gguf import GGMLQuantizationType, quants
 from sentencepiece_files import SMALL
 from tiny_hf import write_tiny
@@ -66,17 +66,6 @@ CHAT = (
 )
 MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 WIDTH, MLP, HEADS, KV_HEADS, CONTEXT = 32, 64, 4, 2, 512
-SHAPES = {
-    "attn_norm": (WIDTH,),
-    "attn_q": (WIDTH, WIDTH),
-    "attn_k": (WIDTH // 2, WIDTH),
-    "attn_v": (WIDTH // 2, WIDTH),
-    "attn_output": (WIDTH, WIDTH),
-    "ffn_norm": (WIDTH,),
-    "ffn_gate": (MLP, WIDTH),
-    "ffn_up": (MLP, WIDTH),
-    "ffn_down": (WIDTH, MLP),
-}
 
 
 def write_small_smollm(path: Path) -> Path:
@@ -101,7 +90,7 @@ def write_small_smollm(path: Path) -> Path:
     writer.add_eos_token_id(2)
     writer.add_chat_template(CHAT)
     shapes = {"token_embd": (260, WIDTH), "output_norm": (WIDTH,)}
-    shapes |= {f"blk.0.{name}": shape for name, shape in SHAPES.items()}
+    shapes |= {f"blk.0.{name}": shape for name, shape in gguf_shapes(WIDTH, MLP).items()}
     for name, shape in shapes.items():
         drawn = rng.normal(size=shape).astype(np.float32)
         if drawn.ndim == 1:

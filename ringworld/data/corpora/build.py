@@ -55,7 +55,7 @@ from ringworld.text.load import TOKENIZER, read_tokenizer
 from ringworld.weights.file_names import CODEC
 from ringworld.weights.shipped import NANO
 
-Engine = Literal["local", "ray"]
+BuildEngine = Literal["local", "ray"]
 # Runs a function on each partition, and yields the notes in the order of the partitions.
 Run = Callable[[Callable[[Partition], PartitionNote], Sequence[Partition]], Iterator[PartitionNote]]
 
@@ -99,7 +99,7 @@ def build_shards(
     announce: Announce,
     *,
     workers: int = 1,
-    engine: Engine = "local",
+    engine: BuildEngine = "local",
 ) -> Manifest:
     """Build the shards of a spec in the folder `out`, or go on with them; returns the manifest.
 
@@ -117,7 +117,7 @@ def build_shards(
 
 
 def continue_build(
-    spec_path: Path, out: Path, announce: Announce, workers: int, engine: Engine
+    spec_path: Path, out: Path, announce: Announce, workers: int, engine: BuildEngine
 ) -> Manifest:
     """The work of `build_shards`, without what it says when it is interrupted."""
     spec, folder = read_spec(spec_path), spec_path.parent
@@ -262,7 +262,7 @@ def find_note(out: Path, partition: Partition) -> PartitionNote | None:
     return note if note.shard is None or is_whole(out, note.shard) else None
 
 
-def choose_engine(engine: Engine, workers: int) -> Run:
+def choose_engine(engine: BuildEngine, workers: int) -> Run:
     """The function that runs partitions: in this process, in others, or on a Ray cluster.
 
     Raises InputError for less than one worker.
