@@ -188,10 +188,3 @@ def token_nll(
 ) -> Float[Array, "T"]:
     """The first of `token_losses`."""
     return token_losses(x, head, targets, axis)[0]
-
-
-def count_weights(c: World) -> tuple[int, int, int]:
-    """The weights of the layers' matrices, of the text head and of the vision head."""
-    D, F, N, K, H = c.llama.model, c.llama.mlp, c.llama.heads, c.llama.kv_heads, c.llama.head_width
-    layers = c.llama.layers * (2 * D * N * H + 2 * D * K * H + 3 * D * F)
-    return layers, D * c.vocabulary.text, D * c.vocabulary.vision_rows

@@ -10,6 +10,8 @@ share of the square of the logits' log-sum-exp, which keeps the logits from drif
 Chowdhery et al., "PaLM" (arXiv 2204.02311), section 5.
 """
 
+import math
+from collections.abc import Collection
 from functools import partial
 
 import jax
@@ -24,12 +26,12 @@ from ringworld.models.world import (
     Heads,
     World,
     WorldWeights,
-    count_weights,
     forward,
     gather_heads,
+    specs,
     token_losses,
 )
-from ringworld.params import Matrix, partitions
+from ringworld.params import Matrix, partitions, paths
 from ringworld.train.build import Metrics
 
 # Tokens whose logits exist at one time on a device: 1024 x 32000 float32 logits are 125 MiB.
@@ -121,14 +123,20 @@ def loss_sums(weights: WorldWeights, batch: Batch, c: World) -> Float[Array, "2 
 
 
 def balance(
-    sums: Float[Array, "2 2"], batch: Batch, c: World, vision_share: float, z_loss: float
+    sums: Float[Array, "2 2"],
+    batch: Batch,
+    c: World,
+    vision_share: float,
+    z_loss: float,
+    frozen: Collection[str] = (),
 ) -> tuple[Float[Array, ""], Metrics]:
     """The loss of a batch from its sums, and what the record of a step has of it.
 
     `vision_share` is b above: LWM's is 0.5. `z_loss` is the weight of the z-loss: PaLM's is 1e-4.
     Metrics: `text_loss` and `vision_loss`, without the z-loss, NaN where the batch has no such
     target; `text_targets` and `vision_targets`, how many targets have a weight; `z_loss`, the
-    balanced mean of log_z^2, before its weight; `flops`, what `batch_flops` counts.
+    balanced mean of log_z^2, before its weight; `flops`, what `batch_flops` counts when the weights
+    named in `frozen` are not trained.
     """
     batch = _placed(batch)
     text_weights = jnp.where(batch.target_vision, 0.0, batch.weights)
@@ -145,28 +153,44 @@ def balance(
         "text_targets": targets[0],
         "vision_targets": targets[1],
         "z_loss": jnp.sum(shares * squares) / whole,
-        "flops": batch_flops(batch, targets[0], targets[1], c),
+        "flops": batch_flops(batch, targets[0], targets[1], c, frozen),
     }
 
 
 def batch_flops(
-    batch: Batch, text_targets: Float[Array, ""], vision_targets: Float[Array, ""], c: World
+    batch: Batch,
+    text_targets: Float[Array, ""],
+    vision_targets: Float[Array, ""],
+    c: World,
+    frozen: Collection[str] = (),
 ) -> Float[Array, ""]:
     """The floating point operations of a training step that the batch needs, float32.
 
-    6 a weight and token, 3.5 times the forward of attention, which is 4 N H a layer and pair of a
-    query and a key that it sees. Padding, pairs that the mask leaves out, heads at positions
-    without a target, and what is computed twice do not count.
+    6 a weight and token, of which a weight named in `frozen` needs 4; 3.5 times the forward of
+    attention, which is 4 N H a layer and pair of a query and a key that it sees. Where nothing but
+    heads is trained, layers need their forward alone. Padding, pairs that the mask leaves out,
+    heads at positions without a target, and what is computed twice do not count.
     """
     real = batch.segments > 0
     seen = batch.positions.astype(jnp.float32) + 1  # in a segment, positions count from 0
     if c.llama.window is not None:
         seen = jnp.minimum(seen, c.llama.window)
     pairs = jnp.sum(jnp.where(real, seen, 0.0))
-    layers, text_head, vision_head = count_weights(c)
-    heads = float(text_head) * text_targets + float(vision_head) * vision_targets
-    attention = 14.0 * c.llama.layers * c.llama.heads * c.llama.head_width * pairs
-    return 6.0 * (float(layers) * _count(real) + heads) + attention
+    table = paths(specs(c))
+    trained = {name for name in table if name not in frozen}
+    back = 2 if any(not name.startswith("heads.") for name in trained) else 0
+
+    def count(*names: str) -> float:
+        """The operations that a token needs for the weights of these names."""
+        each = ((math.prod(table[name].shape), name in trained) for name in names if name in table)
+        return float(sum(size * (2 + back + 2 * learns) for size, learns in each))
+
+    layers = [name for name, p in table.items() if "layers" in p.axes and "embed" in p.axes]
+    text = count("text_embed" if c.tied else "heads.text") * text_targets
+    heads = text + count("heads.vision") * vision_targets
+    attention = 4.0 + 5.0 * back
+    attention *= c.llama.layers * c.llama.heads * c.llama.head_width * pairs
+    return count(*layers) * _count(real) + heads + attention
 
 
 def _placed(batch: Batch) -> Batch:

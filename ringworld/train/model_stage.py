@@ -22,6 +22,7 @@ from ringworld.mesh import Rules, make_mesh
 from ringworld.models.context_extension import extend_context
 from ringworld.models.llama import COMPUTE, HOST, Activations, Dtype
 from ringworld.models.world import World, WorldWeights, specs
+from ringworld.params import paths
 from ringworld.progress import Announce
 from ringworld.rope import check_rope
 from ringworld.settings import Extension, MeshShape, WeightAxis
@@ -306,11 +307,17 @@ def build_stage(
     Nothing is computed or allocated, so the mesh may be one of devices that are not there.
     """
     table, kept = specs(config), as_computed(config, stage)
-    trained, _ = divide(table, stage.updates.frozen)
+    trained, frozen = divide(table, stage.updates.frozen)
     optimizer = make_optimizer(stage.optimizer, stage.loop.steps, trained)
     loss = SummedLoss(
         partial(loss_sums, c=kept),
-        partial(balance, c=kept, vision_share=stage.vision_share, z_loss=stage.z_loss),
+        partial(
+            balance,
+            c=kept,
+            vision_share=stage.vision_share,
+            z_loss=stage.z_loss,
+            frozen=tuple(paths(frozen)),
+        ),
     )
     return build(table, mesh, optimizer, loss, stage.rules, stage.updates), optimizer
 

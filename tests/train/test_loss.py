@@ -13,7 +13,7 @@ from tiny_world import TINY, batch_of, draw
 from ringworld.batch import Batch
 from ringworld.data.packing.rows import MASKED, Packing
 from ringworld.models.world import WorldWeights, forward, read_heads, specs
-from ringworld.params import init
+from ringworld.params import init, paths
 from ringworld.train.loss import batch_flops, loss
 
 
@@ -58,6 +58,21 @@ def test_operations_are_those_that_the_masks_leave(packing: Packing, window: int
     text = np.count_nonzero(learned) - vision
     found = batch_flops(jax.tree.map(jnp.asarray, batch), jnp.float32(text), jnp.float32(vision), c)
     assert found == pytest.approx(count_operations(batch, c), rel=1e-6)
+
+
+def test_frozen_weights_need_fewer_operations() -> None:
+    batch = jax.tree.map(jnp.asarray, batch_of(draw(1.0, 1.0)))
+    learned = batch.weights > 0
+    text, vision = (
+        jnp.sum(x * 1.0) for x in (learned & ~batch.target_vision, learned & batch.target_vision)
+    )
+    found = batch_flops(batch, text, vision, TINY, ("blocks.wq", "blocks.w_down", "text_embed"))
+    frozen = TINY.llama.layers * (16 * 4 * 4 + 24 * 16)
+    assert float(found) == pytest.approx(count_operations(batch, TINY, frozen), rel=1e-6)
+    below = [name for name in paths(specs(TINY)) if not name.startswith("heads.")]
+    found = batch_flops(batch, text, vision, TINY, below)
+    wanted = count_operations(batch, TINY, heads_alone=True)
+    assert float(found) == pytest.approx(wanted, rel=1e-6)
 
 
 @pytest.mark.parametrize("window", [None, 1000])
