@@ -216,13 +216,14 @@ def _gather_to_scatter(w: jax.Array, p: Param, over: tuple[str, ...]) -> jax.Arr
     """
     width = p.axes.index("embed")
     divided = jax.typeof(w).sharding.spec[width] or ()
-    along = tuple(a for a in ((divided,) if isinstance(divided, str) else divided) if a in over)
-    rest = tuple(a for a in over if a not in along)
+    divided = (divided,) if isinstance(divided, str) else divided
+    along = tuple(axis for axis in divided if axis in over and axis_size(axis) > 1)
+    rest = tuple(axis for axis in over if axis not in along)
     w = shard(w, *p.axes, rules=Rules(embed=along))
 
     def local(w: jax.Array) -> jax.Array:
         w = lax.pcast(w, rest, to="reduced")
-        return lax.all_gather(w, along, axis=width, tiled=True, to="reduced")
+        return lax.all_gather(w, along, axis=width, tiled=True, to="reduced") if along else w
 
     there = spec(*p.axes, rules=GATHERED).update(reduced=frozenset(over))
     return jax.shard_map(local, in_specs=jax.typeof(w).sharding.spec, out_specs=there)(w)

@@ -63,9 +63,8 @@ def test_operations_are_those_that_the_masks_leave(packing: Packing, window: int
 def test_frozen_weights_need_fewer_operations() -> None:
     batch = jax.tree.map(jnp.asarray, batch_of(draw(1.0, 1.0)))
     learned = batch.weights > 0
-    text, vision = (
-        jnp.sum(x * 1.0) for x in (learned & ~batch.target_vision, learned & batch.target_vision)
-    )
+    of_text, of_vision = learned & ~batch.target_vision, learned & batch.target_vision
+    text, vision = (jnp.sum(x.astype(jnp.float32)) for x in (of_text, of_vision))
     found = batch_flops(batch, text, vision, TINY, ("blocks.wq", "blocks.w_down", "text_embed"))
     frozen = TINY.llama.layers * (16 * 4 * 4 + 24 * 16)
     assert float(found) == pytest.approx(count_operations(batch, TINY, frozen), rel=1e-6)
