@@ -1,13 +1,11 @@
 """`make bench-decode`: writing an answer with weights in float32, bfloat16 and int8, and llama.cpp.
 
 All read the same file, SmolLM2-135M in 4 bits: we hold its weights as each of the three, llama.cpp
-(built for npm's node-llama-cpp) as they are. Each has read the same prompt of random ids, and
-writes tokens greedily with two threads. Each is a process of its own, and they take turns; the
-figure is the fastest repeat.
+(built for npm's node-llama-cpp) as they are. Each has read a prompt of random ids and writes tokens
+greedily, as one request. Each is a process of its own, and they take turns; the figure is the
+fastest repeat.
 """
 
-import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +15,12 @@ from rich.console import Console
 
 from benchmarks.environment import cache_folder
 from benchmarks.peers.model_work import WRITTEN
-from benchmarks.protocol import PeerFailed, Worker
+from benchmarks.protocol import PeerFailed, Worker, python_command
+from benchmarks.serving import install_node_peer
 from benchmarks.table import AIM_HEAD, Aim, publish
 from ringworld.fetch import fetch
 
 MODEL = "smollm2-135m"
-LLAMA_CPP = "node-llama-cpp@3.22.0"
 OURS = {f"ringworld, {dtype}": dtype for dtype in ("float32", "bfloat16", "int8")}
 THEIRS = "llama.cpp, 4 bits"
 HEAD = ("peer", "s", "tokens/s", "ms a token", "peak MB")
@@ -35,42 +33,25 @@ class Bench:
 
     length: int = 512
     """tokens of the prompt"""
-    repeats: int = 5
+    repeats: int = 4
     page: Path | None = None
     """a Markdown page that gets the tables, between its markers"""
 
 
-def install_llama_cpp() -> Path:
-    """The folder with llama.cpp as npm has it. Raises PeerFailed when it cannot be installed."""
-    folder = cache_folder() / LLAMA_CPP.replace("@", "-")
-    if not folder.exists():
-        draft = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        command = ["npm", "install", "--prefix", str(draft), "--no-audit", "--no-fund", LLAMA_CPP]
-        try:
-            subprocess.run(command, check=True, stdout=sys.stderr)
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise PeerFailed(f"`{' '.join(command)}` failed: {error}") from None
-        draft.rename(folder)
-    return folder
-
-
 def compare(bench: Bench, console: Console) -> dict[str, tuple[float, int]]:
     """The fastest repeat of each peer in seconds, and the most memory that it held."""
-    file, installed = fetch(MODEL), install_llama_cpp()
+    file, here = fetch(MODEL), Path(__file__).parent / "peers"
+    ours = python_command(Path(sys.executable), "benchmarks.peers.serving_ours")
+    theirs = ["node", str(here / "serving_llama.mjs"), str(install_node_peer())]
     workers: dict[str, Worker] = {}
     found: dict[str, tuple[float, int]] = {}
     try:
         for name in (*OURS, THEIRS):
             console.print(f"preparing {name}")
-            module = "decode_llama_cpp" if name == THEIRS else "weights_ours"
             log = cache_folder() / "logs" / f"decode-{len(workers)}.log"
-            python = Path(sys.executable)
-            workers[name] = Worker(name, python, f"benchmarks.peers.{module}", {}, log)
-            asked = {"length": bench.length, "work": "decode", "installed": str(installed)}
-            asked |= {"file": str(file), "folder": str(file), "dtype": OURS.get(name)}
-            workers[name].ask("prepare", **asked)
+            workers[name] = Worker(name, theirs if name == THEIRS else ours, {}, log)
+            asked = {"model": str(file), "length": bench.length, "requests": 1, "work": "decode"}
+            workers[name].ask("prepare", **asked, dtype=OURS.get(name))
         for _ in range(bench.repeats):
             for name, worker in workers.items():
                 answer = worker.ask("repeat")
@@ -98,8 +79,8 @@ def list_aims(seconds: dict[str, float]) -> list[Aim]:
 def main() -> None:
     """Measure, print, and write the tables into a page where one is named."""
     bench, console = tyro.cli(Bench, prog="bench-decode"), Console(stderr=True)
-    if bench.length < 2 or bench.repeats < 1:
-        print("bench-decode: use a length of 2 and repeats of 1 up")
+    if bench.length < 2 or not 1 <= bench.repeats <= 6:
+        print("bench-decode: use a length of 2 and repeats of 1 to 6")
         sys.exit(2)
     try:
         found = compare(bench, console)
@@ -112,7 +93,7 @@ def main() -> None:
             f"{seconds:.2f}",
             f"{WRITTEN / seconds:.1f}",
             f"{seconds / WRITTEN * 1e3:.1f}",
-            "" if name == THEIRS else f"{peak / 1e6:,.0f}",
+            f"{peak / 1e6:,.0f}",
         )
         for name, (seconds, peak) in found.items()
     ]

@@ -23,7 +23,7 @@ QUESTION = 32
 
 def prepare(asked: dict[str, Any]) -> Prepared:
     """The model of the file, and the work that is asked for."""
-    model = load_model(Path(asked["model"]))
+    model = load_model(Path(asked["model"]), asked.get("dtype") or "float32")
     count, length, work = asked["requests"], asked["length"], asked["work"]
     longest = length + REPEATS * max(WRITTEN, QUESTION)
     c = extend_context(model.config, max(longest, model.config.llama.context), "yarn")

@@ -22,7 +22,7 @@ REPEATS = 12
 def prepare(request: dict[str, Any]) -> Prepared:
     """The model of the folder, and the work that is asked for."""
     began = time.perf_counter()
-    model = load_model(Path(request["folder"]), request.get("dtype") or "float32")
+    model = load_model(Path(request["folder"]))
     jax.block_until_ready(model.weights)
     loaded = time.perf_counter() - began
     given, longest = text(draw_prompt(request["length"]), 0.0), REPEATS * WRITTEN

@@ -51,6 +51,11 @@ class Lora:
                 "0 up and an alpha above 0",
                 setting="rank",
             )
+        if not self.rank and self.base != "float32":
+            raise InputError(
+                f"weights of {self.base} are not trained: leave base out, or give adapters a rank",
+                setting="base",
+            )
         for glob in self.targets:
             if not any(fnmatchcase(name, glob) for name in MODULES):
                 raise InputError(

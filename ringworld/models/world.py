@@ -15,14 +15,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ringworld.attention.mask import Where
 from ringworld.layers import contract, embed, product, rms_norm, token_axes
-from ringworld.mesh import replicate, shard
+from ringworld.mesh import platform, replicate, shard
 from ringworld.models import llama
 from ringworld.models.llama import COMPUTE, Block, Llama
-from ringworld.params import Matrix, Param, Weight, constant, dense, gather, pytree_dataclass
+from ringworld.params import Int8, Matrix, Param, Weight, constant, dense, gather, pytree_dataclass
 from ringworld.vocab import Vocabulary
 
 # A token's own vector outweighs what fresh layers add (about 0.2), so that copying is learned.
 TABLE_SCALE = 0.5
+# Outputs of an int8 head that a CPU casts at one time: 1024 x 576 in float32 are 2.4 MB.
+HEAD_BLOCK = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,14 +132,39 @@ def gather_heads(weights: WorldWeights, c: World, over: tuple[str, ...] = ()) ->
 
 def read_head(x: Float[Array, "B D"], head: Matrix) -> Float[Array, "B V"]:
     """Float32 logits of a gathered head [D, V] for one token a row; all of it on every device."""
-    return product("bd,dv->bv", x.astype(jnp.float32), replicate(head))
+    return _read_blocks("bd,dv->bv", x.astype(jnp.float32), replicate(head), axis=1)
 
 
 def read_text_head(x: Float[Array, "B D"], weights: WorldWeights, c: World) -> Float[Array, "B V"]:
     """`read_head` of the text head; a tied table is read as it lies, where `.T` copies it."""
     if not c.tied:
         return read_head(x, gather_heads(weights, c).text)
-    return product("bd,vd->bv", x.astype(jnp.float32), replicate(weights.text_embed))
+    return _read_blocks("bd,vd->bv", x.astype(jnp.float32), replicate(weights.text_embed), axis=0)
+
+
+def _read_blocks(
+    subscripts: str, x: Float[Array, "B D"], head: Matrix, axis: int
+) -> Float[Array, "B V"]:
+    """`product(x, head)`, of which a CPU casts the outputs of an int8 head some at a time.
+
+    A CPU writes the cast values to memory and reads them again, and XLA would cast all of them
+    before the loop over tokens. `axis` is that of the outputs.
+    """
+    if not isinstance(head, Int8) or platform() != "cpu":
+        return product(subscripts, x, head)
+    size = head.values.shape[axis]
+    blocks, rest = divmod(size, HEAD_BLOCK)
+
+    def read(first: Array, count: int) -> Array:
+        values = lax.dynamic_slice_in_dim(head.values, first, count, axis)
+        scales = lax.dynamic_slice_in_dim(head.scales, first, count)
+        return product(subscripts, x, Int8(values, scales))
+
+    starts = HEAD_BLOCK * jnp.arange(blocks, dtype=jnp.int32)
+    found = lax.map(lambda first: read(first, HEAD_BLOCK), starts)
+    logits = found.swapaxes(0, 1).reshape(len(x), -1)
+    last = [read(jnp.int32(size - rest), rest)] if rest else []
+    return jnp.concatenate([logits, *last], axis=1)
 
 
 class Logits(NamedTuple):

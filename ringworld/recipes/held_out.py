@@ -18,7 +18,7 @@ from ringworld.evals.perplexity import cut_passages, make_curve, measure_losses
 from ringworld.inference.generate import write_text
 from ringworld.mesh import Rules, make_mesh
 from ringworld.models.world import World, WorldWeights, specs
-from ringworld.params import shardings
+from ringworld.params import shardings, specs_of
 from ringworld.settings import Sampling
 from ringworld.tasks.needle import make_form, max_answer_tokens
 from ringworld.text.tokenizer import Tokenizer
@@ -83,7 +83,8 @@ def measure_held_out(
         mesh = make_mesh(seq=ring, tensor=tensor)
         rules = Rules(embed=("seq",)) if config.llama.model % ring == 0 else Rules()
         with jax.set_mesh(mesh):
-            placed = jax.device_put(weights, shardings(specs(config), mesh, rules))
+            table = specs_of(specs(config), weights)
+            placed = jax.device_put(weights, shardings(table, mesh, rules))
             numbers = measure_loss(placed)
             return {**numbers, "eval_needles": find_needles(placed)} if asked else numbers
 

@@ -14,12 +14,13 @@ from rich.table import Table
 
 from ringworld.errors import InputError
 from ringworld.mesh import abstract_mesh
-from ringworld.models.world import World, specs
+from ringworld.models.world import World
 from ringworld.params import count
 from ringworld.plan.memory import StepMemory, estimate_memory
 from ringworld.recipes.lwm import PUBLISHED
 from ringworld.recipes.recipe import Recipe
 from ringworld.rope import check_rope
+from ringworld.train.adapters import freeze_base, trained_specs
 from ringworld.train.build import Build
 from ringworld.train.freeze import divide
 from ringworld.train.fresh_model import FreshModel
@@ -78,13 +79,13 @@ def preview(recipe: Recipe) -> list[Stage[Any] | StagePreview]:
 def preview_stage(stage: ModelStage, before: World) -> StagePreview:
     """What a stage makes of a model of this config."""
     config, rope = extend_rope(before, stage)
-    kept, updates = as_computed(config, stage).llama, stage.updates
+    kept, updates = as_computed(config, stage).llama, freeze_base(stage.updates, config, stage.lora)
     state = build_abstractly(stage, config).state
     return StagePreview(
         stage=stage,
         config=config,
         rope=rope,
-        trained=count(divide(specs(config), updates.frozen)[0]),
+        trained=count(divide(trained_specs(config, stage.lora), updates.frozen)[0]),
         memory=estimate_memory(state, kept, stage.batch, stage.mesh, updates),
     )
 

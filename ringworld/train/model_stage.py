@@ -21,11 +21,19 @@ from ringworld.errors import InputError
 from ringworld.mesh import Rules, make_mesh
 from ringworld.models.context_extension import extend_context
 from ringworld.models.llama import COMPUTE, HOST, Activations, Dtype
+from ringworld.models.lora import Lora
 from ringworld.models.world import World, WorldWeights, specs
 from ringworld.params import paths
 from ringworld.progress import Announce
 from ringworld.rope import check_rope
 from ringworld.settings import Extension, MeshShape, WeightAxis
+from ringworld.train.adapters import (
+    ADAPTER,
+    freeze_base,
+    leave_adapter,
+    load_weights,
+    trained_specs,
+)
 from ringworld.train.build import EVERY, Build, SummedLoss, Updates, build, start
 from ringworld.train.checkpoint import FOLDER as CHECKPOINTS
 from ringworld.train.checkpoint import find_steps
@@ -34,7 +42,6 @@ from ringworld.train.loop import Evaluation, Loop, Measure, fit
 from ringworld.train.loss import balance, loss_sums
 from ringworld.train.optimizer import AdamW, Muon, learning_rate, make_optimizer
 from ringworld.train.stage import MODEL, Data, Stage
-from ringworld.weights.folder import fill
 from ringworld.weights.model import save_model
 from ringworld.weights.open import hash_model, is_folder, open_model
 from ringworld.weights.save import unpack_model
@@ -112,6 +119,7 @@ class ModelStage(Stage[ModelData]):
     """what it computes in, with float32 weights; without it what the model names"""
     updates: Updates = EVERY
     """which weights are trained, in how many parts, and which updates are skipped"""
+    lora: Lora = Lora()
     activations: Activations = "attention"
     """what is kept of a layer until its backward pass"""
     weights_over: tuple[WeightAxis, ...] = ("fsdp",)
@@ -167,6 +175,7 @@ class ModelStage(Stage[ModelData]):
                 model = open_model(source).config
                 check_width(model.llama.model, self)
                 check_frozen(specs(model), self.updates.frozen)
+                freeze_base(self.updates, model, self.lora)
 
     def run(self, data: ModelData, source: Path | None, folder: Path, announce: Announce) -> Path:
         """Train the model folder `source` in `folder`; returns the trained model's folder.
@@ -189,13 +198,15 @@ class ModelStage(Stage[ModelData]):
         examples = data.open(self, source, folder / "data", announce)
 
         def load() -> WorldWeights:
-            return fill(specs(config), opened.table, jnp.float32, self.rules)
+            return load_weights(config, opened.table, self.lora, self.seed, self.rules)
 
         evaluation = None
         if self.eval_every:
             measure = data.measure(self, source, config, folder / "data", announce)
             evaluation = Evaluation(every=self.eval_every, measure=measure)
         weights = train_stage(self, config, load, examples, own, announce, evaluation)
+        with jax.set_mesh(make_mesh(**asdict(self.mesh))):
+            weights = leave_adapter(own, weights, config, self.lora, source)
         save_model(done, config, weights, source, jnp.float32)
         return done
 
@@ -211,7 +222,7 @@ class ModelStage(Stage[ModelData]):
     def extend(self, folder: Path, steps: int) -> str:
         """Set aside the model and the ledger of the first `steps` steps."""
         own = folder / self.name
-        for name in (MODEL, LEDGER_FILE):
+        for name in (MODEL, ADAPTER, LEDGER_FILE):
             if (own / name).exists():
                 (own / name).rename(own / f"{steps}-steps-{name}")
         rates = [
@@ -284,7 +295,7 @@ def train_stage(
         built, optimizer = build_stage(stage, config, mesh)
         state = fit(
             abstract=built.state,
-            begin=lambda: start(load(), optimizer, stage.updates),
+            begin=lambda: start(load(), optimizer, freeze_base(stage.updates, config, stage.lora)),
             step=built.step,
             replay=built.replay,
             batches=batches,
@@ -306,8 +317,9 @@ def build_stage(
 
     Nothing is computed or allocated, so the mesh may be one of devices that are not there.
     """
-    table, kept = specs(config), as_computed(config, stage)
-    trained, frozen = divide(table, stage.updates.frozen)
+    table, kept = trained_specs(config, stage.lora), as_computed(config, stage)
+    updates = freeze_base(stage.updates, config, stage.lora)
+    trained, frozen = divide(table, updates.frozen)
     optimizer = make_optimizer(stage.optimizer, stage.loop.steps, trained)
     loss = SummedLoss(
         partial(loss_sums, c=kept),
@@ -316,10 +328,11 @@ def build_stage(
             c=kept,
             vision_share=stage.vision_share,
             z_loss=stage.z_loss,
+            table=table,
             frozen=tuple(paths(frozen)),
         ),
     )
-    return build(table, mesh, optimizer, loss, stage.rules, stage.updates), optimizer
+    return build(table, mesh, optimizer, loss, stage.rules, updates), optimizer
 
 
 def as_computed(config: World, stage: ModelStage) -> World:

@@ -12,6 +12,7 @@ from tiny_world import TINY, batch_of, draw
 
 from ringworld.batch import Batch
 from ringworld.data.packing.rows import MASKED, Packing
+from ringworld.models.lora import Lora, adapted_specs, frozen_names
 from ringworld.models.world import WorldWeights, forward, read_heads, specs
 from ringworld.params import init, paths
 from ringworld.train.loss import batch_flops, loss
@@ -65,12 +66,27 @@ def test_frozen_weights_need_fewer_operations() -> None:
     learned = batch.weights > 0
     of_text, of_vision = learned & ~batch.target_vision, learned & batch.target_vision
     text, vision = (jnp.sum(x.astype(jnp.float32)) for x in (of_text, of_vision))
-    found = batch_flops(batch, text, vision, TINY, ("blocks.wq", "blocks.w_down", "text_embed"))
+    found = batch_flops(
+        batch, text, vision, TINY, None, ("blocks.wq", "blocks.w_down", "text_embed")
+    )
     frozen = TINY.llama.layers * (16 * 4 * 4 + 24 * 16)
     assert float(found) == pytest.approx(count_operations(batch, TINY, frozen), rel=1e-6)
     below = [name for name in paths(specs(TINY)) if not name.startswith("heads.")]
-    found = batch_flops(batch, text, vision, TINY, below)
+    found = batch_flops(batch, text, vision, TINY, None, below)
     wanted = count_operations(batch, TINY, heads_alone=True)
+    assert float(found) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_adapters_need_the_operations_of_their_factors_and_no_gradient_of_the_base() -> None:
+    batch = jax.tree.map(jnp.asarray, batch_of(draw(1.0, 1.0)))
+    table = adapted_specs(TINY, Lora(rank=2, targets=("q_proj",)))
+    found = batch_flops(batch, jnp.float32(0), jnp.float32(0), TINY, table, frozen_names(table))
+    # Without targets for the heads: all matrices of the layers are frozen, and x (A B) is learned.
+    matrices = 2 * (2 * 16 * 4 * 4 + 2 * 16 * 2 * 4 + 3 * 16 * 24)
+    factors = 2 * (16 * 2 + 2 * 4 * 4)
+    tokens = np.count_nonzero(batch.segments)
+    whole = batch_flops(batch, jnp.float32(0), jnp.float32(0), TINY)
+    wanted = float(whole) + (6 * factors - 2 * matrices) * tokens
     assert float(found) == pytest.approx(wanted, rel=1e-6)
 
 
