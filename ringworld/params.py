@@ -14,7 +14,7 @@ from typing import Any, TypeVar, dataclass_transform
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 
 from ringworld.mesh import GATHERED, RULES, Rules, axis_size, named_sharding, shard, spec
@@ -219,14 +219,16 @@ def _gather_to_scatter(w: jax.Array, p: Param, over: tuple[str, ...]) -> jax.Arr
     divided = (divided,) if isinstance(divided, str) else divided
     along = tuple(axis for axis in divided if axis in over and axis_size(axis) > 1)
     rest = tuple(axis for axis in over if axis not in along)
-    w = shard(w, *p.axes, rules=Rules(embed=along))
+    whole = spec(*p.axes, rules=GATHERED)
+    parts = PartitionSpec(*(along or None if i == width else axis for i, axis in enumerate(whole)))
 
     def local(w: jax.Array) -> jax.Array:
         w = lax.pcast(w, rest, to="reduced")
         return lax.all_gather(w, along, axis=width, tiled=True, to="reduced") if along else w
 
-    there = spec(*p.axes, rules=GATHERED).update(reduced=frozenset(over))
-    return jax.shard_map(local, in_specs=jax.typeof(w).sharding.spec, out_specs=there)(w)
+    w = jax.sharding.reshard(w, parts)
+    reduced = whole.update(reduced=frozenset(over))
+    return jax.shard_map(local, in_specs=parts, out_specs=reduced)(w)
 
 
 def partitions(weights: Any) -> Any:
