@@ -72,7 +72,8 @@ def count_hops(queries: Reach, keys: Where, axis: str) -> Int[Array, ""]:
     everywhere = lax.all_gather(jnp.stack([x.astype(jnp.int32) for x in leaves]), axis, axis=1)
     live = may_see(query_bounds(queries), jax.tree.unflatten(shape, everywhere)).any(-1)
     away = jnp.where(live, (here - jnp.arange(size)) % size, 0).max()
-    return lax.pmax(away, tuple(jax.typeof(away).manual_axis_type.varying))
+    # A set has another order in every process, and the processes must compile one program.
+    return lax.pmax(away, tuple(sorted(jax.typeof(away).manual_axis_type.varying)))
 
 
 def _forward(

@@ -17,6 +17,7 @@ from ringworld.data.packing.ledger import LEDGER_FILE, Ledger
 from ringworld.data.packing.loader import Rows, check_rows, make_batches
 from ringworld.data.packing.pack import PLAN_WINDOW
 from ringworld.data.packing.rows import MASKED, Apart, Examples, MixedRows, PackedRows, Packing
+from ringworld.distributed import first_goes_first, first_says, is_first
 from ringworld.errors import InputError
 from ringworld.mesh import Rules, make_mesh
 from ringworld.models.context_extension import extend_context
@@ -183,13 +184,14 @@ class ModelStage(Stage[ModelData]):
         """
         own = folder / self.name
         done = own / MODEL
-        if done.exists():
+        if first_says(done.exists()):
             return done
         source = self.start or source
         if source is None:
             raise InputError(f"the stage {self.name} has no model: give the recipe a start")
         if not is_folder(source):
-            source = unpack_model(source, own / START, announce)
+            with first_goes_first():
+                source = unpack_model(source, own / START, announce)
             data.check(self, source)
         opened = open_model(source)
         announce(f"stage {self.name}: {self.tokens} tokens at {self.context}")
@@ -286,7 +288,7 @@ def train_stage(
     check_devices(stage)
     check_width(config.llama.model, stage)
     check_frozen(specs(config), stage.updates.frozen)
-    if not find_steps(folder / CHECKPOINTS):
+    if is_first() and not find_steps(folder / CHECKPOINTS):
         (folder / LEDGER_FILE).unlink(missing_ok=True)  # of steps that nothing is left of
     mesh = make_mesh(**asdict(stage.mesh))
     batches = stage_batches(stage, examples, folder)
@@ -343,7 +345,7 @@ def stage_batches(
         batch=stage.batch,
         seed=stage.seed,
         ring=stage.mesh.seq,
-        ledger=Ledger(folder / LEDGER_FILE) if jax.process_index() == 0 else None,
+        ledger=Ledger(folder / LEDGER_FILE),
     )
 
 

@@ -1,0 +1,84 @@
+"""What can be asked of `ringworld serve`. Imports no JAX."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from ringworld.errors import InputError
+from ringworld.settings import Extension, MeshShape
+
+# Addresses that only this machine reaches, and the names that a browser has for them.
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# The environment's name of the key, which a list of processes does not show.
+KEY_VARIABLE = "RINGWORLD_API_KEY"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Serve a model over HTTP as OpenAI's API."""
+
+    model: Positional[Path]
+    """a model folder, a weights file, or the name of a fetched model"""
+    host: str = "127.0.0.1"
+    """the address to listen on; others than this machine's own need a key"""
+    port: int = 8000
+    """the port to listen on"""
+    api_key: str | None = None
+    """the key that requests must bring; without it RINGWORLD_API_KEY of the environment"""
+    insecure: bool = False
+    """listen on any address without a key"""
+    served_model_name: str | None = None
+    """what clients call the model; without it the name of its folder or file"""
+    context: int | None = None
+    """tokens of prompt and answer; more than the model was trained for extends its RoPE"""
+    rope: Extension = "yarn"
+    """how RoPE is extended to a longer context"""
+    template: str | None = None
+    """lwm, needle or a file of Jinja; without it the model's own"""
+    rows: int = 8
+    """answers that are written at one time"""
+    cache_gib: float = 4.0
+    """the most GiB of keys and values, over all devices"""
+    int8: bool = False
+    """keep keys and values as int8"""
+    max_new_tokens: int = 512
+    """the longest answer of a chat request that does not say"""
+    max_queued_requests: int = 64
+    """requests that may wait; more are refused with 503"""
+    max_queued_tokens: int = 4 << 20
+    """tokens of prompts that may wait; more are refused with 503"""
+    fps: float = 1.0
+    """frames taken from a film, per second, where a request does not say"""
+    mesh: MeshShape = field(default_factory=MeshShape)
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "max_new_tokens", "max_queued_requests", "max_queued_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(
+                    f"{name} is {getattr(self, name)} and nothing could be served: use 1 or more",
+                    setting=name,
+                )
+        if not 0 <= self.port < 1 << 16:
+            raise InputError(f"there is no port {self.port}: use 0 to 65535", setting="port")
+        if not self.is_local and self.key is None and not self.insecure:
+            raise InputError(
+                f"everyone who reaches {self.host} could use the model: give a key or allow it",
+                setting="api_key",
+            )
+
+    @property
+    def key(self) -> str | None:
+        """The key that requests must bring; None when they need none."""
+        return self.api_key or os.environ.get(KEY_VARIABLE) or None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine reaches the server."""
+        return self.host in LOOPBACK
+
+    @property
+    def name(self) -> str:
+        """What clients call the model."""
+        return self.served_model_name or self.model.stem or "model"

@@ -1,0 +1,76 @@
+"""Messages of a request as one prompt: rendered by the chat template, with codes in place."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ringworld.chat.session import make_example
+from ringworld.data.example import Example
+from ringworld.errors import InputError
+from ringworld.serve.film_codes import FilmCodes, Medium, choose_frames, parse_data_url
+from ringworld.serve.protocol import ChatBody, MessageBody, PartBody
+from ringworld.serve.served import Served
+from ringworld.text.template import IMAGE_PLACEHOLDER, Message, render
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt, and the pictures and films in it with their content's key; text alone has none."""
+
+    example: Example
+    media: tuple[FilmCodes, ...] = ()
+    content: bytes = b""
+
+
+def find_shown_media(body: ChatBody, fps: float) -> list[Medium]:
+    """The pictures and films of a conversation, in order. Raises InputError for a bad part."""
+    io = (body.media_io_kwargs or {}).get("video")
+    sampling = choose_frames(fps, io, body.mm_processor_kwargs)
+    found = []
+    for message in body.messages:
+        for part in message.parts:
+            if part.type == "text":
+                continue
+            if message.role != "user":
+                raise InputError("only messages of the user can show pictures and films")
+            place = part.image_url if part.type == "image_url" else part.video_url
+            if place is None:
+                raise InputError(f"a part of the type {part.type} needs {part.type}: add it")
+            data = parse_data_url(place.url)
+            found.append(Medium(data, None if part.type == "image_url" else sampling))
+    return found
+
+
+def make_prompt(
+    messages: Sequence[MessageBody], media: Sequence[FilmCodes], content: bytes, served: Served
+) -> Prompt:
+    """The prompt that the model answers. Raises InputError when the template refuses it."""
+    words = served.words
+    shown: list[Message] = [
+        {
+            "role": "system" if message.role == "developer" else message.role,
+            "content": _show(message.parts, served),
+        }
+        for message in messages
+    ]
+    rendered = render(
+        served.template,
+        shown,
+        bos_token=words.bos_name or "",
+        eos_token=words.eos_name or "",
+    )
+    example = make_example(rendered, [m.codes for m in media], words, served.config)
+    return Prompt(example, tuple(media), content)
+
+
+def _show(parts: Sequence[PartBody], served: Served) -> str:
+    """The content of a message for the template; a line break stands between text and pictures."""
+    shown = ""
+    for part in parts:
+        if part.type == "text":
+            said = served.words.escape_special(part.text or "").replace(IMAGE_PLACEHOLDER, "")
+            gap = "\n" if shown.endswith(IMAGE_PLACEHOLDER) and said else ""
+            shown += gap + said
+        else:
+            gap = "" if not shown or shown.endswith((IMAGE_PLACEHOLDER, "\n")) else "\n"
+            shown += gap + IMAGE_PLACEHOLDER
+    return shown

@@ -1,0 +1,188 @@
+"""Pictures and films of requests: data: URLs to codes, decoded in the sandbox, each read once.
+
+The codes of a film are kept under the hash of its bytes and its sampling, so a second question
+about it decodes nothing. Frames are encoded a batch at a time, between steps of the engine.
+"""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Int
+
+from ringworld.errors import InputError, TooLargeError
+from ringworld.media.clip import read_image, stream_clip
+from ringworld.media.codec import BATCH, Codec
+from ringworld.media.sampling import FrameSampling
+from ringworld.media.sandbox import UNTRUSTED
+from ringworld.serve.engine_thread import EngineThread
+
+# Films and pictures that are decoded at one time.
+READERS = 2
+# Bytes of codes that are kept: an hour of film at 256 codes and a frame a second is 3.7 MB.
+KEPT_BYTES = 64 << 20
+
+Progress = Callable[[float, float], None]
+"""Takes the seconds of a film that were read, and the film's length, nan if it is not known."""
+
+
+@dataclass(frozen=True)
+class Medium:
+    """A picture, whose sampling is None, or a film, as its file's bytes."""
+
+    data: bytes
+    sampling: FrameSampling | None
+
+    @property
+    def key(self) -> bytes:
+        """A hash of the bytes and of how frames are taken of them."""
+        return hashlib.sha256(self.data).digest() + repr(self.sampling).encode()
+
+
+@dataclass(frozen=True)
+class FilmCodes:
+    """The codes `[Z, Q]` of the frames of a picture or a film, and their times in seconds."""
+
+    codes: Int[np.ndarray, "Z Q"]
+    seconds: tuple[float, ...]
+    is_film: bool
+
+    @property
+    def fps(self) -> float | None:
+        """The frames a second that were really taken; None for a picture or a single frame."""
+        if not self.is_film or len(self.seconds) < 2 or self.seconds[-1] <= self.seconds[0]:
+            return None
+        return (len(self.seconds) - 1) / (self.seconds[-1] - self.seconds[0])
+
+
+def parse_data_url(url: str) -> bytes:
+    """The bytes of a data: URL in base64. Raises InputError for every other URL."""
+    head, comma, body = url.partition(",")
+    if not (comma and head.startswith("data:") and head.endswith(";base64")):
+        raise InputError(
+            "this server reads media from data: URLs only: send the file as "
+            "data:TYPE;base64,CONTENT"
+        )
+    try:
+        return base64.b64decode(body, validate=True)
+    except (binascii.Error, ValueError):
+        raise InputError("the data: URL is not valid base64: encode the whole file") from None
+
+
+class MediaReader:
+    """Reads media into codes with the codec of a model, and keeps the codes of the latest."""
+
+    def __init__(self, thread: EngineThread, codec: Codec | None, context: int) -> None:
+        self._thread, self._codec, self._context = thread, codec, context
+        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="media")
+        self._kept: OrderedDict[bytes, FilmCodes] = OrderedDict()
+        self._locks: dict[bytes, asyncio.Lock] = {}
+
+    @property
+    def reads(self) -> bool:
+        """Whether the model sees pictures and films."""
+        return self._codec is not None
+
+    async def read(self, medium: Medium, progress: Progress) -> FilmCodes:
+        """The codes of a medium. A film that another request reads is waited for.
+
+        Raises InputError when the model has no codec, or the file cannot be read or is too long.
+        """
+        if self._codec is None:
+            raise InputError("this model reads text only: leave pictures and films out")
+        key = medium.key
+        lock = self._locks.setdefault(key, asyncio.Lock())
+        try:
+            async with lock:
+                if key not in self._kept:
+                    self._keep(key, await self._read(medium, self._codec, progress))
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        finally:
+            if not lock.locked():
+                self._locks.pop(key, None)
+
+    def _keep(self, key: bytes, found: FilmCodes) -> None:
+        self._kept[key] = found
+        while len(self._kept) > 1 and sum(f.codes.nbytes for f in self._kept.values()) > KEPT_BYTES:
+            self._kept.popitem(last=False)
+
+    async def _read(self, medium: Medium, codec: Codec, progress: Progress) -> FilmCodes:
+        """Decode and encode in a thread of the pool, which stops soon after this is cancelled."""
+        stopped = threading.Event()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._pool, self._encode, medium, codec, progress, stopped
+            )
+        finally:
+            stopped.set()
+
+    def _encode(
+        self, medium: Medium, codec: Codec, progress: Progress, stopped: threading.Event
+    ) -> FilmCodes:
+        size = codec.config.size
+        if medium.sampling is None:
+            image = read_image(medium.data, size=size, limits=UNTRUSTED)
+            codes = self._thread.call(lambda: codec.encode(image[None])).result()
+            return FilmCodes(codes, (0.0,), is_film=False)
+        length, seconds, batch, parts = [float("nan")], [], [], []
+        most = self._context // (codec.config.side**2 + 1)
+        stream = stream_clip(
+            medium.data, medium.sampling, size=size, limits=UNTRUSTED, on_length=length.append
+        )
+        try:
+            for moment, frame in stream:
+                if stopped.is_set():
+                    break
+                seconds.append(moment)
+                batch.append(frame.copy())
+                if len(seconds) > most:
+                    raise TooLargeError(
+                        f"the film gives more than {most:,} frames, which are "
+                        f"{most * (codec.config.side**2 + 1):,} tokens, and the model's context is "
+                        f"{self._context:,}: lower fps or num_frames, or give a shorter part"
+                    )
+                if len(batch) == BATCH:
+                    parts.append(self._encode_batch(codec, batch))
+                    batch = []
+                progress(moment, length[-1])
+        finally:
+            stream.close()
+        if batch:
+            parts.append(self._encode_batch(codec, batch))
+        return FilmCodes(np.concatenate(parts), tuple(seconds), is_film=True)
+
+    def _encode_batch(self, codec: Codec, batch: list[np.ndarray]) -> Int[np.ndarray, "Z Q"]:
+        return self._thread.call(lambda: codec.encode(np.stack(batch))).result()
+
+
+def choose_frames(fps: float, *asked: dict[str, object] | None) -> FrameSampling:
+    """How frames are taken: `fps`, unless the arguments of a request say more; later ones win.
+
+    Names and meanings are those of `FrameSampling`; others are ignored, and a `num_frames` of -1
+    says nothing. Raises InputError for values that have no meaning.
+    """
+    names = ("fps", "num_frames", "min_frames", "max_frames", "video_start", "video_end")
+    found: dict[str, float] = {}
+    for given in asked:
+        for name, value in (given or {}).items():
+            if name not in names or value is None or (name == "num_frames" and value == -1):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise InputError(f"{name} has to be a number", setting=name)
+            if name.endswith("frames") and value != int(value):
+                raise InputError(f"{name} has to be a whole number", setting=name)
+            found[name] = int(value) if name.endswith("frames") else float(value)
+    counts = {name: int(found[name]) for name in names[1:4] if name in found}
+    return replace(
+        FrameSampling(fps=found.get("fps", fps), **counts),
+        video_start=found.get("video_start", 0.0),
+        video_end=found.get("video_end"),
+    )

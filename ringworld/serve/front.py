@@ -1,0 +1,204 @@
+"""The one internal request: what every route asks the engine through.
+
+limits -> media in the sandbox -> template and tokens -> room in the context -> the engine
+"""
+
+import asyncio
+import math
+import secrets
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from ringworld.data.example import Example, text
+from ringworld.errors import InputError, TooLargeError
+from ringworld.inference.request import Request
+from ringworld.serve.answers import TokenSpeller
+from ringworld.serve.config import ServeConfig
+from ringworld.serve.conversation import Prompt, find_shown_media, make_prompt
+from ringworld.serve.engine_thread import EngineThread, Ticket, Update
+from ringworld.serve.film_codes import MediaReader
+from ringworld.serve.metrics import ServerMetrics
+from ringworld.serve.protocol import ChatBody, CompletionBody, SamplingBody
+from ringworld.serve.served import Served
+
+# The longest answer of a completion that does not say, as OpenAI has it.
+COMPLETION_TOKENS = 16
+SEEDS = 1 << 32
+
+
+class BusyError(Exception):
+    """As much waits already as the server lets wait."""
+
+
+class UnknownModelError(Exception):
+    """A request names a model that is not served."""
+
+
+@dataclass
+class RequestProgress:
+    """A request on its way: what it is doing, for a person, and since when in monotonic seconds."""
+
+    note: str = "waiting"
+    begun: float = field(default_factory=time.monotonic)
+
+    def film_progress(self, moment: float, length: float) -> None:
+        """Note how far a film was read; called by the thread that reads it."""
+        of = "" if math.isnan(length) else f" of {length:.0f}"
+        self.note = f"reading the film: {moment:.0f}{of} s"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A job that the engine has accepted."""
+
+    job: RequestProgress
+    ticket: Ticket
+    prompts: tuple[Prompt, ...]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The tokens of all prompts."""
+        return self.ticket.tokens
+
+
+class Front:
+    """Requests in, tickets out; counts what comes and goes."""
+
+    def __init__(self, config: ServeConfig, served: Served, thread: EngineThread) -> None:
+        self.config, self.served, self.thread = config, served, thread
+        self.metrics, self._preparing = ServerMetrics(thread), 0
+        self.speller = TokenSpeller(served.words)
+        codec = served.model.codec_or_none if served.config.vocabulary.codes else None
+        self.media = MediaReader(thread, codec, served.context)
+
+    def check(self, model: str | None) -> None:
+        """Raise UnknownModelError or BusyError before any work is done for a request."""
+        if model is not None and model != self.config.name:
+            raise UnknownModelError
+        waiting, tokens = self.thread.queued
+        too_many = waiting + self._preparing >= self.config.max_queued_requests
+        if too_many or tokens >= self.config.max_queued_tokens:
+            raise BusyError
+
+    async def ask_chat(self, body: ChatBody, job: RequestProgress) -> Asked:
+        """Submit a conversation. Raises InputError for what cannot be answered."""
+        self._preparing += 1
+        try:
+            request, prompt = await self._prepare_chat(body, job)
+        finally:
+            self._preparing -= 1
+        return await self.submit(job, [request], [prompt])
+
+    async def _prepare_chat(self, body: ChatBody, job: RequestProgress) -> tuple[Request, Prompt]:
+        wanted = await asyncio.to_thread(find_shown_media, body, self.config.fps)
+        films = [await self.media.read(medium, job.film_progress) for medium in wanted]
+        content = wanted[0].key if wanted else b""
+        job.note = "reading the prompt"
+        prompt = await asyncio.to_thread(make_prompt, body.messages, films, content, self.served)
+        room = self.served.context - len(prompt.example)
+        longest = min(self.config.max_new_tokens, max(room, 1))
+        if body.longest is not None:
+            longest = body.longest
+        request = self._request(body, prompt, longest, self._stops(body))
+        return request(logprobs=body.alternatives), prompt
+
+    async def ask_completion(self, body: CompletionBody, job: RequestProgress) -> Asked:
+        """Submit prompts. Raises InputError for what cannot be completed."""
+        prompts = await asyncio.to_thread(self._read_prompts, body)
+        longest = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+        stops = self._stops(body)
+        scored = body.echo and body.logprobs is not None
+        if scored and longest <= 1:  # who scores a prompt counts on one token behind it
+            stops = ()
+        requests = [
+            self._request(body, prompt, longest, stops)(
+                logprobs=body.logprobs, prompt_logprobs=scored
+            )
+            for prompt in prompts
+        ]
+        return await self.submit(job, requests, prompts)
+
+    async def submit(
+        self, job: RequestProgress, requests: Sequence[Request], prompts: Sequence[Prompt]
+    ) -> Asked:
+        """Hand requests to the engine. Raises InputError when they do not fit."""
+        for request in requests:
+            self._check_room(len(request.prompt), request.max_new_tokens)
+        ticket = self.thread.submit(requests)
+        try:
+            await ticket.admitted()
+        except BaseException:
+            ticket.cancel()
+            raise
+        self.metrics.prompt_tokens.inc(ticket.tokens)
+        return Asked(job, ticket, tuple(prompts))
+
+    async def follow(self, asked: Asked) -> AsyncGenerator[Update, None]:
+        """The updates of a ticket, which is cancelled when this is closed before its end."""
+        begun, first = asked.job.begun, True
+        try:
+            async for update in asked.ticket.follow():
+                asked.job.note = f"read {update.read:,} of {asked.prompt_tokens:,} tokens"
+                if update.pieces and first:
+                    first = False
+                    self.metrics.first_token.observe(time.monotonic() - begun)
+                for piece in update.pieces:
+                    self.metrics.generation_tokens.inc(len(piece.ids))
+                    if piece.finish is not None:
+                        self.metrics.succeeded.labels(piece.finish).inc()
+                yield update
+            self.metrics.whole.observe(time.monotonic() - begun)
+        finally:
+            asked.ticket.cancel()
+
+    def _request(
+        self, body: SamplingBody, prompt: Prompt, longest: int, stops: tuple[int, ...]
+    ) -> partial[Request]:
+        seed = secrets.randbelow(SEEDS) if body.seed is None else body.seed % SEEDS
+        return partial(
+            Request,
+            prompt=prompt.example,
+            max_new_tokens=longest,
+            sampling=body.choose_sampling(self.served.sampling),
+            seed=seed,
+            samples=body.n,
+            stops=stops,
+            stop_strings=body.stops,
+            spell=self.served.words.decode,
+            tenant=body.cache_salt or "",
+            content=prompt.content,
+        )
+
+    def _stops(self, body: SamplingBody) -> tuple[int, ...]:
+        own = () if body.ignore_eos else self.served.stops
+        asked = body.stop_token_ids or []
+        self.check_ids(asked)
+        return tuple(sorted({*own, *asked}))
+
+    def _read_prompts(self, body: CompletionBody) -> list[Prompt]:
+        return [Prompt(self._read_prompt(prompt)) for prompt in body.prompts]
+
+    def _read_prompt(self, prompt: str | list[int]) -> Example:
+        words = self.served.words
+        if isinstance(prompt, str):
+            prompt = [*words.opening, *words.encode(prompt)]
+        if not prompt:
+            raise InputError("the prompt is empty: give at least one token", setting="prompt")
+        self.check_ids(prompt)
+        return text(prompt, 0.0)
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Raise InputError for an id that is none of the model's text ids."""
+        rows = self.served.config.vocabulary.text
+        if any(i >= rows for i in ids):
+            raise InputError(f"the id {max(ids)} is none of this model's {rows:,} text ids")
+
+    def _check_room(self, prompt: int, longest: int) -> None:
+        if prompt + longest > self.served.context:
+            raise TooLargeError(
+                f"the prompt has {prompt:,} tokens and its answer may have {longest:,}, and the "
+                f"model's context is {self.served.context:,}: shorten the prompt or lower "
+                "max_tokens"
+            )

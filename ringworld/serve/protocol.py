@@ -1,0 +1,210 @@
+"""The bodies of requests, as OpenAI and vLLM name their fields; every number has a bound.
+
+A field that is not listed is ignored. One that is listed and asks for what the server cannot do is
+refused by `refuse_unsupported`, so that no answer is quietly another than the one asked for.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ringworld.errors import InputError
+from ringworld.inference.programs import MOST_ALTERNATIVES
+from ringworld.settings import Sampling
+
+MOST_ANSWERS = 8
+MOST_PROMPTS = 128
+MOST_MESSAGES = 1000
+MOST_PARTS = 1024
+MOST_TOKENS = 1 << 26  # far beyond any context, which refuses with both numbers
+LONGEST_STOP = 64
+MOST_STOPS = 16
+
+Alternatives = Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)]
+StopString = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+# What other servers do and this one does not: fields whose value must be one of these.
+UNSUPPORTED: dict[str, tuple[object, ...]] = {
+    "frequency_penalty": (None, 0, 0.0),
+    "logit_bias": (None, {}),
+    "tools": (None, []),
+    "functions": (None, []),
+    "suffix": (None, ""),
+    "response_format": (None, {"type": "text"}),
+    "min_tokens": (None, 0),
+    "prompt_logprobs": (None,),
+    "structured_outputs": (None,),
+    "guided_json": (None,),
+    "guided_regex": (None,),
+}
+
+
+class Body(BaseModel):
+    """A JSON object; NaN and infinity are no numbers, and fields that are not listed are kept."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    def refuse_unsupported(self) -> None:
+        """Raise InputError, which names the field, when the server cannot do what it asks."""
+        given = self.model_extra or {}
+        for name, harmless in UNSUPPORTED.items():
+            if name in given and given[name] not in harmless:
+                raise InputError(f"{name} is not supported: leave it out", setting=name)
+
+
+class StreamOptions(Body):
+    """What a stream tells besides the answer."""
+
+    include_usage: bool = False
+
+
+class SamplingBody(Body):
+    """How an answer is written; what chat and completions have in common."""
+
+    model: str | None = None
+    n: int = Field(1, ge=1, le=MOST_ANSWERS)
+    max_tokens: int | None = Field(None, ge=0, le=MOST_TOKENS)
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=1 << 30)
+    min_p: float | None = Field(None, ge=0, le=1)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 64)
+    stop: StopString | Annotated[list[StopString], Field(max_length=MOST_STOPS)] | None = None
+    stop_token_ids: list[TokenId] | None = Field(None, max_length=MOST_STOPS)
+    ignore_eos: bool = False
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    cache_salt: str | None = Field(None, max_length=256)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The strings that end an answer."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def choose_sampling(self, own: Sampling) -> Sampling:
+        """The model's own sampling with what was asked for in its place."""
+
+        def pick(name: str) -> float:
+            asked = getattr(self, name)
+            return getattr(own, name) if asked is None else asked
+
+        top_k = own.top_k if self.top_k is None else max(self.top_k, 0)
+        return Sampling(
+            temperature=pick("temperature"),
+            top_k=top_k,
+            top_p=pick("top_p"),
+            min_p=pick("min_p"),
+            repetition_penalty=pick("repetition_penalty"),
+            presence_penalty=pick("presence_penalty"),
+        )
+
+
+class UrlBody(Body):
+    """Where the content of a part is: a data: URL."""
+
+    url: str
+
+
+class PartBody(Body):
+    """A part of a message: text, a picture or a film."""
+
+    type: Literal["text", "image_url", "video_url"]
+    text: str | None = None
+    image_url: UrlBody | None = None
+    video_url: UrlBody | None = None
+
+
+class MessageBody(Body):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[PartBody], Field(max_length=MOST_PARTS)] | None = None
+
+    @property
+    def parts(self) -> list[PartBody]:
+        """The content as parts."""
+        if isinstance(self.content, list):
+            return self.content
+        return [PartBody(type="text", text=self.content or "")]
+
+
+class ChatBody(SamplingBody):
+    """The body of /v1/chat/completions."""
+
+    messages: list[MessageBody] = Field(min_length=1, max_length=MOST_MESSAGES)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
+    logprobs: bool | None = None
+    top_logprobs: Alternatives | None = None
+    media_io_kwargs: dict[str, dict[str, Any]] | None = None
+    mm_processor_kwargs: dict[str, Any] | None = None
+
+    @property
+    def longest(self) -> int | None:
+        """The longest answer in tokens, None when it is not said."""
+        asked = self.max_completion_tokens
+        return self.max_tokens if asked is None else asked
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many alternatives each token's log-probability has, None for no log-probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class CompletionBody(SamplingBody):
+    """The body of /v1/completions."""
+
+    prompt: (
+        str
+        | Annotated[list[TokenId], Field(min_length=1)]
+        | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
+        | Annotated[
+            list[Annotated[list[TokenId], Field(min_length=1)]],
+            Field(min_length=1, max_length=MOST_PROMPTS),
+        ]
+    )
+    echo: bool = False
+    logprobs: Alternatives | None = None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """Each prompt, as text or as ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [[i for i in self.prompt if isinstance(i, int)]]
+        return [each for each in self.prompt if isinstance(each, str | list)]
+
+
+class TokenizeBody(Body):
+    """The body of /tokenize: a text, or messages as the chat template shows them."""
+
+    prompt: str | None = None
+    messages: list[MessageBody] | None = Field(None, min_length=1, max_length=MOST_MESSAGES)
+    add_special_tokens: bool = True
+
+
+class DetokenizeBody(Body):
+    """The body of /detokenize."""
+
+    tokens: list[TokenId]
+
+
+class ImageBody(Body):
+    """The body of /v1/images/generations."""
+
+    prompt: str = Field(min_length=1, max_length=32_000)
+    model: str | None = None
+    n: int = Field(1, ge=1, le=4)
+    size: str | None = None
+    response_format: Literal["b64_json"] | None = None
+    seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 64)
+    guidance_scale: float = Field(3.0, ge=0, le=100)
+    temperature: float = Field(1.0, ge=0, le=100)
+    top_k: int = Field(64, ge=0, le=1 << 30)

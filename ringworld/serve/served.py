@@ -1,0 +1,65 @@
+"""A model made ready to serve: what the front needs of it, and the engine that runs it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ringworld.chat.session import find_stops
+from ringworld.chat.terminal import choose_template
+from ringworld.inference.engine import Engine, EngineConfig
+from ringworld.inference.generate import PAGE
+from ringworld.inference.pool import count_page_bytes
+from ringworld.mesh import axis_size
+from ringworld.models.context_extension import extend_context
+from ringworld.models.world import World
+from ringworld.serve.config import ServeConfig
+from ringworld.settings import Sampling
+from ringworld.text.tokenizer import Tokenizer
+from ringworld.weights.model import Model, load_model
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model with its context, chat template, and the ids that end an answer."""
+
+    model: Model
+    config: World
+    template: str
+    stops: tuple[int, ...]
+
+    @property
+    def words(self) -> Tokenizer:
+        """The tokenizer."""
+        return self.model.tokenizer
+
+    @property
+    def context(self) -> int:
+        """The most tokens of a prompt and its answer."""
+        return self.config.llama.context
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen where a request does not say: the model's own, or greedy."""
+        return self.model.sampling or Sampling()
+
+    def open_engine(self, asked: ServeConfig) -> Engine:
+        """An engine on the mesh that is set, whose cache holds no more than it could ever use."""
+        whole = PAGE * axis_size("seq")
+        page = count_page_bytes(self.config, PAGE, asked.int8)
+        useful = page * (1 + asked.rows * -(-self.context // whole))
+        room = min(int(asked.cache_gib * (1 << 30)), useful)
+        limits = EngineConfig(cache_bytes=room, rows=asked.rows, page=PAGE, int8=asked.int8)
+        return Engine(self.model.sharded_weights(), self.config, limits)
+
+
+def load_served(asked: ServeConfig) -> Served:
+    """Load the model on the mesh that is set.
+
+    Raises InputError when a file is missing or damaged, or the model has no tokenizer.
+    """
+    model = load_model(Path(asked.model))
+    config = model.config
+    if asked.context is not None:
+        config = extend_context(config, asked.context, asked.rope)
+    template = choose_template(model.chat_template, asked.template, has_document=False)
+    ends = (config.vocabulary.eos, *model.ends)
+    return Served(model, config, template, find_stops(model.tokenizer, ends, template))

@@ -1,0 +1,78 @@
+"""`ringworld serve`: load the model, listen, and answer until a signal ends it."""
+
+import socket
+
+import uvicorn
+
+from ringworld.errors import InputError
+from ringworld.inference.engine import Engine
+from ringworld.progress import Announce
+from ringworld.serve.app import make_app
+from ringworld.serve.config import ServeConfig
+from ringworld.serve.engine_thread import EngineThread
+from ringworld.serve.served import Served, load_served
+
+# Seconds that answers which are being written have to end after SIGTERM.
+DRAIN = 30
+
+
+def start_engine(config: ServeConfig) -> tuple[Served, EngineThread]:
+    """The model, loaded in the thread that runs its engine. Raises InputError as loading does."""
+    loaded: list[Served] = []
+
+    def open_engine() -> Engine:
+        if not loaded:
+            loaded.append(load_served(config))
+        return loaded[0].open_engine(config)
+
+    thread = EngineThread(config.mesh, open_engine)
+    thread.start()
+    return loaded[0], thread
+
+
+def listen(config: ServeConfig) -> socket.socket:
+    """A socket at the address. Raises InputError when it cannot be had."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        return socket.create_server((config.host, config.port), family=family)
+    except OSError as error:
+        raise InputError(
+            f"port {config.port} of {config.host} cannot be listened on ({error.strerror}): choose "
+            "another",
+            setting="port",
+        ) from error
+
+
+def serve(config: ServeConfig, announce: Announce) -> None:
+    """Serve until SIGTERM, after which answers have `DRAIN` seconds to end, or Ctrl-C.
+
+    Raises InputError when the model cannot be loaded or the address cannot be had.
+    """
+    with listen(config) as listener:
+        announce(f"loading {config.model}")
+        served, thread = start_engine(config)
+        if served.model.about:
+            announce(served.model.about)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                make_app(config, served, thread),
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                lifespan="off",
+                timeout_graceful_shutdown=DRAIN,
+            )
+        )
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        announce(
+            f"{config.name}, {served.context:,} tokens of context, is at "
+            f"http://{host}:{listener.getsockname()[1]}"
+        )
+        try:
+            server.run(sockets=[listener])
+        except SystemExit:
+            if not server.should_exit:
+                raise
+            announce("stopped")
+        finally:
+            thread.close()

@@ -1,0 +1,546 @@
+"""The server: the official client and plain HTTP, over real connections."""
+
+import base64
+import http.client
+import io
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+import uvicorn
+from PIL import Image
+
+from ringworld.errors import InputError
+from ringworld.inference.engine import Engine
+from ringworld.inference.generate import score_texts
+from ringworld.media.clip import write_animation
+from ringworld.media.sampling import FrameSampling
+from ringworld.serve.answers import TextWriter
+from ringworld.serve.app import make_app
+from ringworld.serve.config import ServeConfig
+from ringworld.serve.engine_thread import AnswerPiece, EngineThread
+from ringworld.serve.film_codes import choose_frames, parse_data_url
+from ringworld.serve.served import Served
+from ringworld.serve.server import listen, start_engine
+from ringworld.text.load import load_tokenizer
+from ringworld.weights.shipped import NANO
+
+BOOK = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 20
+CONFIG = ServeConfig(model=NANO, port=0, rows=4)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that listens, and what is behind it."""
+
+    port: int
+    served: Served
+    thread: EngineThread
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(
+            base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0
+        )
+
+    def ask(
+        self, method: str, path: str, body: Any = None, **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body of one request."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            data = None if body is None else json.dumps(body)
+            kind = {} if body is None else {"Content-Type": "application/json"}
+            connection.request(method, path, data, {**kind, **headers})
+            answer = connection.getresponse()
+            return answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
+        finally:
+            connection.close()
+
+    def post(self, path: str, **body: Any) -> tuple[int, Any]:
+        status, _, answer = self.ask("POST", path, body)
+        return status, json.loads(answer)
+
+    def events(self, path: str, **body: Any) -> list[str]:
+        """The events of a stream, without `data: `."""
+        _, _, answer = self.ask("POST", path, {**body, "stream": True})
+        lines = answer.decode().split("\n\n")
+        return [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+
+
+@contextmanager
+def listening(config: ServeConfig, served: Served, thread: EngineThread) -> Iterator[Running]:
+    """A server in threads of this process."""
+    listener = listen(config)
+    app = make_app(config, served, thread)
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=5)
+    )
+    running = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    running.start()
+    try:
+        yield Running(listener.getsockname()[1], served, thread)
+    finally:
+        server.should_exit = True
+        running.join()
+        listener.close()
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[tuple[Served, EngineThread]]:
+    served, thread = start_engine(CONFIG)
+    yield served, thread
+    thread.close()
+
+
+@pytest.fixture(scope="module")
+def server(engine: tuple[Served, EngineThread]) -> Iterator[Running]:
+    with listening(CONFIG, *engine) as running:
+        yield running
+
+
+def data_url(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def picture(shade: int = 200) -> str:
+    held = io.BytesIO()
+    Image.new("RGB", (48, 40), (shade, 30, 60)).save(held, format="PNG")
+    return data_url("image/png", held.getvalue())
+
+
+def film(folder: Path, frames: int = 6) -> str:
+    """A film of so many frames, one a second."""
+    shades = np.linspace(0, 255, frames).astype(np.uint8)
+    pixels = np.broadcast_to(shades[:, None, None, None], (frames, 64, 64, 3))
+    path = folder / "film.mp4"
+    write_animation(path, np.ascontiguousarray(pixels), 1.0)
+    return data_url("video/mp4", path.read_bytes())
+
+
+def user(*parts: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": parts[0] if isinstance(parts[0], str) else list(parts)}]
+
+
+def wait_until_idle(server: Running) -> bool:
+    """Whether the engine has nothing to do within some seconds."""
+    for _ in range(200):
+        held = server.thread.counters
+        if held is not None and held.running == held.waiting == held.pages_read == 0:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+# --- answers -------------------------------------------------------------------------------------
+
+
+def test_the_official_client_lists_asks_streams_and_counts(server: Running) -> None:
+    client = server.client
+    model = client.models.list().data[0]
+    assert model.id == "nano" and model.model_dump()["max_model_len"] == 1024
+    asked = dict(model=model.id, messages=user("What is a city?"), max_tokens=12, seed=1)
+    whole = client.chat.completions.create(**asked)
+    pieces, usage = "", None
+    for chunk in client.chat.completions.create(
+        **asked, stream=True, stream_options={"include_usage": True}
+    ):
+        usage = chunk.usage or usage
+        pieces += "".join(choice.delta.content or "" for choice in chunk.choices)
+    assert pieces == whole.choices[0].message.content != ""
+    assert whole.choices[0].finish_reason in ("stop", "length")
+    assert usage.completion_tokens == whole.usage.completion_tokens <= 12
+    assert usage.prompt_tokens == whole.usage.prompt_tokens > 5
+
+
+def test_an_answer_is_what_the_engine_gives_the_same_ids(server: Running) -> None:
+    ids = server.served.words.encode("It was the best of")
+    _, answer = server.post("/v1/completions", prompt=ids, max_tokens=6, ignore_eos=True)
+    scores = server.post(
+        "/v1/completions", prompt=ids, max_tokens=6, ignore_eos=True, logprobs=2, n=2
+    )[1]
+    assert answer["choices"][0]["text"] == scores["choices"][0]["text"]
+    assert scores["choices"][0] | {"index": 1} == scores["choices"][1]
+    for top, logprob in zip(
+        scores["choices"][0]["logprobs"]["top_logprobs"],
+        scores["choices"][0]["logprobs"]["token_logprobs"],
+        strict=True,
+    ):
+        assert max(top.values()) == pytest.approx(logprob, abs=1e-6)
+
+
+def test_echoed_prompts_have_the_scores_of_our_own_scoring(server: Running) -> None:
+    rows = np.asarray([server.served.words.encode(BOOK)[i : i + 40] for i in (0, 17)], np.int32)
+    model = server.served.model
+    expected = score_texts(model.sharded_weights(), rows, model.config)
+    _, answer = server.post(
+        "/v1/completions", prompt=rows.tolist(), echo=True, max_tokens=1, logprobs=1
+    )
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1]
+    for choice, own in zip(answer["choices"], expected, strict=True):
+        said = choice["logprobs"]
+        assert len(said["tokens"]) == 41, "one token follows the prompt"
+        assert said["token_logprobs"][0] is None
+        np.testing.assert_allclose(said["token_logprobs"][1:-1], own, atol=1e-5)
+        for token, logprob, top in list(
+            zip(said["tokens"], said["token_logprobs"], said["top_logprobs"], strict=True)
+        )[1:]:
+            assert top[token] == pytest.approx(logprob, abs=1e-6)
+
+
+def test_a_stop_string_ends_an_answer_and_is_not_shown_in_a_stream(server: Running) -> None:
+    asked = dict(prompt="It was the", max_tokens=24, ignore_eos=True)
+    text = server.post("/v1/completions", **asked)[1]["choices"][0]["text"]
+    stop = text[7:10]
+    whole = server.post("/v1/completions", **asked, stop=stop)[1]["choices"][0]
+    events = server.events("/v1/completions", **asked, stop=[stop])
+    assert events.pop() == "[DONE]"
+    streamed = "".join(json.loads(event)["choices"][0]["text"] for event in events)
+    assert streamed == whole["text"] == text[: text.index(stop)]
+    assert whole["finish_reason"] == "stop"
+
+
+def test_text_is_never_sent_that_a_stop_string_may_begin_with() -> None:
+    words = load_tokenizer(NANO)
+    ids = words.encode("one two three four")
+    writer = TextWriter(words, ("two four",))
+    sent = ""
+    for i, token in enumerate(ids):
+        sent += writer.add(
+            AnswerPiece(0, 0, (token,), (), "stop" if i == len(ids) - 1 else None, None)
+        )
+        assert not any(sent.endswith("two four"[:n]) for n in range(1, 8)) or i == len(ids) - 1
+    assert sent == "one two three four"
+
+
+def test_samples_with_a_seed_are_the_same_again_and_differ_from_each_other(
+    server: Running,
+) -> None:
+    asked = dict(messages=user("Say something."), n=3, temperature=1.5, seed=5, max_tokens=12)
+    first, again = (server.post("/v1/chat/completions", **asked)[1] for _ in range(2))
+    said = [choice["message"]["content"] for choice in first["choices"]]
+    assert said == [choice["message"]["content"] for choice in again["choices"]]
+    assert len({*said}) > 1
+
+
+def test_chat_log_probabilities_name_the_chosen_token_and_its_rivals(server: Running) -> None:
+    _, answer = server.post(
+        "/v1/chat/completions",
+        messages=user("What is a city?"),
+        max_tokens=4,
+        ignore_eos=True,
+        logprobs=True,
+        top_logprobs=3,
+    )
+    content = answer["choices"][0]["logprobs"]["content"]
+    assert len(content) == 4
+    for entry in content:
+        assert len(entry["top_logprobs"]) == 3
+        assert entry["top_logprobs"][0]["token"] == entry["token"]  # greedy
+
+
+def test_tokens_go_there_and_back(server: Running) -> None:
+    _, made = server.post("/tokenize", prompt="best of times", add_special_tokens=False)
+    assert made["count"] == len(made["tokens"]) and made["max_model_len"] == 1024
+    assert server.post("/detokenize", tokens=made["tokens"])[1] == {"prompt": "best of times"}
+    shown = server.post("/tokenize", messages=user("Hello"))[1]["tokens"]
+    assert shown[0] == server.served.words.bos
+
+
+# --- pictures and films --------------------------------------------------------------------------
+
+
+def test_a_film_is_read_once_and_its_times_are_told(server: Running, tmp_path: Path) -> None:
+    part = {"type": "video_url", "video_url": {"url": film(tmp_path)}}
+    asked = dict(
+        messages=user({"type": "text", "text": "Describe the video."}, part),
+        max_tokens=8,
+        stream_options={"include_usage": True},
+    )
+    first = [json.loads(e) for e in server.events("/v1/chat/completions", **asked)[:-1]]
+    assert first[0]["media"] == [
+        {"type": "video", "seconds": [0, 1, 2, 3, 4, 5], "tokens": 6 * 65, "sampled_fps": 1.0}
+    ]
+    details = first[-1]["usage"]["prompt_tokens_details"]
+    assert details["video_frames"] == 6 and details["video_tokens"] == 6 * 65
+    again = [json.loads(e) for e in server.events("/v1/chat/completions", **asked)[:-1]]
+    assert again[-1]["usage"]["prompt_tokens_details"]["cached_tokens"] == 256
+
+    def said(events: list[Any]) -> str:
+        return "".join(c["delta"].get("content", "") for e in events for c in e["choices"])
+
+    assert said(again) == said(first)
+
+
+def test_the_arguments_of_a_request_say_which_frames_are_taken(
+    server: Running, tmp_path: Path
+) -> None:
+    part = {"type": "video_url", "video_url": {"url": film(tmp_path)}}
+    for arguments, frames in (
+        ({"media_io_kwargs": {"video": {"num_frames": 3}}}, 3),
+        ({"mm_processor_kwargs": {"fps": 0.5}}, 3),
+        ({"mm_processor_kwargs": {"video_start": 2, "video_end": 4}}, 2),
+    ):
+        asked = dict(messages=user(part, {"type": "text", "text": "What?"}), max_tokens=1)
+        _, answer = server.post("/v1/chat/completions", **asked, **arguments)
+        details = answer["usage"]["prompt_tokens_details"]
+        assert details["video_frames"] == frames, arguments
+
+
+def test_a_picture_of_a_conversation_stands_where_it_was_shown(server: Running) -> None:
+    shown = {"type": "image_url", "image_url": {"url": picture()}}
+    messages = [
+        *user({"type": "text", "text": "Look."}, shown),
+        {"role": "assistant", "content": "I see."},
+        *user("What colour is it?"),
+    ]
+    status, answer = server.post("/v1/chat/completions", messages=messages, max_tokens=4)
+    assert status == 200
+    assert answer["usage"]["prompt_tokens_details"]["video_tokens"] == 65
+
+
+def test_pictures_are_drawn_and_a_seed_draws_the_same_again(server: Running) -> None:
+    asked = dict(prompt="a red circle", n=2, size="64x64", seed=3)
+    status, first = server.post("/v1/images/generations", **asked)
+    assert status == 200 and len(first["data"]) == 2
+    drawn = Image.open(io.BytesIO(base64.b64decode(first["data"][0]["b64_json"])))
+    assert drawn.size == (64, 64) and drawn.format == "PNG"
+    assert server.post("/v1/images/generations", **asked)[1]["data"] == first["data"]
+    status, refused = server.post("/v1/images/generations", prompt="x", size="512x512")
+    assert status == 400 and "64x64" in refused["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:1/film.mp4",
+        "file:///etc/passwd",
+        "data:video/mp4;base64,????",
+        "data:video/mp4,plain",
+        data_url("video/mp4", b"no film at all"),
+        data_url("video/mp4", b"ffconcat version 1.0\nfile secret.mp4\n"),
+        data_url("video/mp4", b""),
+    ],
+)
+def test_media_that_cannot_be_read_is_a_400_that_tells_nothing_of_the_server(
+    server: Running, url: str
+) -> None:
+    part = {"type": "video_url", "video_url": {"url": url}}
+    status, answer = server.post("/v1/chat/completions", messages=user(part), max_tokens=1)
+    said = json.dumps(answer)
+    assert status == 400 and answer["error"]["type"] == "invalid_request_error"
+    assert not any(word in said for word in ("/tmp", "/home", "0x", "Traceback", "passwd"))
+
+
+def test_frames_are_chosen_by_the_names_of_other_servers() -> None:
+    assert choose_frames(1.0, {"num_frames": 4}, {"video_start": 2}) == FrameSampling(
+        num_frames=4, video_start=2.0
+    )
+    assert choose_frames(2.0, {"num_frames": -1, "backend": "x"}, None) == FrameSampling(fps=2.0)
+    with pytest.raises(InputError, match="number"):
+        choose_frames(1.0, {"fps": "fast"}, None)
+    assert parse_data_url("data:;base64,QUI=") == b"AB"
+
+
+# --- limits and errors ---------------------------------------------------------------------------
+
+
+def test_what_does_not_fit_is_refused_with_both_numbers(server: Running) -> None:
+    status, answer = server.post("/v1/chat/completions", messages=user(BOOK * 3))
+    assert status == 400 and answer["error"]["code"] == "context_length_exceeded"
+    assert "1,024" in answer["error"]["message"]
+    tokens = len(server.served.words.encode("Hi"))
+    _, answer = server.post("/v1/completions", prompt="Hi", max_tokens=2000)
+    assert f"{tokens + 1} tokens" in answer["error"]["message"]
+    assert "2,000" in answer["error"]["message"]
+    with pytest.raises(openai.BadRequestError, match="1,024"):
+        server.client.completions.create(model="nano", prompt=BOOK * 4)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": user("x"), "n": 9}, "n"),
+        ({"messages": user("x"), "temperature": -1}, "temperature"),
+        ({"messages": user("x"), "tools": [{"type": "function"}]}, "tools"),
+        ({"messages": user("x"), "response_format": {"type": "json_object"}}, "response_format"),
+        ({"messages": user("x"), "top_logprobs": 21}, "top_logprobs"),
+        ({"messages": user("x"), "stop_token_ids": [99999]}, "99999"),
+    ],
+)
+def test_a_wrong_field_is_named(server: Running, body: dict[str, Any], field: str) -> None:
+    status, answer = server.post("/v1/chat/completions", **body)
+    assert status == 400 and field in answer["error"]["message"]
+    assert {*answer["error"]} == {"message", "type", "param", "code"}
+
+
+def test_what_is_no_json_or_no_route_or_no_model_is_told_in_the_same_form(
+    server: Running,
+) -> None:
+    for method, path, body, status in (
+        ("POST", "/v1/chat/completions", [1], 400),
+        ("GET", "/v1/nothing", None, 404),
+        ("GET", "/v1/completions", None, 405),
+        ("POST", "/v1/completions", {"model": "other", "prompt": "x"}, 404),
+        ("GET", "/page/../app.py", None, 404),
+    ):
+        found, _, answer = server.ask(method, path, body)
+        assert found == status, path
+        assert json.loads(answer)["error"]["message"]
+
+
+def test_a_full_queue_is_503_and_says_when_to_come_again(
+    engine: tuple[Served, EngineThread],
+) -> None:
+    config = replace(CONFIG, max_queued_requests=1)
+    with listening(config, *engine) as server:
+        held = threading.Event()
+        blocked = server.thread.call(lambda: held.wait(30))  # the engine stands still
+        asked = dict(prompt="Hi", max_tokens=1)
+        waiting = threading.Thread(target=server.post, args=("/v1/completions",), kwargs=asked)
+        waiting.start()
+        while server.thread.queued[0] == 0:
+            time.sleep(0.01)
+        status, headers, answer = server.ask("POST", "/v1/completions", asked)
+        held.set()
+        blocked.result()
+        waiting.join()
+        assert status == 503 and int(headers["retry-after"]) > 0
+        assert json.loads(answer)["error"]["code"] == "queue_full"
+        assert server.ask("GET", "/health")[0] == 200
+        assert server.post("/v1/completions", **asked)[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_frees_the_engine(server: Running, path: str, stream: bool) -> None:
+    for begun in (False, True):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        body = {"stream": stream, "max_tokens": 900, "ignore_eos": True, "n": 4}
+        body |= {"prompt": "Hi"} if path == "/v1/completions" else {"messages": user("Hi")}
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        while begun and server.thread.counters.running < 4:
+            time.sleep(0.01)
+        connection.close()
+        assert wait_until_idle(server)
+
+
+@pytest.mark.slow
+def test_sigterm_lets_answers_end_and_the_exit_code_is_0() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ringworld", "serve", "--port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    told = next(line for line in process.stderr or () if "http://" in line)
+    port = int(told.rsplit(":", 1)[1])
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    body = {"prompt": "Hi", "max_tokens": 600, "ignore_eos": True, "stream": True}
+    connection.request(
+        "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
+    )
+    answer = connection.getresponse()
+    answer.read(50)
+    process.send_signal(signal.SIGTERM)
+    events = answer.read().decode().split("\n\n")
+    assert events[-2] == "data: [DONE]"
+    assert json.loads(events[-3].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+    assert process.wait(60) == 0
+
+
+def test_a_step_that_fails_is_a_500_and_the_next_request_is_answered(
+    server: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(self: Engine) -> bool:
+        raise RuntimeError("secret words of /a/path")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Engine, "step", fail)
+        status, answer = server.post("/v1/completions", prompt="Hi there", max_tokens=1)
+    assert status == 500 and "secret" not in json.dumps(answer)
+    assert "RuntimeError" in caplog.text and "secret" not in caplog.text
+    assert server.post("/v1/completions", prompt="Hi there", max_tokens=1)[0] == 200
+
+
+def test_nothing_of_a_prompt_is_logged(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    server.post("/v1/completions", prompt="xylophone", max_tokens=1)
+    server.post("/v1/completions", prompt="xylophone", max_tokens=-1)
+    assert "xylophone" not in caplog.text
+
+
+# --- who may ask ---------------------------------------------------------------------------------
+
+
+def test_every_route_but_the_page_and_health_needs_the_key(
+    engine: tuple[Served, EngineThread],
+) -> None:
+    with listening(replace(CONFIG, api_key="open sesame"), *engine) as server:
+        for path in ("/v1/models", "/version", "/metrics", "/openapi.json", "/tokenizer_info"):
+            assert server.ask("GET", path)[0] == 401, path
+            assert server.ask("GET", path, Authorization="Bearer wrong")[0] == 401, path
+            assert server.ask("GET", path, Authorization="Bearer open sesame")[0] == 200, path
+        for path in ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"):
+            assert server.ask("POST", path, {})[0] == 401, path
+        for path in ("/", "/health", "/ready"):
+            assert server.ask("GET", path)[0] == 200, path
+
+
+def test_other_sites_and_other_names_of_this_machine_are_refused(server: Running) -> None:
+    assert server.ask("GET", "/v1/models", Host="evil.example")[0] == 403
+    asked = {"prompt": "x", "max_tokens": 1}
+    assert server.ask("POST", "/v1/completions", asked, Origin="http://evil.example")[0] == 403
+    own = f"http://127.0.0.1:{server.port}"
+    assert server.ask("POST", "/v1/completions", asked, Origin=own)[0] == 200
+
+
+def test_an_address_that_others_reach_needs_a_key_or_a_word() -> None:
+    with pytest.raises(InputError, match="key"):
+        ServeConfig(model=NANO, host="0.0.0.0")
+    assert ServeConfig(model=NANO, host="0.0.0.0", api_key="k").key == "k"
+    assert ServeConfig(model=NANO, host="0.0.0.0", insecure=True).key is None
+
+
+def test_a_body_that_is_too_long_is_refused_before_it_is_read(server: Running) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection.putrequest("POST", "/v1/completions")
+    connection.putheader("Content-Length", str(1 << 40))
+    connection.endheaders()
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+def test_the_page_may_load_and_run_nothing_of_elsewhere(server: Running) -> None:
+    status, headers, page = server.ask("GET", "/")
+    assert status == 200 and headers["content-type"].startswith("text/html")
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    assert b"http://" not in page and b"https://" not in page
+    style = server.ask("GET", "/page/style.css")
+    assert style[0] == 200 and style[1]["content-type"].startswith("text/css")
+
+
+def test_metrics_count_what_was_asked_and_answered(server: Running) -> None:
+    def value(name: str) -> float:
+        lines = server.ask("GET", "/metrics")[2].decode().splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+    names = ("ringworld:prompt_tokens_total", "ringworld:generation_tokens_total")
+    before = [value(name) for name in names]
+    asked = dict(prompt=[5, 6, 7], max_tokens=4, ignore_eos=True)
+    assert server.post("/v1/completions", **asked)[0] == 200
+    assert [value(name) for name in names] == [before[0] + 3, before[1] + 4]
+    assert value("ringworld:request_success_total") > 0
+    assert wait_until_idle(server) and value("ringworld:num_requests_running") == 0
