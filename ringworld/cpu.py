@@ -10,14 +10,18 @@ import jax
 
 VIRTUAL_DEVICES = "xla_force_host_platform_device_count"
 NUM_DEVICES = "JAX_NUM_CPU_DEVICES"
+DEVICES = 8
 VECTOR_WIDTH = "xla_cpu_prefer_vector_width"
 
 
-def use_virtual_devices(count: int = 8) -> None:
-    """Give a CPU so many virtual devices, unless the environment has said how many."""
+def use_virtual_devices(processes: int = 1) -> None:
+    """Give a CPU 8 virtual devices, divided over the processes that compute together.
+
+    What the environment says of a process's devices stays.
+    """
     said = VIRTUAL_DEVICES in os.environ.get("XLA_FLAGS", "") or NUM_DEVICES in os.environ
     if not said:
-        jax.config.update("jax_num_cpu_devices", count)
+        jax.config.update("jax_num_cpu_devices", max(DEVICES // processes, 1))
 
 
 def widen_vectors() -> None:

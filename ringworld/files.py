@@ -6,18 +6,22 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import tempfile
+import time
 import unicodedata
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ringworld.errors import BadFileError, TooLargeError, UnavailableError
+from ringworld.distributed import barrier, exchange_texts, first_says, is_first, process_count
+from ringworld.errors import BadFileError, InputError, TooLargeError, UnavailableError
 
 # The index of a model of 100,000 tensors is 10 MB; parsed, it takes some 30 times as much memory.
 LARGEST_JSON = 16 << 20
+SEEN_S = 10.0  # until the other machines see a new file on a disk that they share
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FAILED = {errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
 # A file stands where a folder is to be made, or a folder where a file is.
@@ -80,12 +84,54 @@ def whole(path: Path) -> Generator[Path, None, None]:
             draft.unlink(missing_ok=True)
 
 
+@contextmanager
+def whole_once(path: Path) -> Generator[Path, None, None]:
+    """As `whole` where one process runs; of several, process 0 writes and the others' drafts go.
+
+    For a result that all of them have, on a disk that they share.
+    """
+    if is_first():
+        with whole(path) as draft:
+            yield draft
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / path.name
+
+
 def check_writable(path: Path) -> None:
     """Raise BadFileError or TooLargeError when `path` cannot be written. Makes its folder."""
     with writing_to(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
+
+
+def check_shared(folder: Path) -> None:
+    """Raise InputError, on all processes, when the folder of one is not the folder of process 0.
+
+    Makes the folder.
+    """
+    if process_count() == 1:
+        return
+    mark = folder / f".process-0-{first_says(secrets.token_hex(8))}"
+    if is_first():
+        with writing_to(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+    barrier()
+    end = time.monotonic() + SEEN_S
+    while not mark.exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    blind = [
+        process for process, seen in enumerate(exchange_texts(str(mark.exists()))) if seen != "True"
+    ]
+    if is_first():
+        mark.unlink()
+    if blind:
+        raise InputError(
+            f"{folder} of process {blind[0]} is not the folder of process 0: use one on a disk "
+            "that all of them share"
+        )
 
 
 @contextmanager

@@ -13,10 +13,13 @@ Meshes are *explicit*: the sharding is part of an array's type, and a wrong one 
 time. A mesh is always set while something is computed; one device is a mesh of 1 x 1 x 1 x 1.
 """
 
+import gc
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
+from weakref import ref
 
 import jax
 import numpy as np
@@ -28,6 +31,7 @@ from ringworld.settings import MeshShape, WeightAxis
 P = ParamSpec("P")
 R = TypeVar("R")
 AXES = ("data", "fsdp", "seq", "tensor")
+Index = tuple[slice, ...]  # a part of an array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +62,17 @@ def make_mesh(
 ) -> Mesh:
     """An explicit mesh over the first `data * fsdp * seq * tensor` devices.
 
-    Raises InputError when there are fewer devices than the mesh needs.
+    Raises InputError when there are fewer devices than the mesh needs, or, where several processes
+    compute together, when the devices of one of them would be left out.
     """
     shape = MeshShape(data=data, fsdp=fsdp, seq=seq, tensor=tensor)
     available = list(jax.devices() if devices is None else devices)
+    if devices is None and jax.process_count() > 1 and shape.devices != len(available):
+        raise InputError(
+            f"the mesh {'x'.join(map(str, shape.sizes))} (data x fsdp x seq x tensor) is of "
+            f"{shape.devices} devices and the {jax.process_count()} processes have "
+            f"{len(available)}: make it as many, or start other processes"
+        )
     if shape.devices > len(available):
         raise InputError(
             f"the mesh {'x'.join(map(str, shape.sizes))} (data x fsdp x seq x tensor) needs "
@@ -70,6 +81,11 @@ def make_mesh(
         )
     grid = np.asarray(available[: shape.devices], dtype=object).reshape(shape.sizes)
     return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
+def local_mesh() -> Mesh:
+    """A mesh of one device, of this process."""
+    return make_mesh(devices=jax.local_devices())
 
 
 def abstract_mesh(shape: MeshShape) -> AbstractMesh:
@@ -101,9 +117,24 @@ def on_a_mesh(f: Callable[P, R]) -> Callable[P, R]:
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         if mesh_is_set():
             return f(*args, **kwargs)
-        with jax.set_mesh(make_mesh()):
+        with jax.set_mesh(local_mesh()):
             result = f(*args, **kwargs)
         return jax.tree.map(leave, result)
+
+    return run
+
+
+def on_one_device(f: Callable[P, R]) -> Callable[P, R]:
+    """`f` under a mesh of one device of this process, whichever mesh is set.
+
+    For what is small, and what each of several processes does for itself. Not for use under
+    `jax.jit`.
+    """
+
+    @wraps(f)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with jax.set_mesh(local_mesh()):
+            return f(*args, **kwargs)
 
     return run
 
@@ -151,7 +182,53 @@ def place(x: np.ndarray, *logical: str | None, rules: Rules = RULES) -> jax.Arra
 
     Each device receives its own part only.
     """
+    return place_parts(x.shape, lambda indices: [x[i] for i in indices], *logical, rules=rules)
+
+
+def place_parts(
+    shape: tuple[int, ...],
+    read: Callable[[list[Index]], list[np.ndarray]],
+    *logical: str | None,
+    rules: Rules = RULES,
+) -> jax.Array:
+    """As `place`, of an array of which `read` gives the parts at some indices.
+
+    It is asked once, for the parts that devices of this process hold, each of them once.
+    """
     if not mesh_is_set():
-        return jax.numpy.asarray(x)
+        return jax.numpy.asarray(read([(slice(None),) * len(shape)])[0])
     sharding = named_sharding(jax.sharding.get_mesh(), *logical, rules=rules)
-    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+    homes: dict[str, tuple[Index, list[jax.Device]]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        homes.setdefault(str(index), (index or (), []))[1].append(device)
+    parts = read([index for index, _ in homes.values()])[::-1]
+    placed: dict[jax.Device, jax.Array] = {}
+    for _, devices in homes.values():
+        part = np.asarray(parts.pop())
+        placed |= {device: jax.device_put(part, device) for device in devices}
+        jax.block_until_ready(placed[devices[-1]])
+        copied = ref(part)
+        del part
+        _wait_until_freed(copied)
+    return jax.make_array_from_single_device_arrays(shape, sharding, list(placed.values()))
+
+
+def _wait_until_freed(copied: ref[np.ndarray]) -> None:
+    """Wait, 20 ms at most, for what JAX has copied from, so that no two large parts stand here.
+
+    A thread of JAX's lets go of it some time after the copy, and Python frees it when it collects.
+    """
+    for _ in range(20):
+        gc.collect(0)
+        if copied() is None:
+            return
+        time.sleep(0.001)
+
+
+def fetch_whole(x: jax.Array) -> np.ndarray:
+    """An array of a mesh on the host of every process. For results, which are small."""
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    assert isinstance(x.sharding, NamedSharding), "an array of many processes lies on a mesh"
+    whole = NamedSharding(x.sharding.mesh, PartitionSpec())
+    return np.asarray(jax.jit(lambda x: x, out_shardings=whole)(x))

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn, TimeRemainingColumn
 
+from ringworld.distributed import is_first
+
 Announce = Callable[[str], None]
 """Takes one line of text for the person who started the task."""
 
@@ -12,7 +14,8 @@ Announce = Callable[[str], None]
 def make_progress(*columns: ProgressColumn, transient: bool = False) -> Progress:
     """A progress bar on standard error with the time left in its last column.
 
-    It shows nothing where standard error is no terminal. A `transient` bar is erased at its end.
+    It shows nothing where standard error is no terminal, and in all processes but the first. A
+    `transient` bar is erased at its end.
     """
     console = Console(stderr=True)
     return Progress(
@@ -20,7 +23,7 @@ def make_progress(*columns: ProgressColumn, transient: bool = False) -> Progress
         TimeRemainingColumn(),
         console=console,
         transient=transient,
-        disable=not console.is_terminal,
+        disable=not (console.is_terminal and is_first()),
     )
 
 

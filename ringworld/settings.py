@@ -58,6 +58,23 @@ class MeshShape:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Processes:
+    """Which processes compute together; by default what the launcher or the environment says.
+
+    The environment's names are JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    """
+
+    coordinator: str | None = None
+    """the address of process 0 as HOST:PORT, where several processes compute together"""
+    processes: int | None = None
+    """how many processes compute together"""
+    process: int | None = None
+    """the number of this process, from 0 up"""
+    join_timeout: int = 300
+    """seconds to wait for the other processes at the start"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How the next token is chosen from the logits.
 

@@ -35,7 +35,10 @@ RANKS = {
     for rank, names in enumerate(
         [
             ["errors"],
-            ["settings", "files", "config", "progress"],
+            ["settings", "config"],
+            ["coordinator"],
+            ["distributed"],
+            ["files", "progress"],
             ["fetch", "vocab", "mesh", "cpu", "rope_scaling"],
             ["params"],
             ["layers", "attention", "rope"],

@@ -35,6 +35,8 @@ AXIS = "seq"
 # Rows that are walked at one time: of 16 rows of 512 tokens 4 take half the time of 1, and as long
 # as all, and rows of different lengths wait for each other in fours only.
 ROWS_AT_ONCE = 4
+# Pages of a row that are read at one time: a page of 128 tokens is not worth a step of a loop.
+PAGES_AT_ONCE = 4
 
 
 @pytree_dataclass
@@ -144,7 +146,7 @@ def _walk_rows(
     positions: Int[Array, "B"],
     window: int,
 ) -> Partial:
-    """Attention of one token of each row to this device's part of the rows, page by page.
+    """Attention of one token of each row to this device's part of the rows, some pages at a time.
 
     The pages walked are those of the row that has most; a key that a row does not see adds zeros.
     """
@@ -152,23 +154,26 @@ def _walk_rows(
     stop = (positions.max() - own * page) // (ring * page) + 1
     first = jnp.where(positions >= 0, positions - window + 1, positions.max()).min()
 
-    def step(j: Array, part: Partial) -> Partial:
-        numbers = lax.dynamic_index_in_dim(table, j, 1, keepdims=False)
+    def step(i: Array, part: Partial) -> Partial:
+        numbers = lax.dynamic_slice_in_dim(table, i * PAGES_AT_ONCE, PAGES_AT_ONCE, 1)
         near = jax.tree.map(lambda x: x[layer, numbers], pages)
         k, v = _decode(near.k, near.k_scale), _decode(near.v, near.v_scale)
-        at = (j * ring + own) * page + jnp.arange(page, dtype=jnp.int32)
-        seen = (at <= positions[:, None]) & (at > positions[:, None] - window)
-        scores = jnp.einsum("bkgh,bksh->bkgs", q, k, preferred_element_type=jnp.float32)
-        scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
-        top = scores.max(-1)
-        weights = jnp.exp2(scores - finite(top)[..., None])
+        index = i * PAGES_AT_ONCE + jnp.arange(PAGES_AT_ONCE, dtype=jnp.int32)
+        at = (index * ring + own)[:, None] * page + jnp.arange(page, dtype=jnp.int32)
+        here = positions[:, None, None]
+        seen = ((at <= here) & (at > here - window))[:, :, None, None]
+        scores = jnp.einsum("bkgh,bjksh->bjkgs", q, k, preferred_element_type=jnp.float32)
+        scores = jnp.where(seen, scores, -jnp.inf)
+        top = scores.max((1, 4))
+        weights = jnp.exp2(scores - finite(top)[:, None, ..., None])
         value = jnp.einsum(
-            "bkgs,bksh->bkgh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+            "bjkgs,bjksh->bjkgh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
         )
-        return merge(part, Partial(top, weights.sum(-1), value))
+        return merge(part, Partial(top, weights.sum((1, 4)), value.sum(1)))
 
     start = jax.tree.map(lambda x: lax.pcast(x, AXIS, to="varying"), empty_partial(q))
-    return lax.fori_loop(jnp.maximum(first, 0) // (ring * page), stop, step, start)
+    first = jnp.maximum(first, 0) // (ring * page) // PAGES_AT_ONCE
+    return lax.fori_loop(first, -(-stop // PAGES_AT_ONCE), step, start)
 
 
 @_on_the_mesh(None)
@@ -184,8 +189,8 @@ def attend_rows(
 ) -> tuple[Float[Array, "B 1 N H"], Pages]:
     """Attention of one new token of each row to its row, and the pool with these tokens.
 
-    A token sees the last `window` positions up to its own. The M page numbers of a row are 0 where
-    it has no page. A row at position -1 is none: it gives 0.
+    A token sees the last `window` positions up to its own. The M page numbers of a row, a multiple
+    of PAGES_AT_ONCE, are 0 where it has no page. A row at position -1 is none: it gives 0.
     """
     heads, page = pages.k.shape[2:4]
     ring, own = lax.axis_size(AXIS), lax.axis_index(AXIS)

@@ -10,6 +10,7 @@ from jaxtyping import Int, UInt8
 
 from ringworld.chat.config import VideoRequest
 from ringworld.data.example import join, open_frames
+from ringworld.distributed import is_first
 from ringworld.errors import BadFileError, InputError
 from ringworld.files import check_writable
 from ringworld.inference.generate import draw_frames, write_text
@@ -97,10 +98,10 @@ def draw_video(wanted: VideoRequest, announce: Announce) -> None:
     cannot be written.
     """
     check_output(wanted.output, wanted.overwrite)
-    model = load_model(wanted.model, wanted.weights.dtype, wanted.weights.adapter)
-    if model.about:
-        announce(model.about)
     with jax.set_mesh(make_mesh(**asdict(wanted.mesh))):
+        model = load_model(wanted.model, wanted.weights.dtype, wanted.weights.adapter)
+        if model.about:
+            announce(model.about)
         clip = draw_captions(
             model,
             [wanted.caption],
@@ -110,7 +111,8 @@ def draw_video(wanted: VideoRequest, announce: Announce) -> None:
             seed=wanted.seed,
         )[0]
     larger = clip.repeat(wanted.scale, axis=1).repeat(wanted.scale, axis=2)
-    write_animation(wanted.output, larger, wanted.fps)
+    if is_first():
+        write_animation(wanted.output, larger, wanted.fps)
     announce(f"wrote {wanted.output}")
 
 

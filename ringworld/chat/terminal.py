@@ -4,28 +4,29 @@ The answer goes to standard output as it is decoded, everything else to standard
 what the model is doing and not the program; twice at the prompt, it leaves.
 """
 
+import hashlib
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import jax
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
 from ringworld.chat.config import ChatRequest
-from ringworld.chat.keyboard import ask_person, is_interactive
-from ringworld.chat.session import Codes, Session, Style, Tick
+from ringworld.chat.person import Terminal, make_terminal
+from ringworld.chat.session import Codes, Session, Style
+from ringworld.distributed import check_same, exchange_texts
 from ringworld.errors import BadFileError, InputError
 from ringworld.inference.programs import DECODE_STEPS
 from ringworld.media.clip import read_clip, read_image
 from ringworld.media.sampling import FrameSampling
 from ringworld.mesh import make_mesh
 from ringworld.models.context_extension import extend_context
-from ringworld.progress import Announce, make_progress
+from ringworld.progress import Announce
 from ringworld.settings import Sampling
 from ringworld.text.template import FORMS
 from ringworld.weights.model import Model, load_model
@@ -38,23 +39,6 @@ HELP = """/doc FILE   read a text file with the next question; without FILE none
 /quit       leave (so do Ctrl-D, and Ctrl-C twice)
 \"""         begins a message of several lines, and ends it
 Ctrl-C stops an answer, or the reading of a document."""
-# Reading that takes about this many tokens is done before anyone wonders, even on two cores.
-SOON = 512
-
-
-@dataclass(frozen=True, kw_only=True)
-class Terminal:
-    """The person's side of a chat: asks for a message, shows pieces of an answer, announces.
-
-    `reading()` gives, for as long as it is entered, a function from the tokens to prefill to what
-    shows progress. With `counters` tokens and times are shown; a pipe wants none.
-    """
-
-    ask: Callable[[str], str]
-    show: Callable[[str], None]
-    announce: Announce
-    reading: Callable[[], AbstractContextManager[Callable[[int], Tick]]]
-    counters: bool
 
 
 @dataclass
@@ -79,6 +63,7 @@ def chat(config: ChatRequest, announce: Announce, terminal: Terminal | None = No
     if config.question is None and sys.stdin is None:
         raise InputError("there is no question, and standard input is closed: give a question")
     attached = Attachments("" if config.doc is None else read_document(config.doc))
+    check_same({"document": hashlib.sha256(attached.document.encode()).hexdigest()})
     shape = config.mesh
     mesh = jax.set_mesh(make_mesh(**asdict(shape)))
     terminal = terminal or make_terminal(announce)
@@ -326,7 +311,10 @@ def find_file(name: str) -> Path:
 
 @contextmanager
 def interruptible() -> Generator[Callable[[], bool], None, None]:
-    """Within it Ctrl-C is only noted, and the function that it gives tells; a second one raises."""
+    """Within it Ctrl-C is only noted, and the function that it gives tells; a second one raises.
+
+    Where several processes compute together, it tells all of them when one has noted it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
@@ -339,43 +327,6 @@ def interruptible() -> Generator[Callable[[], bool], None, None]:
 
     usual = signal.signal(signal.SIGINT, note)
     try:
-        yield lambda: bool(noted)
+        yield lambda: any(exchange_texts("noted" if noted else ""))
     finally:
         signal.signal(signal.SIGINT, usual)
-
-
-def make_terminal(announce: Announce) -> Terminal:
-    """The terminal that this process runs in; without counters where it is a pipe."""
-    return Terminal(
-        ask=ask_person,
-        show=lambda piece: print(piece, end="", flush=True),
-        announce=announce,
-        reading=lambda: _reading(announce),
-        counters=is_interactive(),
-    )
-
-
-@contextmanager
-def _reading(announce: Announce) -> Generator[Callable[[int], Tick], None, None]:
-    """Progress drawn on standard error until all is read, or one plain line of it elsewhere."""
-    bar = make_progress(TextColumn("reading"), BarColumn(), MofNCompleteColumn(), transient=True)
-
-    def progress(total: int) -> Tick:
-        if total < SOON:
-            return lambda done: None
-        if bar.disable:
-            announce(f"reading {total:,} tokens")
-        bar.start()
-        task = bar.add_task("reading", total=total)
-
-        def tick(done: int) -> None:
-            bar.update(task, completed=done)
-            if done >= total:
-                bar.stop()
-
-        return tick
-
-    try:
-        yield progress
-    finally:
-        bar.stop()

@@ -8,10 +8,12 @@ import errno
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from types import FrameType
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
+OWN_NAME = "ringworld: "  # of sentences about what was wrong
 # What a shell reports of a program that a signal ended.
 INTERRUPTED, BROKEN_PIPE, TERMINATED = (
     128 + number for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGTERM)
@@ -38,15 +40,30 @@ def program() -> None:
     """Run the command line as a process of its own and end the process.
 
     After a signal the interpreter is not taken apart: a computation that XLA still runs on its
-    threads would end that with a segmentation fault, and the exit code would be its signal's.
+    threads would end that with a segmentation fault, and the exit code would be its signal's. Nor
+    is it where one of several processes failed: JAX would wait for all of them first.
     """
+    from ringworld.distributed import fail, leave, process_count, wait_for_verdict
+
+    code = FAILED
     try:
         main()
     except SystemExit as end:
-        if not isinstance(end.code, int) or end.code not in (INTERRUPTED, TERMINATED):
+        if end.code == DONE and process_count() > 1:
+            leave(DONE)
+        failed = end.code in (INTERRUPTED, TERMINATED) or process_count() > 1
+        if not isinstance(end.code, int) or not failed:
             raise
+        code = end.code
+    except Exception:
+        if process_count() == 1:
+            raise
+        wait_for_verdict()
+        traceback.print_exc()
+        fail("stopped by an error that its own output tells", code)
+    if process_count() == 1:  # where others have failed, what JAX does at its end may wait for them
         atexit._run_exitfuncs()
-        os._exit(_drop_output(end.code))
+    os._exit(_drop_output(code))
 
 
 def run(words: list[str], announce: Callable[[str], None]) -> None:
@@ -57,7 +74,17 @@ def run(words: list[str], announce: Callable[[str], None]) -> None:
 
 
 def announce(said: str) -> None:
-    """Print a line for the person on standard error; without one nobody is told."""
+    """Print a line for the person on standard error, of several processes in the first one only.
+
+    Without standard error nobody is told.
+    """
+    from ringworld.distributed import is_first
+
+    if is_first():
+        _print(said)
+
+
+def _print(said: str) -> None:
     if sys.stderr is not None:
         print(said, file=sys.stderr, flush=True)
 
@@ -77,7 +104,7 @@ def _run(words: list[str]) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except InputError as error:
-        return _tell(f"ringworld: {command.explain(error)}", BAD_INPUT)
+        return _tell(f"{OWN_NAME}{command.explain(error)}", BAD_INPUT)
     except KeyboardInterrupt as stop:
         return _tell(str(stop), INTERRUPTED)
     except BrokenPipeError:
@@ -85,6 +112,8 @@ def _run(words: list[str]) -> int:
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # what rich makes of one
             return _drop_output(BROKEN_PIPE)
+        if end.code == TERMINATED:
+            return _tell("", TERMINATED)
         raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO) or error.filename:
@@ -96,10 +125,15 @@ def _run(words: list[str]) -> int:
 
 
 def _tell(said: str, code: int) -> int:
-    """Announce what there is to say, as well as can be, and give back the code."""
+    """Print what there is to say, as well as can be, and give back the code.
+
+    Where several processes compute together, all end with this code and one of them prints.
+    """
+    from ringworld.distributed import fail
+
     try:
-        if said:
-            announce(said)
+        if not fail(said.removeprefix(OWN_NAME), code) and said:
+            _print(said)
     except OSError:
         return _drop_output(code)
     return code

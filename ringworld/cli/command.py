@@ -5,11 +5,14 @@ What does the work is imported last, when the options are known to be right: hel
 """
 
 from collections.abc import Callable
+from dataclasses import asdict
 
 from ringworld import __version__
 from ringworld.cli.options import find_flag, parse_options
 from ringworld.cli.recipes import SUMMARIES, prepare_recipe
-from ringworld.cli.verbs import VERBS, Verb
+from ringworld.cli.verbs import VERBS, Computes, Verb, prepare_jax
+from ringworld.config import flatten
+from ringworld.distributed import check_same
 from ringworld.errors import InputError, did_you_mean
 
 # The first words of verbs that have two, and what `--help` says of them together.
@@ -52,6 +55,10 @@ class Command:
         self._options = VERBS[verb].options
         asked = parse_options(VERBS[verb].options, words[length:], f"ringworld {verb}")
         assert isinstance(asked, Verb)
+        if isinstance(asked, Computes):
+            prepare_jax(asked.world)
+            options = {name: value for name, value in asdict(asked).items() if name != "world"}
+            check_same(flatten({"version": __version__, **options}))
         work = asked.load()
         return lambda: work(announce)
 

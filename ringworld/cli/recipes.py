@@ -5,7 +5,7 @@ Those of a stage are `--stages.N.*`, counted from 0, and of all stages at once `
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields, make_dataclass, replace
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,9 @@ from tyro.conf import arg
 
 from ringworld.cli.options import list_flags, parse_options
 from ringworld.cli.verbs import prepare_jax
+from ringworld.distributed import is_first
 from ringworld.errors import InputError, did_you_mean
+from ringworld.settings import Processes
 
 if TYPE_CHECKING:
     from ringworld.recipes.recipe import Recipe
@@ -45,6 +47,7 @@ class RunOptions:
     """the folder of the run, to begin it or to go on"""
     dry_run: bool = False
     """print the stages with their tokens, bases, meshes and memory, and stop"""
+    world: Annotated[Processes, arg(name="")] = field(default_factory=Processes)
 
 
 def prepare_recipe(
@@ -58,15 +61,16 @@ def prepare_recipe(
     from ringworld.recipes.registry import find_recipe
 
     prog, found = f"ringworld train {name}", find_recipe(name)
-    prepare_jax()
     if isinstance(found, Recipe):
         found, words = choose_optimizers(found, words)
         defaults = _options(name, found)
         asked = parse_options(type(defaults), _spread(words, defaults), prog, defaults)
+        prepare_jax(asked.world)
         return defaults, _work(asked, asked.recipe, announce, shows=False)
     own, of_stages = _split(words)
     defaults = _options(name, found)
     asked = parse_options(type(defaults), own, prog, defaults)
+    prepare_jax(asked.world)
     import jax
 
     made, of_stages = choose_optimizers(asked.recipe.make(jax.device_count()), of_stages)
@@ -88,7 +92,7 @@ def _work(
     """The function that shows the recipe, if that is asked for or `shows`, and trains it."""
 
     def work() -> None:
-        if shows or asked.dry_run:
+        if (shows or asked.dry_run) and is_first():
             from rich.console import Console
 
             from ringworld.recipes.preview import print_preview

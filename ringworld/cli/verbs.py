@@ -4,6 +4,7 @@
 and help is quick.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
@@ -18,9 +19,11 @@ from ringworld.data.questions.config import QA
 from ringworld.errors import UnavailableError
 from ringworld.evals.config import Grid, Perplexity
 from ringworld.serve.config import ServeConfig
-from ringworld.settings import Extension, MeshShape, WeightOptions, WeightType
+from ringworld.settings import Extension, MeshShape, Processes, WeightOptions, WeightType
 
 Action = Callable[[Callable[[str], None]], None]
+# One process, whatever the launcher says: for verbs that do not compute over several.
+ALONE = Processes(processes=1)
 # The model that ships with the package, as `weights.shipped` has it.
 SHIPPED = Path(__file__).parents[1] / "assets" / "nano"
 # What the extra `serve` installs.
@@ -35,16 +38,35 @@ class Verb(Protocol):
         """Import what does the work; return a function that does it and announces how it goes."""
 
 
-def prepare_jax() -> None:
-    """Set up what a process must ask of JAX before it is first used."""
-    from ringworld.cpu import use_virtual_devices, widen_vectors
+def prepare_jax(world: Processes = ALONE) -> None:
+    """Set up what a process must ask of JAX before it is first used.
 
-    use_virtual_devices()
+    It joins the processes that `world` names. Raises InputError as `ringworld.distributed.join`.
+    """
+    from ringworld.cpu import use_virtual_devices, widen_vectors
+    from ringworld.distributed import join_processes, keep_output
+
+    def tell(said: str) -> None:
+        """Print the sentence with which another process ends this one."""
+        if sys.stderr is not None:
+            print(f"ringworld: {said}", file=sys.stderr, flush=True)
+
+    count = join_processes(world, tell)
+    if count > 1:
+        keep_output()
+    use_virtual_devices(count)
     widen_vectors()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo:
+class Computes:
+    """A verb that computes, in one process or in several that each were started with it."""
+
+    world: Annotated[Processes, arg(name="")] = field(default_factory=Processes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(Computes):
     """The whole story on a laptop: fetch, encode, train in stages, evaluate, chat, report."""
 
     folder: Path = Path("runs/demo")
@@ -52,7 +74,6 @@ class Demo:
 
     def load(self) -> Action:
         """The demo."""
-        prepare_jax()
         from ringworld.demo import run_demo
 
         return lambda announce: announce(f"done: open {run_demo(self.folder, announce)}")
@@ -143,7 +164,7 @@ class Inspect:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureNeedles:
+class MeasureNeedles(Computes):
     """Hide random numbers in books and ask for them, over lengths and depths."""
 
     model: Positional[Path] = SHIPPED
@@ -162,28 +183,27 @@ class MeasureNeedles:
 
     def load(self) -> Action:
         """Measure."""
-        prepare_jax()
+        import jax
+
         from ringworld.evals.measure import measure_needles
+        from ringworld.mesh import make_mesh
         from ringworld.weights.model import load_model
 
-        return lambda announce: measure_needles(
-            load_model(self.model, self.weights.dtype, self.weights.adapter),
-            self.model.name,
-            self.grid,
-            self.mesh,
-            self.folder,
-            announce,
-            self.rules,
-        )
+        def work(announce: Callable[[str], None]) -> None:
+            with jax.set_mesh(make_mesh(**asdict(self.mesh))):
+                model = load_model(self.model, self.weights.dtype, self.weights.adapter)
+            named = self.model.name
+            measure_needles(model, named, self.grid, self.mesh, self.folder, announce, self.rules)
+
+        return work
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossByPosition(Perplexity):
+class LossByPosition(Computes, Perplexity):
     """What a context costs or gains: the loss of a text by position, plain and extended."""
 
     def load(self) -> Action:
         """Measure."""
-        prepare_jax()
         from ringworld.evals.perplexity import measure_perplexity
 
         def work(announce: Callable[[str], None]) -> None:
@@ -193,24 +213,22 @@ class LossByPosition(Perplexity):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Talk(ChatRequest):
+class Talk(Computes, ChatRequest):
     """Talk with a model about documents, pictures and films."""
 
     def load(self) -> Action:
         """Talk."""
-        prepare_jax()
         from ringworld.chat.terminal import chat
 
         return lambda announce: chat(self, announce)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Video(VideoRequest):
+class Video(Computes, VideoRequest):
     """Draw a clip from a caption, with classifier-free guidance."""
 
     def load(self) -> Action:
         """Draw."""
-        prepare_jax()
         from ringworld.chat.ask import draw_video
 
         return lambda announce: draw_video(self, announce)

@@ -7,10 +7,11 @@ from pathlib import Path
 import jax
 
 from ringworld.data.samples import read_shelf
+from ringworld.distributed import first_goes_first
 from ringworld.evals.config import Grid
 from ringworld.evals.heatmap import draw_heatmaps
 from ringworld.evals.needle import Trial, run_needle
-from ringworld.files import whole
+from ringworld.files import whole_once
 from ringworld.mesh import make_mesh
 from ringworld.progress import Announce
 from ringworld.settings import Extension, MeshShape
@@ -33,13 +34,15 @@ def measure_needles(
     the model's context are read by each of the rules. Raises InputError when a prompt does not fit
     a length.
     """
-    form = None if model.chat_template is None else make_form(model.chat_template, model.tokenizer)
-    shelf = read_shelf(model.tokenizer, out / "data", announce)
     with jax.set_mesh(make_mesh(**asdict(mesh))):
+        own, words = model.chat_template, model.tokenizer
+        form = None if own is None else make_form(own, words)
+        with first_goes_first():
+            shelf = read_shelf(words, out / "data", announce)
         trials = run_needle(
             model.sharded_weights(),
             model.config,
-            model.tokenizer,
+            words,
             shelf.held_out,
             grid,
             out / "needle.json",
@@ -51,7 +54,7 @@ def measure_needles(
     maps = {f"{name}, {rule}": select_rule(trials, rule, reach) for rule in rules}
     if max(trial.length for trial in trials) <= reach:
         maps = {name: trials}
-    with whole(out / "needle.png") as draft:
+    with whole_once(out / "needle.png") as draft:
         draft.write_bytes(draw_heatmaps(maps))
     announce(f"wrote {out / 'needle.json'} and {out / 'needle.png'}")
 

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from ringworld.data.example import Example, text
 from ringworld.errors import InputError
 from ringworld.evals.config import Grid
-from ringworld.files import whole
+from ringworld.files import whole_once
 from ringworld.inference.generate import write_text
 from ringworld.models.context_extension import extend_context
 from ringworld.models.world import World, WorldWeights
@@ -147,7 +147,7 @@ def read_trials(path: Path) -> list[Trial]:
 
 
 def _write_trials(path: Path, trials: Iterable[Trial]) -> None:
-    with whole(path) as draft:
+    with whole_once(path) as draft:
         draft.write_text(json.dumps({"trials": [asdict(trial) for trial in trials]}, indent=1))
 
 

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from ringworld.errors import InputError, TooLargeError
 from ringworld.evals.config import Perplexity
 from ringworld.evals.heatmap import name_length
-from ringworld.files import whole
+from ringworld.files import whole_once
 from ringworld.inference.generate import score_texts
 from ringworld.mesh import axis_size, make_mesh
 from ringworld.models.context_extension import extend_context
@@ -173,10 +173,10 @@ def measure_perplexity(config: Perplexity, announce: Announce) -> list[Curve]:
         curves = run_perplexity(weights, model.config, model.tokenizer, written, config, announce)
     trained = model.config.llama.context
     told = {"model": str(config.model), "text": config.text.name, "trained": trained}
-    with whole(config.folder / "perplexity.json") as draft:
+    with whole_once(config.folder / "perplexity.json") as draft:
         body = {**told, "curves": [asdict(curve) for curve in curves]}
         draft.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
-    with whole(config.folder / "perplexity.png") as draft:
+    with whole_once(config.folder / "perplexity.png") as draft:
         draft.write_bytes(draw_curves(curves, trained, f"{config.model.name}: {config.text.name}"))
     announce(f"wrote {config.folder / 'perplexity.json'} and {config.folder / 'perplexity.png'}")
     return curves

@@ -32,7 +32,7 @@ from ringworld.evals.story import (
     Story,
     count_found,
 )
-from ringworld.files import whole
+from ringworld.files import whole_once
 from ringworld.progress import name_length
 from ringworld.tasks.needle import NUMBER_COUNT
 
@@ -44,7 +44,7 @@ def write_report(path: Path, story: Story) -> None:
     chapters = [part for part in (write(story) for write in CHAPTERS) if part]
     header = [element("h1", story.title), element("p", story.summary, class_="summary")]
     content = page(story.title, join_html([*header, _key_figures(story)]), join_html(chapters))
-    with whole(path) as draft:
+    with whole_once(path) as draft:
         draft.write_text(content, encoding="utf-8")
 
 

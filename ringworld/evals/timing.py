@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from ringworld.evals.story import Machine
-from ringworld.files import whole
+from ringworld.files import whole_once
 
 
 class Clock:
@@ -31,7 +31,7 @@ class Clock:
             yield
         finally:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - begin
-            with whole(self.path) as draft:
+            with whole_once(self.path) as draft:
                 draft.write_text(json.dumps(self.seconds, indent=1))
 
 

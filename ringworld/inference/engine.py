@@ -9,13 +9,15 @@ is in one order, so the same calls give the same answers. The engine knows no to
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ringworld.attention.paged import PAGES_AT_ONCE
 from ringworld.errors import InputError, TooLargeError
+from ringworld.inference.config import Counters, EngineConfig
+from ringworld.inference.drafts import Draft, lay_drafts, propose_drafts
 from ringworld.inference.pool import (
     PageBook,
     chain_contents,
@@ -33,47 +35,11 @@ from ringworld.inference.programs import (
 )
 from ringworld.inference.request import Completion, Finish, Output, Request, TokenScore
 from ringworld.inference.rows import ActiveRow, Group, lay_rows, lay_table
-from ringworld.mesh import axis_size
+from ringworld.mesh import axis_size, fetch_whole
 from ringworld.models.world import World, WorldWeights
 
 # Prompts that are read in turn: a short question waits for a chunk of a long one, not for all.
 READ_TOGETHER = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """The room of an engine."""
-
-    cache_bytes: int
-    """the most bytes of keys and values, over all devices of the ring"""
-    rows: int
-    """rows that are read and written at one time; a guided answer takes two"""
-    page: int
-    """tokens of a page on each device of the ring: what is shared, and read at one time"""
-    int8: bool = False
-    """keep keys and values as int8 with a scale for each token and head"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Counters:
-    """What an engine holds and has done."""
-
-    waiting: int
-    """samples that wait for room"""
-    running: int
-    """rows that are read or written"""
-    pages_read: int
-    """pages that a row reads"""
-    pages_kept: int
-    """pages without a reader that a later request may find"""
-    bytes: int
-    """bytes of the pool"""
-    computed: int
-    """tokens of prompts that were read"""
-    reused: int
-    """tokens of prompts that kept pages spared"""
-    evicted: int
-    """kept pages that went to make room"""
 
 
 class Engine:
@@ -85,7 +51,8 @@ class Engine:
     def __init__(self, weights: WorldWeights, c: World, config: EngineConfig) -> None:
         self._weights, self._c, self._config = weights, c, config
         self._page = config.page * axis_size("seq")
-        self._columns = -(-c.llama.context // self._page)
+        columns = -(-c.llama.context // self._page)
+        self._columns = columns + -columns % PAGES_AT_ONCE
         self._most = config.cache_bytes // count_page_bytes(c, config.page, config.int8)
         if self._most < 2:
             raise TooLargeError(
@@ -308,7 +275,7 @@ class Engine:
         targets[0, : len(following)] = following
         alternatives = row.answer.request.logprobs or 0
         found = score_chunk(self._weights, x, targets, alternatives, self._c)
-        logprobs, ids, tops = (np.asarray(part) for part in found)
+        logprobs, ids, tops = map(fetch_whole, found)
         row.answer.prompt_scores += [
             TokenScore(
                 float(logprobs[i]), tuple(zip(ids[i].tolist(), tops[i].tolist(), strict=True))
@@ -346,16 +313,17 @@ class Engine:
             return
         places = [[row.slot for row in group] for group in groups]
         batch = lay_rows(groups, places, len(rows), self._c.vocabulary.text)
-        tables = [np.zeros(self._columns, np.int32)] * len(rows)
-        for row in rows:
-            if row is not None:
-                tables[row.slot] = lay_table(row, self._columns)
-        masked = any(row is not None and row.answer.request.allow for row in rows)
-        steps = 1 if masked else DECODE_STEPS
+        tables = np.zeros((len(rows), self._columns), np.int32)
+        for row in filter(None, rows):
+            tables[row.slot] = lay_table(row, self._columns)
+        drafts = propose_drafts(groups, [i for i, row in enumerate(rows) if row is None])
+        lay_drafts(batch, tables, drafts)
+        masked = any(row.answer.request.allow for row in filter(None, rows))
+        steps = 1 if masked or drafts else DECODE_STEPS
         found, self._pages = decode_rows(
             self._weights,
             self._pages,
-            np.stack(tables),
+            tables,
             batch,
             np.int32(steps),
             self._c,
@@ -366,6 +334,15 @@ class Engine:
             for group in groups:
                 if group[0].sample.finish is None:
                     self._take(group, choice, group[0].slot)
+        for draft in drafts:
+            self._accept(draft, rows[draft.slot], jax.tree.map(lambda x: x[0], found))
+
+    def _accept(self, draft: Draft, row: ActiveRow | None, choice: Choice) -> None:
+        """Add what was chosen behind guesses that came true."""
+        for token, place in zip(draft.tokens, draft.places, strict=True):
+            if row is None or row.sample.finish or row.sample.ids[-1] != token:
+                return
+            self._take((row,), choice, place)
 
     def _take(self, group: Group, choice: Choice, place: int) -> None:
         """Add a chosen token to a sample, and end the sample where it has to."""

@@ -11,15 +11,17 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ringworld.data.example import Example, text
-from ringworld.inference.engine import Engine, EngineConfig
+from ringworld.inference.config import EngineConfig
+from ringworld.inference.engine import Engine
 from ringworld.inference.pool import count_page_bytes
 from ringworld.inference.request import Output, Request
 from ringworld.mesh import axis_size
 from ringworld.models.world import World, WorldWeights
 from ringworld.settings import Sampling
 
-# Tokens of a page on a device: the tile of attention, and what a chunk of a prompt reads.
-PAGE = 256
+# Tokens of a page on a device: what is shared, read as a chunk, and a tile of attention. With 256 a
+# second question reads half a page more of what is known, and the first one is read as fast.
+PAGE = 128
 # Rows that decode together.
 DECODE_ROWS = 8
 

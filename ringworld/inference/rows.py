@@ -104,7 +104,7 @@ def lay_rows(
             for name in NEUTRAL:
                 floats[name][i] = getattr(request.sampling, name)
             top_k[i], seed[i], sample[i] = request.sampling.top_k, request.seed, row.index
-            if _is_penalized(row):
+            if is_penalized(row):
                 rows.marks[i, row.prompt.tokens[~row.prompt.vision]] |= IN_PROMPT
                 rows.marks[i, ids] |= IN_ANSWER
             if request.allow is not None and row.leads:
@@ -124,7 +124,7 @@ NEUTRAL = {
 }
 
 
-def _is_penalized(row: ActiveRow) -> bool:
+def is_penalized(row: ActiveRow) -> bool:
     """Whether its sampling looks at the ids that it holds."""
     sampling = row.answer.request.sampling
     return sampling.repetition_penalty != 1 or sampling.presence_penalty != 0

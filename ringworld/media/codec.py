@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from ringworld.errors import InputError
-from ringworld.mesh import named_sharding, on_a_mesh
+from ringworld.mesh import named_sharding, on_one_device
 from ringworld.models.vqgan import VQGAN, VQGANWeights, decode, encode
 
 # Frames that go through the codec at a time.
@@ -27,14 +27,14 @@ class FloatCodec:
     config: VQGAN
     weights: VQGANWeights
 
-    @on_a_mesh
+    @on_one_device
     def encode(self, pixels: Float[np.ndarray, "Z Y X 3"]) -> Int[np.ndarray, "Z y x"]:
         """The grid of codes of each picture: `side` x `side`, from 0 to codebook - 1."""
         batches, weights = _batches(pixels.astype(np.float32)), self._placed()
         codes = [_encode(weights, jnp.asarray(batch), self.config) for batch in batches]
         return np.concatenate(codes)[: len(pixels)]
 
-    @on_a_mesh
+    @on_one_device
     def decode(self, codes: Int[np.ndarray, "Z y x"]) -> Float[np.ndarray, "Z Y X 3"]:
         """The pixels of grids of codes, in [-1, 1]. Raises InputError for a code out of range."""
         if codes.size and not 0 <= codes.min() <= codes.max() < self.config.codebook:
@@ -47,7 +47,7 @@ class FloatCodec:
         return np.concatenate(drawn)[: len(codes)]
 
     def _placed(self) -> VQGANWeights:
-        """The weights on the mesh that is set, whichever they were loaded on; whole everywhere."""
+        """The weights on the mesh that is set, whichever they were loaded on."""
         return jax.device_put(self.weights, named_sharding(jax.sharding.get_mesh()))
 
 

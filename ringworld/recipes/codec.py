@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
+from ringworld.distributed import check_alone
 from ringworld.errors import InputError
 from ringworld.files import whole
 from ringworld.media.codec import Codec
@@ -95,6 +96,7 @@ class CodecStage(Stage[PictureData]):
 
     def check(self, data: PictureData, source: Path | None, folder: Path) -> None:
         """Raise InputError for pictures, features or a folder that cannot be used."""
+        check_alone("a codec")
         data.check(self.model.size, folder / "data")
         self.load_features()
         if (folder / CODEC).exists() and not (folder / RECORD).exists():

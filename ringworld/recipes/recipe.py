@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ringworld.config import flatten
+from ringworld.distributed import barrier, check_same, is_first
 from ringworld.errors import InputError
-from ringworld.files import whole
+from ringworld.files import check_shared, whole
 from ringworld.progress import Announce
 from ringworld.train.stage import Data, Stage
 from ringworld.weights.open import hash_model
@@ -53,12 +54,16 @@ class Recipe:
         """Do in `folder` what is left of the stages; returns the path of what the last one made.
 
         Stages that are done are not repeated, the one that was interrupted goes on. Raises
-        InputError when a setting cannot work, before anything is written, and when the folder holds
-        a run of another recipe.
+        InputError when a setting cannot work, before anything is written, when the folder holds a
+        run of another recipe, and when several processes have not one recipe, data and folder.
         """
         for number, stage in enumerate(self.stages):
             stage.check(self.data, None if number else self.start, folder)
-        record_run(self, folder, announce)
+        check_same(flatten(resolve(self)))
+        check_shared(folder)
+        if is_first():
+            record_run(self, folder, announce)
+        barrier()
         made = self.start
         for stage in self.stages:
             made = stage.run(self.data, made, folder, announce)

@@ -11,6 +11,7 @@ from ringworld.data.example import Example
 from ringworld.data.packing.mix import DrawExample, draw_examples
 from ringworld.data.packing.rows import check_shares
 from ringworld.data.samples import SampleFilm, Shelf, read_sample_film, read_shelf
+from ringworld.distributed import first_goes_first
 from ringworld.fetch import fetch
 from ringworld.models.world import World
 from ringworld.progress import Announce
@@ -64,13 +65,14 @@ class Samples(ModelData):
     ) -> list[Example]:
         """The examples of a stage; books, film and clips as ids are kept in `cache`."""
         tokenizer = load_tokenizer(source)
-        sources = text_sources(read_shelf(tokenizer, cache, announce), tokenizer)
-        if not set(stage.shares) <= set(sources):
-            codec = load_codec(source / CODEC)
-            film = read_sample_film(fetch("film"), codec, cache, announce)
-            clips = draw_clips(film, codec, self.clips, self.seed, cache, announce)
-            vocabulary = open_model(source).config.vocabulary
-            sources |= vision_sources(film, clips, tokenizer, vocabulary)
+        with first_goes_first():
+            sources = text_sources(read_shelf(tokenizer, cache, announce), tokenizer)
+            if not set(stage.shares) <= set(sources):
+                codec = load_codec(source / CODEC)
+                film = read_sample_film(fetch("film"), codec, cache, announce)
+                clips = draw_clips(film, codec, self.clips, self.seed, cache, announce)
+                vocabulary = open_model(source).config.vocabulary
+                sources |= vision_sources(film, clips, tokenizer, vocabulary)
         return draw_examples(
             sources, stage.shares, tokens=stage.tokens, longest=stage.context, seed=stage.seed
         )

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ringworld.data.books import read_books
 from ringworld.data.samples import HELD_BOOKS
+from ringworld.distributed import check_alone
 from ringworld.fetch import fetch
 from ringworld.files import whole
 from ringworld.progress import Announce
@@ -56,7 +57,8 @@ class TokenizerStage(Stage[SampleTexts]):
     """the number of ids"""
 
     def check(self, data: SampleTexts, source: Path | None, folder: Path) -> None:
-        """Nothing is known to be wrong before the texts are read."""
+        """Raise InputError where several processes compute together."""
+        check_alone("a tokenizer")
 
     def kept(self, folder: Path) -> bool:
         """Whether the tokenizer is there."""

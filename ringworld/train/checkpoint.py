@@ -34,9 +34,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from ringworld.config import flatten
+from ringworld.distributed import barrier, first_says, is_first
 from ringworld.errors import InputError
 from ringworld.files import check_space, sync, writing_to
 from ringworld.params import paths
@@ -85,12 +85,12 @@ class Checkpoints:
         Only the one process that trains here may call it. Raises InputError when the folder cannot
         be written.
         """
-        with writing_to(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if _is_first():
+        if is_first():
+            with writing_to(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
                 for stale in self.folder.glob("step_*.tmp*"):
                     shutil.rmtree(stale)
-        _barrier("prepare")
+        barrier()
 
     def check_space(self, state: Any) -> None:
         """Raise InputError when one more checkpoint of `state` does not fit on the disk."""
@@ -111,15 +111,15 @@ class Checkpoints:
             self.check_space(state)
             try:
                 _write(temporary, state, identity)
-                if _is_first():
+                if is_first():
                     os.rename(temporary, final)
                     sync(self.folder)
             except BaseException:
-                _remove(temporary)
+                if is_first():
+                    _remove(temporary)
                 raise
-            _barrier("commit")
-        if _is_first():
-            self._retire(int(state.step))
+        barrier()
+        self._retire(int(state.step))
         return final
 
     def restore(self, abstract: TrainState, identity: dict[str, Any]) -> TrainState | None:
@@ -129,7 +129,7 @@ class Checkpoints:
         steps are set aside as `.bad`. Raises InputError when the checkpoint is of another model or
         run, naming what differs.
         """
-        for step in reversed(self.steps()):
+        for step in first_says(self.steps()[::-1]):
             path = self._path(step)
             try:
                 content = read_manifest(path)
@@ -156,13 +156,13 @@ class Checkpoints:
         return self.folder / f"step_{step:08d}"
 
     def _set_aside(self, path: Path, damage: str) -> None:
-        _barrier("damaged")
         bad = path.with_name(f"{path.name}.bad")
         while bad.exists():
             bad = bad.with_name(f"{bad.name}.bad")
-        if _is_first():
+        barrier()
+        if is_first():
             os.rename(path, bad)
-        _barrier("aside")
+        barrier()
         self.announce(f"{path.name} is damaged ({damage}): set aside as {bad.name}")
 
     def _retire(self, newest: int) -> None:
@@ -174,7 +174,7 @@ class Checkpoints:
                 f"{path} could not be read back ({damage}): check the disk; older steps were kept"
             ) from damage
         for step in self.steps()[: -self.keep]:
-            if step not in self.milestones:
+            if is_first() and step not in self.milestones:
                 going = self._path(step).with_name(f"{self._path(step).name}.tmp")
                 os.rename(self._path(step), going)
                 shutil.rmtree(going)
@@ -191,15 +191,14 @@ def _write(folder: Path, state: TrainState, identity: dict[str, Any]) -> None:
         for part in CHECKPOINT_PARTS:
             if arrays := paths(getattr(state, part)):
                 orbax.save((folder / part).absolute(), args=ocp.args.PyTreeSave(arrays))
-    if _is_first():
-        described = [_describe(part, getattr(state, part)) for part in CHECKPOINT_PARTS]
-        content = {
-            "step": int(state.step),
-            "identity": identity,
-            "arrays": {name: shape for part in described for name, shape in part.items()},
-            "versions": {"jax": jax.__version__, "orbax": ocp.__version__},
-        }
-        write_manifest(folder, content)
+    described = [_describe(part, getattr(state, part)) for part in CHECKPOINT_PARTS]
+    content = {
+        "step": int(state.step),
+        "identity": identity,
+        "arrays": {name: shape for part in described for name, shape in part.items()},
+        "versions": {"jax": jax.__version__, "orbax": ocp.__version__},
+    }
+    write_manifest(folder, content)
 
 
 def _restore_part(folder: Path, part: str, abstract: Any) -> Any:
@@ -281,11 +280,3 @@ def _remove(folder: Path) -> None:
     for _ in range(REMOVALS):
         shutil.rmtree(folder, ignore_errors=True)
         time.sleep(PAUSE_S)
-
-
-def _is_first() -> bool:
-    return jax.process_index() == 0
-
-
-def _barrier(name: str) -> None:
-    multihost_utils.sync_global_devices(f"ringworld checkpoint {name}")

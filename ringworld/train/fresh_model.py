@@ -7,7 +7,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from ringworld.mesh import Rules, make_mesh
+from ringworld.distributed import first_says
+from ringworld.mesh import Rules, local_mesh
 from ringworld.models.world import World, WorldWeights, specs
 from ringworld.params import init
 from ringworld.progress import Announce
@@ -42,8 +43,8 @@ class FreshModel(Stage[Data]):
     def run(self, data: Data, source: Path | None, folder: Path, announce: Announce) -> Path:
         """Write the folder, unless it is there; returns its path."""
         done = folder / self.name / MODEL
-        if not done.exists():
-            with jax.set_mesh(make_mesh()):
+        if not first_says(done.exists()):
+            with jax.set_mesh(local_mesh()):
                 weights = fresh_weights(self.model, self.seed, Rules())
             save_model(done, self.model, weights, self.parts, jnp.float32)
         return done

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ringworld.distributed import exchange_texts, is_first, own_part
 from ringworld.files import hash_file, sync
 
 MANIFEST_NAME = "manifest.json"
@@ -26,10 +27,18 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     """Make `folder` durable and describe it: every file is flushed, hashed and listed.
 
     `content` is JSON; "schema" and "files" (size in bytes and sha256, by path) are added to it.
+    Where several processes compute together, all call this: each reads its share of the files, and
+    process 0 writes the manifest.
     """
-    for path in _files(folder):
+    files: dict[str, Any] = {}
+    for path in own_part(sorted(_files(folder))):
         sync(path)
-    files = {_name(folder, path): _fingerprint(path) for path in _files(folder)}
+        files[_name(folder, path)] = _fingerprint(path)
+    for told in exchange_texts(json.dumps(files)):
+        files |= json.loads(told)
+    if not is_first():
+        return
+    files = {name: files[name] for name in sorted(files)}
     content = {"schema": SCHEMA, **content, "files": files}
     with open(folder / MANIFEST_NAME, "w") as file:
         json.dump({"content": content, "sha256": _digest(content)}, file, indent=1)
@@ -64,17 +73,27 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def verify(folder: Path, content: dict[str, Any]) -> None:
     """Compare every file listed in `content` with its hash.
 
-    Raises Damaged naming the first file that is missing, has another size or another hash.
+    Where several processes compute together, all call this, and each compares its share. Raises
+    Damaged, in all of them, naming a file that is missing, has another size or another hash.
     """
-    for name, stored in content["files"].items():
+    said = [told for told in exchange_texts(_find_damage(folder, content)) if told]
+    if said:
+        raise Damaged(said[0])
+
+
+def _find_damage(folder: Path, content: dict[str, Any]) -> str:
+    """What is wrong with this process's share of the files, or nothing."""
+    own = own_part(list(content["files"].items()))
+    for name, stored in own:
         path = folder / name
         if not path.is_file():
-            raise Damaged(f"{name} is missing")
+            return f"{name} is missing"
         if path.stat().st_size != stored["size"]:
-            raise Damaged(f"{name} has {path.stat().st_size} bytes and not {stored['size']}")
-    for name, stored in content["files"].items():
+            return f"{name} has {path.stat().st_size} bytes and not {stored['size']}"
+    for name, stored in own:
         if _fingerprint(folder / name) != stored:
-            raise Damaged(f"the bytes of {name} have changed")
+            return f"the bytes of {name} have changed"
+    return ""
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -20,6 +20,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
+from ringworld.distributed import is_first
 from ringworld.errors import InputError
 from ringworld.files import sync, whole, writing_to
 from ringworld.mesh import make_mesh
@@ -78,6 +79,8 @@ class Pending(Protocol):
 class MetricsLog:
     """The record of a run: each step exactly once, in order, also over restarts.
 
+    Of several processes the first one writes it.
+
     `start` is the first step that will be reported; later lines of an earlier attempt are dropped.
     Floats are written so that reading them back gives the same bits. A step whose loss or gradient
     is not finite ends the run, unless its metric "skipped" says that it changed nothing; `patience`
@@ -102,8 +105,9 @@ class MetricsLog:
         self.tokens_per_step, self.dtype = tokens_per_step, jnp.dtype(dtype)
         self.patience, self._without_update = patience, 0
         self._waiting: tuple[int, dict[str, Any], float] | None = None
-        keep_before(self.path, start)
-        self._sinks = open_sinks(sinks, folder, start)
+        if is_first():
+            keep_before(self.path, start)
+        self._sinks = open_sinks(sinks, folder, start) if is_first() else []
         self._bar = make_progress(
             BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.description}")
         )
@@ -143,7 +147,8 @@ class MetricsLog:
     def flush(self) -> None:
         """Report the step that is held, and put all on the disk. Raises InputError as `push`."""
         self._report_held()
-        sync(self.path)
+        if is_first():
+            sync(self.path)
 
     def _report_held(self) -> None:
         held, self._waiting = self._waiting, None
@@ -177,8 +182,9 @@ class MetricsLog:
             "tokens_per_s": self.tokens_per_step / seconds,
             "mfu": mfu(flops, seconds, self.dtype),
         }
-        with writing_to(self.path.parent), open(self.path, "a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        if is_first():
+            with writing_to(self.path.parent), open(self.path, "a") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
         for sink in self._sinks:
             sink.write(step, select_numbers(row))
         line = format_row(row)

@@ -17,12 +17,14 @@ from ringworld.data.packing.ledger import LEDGER_FILE, Ledger
 from ringworld.data.packing.loader import Rows, check_rows, make_batches
 from ringworld.data.packing.pack import PLAN_WINDOW
 from ringworld.data.packing.rows import MASKED, Apart, Examples, MixedRows, PackedRows, Packing
+from ringworld.distributed import first_goes_first, first_says, is_first
 from ringworld.errors import InputError
 from ringworld.mesh import Rules, make_mesh
 from ringworld.models.context_extension import extend_context
 from ringworld.models.llama import COMPUTE, HOST, Activations, Dtype
 from ringworld.models.lora import Lora
 from ringworld.models.world import World, WorldWeights, specs
+from ringworld.params import paths
 from ringworld.progress import Announce
 from ringworld.rope import check_rope
 from ringworld.settings import Extension, MeshShape, WeightAxis
@@ -183,13 +185,14 @@ class ModelStage(Stage[ModelData]):
         """
         own = folder / self.name
         done = own / MODEL
-        if done.exists():
+        if first_says(done.exists()):
             return done
         source = self.start or source
         if source is None:
             raise InputError(f"the stage {self.name} has no model: give the recipe a start")
         if not is_folder(source):
-            source = unpack_model(source, own / START, announce)
+            with first_goes_first():
+                source = unpack_model(source, own / START, announce)
             data.check(self, source)
         opened = open_model(source)
         announce(f"stage {self.name}: {self.tokens} tokens at {self.context}")
@@ -286,7 +289,7 @@ def train_stage(
     check_devices(stage)
     check_width(config.llama.model, stage)
     check_frozen(specs(config), stage.updates.frozen)
-    if not find_steps(folder / CHECKPOINTS):
+    if is_first() and not find_steps(folder / CHECKPOINTS):
         (folder / LEDGER_FILE).unlink(missing_ok=True)  # of steps that nothing is left of
     mesh = make_mesh(**asdict(stage.mesh))
     batches = stage_batches(stage, examples, folder)
@@ -318,11 +321,18 @@ def build_stage(
     """
     table, kept = trained_specs(config, stage.lora), as_computed(config, stage)
     updates = freeze_base(stage.updates, config, stage.lora)
-    trained, _ = divide(table, updates.frozen)
+    trained, frozen = divide(table, updates.frozen)
     optimizer = make_optimizer(stage.optimizer, stage.loop.steps, trained)
     loss = SummedLoss(
         partial(loss_sums, c=kept),
-        partial(balance, c=kept, vision_share=stage.vision_share, z_loss=stage.z_loss),
+        partial(
+            balance,
+            c=kept,
+            vision_share=stage.vision_share,
+            z_loss=stage.z_loss,
+            table=table,
+            frozen=tuple(paths(frozen)),
+        ),
     )
     return build(table, mesh, optimizer, loss, stage.rules, updates), optimizer
 
@@ -343,7 +353,7 @@ def stage_batches(
         batch=stage.batch,
         seed=stage.seed,
         ring=stage.mesh.seq,
-        ledger=Ledger(folder / LEDGER_FILE) if jax.process_index() == 0 else None,
+        ledger=Ledger(folder / LEDGER_FILE),
     )
 
 

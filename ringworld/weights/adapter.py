@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from ringworld.distributed import is_first
 from ringworld.errors import BadFileError
 from ringworld.files import read_json_object
-from ringworld.mesh import place
+from ringworld.mesh import fetch_whole, place
 from ringworld.models.llama import Llama, blocks_specs
 from ringworld.models.lora import MODULES, Adapter, Adapters, Lora
 from ringworld.weights.folder import new_folder
@@ -65,13 +66,15 @@ def save_adapter(path: Path, adapters: Adapters, lora: Lora, base: str) -> None:
     }
     table: dict[str, np.ndarray | LazyWeight] = {}
     for module, adapter in adapters.items():
-        a, b = np.asarray(adapter.a, np.float32), np.asarray(adapter.b, np.float32)
+        a, b = (np.asarray(fetch_whole(x), np.float32) for x in (adapter.a, adapter.b))
         for l in range(len(a)):
             to_a, to_b = _names(module, l)
             table[to_a] = np.ascontiguousarray(a[l].reshape(-1, lora.rank).T)
             table[to_b] = np.ascontiguousarray(b[l].reshape(lora.rank, -1).T)
     with new_folder(path) as draft:
-        (draft / ADAPTER_CONFIG).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+        if is_first():
+            told = json.dumps(said, indent=2) + "\n"
+            (draft / ADAPTER_CONFIG).write_text(told, encoding="utf-8")
         write_tensors(draft / ADAPTER_TENSORS, table)
 
 

@@ -6,33 +6,33 @@
 Any spec table goes in and out the same way. Nothing in a folder is ever executed.
 """
 
-import gc
 import json
 import shutil
 import tempfile
-import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from weakref import ref
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from ringworld.distributed import barrier, first_says, is_first
 from ringworld.errors import InputError
 from ringworld.files import read_json_object, sync, writing_to
-from ringworld.mesh import RULES, Rules, place
+from ringworld.mesh import RULES, Index, Rules, place, place_parts
 from ringworld.params import Int8, Param, arrays_of, paths
 from ringworld.weights.file_names import CONFIG, TENSORS
 from ringworld.weights.int8 import quantize_matrix, split
 from ringworld.weights.tensors import (
+    DividedWeight,
     LazyTensor,
     LazyWeight,
+    Written,
     check_numbers,
     each_piece,
     let_go,
@@ -47,25 +47,38 @@ T = TypeVar("T")
 def new_folder(path: Path) -> Generator[Path, None, None]:
     """A draft beside `path` that becomes the new folder `path` when the block ends well.
 
-    Raises InputError when `path` exists or lies in a file, or the disk is full or fails.
+    Where several processes compute together, all of them get the same draft, and process 0 makes
+    and renames it. Raises InputError when `path` exists or lies in a file, or the disk is full or
+    fails.
     """
+    made = path
+    if is_first():
+        _check_new(path)
+        with writing_to(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    draft = path.with_name(first_says(made.name))
+    with writing_to(path):
+        try:
+            yield draft
+            barrier()
+            if is_first():
+                for file in draft.rglob("*"):
+                    sync(file)
+                draft.chmod(0o755)
+                draft.rename(path)
+        except BaseException:
+            if is_first():
+                shutil.rmtree(draft, ignore_errors=True)
+            raise
+    barrier()
+
+
+def _check_new(path: Path) -> None:
     if path.exists():
         raise InputError(f"{path} exists already: remove it, or save under another name")
     if above := [place for place in path.parents if place.exists() and not place.is_dir()]:
         raise InputError(f"{above[0]} is a file, in which nothing can be saved: use another folder")
-    with writing_to(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    with writing_to(path):
-        try:
-            yield draft
-            for file in draft.rglob("*"):
-                sync(file)
-            draft.chmod(0o755)
-            draft.rename(path)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
 
 
 def save_folder(path: Path, kind: str, config: Any, weights: Any, dtype: DTypeLike) -> None:
@@ -78,30 +91,39 @@ def save_folder(path: Path, kind: str, config: Any, weights: Any, dtype: DTypeLi
         write_folder(draft, kind, config, table_of(weights, dtype))
 
 
-def table_of(weights: Any, dtype: DTypeLike) -> dict[str, LazyWeight]:
-    """The weights of a pytree by name, each brought to the host and cast when it is written.
+def table_of(weights: Any, dtype: DTypeLike) -> dict[str, DividedWeight]:
+    """The weights of a pytree by name: the blocks that this process writes, cast when they are.
 
-    Whole numbers, which are the values of an `Int8`, stay as they are.
+    A block that several devices hold is written once. Whole numbers, which are the values of an
+    `Int8`, stay as they are.
     """
 
-    def lazily(weight: jax.Array) -> LazyWeight:
+    def divide(weight: jax.Array) -> DividedWeight:
         floats = jnp.issubdtype(weight.dtype, jnp.floating)
         stored = np.dtype(dtype) if floats else weight.dtype
-        return LazyWeight(weight.shape, (LazyTensor(partial(np.asarray, weight, stored), stored),))
+        written = is_first() or not weight.is_fully_addressable
+        shards = [shard for shard in weight.addressable_shards if shard.replica_id == 0 and written]
+        blocks = [
+            (begin_of(shard.index), LazyTensor(partial(np.asarray, shard.data, stored), stored))
+            for shard in shards
+        ]
+        return DividedWeight(weight.shape, stored, tuple(blocks))
 
-    return {name: lazily(weight) for name, weight in paths(weights).items()}
+    def begin_of(index: tuple[slice, ...]) -> tuple[int, ...]:
+        return tuple(part.start or 0 for part in index)
+
+    return {name: divide(weight) for name, weight in paths(weights).items()}
 
 
-def write_folder(
-    draft: Path, kind: str, config: Any, table: Mapping[str, np.ndarray | LazyWeight]
-) -> None:
+def write_folder(draft: Path, kind: str, config: Any, table: Mapping[str, Written]) -> None:
     """Write the two files of a model into the folder `draft`, weights as they are stored.
 
     Fields of the config that are None are left out.
     """
-    said = {name: value for name, value in asdict(config).items() if value is not None}
-    text = json.dumps({"kind": kind, **said}, indent=2)
-    (draft / CONFIG).write_text(text + "\n", encoding="utf-8")
+    if is_first():
+        said = {name: value for name, value in asdict(config).items() if value is not None}
+        text = json.dumps({"kind": kind, **said}, indent=2)
+        (draft / CONFIG).write_text(text + "\n", encoding="utf-8")
     write_tensors(draft / TENSORS, table)
 
 
@@ -136,21 +158,22 @@ def fill(
 ) -> T:
     """The spec table with each Param replaced by the tensor of its name, cast to `dtype`.
 
-    With int8, matrices become `Int8` and all else float32. Weights are read one at a time, and
-    divided over the mesh that is set by `rules`. Raises InputError when a tensor is missing, is not
-    in the table, has another shape or holds what is not a number.
+    With int8, matrices become `Int8` and all else float32. Of one weight after another every
+    process reads the parts that its devices hold on the mesh that is set by `rules`, and of an
+    `Int8` all, as its scales are of whole columns. Raises InputError when a tensor is missing, is
+    not in the table, has another shape or holds what is not a number.
     """
     check_table(specs, tensors)
     leaves = []
     for name, param in paths(specs).items():
-        whole = _read_weight(name, param, tensors[name], np.dtype(dtype))
-        placed = jax.tree.map(
-            lambda x, p: place(x, *p.axes, rules=rules), whole, arrays_of(param, whole)
-        )
-        leaves.append(jax.block_until_ready(placed))
-        copied = [ref(array) for array in jax.tree.leaves(whole)]
-        del whole
-        _wait_until_freed(copied)
+        if np.dtype(dtype) == np.int8 and param.inputs:
+            whole = _quantize(name, param, tensors[name])
+            parts = arrays_of(param, whole)
+            leaves.append(jax.tree.map(lambda x, p: place(x, *p.axes, rules=rules), whole, parts))
+            continue
+        kind = np.dtype(np.float32) if np.dtype(dtype) == np.int8 else dtype
+        read = partial(_read_parts, name, param, tensors[name], kind)
+        leaves.append(place_parts(param.shape, read, *param.axes, rules=rules))
     tree = jax.tree.structure(specs, is_leaf=lambda x: isinstance(x, Param))
     return jax.tree.unflatten(tree, leaves)
 
@@ -172,27 +195,10 @@ def check_table(specs: Any, tensors: Mapping[str, np.ndarray | LazyWeight]) -> N
             )
 
 
-def _wait_until_freed(copied: list[ref[np.ndarray]]) -> None:
-    """Wait, 20 ms at most, for what JAX has copied from, so that no two large weights stand here.
-
-    A thread of JAX's lets go of it some time after the copy, and Python frees it when it collects.
-    """
-    for _ in range(20):
-        gc.collect(0)
-        if all(array() is None for array in copied):
-            return
-        time.sleep(0.001)
-
-
-def _read_weight(
-    name: str, param: Param, tensor: np.ndarray | LazyWeight, dtype: np.dtype
-) -> np.ndarray | Int8:
-    if dtype != np.int8:
-        return _join(param, each_piece(name, tensor), dtype)
-    if not param.inputs:
-        return _join(param, each_piece(name, tensor), np.dtype(np.float32))
-    parts = []
-    for known, piece in each_piece(name, split(param, tensor)):
+def _quantize(name: str, param: Param, tensor: np.ndarray | LazyWeight) -> Int8:
+    """A matrix as int8, quantized layer by layer."""
+    parts, layers = [], split(param, tensor)
+    for known, _, piece in each_piece(name, layers, 0, layers.shape[0]):
         check_numbers(known, piece)
         parts.append(quantize_matrix(piece, param.inputs))
         let_go(piece)
@@ -200,14 +206,34 @@ def _read_weight(
     return Int8(values, np.concatenate([part.scales for part in parts]))
 
 
-def _join(param: Param, pieces: Iterator[tuple[str, np.ndarray]], dtype: np.dtype) -> np.ndarray:
+def _read_parts(
+    name: str,
+    param: Param,
+    tensor: np.ndarray | LazyWeight,
+    dtype: DTypeLike,
+    indices: list[Index],
+) -> list[np.ndarray]:
+    """The parts of a weight that devices hold; only pieces with rows of theirs are read, once."""
+    cuts = [
+        [part.indices(size)[:2] for part, size in zip(index, param.shape, strict=True)]
+        for index in indices
+    ]
+    rows = [cut[0] if cut else (0, 1) for cut in cuts]
+    least, most = min(first for first, _ in rows), max(past for _, past in rows)
+    pieces = each_piece(name, tensor, least, most)
     entry = next(pieces)  # before there is room for the whole: the config may ask for anything
-    whole, filled = np.empty(param.shape, dtype), 0
+    parts = [np.empty([stop - start for start, stop in cut], dtype) for cut in cuts]
     while entry is not None:
-        known, piece = entry
-        part = whole[filled : filled + len(piece)]
-        part[...] = piece
-        check_numbers(known, part)
+        known, row, piece = entry
+        for index, (first, past), whole in zip(indices, rows, parts, strict=True):
+            here, there = (), ()
+            if index:
+                start = max(first, row)
+                stop = max(start, min(past, row + len(piece)))
+                here, there = slice(start - first, stop - first), slice(start - row, stop - row)
+                there = (there, *index[1:])
+            whole[here] = piece[there]
+            check_numbers(known, whole[here])
         let_go(piece)
-        filled, entry = filled + len(piece), next(pieces, None)
-    return whole
+        entry = next(pieces, None)
+    return parts

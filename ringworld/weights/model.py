@@ -12,9 +12,10 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Int
 
 from ringworld.attention.mask import Where
+from ringworld.distributed import is_first
 from ringworld.errors import InputError
 from ringworld.media.codec import Codec
-from ringworld.mesh import on_a_mesh, shard
+from ringworld.mesh import on_a_mesh, on_one_device, shard
 from ringworld.models.lora import adapt
 from ringworld.models.world import Logits, World, WorldWeights, forward, read_heads, specs
 from ringworld.params import shardings, specs_of
@@ -181,7 +182,7 @@ def load_model(
     if added is not None:
         adapters, scale = added
         weights = adapt(weights, place_adapters(adapters, opened.config.llama), scale)
-    codec = None if opened.codec is None else load_codec(opened.codec)
+    codec = None if opened.codec is None else on_one_device(load_codec)(opened.codec)
     model = Model(opened.config, weights, words, codec, opened.chat_template, opened.ends)
     if not Path(path).is_dir():  # beside a single file may lie anything
         return model
@@ -205,11 +206,13 @@ def save_model(
     """Write a model folder; tokenizer, chat template, codec and
     the line on what it was trained for are those of the folder `parts`.
 
-    All of it or nothing; one weight at a time is brought to the host. Raises InputError when `path`
-    exists.
+    All of it or nothing. One block of a weight at a time is brought to the host, by the process
+    whose device holds it; all processes call this. Raises InputError when `path` exists.
     """
     with new_folder(path) as draft:
         write_folder(draft, "world", config, table_of(weights, dtype))
+        if not is_first():
+            return
         for name in BESIDE:
             if (parts / name).exists():
                 shutil.copy2(parts / name, draft / name)

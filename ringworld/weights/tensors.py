@@ -11,15 +11,18 @@ tensors are views of mapped memory. Format: huggingface/safetensors.
 import json
 import math
 import mmap
+import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from ringworld.distributed import barrier, is_first
 from ringworld.errors import InputError
 from ringworld.files import parse_json_object
 
@@ -86,6 +89,18 @@ class LazyWeight:
         return (read() for read in self.reads)
 
 
+@dataclass(frozen=True)
+class DividedWeight:
+    """A weight that lies on devices: the blocks that this process writes, and where each begins."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    blocks: tuple[tuple[tuple[int, ...], LazyTensor], ...]
+
+
+Written = np.ndarray | LazyWeight | DividedWeight
+
+
 def wider(dtypes: set[np.dtype]) -> np.dtype:
     """The dtype of one kind of floats, or of several one that holds them all: 32 or 64 bits."""
     if len(dtypes) == 1:
@@ -93,13 +108,34 @@ def wider(dtypes: set[np.dtype]) -> np.dtype:
     return np.dtype(np.float64 if np.dtype(np.float64) in dtypes else np.float32)
 
 
-def each_piece(name: str, weight: np.ndarray | LazyWeight) -> Iterator[tuple[str, np.ndarray]]:
-    """The pieces of a weight, each with the name by which a user finds it."""
-    if isinstance(weight, np.ndarray):
-        yield name, weight
+def each_block(name: str, weight: Written) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
+    """The blocks of a weight: the name by which a user finds each, where it begins, and itself."""
+    if isinstance(weight, DividedWeight):
+        yield from ((name, start, read()) for start, read in weight.blocks)
         return
+    for known, first, piece in each_piece(name, weight, 0, weight.shape[0] if weight.shape else 1):
+        yield known, (first, *[0] * (len(weight.shape) - 1))[: len(weight.shape)], piece
+
+
+def each_piece(
+    name: str, weight: np.ndarray | LazyWeight, first: int, past: int
+) -> Iterator[tuple[str, int, np.ndarray]]:
+    """The pieces of a weight that hold its rows from `first` to before `past`.
+
+    Each comes with the name by which a user finds it and its first row; it may have other rows too.
+    """
+    if isinstance(weight, np.ndarray):
+        yield name, 0, weight
+        return
+    by_row = len(weight.reads) == weight.shape[0]
+    row = 0
     for i, read in enumerate(weight.reads):
-        yield (weight.names[i] if weight.names else name), read()
+        if by_row and not first <= i < past:
+            row += 1
+            continue
+        piece = read()
+        yield (weight.names[i] if weight.names else name), row, piece
+        row += len(piece)
 
 
 def read_tensors(file: Path) -> dict[str, np.ndarray]:
@@ -145,11 +181,12 @@ def read_tensors(file: Path) -> dict[str, np.ndarray]:
     return {name: views[name] for name in header}
 
 
-def write_tensors(file: Path, table: Mapping[str, np.ndarray | LazyWeight]) -> None:
+def write_tensors(file: Path, table: Mapping[str, Written]) -> None:
     """Write a new safetensors file, one piece in memory at a time.
 
     Pieces of several dtypes are written in one that holds them all, such as float32 for float16 and
-    bfloat16. Raises InputError when a piece holds what is no number.
+    bfloat16. Where several processes compute together, all call this, and each writes the blocks
+    that its table has. Raises InputError when a piece holds what is no number.
     """
     header: dict[str, Any] = {METADATA: {"format": "pt"}}
     dtypes, end = {}, 0
@@ -163,14 +200,42 @@ def write_tensors(file: Path, table: Mapping[str, np.ndarray | LazyWeight]) -> N
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with file.open("xb") as opened:
-        opened.write(struct.pack("<Q", len(text)) + text)
+    if is_first():
+        with file.open("xb") as opened:
+            opened.write(struct.pack("<Q", len(text)) + text)
+            opened.truncate(8 + len(text) + end)
+    barrier()
+    with file.open("r+b", buffering=0) as opened:
         for name, weight in table.items():
-            for known, piece in each_piece(name, weight):
+            begin = 8 + len(text) + header[name]["data_offsets"][0]
+            for known, start, piece in each_block(name, weight):
                 check_numbers(known, piece)
-                whole = np.ascontiguousarray(piece, dtypes[name])
-                opened.write(whole.reshape(-1).view(np.uint8).data)
+                block = np.ascontiguousarray(piece, dtypes[name]).reshape(piece.shape)
+                _write_block(opened, begin, weight.shape, start, block)
                 let_go(piece)
+        os.fsync(opened.fileno())
+    barrier()
+
+
+def _write_block(
+    file: RawIOBase, begin: int, shape: tuple[int, ...], start: tuple[int, ...], block: np.ndarray
+) -> None:
+    """Write a block of a tensor that begins at a byte of the file: what lies together at once.
+
+    Processes that write parts of one page of a file at the same time must not map it: a network
+    file system would write the whole page back for each of them.
+    """
+    whole = len(shape)
+    while whole and block.shape[whole - 1] == shape[whole - 1]:
+        whole -= 1
+    apart = max(whole - 1, 0)  # the axes before this one jump in the file
+    steps = [block.dtype.itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    origin = begin + sum(step * at for step, at in zip(steps, start, strict=True))
+    for at in np.ndindex(*block.shape[:apart]):
+        file.seek(origin + sum(step * i for step, i in zip(steps, at, strict=False)))
+        left = memoryview(block[at].reshape(-1).view(np.uint8))
+        while left:
+            left = left[file.write(left) :]
 
 
 def check_numbers(name: str, piece: np.ndarray) -> None:

@@ -9,11 +9,11 @@ import pytest
 
 from ringworld.attention.dense import attend_dense
 from ringworld.attention.mask import Where, window
-from ringworld.attention.paged import Pages, attend_chunk, attend_rows, quantize
+from ringworld.attention.paged import PAGES_AT_ONCE, Pages, attend_chunk, attend_rows, quantize
 from ringworld.mesh import make_mesh, named_sharding
 
 MESHES = [{}, {"seq": 4}, {"data": 2, "seq": 2, "tensor": 2}]
-PAGE, COUNT, COLUMNS = 4, 12, 8  # tokens of a page over the ring, pages, columns
+PAGE, COUNT, COLUMNS = 4, 12, 2 * PAGES_AT_ONCE  # tokens of a page over the ring, pages, columns
 ENDLESS = 1 << 30
 
 

@@ -13,7 +13,7 @@ from tiny_models import ONE_LAYER
 from ringworld.batch import Batch
 from ringworld.data import example
 from ringworld.data.example import Example
-from ringworld.data.packing.ledger import LEDGER_FILE, Ledger, digest
+from ringworld.data.packing.ledger import LEDGER_FILE, Ledger, add_digests, digest
 from ringworld.data.packing.loader import make_batches
 from ringworld.data.packing.rows import Apart, PackedRows
 from ringworld.errors import InputError
@@ -34,7 +34,7 @@ def batch_of(step: int) -> Batch:
 
 def read(path: Path) -> list[tuple[int, str]]:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [(row["step"], row["sha256"]) for row in rows]
+    return [(row["step"], row["digest"]) for row in rows]
 
 
 def test_each_step_stands_in_the_ledger_once_also_over_restarts(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_each_step_stands_in_the_ledger_once_also_over_restarts(tmp_path: Path) 
     for start, end in ((0, 4), (2, 6), (6, 7)):
         ledger = Ledger(path)
         for step in range(start, end):
-            ledger.record(step, batch_of(step))
+            ledger.record(step, digest(batch_of(step)))
     assert read(path) == [(step, digest(batch_of(step))) for step in range(7)]
 
 
@@ -50,10 +50,10 @@ def test_another_batch_for_a_step_is_refused_and_leaves_the_ledger_as_it_was(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / LEDGER_FILE
-    Ledger(path).record(3, batch_of(3))
+    Ledger(path).record(3, digest(batch_of(3)))
     before = path.read_text()
     with pytest.raises(InputError, match="the batch of step 3 is not the one in .*changed since"):
-        Ledger(path).record(3, batch_of(4))
+        Ledger(path).record(3, digest(batch_of(4)))
     assert path.read_text() == before
 
 
@@ -68,23 +68,44 @@ def test_a_digest_tells_every_array_and_its_dtype(name: str) -> None:
     assert len(found) == 3 and digest(batch) in found
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_digests_of_parts_add_up_to_that_of_the_batch(count: int) -> None:
+    batch = batch_of(5)
+    home = np.random.default_rng(count).integers(count, size=(2, 4))
+    whole = jax.tree.map(np.copy, batch)
+    parts = []
+    for process in range(count):
+        own = home == process
+        rows = np.flatnonzero(own.any(1)).tolist()
+        part = jax.tree.map(lambda x, own=own: np.where(own, x, x.dtype.type(0)), whole)
+        part = jax.tree.map(lambda x, rows=rows: x[rows], part)
+        parts.append(digest(part, rows, own[rows]))
+    assert add_digests(parts) == digest(batch)
+
+
+def test_rows_that_change_places_change_the_digest() -> None:
+    batch = batch_of(5)
+    turned = jax.tree.map(lambda x: x[::-1], batch)
+    assert digest(turned) != digest(batch) == digest(turned, [1, 0])
+
+
 def test_a_line_that_a_kill_cut_short_is_written_again(tmp_path: Path) -> None:
     path = tmp_path / LEDGER_FILE
     for step in range(3):
-        Ledger(path).record(step, batch_of(step))
+        Ledger(path).record(step, digest(batch_of(step)))
     whole = path.read_bytes()
     start = whole.rindex(b"\n", 0, -1) + 1
     for end in range(start, len(whole)):
         path.write_bytes(whole[:end])
-        Ledger(path).record(2, batch_of(2))
+        Ledger(path).record(2, digest(batch_of(2)))
         assert path.read_bytes() == whole
 
 
 def test_a_damaged_ledger_is_refused(tmp_path: Path) -> None:
     path = tmp_path / LEDGER_FILE
-    path.write_text('{"step": 0, "sha256": "a"}\nnothing\n')
+    path.write_text('{"step": 0, "digest": "a"}\nnothing\n')
     with pytest.raises(InputError, match="is damaged: remove it"):
-        Ledger(path).record(1, batch_of(1))
+        Ledger(path).record(1, digest(batch_of(1)))
 
 
 def test_the_ledger_is_the_same_on_every_mesh(tmp_path: Path) -> None:
@@ -98,7 +119,7 @@ def test_the_ledger_is_the_same_on_every_mesh(tmp_path: Path) -> None:
             for step in range(3):
                 batches(step)
     assert read(tmp_path / "one") == read(tmp_path / "ring")
-    assert len({sha for _, sha in read(tmp_path / "one")}) == 3
+    assert len({found for _, found in read(tmp_path / "one")}) == 3
 
 
 # ---- in a run

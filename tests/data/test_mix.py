@@ -15,7 +15,7 @@ from ringworld.batch import Batch
 from ringworld.data import example
 from ringworld.data.example import Example
 from ringworld.data.packing import loader
-from ringworld.data.packing.loader import make_batches, rows_held
+from ringworld.data.packing.loader import HeldRows, find_places, make_batches
 from ringworld.data.packing.mix import SHARED_ROWS, Chosen, MixedExamples, draw_forms, mix_sources
 from ringworld.data.packing.rows import Apart, MixedRows, PackedRows
 from ringworld.errors import InputError
@@ -316,8 +316,10 @@ def read_as(
     held: list[int], rows: MixedRows, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[int], Batch]:
     """The part of each batch that a process makes whose devices hold these rows."""
-    monkeypatch.setattr(loader, "rows_held", lambda batch, length: held)
-    monkeypatch.setattr(loader, "_place", lambda x, held, batch: x)
+    needed = np.zeros((4, CONTEXT), np.bool_)
+    needed[held] = True
+    monkeypatch.setattr(loader, "find_places", lambda order, shape: (needed, needed))
+    monkeypatch.setattr(HeldRows, "place", lambda part, x: x)
     make, asked = make_batches(rows, batch=4, seed=0, ring=2), rows.draw(0).batch(4)
 
     def read(step: int) -> Batch:
@@ -333,10 +335,26 @@ def read_as(
     return read
 
 
-def test_a_process_holds_the_rows_of_its_devices() -> None:
-    assert rows_held(4, 16) == [0, 1, 2, 3]
-    with jax.set_mesh(make_mesh(data=4, seq=2)):
-        assert rows_held(8, 16) == list(range(8))
+def test_a_process_needs_and_counts_all_that_its_devices_hold() -> None:
+    with jax.set_mesh(make_mesh(data=2, seq=2, tensor=2)):
+        needed, own = find_places(np.arange(18), (4, 16))  # two places of the ring are padding
+    assert needed.shape == own.shape == (4, 16) and needed.all() and own.all()
+
+
+def test_of_a_row_only_the_pieces_that_are_needed_are_read() -> None:
+    rows = PackedRows(Shelf(3, [9, 5, 12]), CONTEXT)
+    whole, pieces = rows[0], rows.plan[0]
+    at = 0
+    for piece in pieces:
+        needed = np.zeros(CONTEXT, np.bool_)
+        needed[at] = True
+        rows.examples.read.clear()
+        part = rows.part(0, needed)
+        assert set(rows.examples.read) == {piece.example} and len(pieces) > 1
+        here = slice(at, at + piece.inputs)
+        pairs = zip(jax.tree.leaves(part), jax.tree.leaves(whole), strict=True)
+        assert all(np.array_equal(x[here], y[here]) for x, y in pairs)
+        at = here.stop
 
 
 def test_rows_are_drawn_as_grain_shuffles_them() -> None:

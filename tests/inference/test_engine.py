@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from ringworld.attention.mask import Where
 from ringworld.data.example import Example, frames, join, text
 from ringworld.errors import InputError, TooLargeError
-from ringworld.inference.engine import Engine, EngineConfig
+from ringworld.inference import drafts
+from ringworld.inference import engine as engines
+from ringworld.inference.config import EngineConfig
+from ringworld.inference.engine import Engine
 from ringworld.inference.pool import PageBook, chain_contents, count_page_bytes
 from ringworld.inference.request import Output, Request
 from ringworld.mesh import make_mesh
@@ -340,6 +343,39 @@ def test_samples_differ_and_a_seed_repeats_them(weights: WorldWeights) -> None:
     other = engine.finish(engine.submit(replace(request, seed=1)))
     assert len({tuple(sample.ids) for sample in first.samples}) == 3
     assert told(first) == told(again) and told(first) != told(other)
+
+
+def test_guesses_that_come_true_save_steps_and_change_no_bit(
+    weights: WorldWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "DECODE_STEPS", 1)
+    request = asked(BOOK, 20, sampling=DRAWN, seed=3)
+    truth = run_alone(make(weights), request)
+    engine = make(weights)
+    true, wrong = list(truth.ids), [63, *truth.ids[1:]]
+
+    def count_steps(guess: list[int]) -> int:
+        def find(history: np.ndarray, most: int) -> list[int]:
+            done = len(history) - len(BOOK)
+            return guess[done : done + most] if done % 2 else wrong[:most]
+
+        monkeypatch.setattr(drafts, "find_draft", find)
+        engine.forget()
+        answer, steps = engine.submit(request), 0
+        while not answer.finished:
+            engine.step()
+            steps += 1
+        assert told(answer) == told(truth)
+        return steps
+
+    assert count_steps(true) < count_steps([])
+
+
+def test_a_guess_is_what_followed_the_same_ids_before() -> None:
+    history = np.asarray([1, 2, 3, 4, 5, 1, 2, 3, 9, 8, 7, 1, 2, 3])
+    assert drafts.find_draft(history, 2) == [9, 8]
+    assert drafts.find_draft(history[:8], 9) == [4, 5, 1, 2, 3]
+    assert drafts.find_draft(history[:5], 9) == []
 
 
 def test_penalties_keep_an_answer_from_repeating_itself(weights: WorldWeights) -> None:

@@ -10,7 +10,8 @@ import pytest
 from ringworld.attention.mask import Where
 from ringworld.data.example import Example, frames, join, text
 from ringworld.errors import InputError
-from ringworld.inference.engine import Engine, EngineConfig
+from ringworld.inference.config import EngineConfig
+from ringworld.inference.engine import Engine
 from ringworld.inference.generate import draw_frames, write_text
 from ringworld.inference.pool import count_page_bytes, make_pages
 from ringworld.inference.programs import decode_rows

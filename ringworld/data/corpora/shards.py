@@ -38,6 +38,7 @@ from ringworld.data.corpora.manifest import (
     read_shard_manifest,
 )
 from ringworld.data.example import Example
+from ringworld.distributed import own_part
 from ringworld.errors import InputError
 from ringworld.files import hash_file, whole
 
@@ -248,8 +249,11 @@ class Shards(Sequence[Example]):
         return np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
 
     def verify(self) -> None:
-        """Compare the hash of every file with the manifest's. Raises InputError for the first."""
-        for shard in self.manifest.shards:
+        """Compare the hash of every file with the manifest's. Raises InputError for the first.
+
+        Of several processes each compares its share of the files.
+        """
+        for shard in own_part(self.manifest.shards):
             path = self.folder / shard.file
             if hash_file(path) != shard.sha256:
                 raise _damaged(path)

@@ -1,17 +1,18 @@
 """Packed rows to batches on the mesh: a batch is a function of (seed, step) and of nothing else."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import jax
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Bool, Int, Shaped
 
-from ringworld.attention.balance import choose_layout
-from ringworld.attention.layout import deal, dealt_length
+from ringworld.attention.balance import Order, choose_layout
+from ringworld.attention.layout import deal
 from ringworld.attention.mask import Where
 from ringworld.batch import Batch
-from ringworld.data.packing.ledger import Ledger
+from ringworld.data.packing.ledger import Ledger, digest
 from ringworld.data.packing.rows import MixedRows, PackedRows
 from ringworld.errors import InputError
 from ringworld.mesh import named_sharding
@@ -42,25 +43,49 @@ def make_batches(
     """`batches(step)`: `batch` rows on the mesh that is set when it is called.
 
     They are dealt to the ring in the order that suits them best. Rows are shuffled over all epochs
-    by `seed`. A process reads the rows that its own devices hold a part of, and all of them where
-    it keeps the ledger; which rows these are, and in which order they are dealt, every process
-    finds from the plan.
+    by `seed`. A process reads the examples of which its own devices hold a token; in which rows
+    these are, and in which order they are dealt, every process finds from the plan.
     """
     drawn = rows.draw(seed).batch(batch)
 
-    def batches(step: int) -> Batch:
+    def read(step: int) -> tuple[HeldRows, Order, str]:
         numbers = np.asarray(drawn[step]).tolist()
-        if ledger and (before := ledger.doubted(step)) is not None:
-            ledger.record(before, stack(rows[n] for n in np.asarray(drawn[before]).tolist()))
-        held = list(range(batch)) if ledger else rows_held(batch, dealt_length(rows.context, ring))
-        read = stack(rows[numbers[i]] for i in held)
-        if ledger:
-            ledger.record(step, read)
-        where = read.where if len(held) == batch else stack(rows.where(n) for n in numbers)
+        where = stack(rows.where(n) for n in numbers)
         order = choose_layout(where, ring).order
-        return jax.tree.map(lambda x: _place(deal(x, order), held, batch), read)
+        needed, own = find_places(order, where.segments.shape)
+        held = np.flatnonzero(needed.any(1)).tolist()
+        part = HeldRows(held, stack(rows.part(numbers[i], needed[i]) for i in held), batch)
+        return part, order, digest(part.rows, held, own[held]) if ledger else ""
+
+    def batches(step: int) -> Batch:
+        if ledger and (before := ledger.doubted(step)) is not None:
+            ledger.record(before, read(before)[2])
+        part, order, own_digest = read(step)
+        if ledger:
+            ledger.record(step, own_digest)
+        return jax.tree.map(lambda x: part.place(deal(x, order)), part.rows)
 
     return batches
+
+
+@dataclass(frozen=True)
+class HeldRows:
+    """Rows of a batch that a process reads, and their numbers among all `batch` of them."""
+
+    held: list[int]
+    rows: Batch
+    batch: int
+
+    def place(self, x: Shaped[np.ndarray, "b P"]) -> jax.Array:
+        """An array of these rows, dealt, as that of the whole batch over the mesh."""
+        sharding = named_sharding(jax.sharding.get_mesh(), "batch", "seq")
+
+        def read(index: tuple[slice, ...] | None) -> Shaped[np.ndarray, "_ _"]:
+            assert index is not None, "a device that holds nothing is not asked"
+            first, past, _ = index[0].indices(self.batch)
+            return x[self.held.index(first) : self.held.index(past - 1) + 1, index[1]]
+
+        return jax.make_array_from_callback((self.batch, x.shape[1]), sharding, read)
 
 
 def stack(rows: Iterable[RowTree]) -> RowTree:
@@ -68,20 +93,24 @@ def stack(rows: Iterable[RowTree]) -> RowTree:
     return jax.tree.map(lambda *x: np.stack(x), *rows)
 
 
-def rows_held(batch: int, length: int) -> list[int]:
-    """The rows of a batch of which this process's devices hold a part on the mesh that is set."""
+def find_places(
+    order: Int[np.ndarray, "P"], shape: tuple[int, ...]
+) -> tuple[Bool[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
+    """The places of a batch of this shape that this process needs, and those that it counts.
+
+    It needs those that one of its devices holds, where rows are dealt in this order over the mesh
+    that is set. Each place is counted by the first of the processes that need it.
+    """
     sharding = named_sharding(jax.sharding.get_mesh(), "batch", "seq")
-    parts = sharding.addressable_devices_indices_map((batch, length)).values()
-    return sorted({i for part in parts if part for i in range(batch)[part[0]]})
-
-
-def _place(x: Shaped[np.ndarray, "b P"], held: list[int], batch: int) -> jax.Array:
-    """Rows `held` of a batch, this process's part of it, as an array over the mesh."""
-    sharding = named_sharding(jax.sharding.get_mesh(), "batch", "seq")
-
-    def read(index: tuple[slice, ...] | None) -> Shaped[np.ndarray, "_ _"]:
-        assert index is not None, "a device that holds nothing is not asked"
-        first, past, _ = index[0].indices(batch)
-        return x[held.index(first) : held.index(past - 1) + 1, index[1]]
-
-    return jax.make_array_from_callback((batch, x.shape[1]), sharding, read)
+    homes: dict[tuple[tuple[int, int], ...], set[int]] = {}
+    dealt = (shape[0], len(order))
+    for device, index in sharding.devices_indices_map(dealt).items():
+        cut = tuple(part.indices(size)[:2] for part, size in zip(index, dealt, strict=True))
+        homes.setdefault(cut, set()).add(device.process_index)
+    needed, own = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
+    for ((first, past), (start, stop)), processes in homes.items():
+        places = order[start:stop]
+        places = places[places < shape[1]]
+        needed[first:past, places] |= jax.process_index() in processes
+        own[first:past, places] |= jax.process_index() == min(processes)
+    return needed, own

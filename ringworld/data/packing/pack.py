@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from ringworld.attention.mask import Where
 from ringworld.batch import Batch
@@ -276,8 +276,12 @@ def pack_row(
     example: Callable[[int], Example],
     context: int,
     weigh: Callable[[Batch], Batch] = weigh_examples,
+    needed: Bool[np.ndarray, "T"] | None = None,
 ) -> Batch:
-    """One row as numpy arrays `[context]`; places without a token have segment 0 and weight 0."""
+    """One row as numpy arrays `[context]`; places without a token have segment 0 and weight 0.
+
+    With `needed` only the pieces that have one of these places are read, and the others stay 0.
+    """
     row = list(row)
     where = lay(row, context)
     out = Batch(
@@ -291,11 +295,13 @@ def pack_row(
     )
     at = 0
     for piece in row:
-        whole = example(piece.example)
         here = slice(at, at + piece.inputs)
+        at = here.stop
+        if needed is not None and not needed[here].any():
+            continue
+        whole = example(piece.example)
         read, next_ = slice(piece.start, piece.stop - 1), slice(piece.start + 1, piece.stop)
         out.tokens[here], out.targets[here] = whole.tokens[read], whole.tokens[next_]
         out.vision[here], out.target_vision[here] = whole.vision[read], whole.vision[next_]
         out.weights[here] = whole.weights[next_]
-        at += piece.inputs
     return weigh(out)

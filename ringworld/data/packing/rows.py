@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import grain
-import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from ringworld.attention.mask import Where
 from ringworld.batch import Batch
 from ringworld.data.example import Example
 from ringworld.data.packing import pack
 from ringworld.data.packing.pack import Cut, PackingPlan, Pieces, pack_row, plan_rows
+from ringworld.distributed import is_first
 from ringworld.errors import InputError
 from ringworld.files import whole
 
@@ -130,8 +130,17 @@ class PackedRows:
 
     def __getitem__(self, number: int) -> Batch:
         """A row as numpy arrays `[context]`."""
+        return self.part(number, np.ones(self.context, np.bool_))
+
+    def part(self, number: int, needed: Bool[np.ndarray, "T"]) -> Batch:
+        """A row with what stands in the places that are needed; other places may be left 0.
+
+        Examples without a token in them are not read, unless weights are those of the whole row.
+        """
         read, weigh = self.examples.__getitem__, WEIGHTS[self.packing.weights]
-        row = pack_row(self.plan[number], read, self.context, weigh)
+        if self.packing.weights == "rows":
+            needed = np.ones_like(needed)
+        row = pack_row(self.plan[number], read, self.context, weigh, needed)
         where = SEGMENTS[self.packing.segments](row.where)
         return Batch(**{**vars(row), "positions": where.positions, "segments": where.segments})
 
@@ -171,6 +180,11 @@ class MixedRows:
         """A row as numpy arrays `[context]`; those of the first source come first."""
         rows, own = self._find(number)
         return rows[own]
+
+    def part(self, number: int, needed: Bool[np.ndarray, "T"]) -> Batch:
+        """A row with what stands in the places that are needed, as its source reads it."""
+        rows, own = self._find(number)
+        return rows.part(own, needed)
 
     def where(self, number: int) -> Where:
         """The positions and segments of a row; no example is read."""
@@ -216,7 +230,7 @@ def keep_plan(
     pieces, offsets = (folder / f"{kind}-{digest[:16]}.npy" for kind in ("pieces", "offsets"))
     if not offsets.exists():
         plan = plan_rows(lengths, context, CUT_FUNCTIONS[packing.long])
-        if jax.process_index() > 0:
+        if not is_first():
             return plan
         columns = (plan.pieces.example, plan.pieces.start, plan.pieces.stop)
         for path, array in ((pieces, np.stack(columns)), (offsets, plan.offsets)):
