@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-slow docs bench-attention bench-weights bench-decode bench-serving bench-data lock clean
+.PHONY: help setup demo check test test-slow docs bench-attention bench-training bench-weights bench-decode bench-serving bench-data lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ docs: setup ## the pages and the API reference as a site in build/docs
 
 bench-attention: setup ## attention beside torch and ringattention; ARGS="--help" lists its options
 	@$(BIN)/python -m benchmarks.attention $(ARGS)
+
+bench-training: setup ## loss and gradients of a small model beside LWM's; ARGS="--help" lists its options
+	@$(BIN)/python -m benchmarks.training $(ARGS)
 
 bench-weights: setup ## a prompt read and an answer written, beside transformers; ARGS="--help" lists its options
 	@$(BIN)/python -m benchmarks.weights $(ARGS)

@@ -9,15 +9,12 @@ ratio within the run. Results are compared too: a peer that computes something e
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
 from rich.console import Console
 
-from benchmarks.environment import cache_folder, make_environment
-from benchmarks.protocol import PeerFailed, Worker, python_command
 from benchmarks.table import (
     AIM_HEAD,
     HEAD,
@@ -27,14 +24,11 @@ from benchmarks.table import (
     put_between,
     row,
 )
-from benchmarks.work import GEMM_FLOPS, GEMM_SIDE, Case, Kind
+from benchmarks.turns import GEMM, Peer, ask, fastest, make_pythons, take_turns
+from benchmarks.work import Case, Kind
 from ringworld.progress import Announce
 
-TORCH, THEIRS, OURS, GEMM = "torch SDPA", "ringattention", "ringworld", f"GEMM of {GEMM_SIDE:,}"
-# Float32 sums in another order differ by 1e-6 here; another mask differs by 0.1.
-AGREEMENT = 1e-4
-# Of the time that a peer has nothing to do: one that spins would take 1 or more.
-MOST_IDLE_WORK = 0.05
+TORCH, THEIRS, OURS = "torch SDPA", "ringattention", "ringworld"
 STEP_BYTES = 12e9
 GRAIN = 512  # lengths are multiples of it, so that every ring and every block divides them
 NAME = "attention"  # the markers of its tables in a page
@@ -57,27 +51,6 @@ class Bench:
     """a Markdown page that gets the tables, between its markers"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Peer:
-    """Who does the work: a module of `peers`, its environment's pins, and how many devices.
-
-    Without an environment it is this one. `request` goes to the worker with the case.
-    """
-
-    name: str
-    module: str
-    environment: str | None = None
-    devices: int = 1
-    request: dict[str, Any] = field(default_factory=dict)
-
-    def start(self, python: Path) -> Worker:
-        """The worker, whose `prepare` comes next."""
-        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={self.devices}"}
-        log = cache_folder() / "logs" / f"{self.name.replace(' ', '-')}.log"
-        command = python_command(python, f"benchmarks.peers.{self.module}")
-        return Worker(self.name, command, flags, log)
-
-
 def _ours(name: str, devices: int, impl: str | None = None) -> Peer:
     return Peer(name=name, module="ours", devices=devices, request={"impl": impl})
 
@@ -89,7 +62,7 @@ def _theirs(name: str, devices: int) -> Peer:
 
 
 PEERS = (
-    Peer(name=GEMM, module="gemm"),
+    GEMM,
     Peer(name=TORCH, module="torch_sdpa", environment="torch_sdpa.txt"),
     _theirs(THEIRS, 1),
     _theirs(f"{THEIRS}, ring of 2", 2),
@@ -104,74 +77,11 @@ STEPS = tuple(
 )
 
 
-def make_pythons(announce: Announce) -> dict[str | None, Path]:
-    """The Python of each environment; one that cannot be made is announced and left out."""
-    pythons: dict[str | None, Path] = {None: Path(sys.executable)}
-    for name in dict.fromkeys(peer.environment for peer in PEERS if peer.environment):
-        try:
-            path = Path(__file__).parent / "peers" / name
-            pythons[name] = make_environment(path, announce)
-        except PeerFailed as failure:
-            announce(f"left out: {failure}")
-    return pythons
-
-
 def compare(
     case: Case, pythons: Mapping[str | None, Path], repeats: int, announce: Announce
 ) -> list[Measurement]:
-    """Every peer at one case: all are prepared, then they take turns."""
-    workers: dict[str, Worker] = {}
-    refused: dict[str, str] = {}
-    seconds: dict[str, list[float]] = {}
-    peaks: dict[str, int] = {}
-    agreed: list[float] = []
-    peers = [peer for peer in PEERS if peer.environment in pythons]
-    try:
-        for peer in peers:
-            announce(f"{case.name}: preparing {peer.name}")
-            workers[peer.name] = worker = peer.start(pythons[peer.environment])
-            answer = _ask(worker, "prepare", **asdict(case), **peer.request)
-            agreed = agreed or answer.get("sample", [])
-            refused[peer.name] = answer.get("refused") or _differs(answer["sample"], agreed)
-            seconds[peer.name] = []
-        able = [name for name in workers if not refused[name]]
-        for turn in range(repeats):
-            announce(f"{case.name}: turn {turn + 1} of {repeats}")
-            for name in [name for name in able if not refused[name]]:
-                answer = _ask(workers[name], "repeat")
-                refused[name] = answer.get("refused", "")
-                seconds[name].append(answer.get("seconds", math.nan))
-                peaks[name] = answer.get("peak", 0)
-        for worker in workers.values():
-            if worker.idle_busy > MOST_IDLE_WORK * max(worker.idle, 1.0):
-                announce(f"{worker.name} was busy for {worker.idle_busy:.1f} s of its idle time")
-    finally:
-        for worker in workers.values():
-            worker.close()
-    return [
-        Measurement(
-            work=case.name,
-            peer=peer.name,
-            flops=GEMM_FLOPS if peer.name == GEMM else case.flops,
-            seconds=tuple(seconds[peer.name]),
-            peak=peaks.get(peer.name, 0),
-            refused=refused[peer.name],
-        )
-        for peer in peers
-    ]
-
-
-def _ask(worker: Worker, do: str, **rest: Any) -> dict[str, Any]:
-    try:
-        return worker.ask(do, **rest)
-    except PeerFailed as failure:
-        return {"refused": str(failure)}
-
-
-def _differs(sample: Sequence[float], agreed: Sequence[float]) -> str:
-    """Empty when a worker's results are those of the first; else how far they are apart."""
-    apart = max((abs(a - b) for a, b in zip(sample, agreed, strict=False)), default=0.0)
-    return "" if apart <= AGREEMENT else f"differs by {apart:.1e}"
+    """Every peer at one case."""
+    return take_turns(case.name, asdict(case), case.flops, PEERS, pythons, repeats, announce)
 
 
 def time_step(tokens: int, repeats: int, announce: Announce) -> list[Measurement]:
@@ -180,10 +90,10 @@ def time_step(tokens: int, repeats: int, announce: Announce) -> list[Measurement
     for peer in STEPS:
         announce(f"{work}: {peer.name}")
         worker = peer.start(Path(sys.executable))
-        answer = _ask(worker, "prepare", tokens=tokens)
+        answer = ask(worker, "prepare", tokens=tokens)
         seconds: list[float] = []
         while "refused" not in answer and len(seconds) < repeats:
-            answer = _ask(worker, "repeat")
+            answer = ask(worker, "repeat")
             seconds.append(answer.get("seconds", math.nan))
         worker.close()
         found.append(
@@ -197,12 +107,6 @@ def time_step(tokens: int, repeats: int, announce: Announce) -> list[Measurement
             )
         )
     return found
-
-
-def fastest(found: Sequence[Measurement], family: str) -> float:
-    """Seconds of the fastest peer whose name begins so; NaN when there is none."""
-    times = [m.best for m in found if m.peer.startswith(family) and not m.refused]
-    return min(times, default=math.nan)
 
 
 def list_aims(results: Results, steps: Sequence[Measurement]) -> list[Aim]:
@@ -251,7 +155,7 @@ def make_tables(
     """Title, head and rows of each table."""
     rows = []
     for found in results.values():
-        gemm = next(m.rate for m in found if m.peer == GEMM)
+        gemm = next(m.rate for m in found if m.peer == GEMM.name)
         rows += [row(m, fastest(found, TORCH), gemm) for m in found]
     step_rows = [
         (m.work, m.peer, m.refused, "", "")
@@ -281,7 +185,7 @@ def main() -> None:
     announce: Announce = Console(stderr=True).print
     if asked.page:
         put_between(asked.page.read_text(encoding="utf-8"), NAME, "")
-    pythons = make_pythons(announce)
+    pythons = make_pythons(PEERS, announce)
     cases = [
         Case(length=length, kind=kind, backward=backward)
         for length in asked.lengths

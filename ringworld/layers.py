@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from ringworld.mesh import spec
-from ringworld.params import Adapted, Int8, Matrix, Param, gather, partitions
+from ringworld.params import Adapted, Int8, Matrix, partitions
 
 # Tokens whose MLP features exist at one time on a device. Each chunk adds to the float32 gradients
 # of the weights: at 2048 tokens that is 512 FLOPs for each byte of them that moves, and an H100
@@ -26,6 +26,22 @@ def placed_rows(x: Array) -> tuple[Any, Any]:
     """The mesh axes that divide the rows and the tokens of `x` `[B, T, ...]`."""
     batch, seq, *_ = (*jax.typeof(x).sharding.spec, None, None)
     return batch, seq
+
+
+def token_axes(x: Array) -> tuple[str, ...]:
+    """The mesh axes that divide the rows and the tokens of `x` `[B, T, ...]`, as one list."""
+    return _axes(PartitionSpec(*placed_rows(x)))
+
+
+def vary(x: Array, axes: tuple[str, ...]) -> Array:
+    """`x` within `shard_map`, each device along `axes` with a gradient of its own.
+
+    Their sum is left to the gather that made `x`, or else follows here.
+    """
+    held = jax.typeof(x).manual_axis_type
+    parts = tuple(axis for axis in axes if axis in held.reduced)
+    alike = tuple(axis for axis in axes if axis not in held.reduced | held.varying)
+    return lax.pcast(lax.pcast(x, parts, to="varying"), alike, to="varying")
 
 
 def product(
@@ -84,36 +100,25 @@ def rms_norm(
 
 
 def over_tokens(
-    f: Callable[..., Array],
-    x: Float[Array, "B T D"],
-    weights: tuple[Matrix, ...],
-    params: tuple[Param, ...],
+    f: Callable[..., Array], x: Float[Array, "B T D"], weights: tuple[Matrix, ...]
 ) -> Float[Array, "B T D"]:
     """`f(tokens [T, D], *weights)`, a function of single tokens, of all the tokens of `x`.
 
-    `params` describe the weights. Each device goes through its own tokens,
-    `MLP_CHUNK` at a time, and the parts of results that stand for its part of the features are
-    summed over `tensor`.
+    Each device goes through its own tokens, `MLP_CHUNK` at a time, and the parts of results that
+    stand for its part of the features are summed over `tensor`.
     Source: Liu and Abbeel, "Blockwise Parallel Transformer" (arXiv 2305.19370).
     """
     rows = PartitionSpec(*placed_rows(x), None)
-    places = (rows, *partitions(params, weights))
+    over = (*token_axes(x), "tensor")
 
     def local(x: Array, *weights: Matrix) -> Array:
         # Each device adds part of every sum, from its part of the features, and has a gradient of
         # its own of all that it reads. One sum over devices follows the last chunk; left to
         # autodiff, the sums would stand in the loop.
-        over = (*_axes(rows), "tensor")
-        x, *parts = jax.tree.map(
-            lambda a, place: lax.pcast(
-                a, tuple(axis for axis in over if axis not in _axes(place)), to="varying"
-            ),
-            (x, *weights),
-            places,
-        )
+        x, *parts = jax.tree.map(lambda a: vary(a, over), (x, *weights))
         return lax.psum(_in_chunks(lambda tokens: f(tokens, *parts), x), "tensor")
 
-    weights = gather(weights, params)
+    places = (rows, *partitions(weights))
     return jax.shard_map(local, in_specs=places, out_specs=rows)(x, *weights)
 
 
@@ -139,15 +144,17 @@ def _axes(place: PartitionSpec) -> tuple[str, ...]:
 
 
 def embed(
-    table: Array | Int8, ids: Int[Array, "B T"], keep: Bool[Array, "B T"], param: Param
+    table: Array | Int8, ids: Int[Array, "B T"], keep: Bool[Array, "B T"]
 ) -> Float[Array, "B T D"]:
     """The rows of a table [V, D] at `ids` where `keep` is true, and 0 elsewhere.
 
     The table's rows are divided over `tensor`: each device looks up what it holds, and the parts
     are summed. (A plain gather of a divided table makes the compiler replicate it.)
     """
+    over = token_axes(ids)
 
     def local(table: Array | Int8, ids: Array, keep: Array) -> Array:
+        table = jax.tree.map(lambda x: vary(x, over), table)
         count = len(table.values if isinstance(table, Int8) else table)
         own = ids - lax.axis_index("tensor") * count
         held = keep & (own >= 0) & (own < count)
@@ -159,7 +166,7 @@ def embed(
         return lax.psum(jnp.where(held[..., None], found, 0), "tensor")
 
     rows = PartitionSpec(*placed_rows(ids))
-    places = (partitions(param, table), rows, rows)
+    places = (partitions(table), rows, rows)
     return jax.shard_map(local, in_specs=places, out_specs=PartitionSpec(*rows, None))(
         table, ids, keep
     )

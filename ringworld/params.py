@@ -13,10 +13,11 @@ from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 
-from ringworld.mesh import GATHERED, RULES, Rules, named_sharding, shard, spec
+from ringworld.mesh import GATHERED, RULES, Rules, axis_size, named_sharding, shard, spec
 
 T = TypeVar("T")
 Leaf = Any  # an array, or anything a tree map makes of one: a shape, a sharding, None
@@ -192,16 +193,44 @@ def init(specs: T, seed: int, dtype: DTypeLike = jnp.float32, rules: Rules = RUL
     )
 
 
-def gather(weights: T, specs: Any) -> T:
-    """Weights whole along the model width, to compute with; the backward scatters the sum."""
-    return jax.tree.map(
-        lambda p, w: shard(w, *p.axes, rules=GATHERED),
-        specs_of(specs, weights),
-        weights,
-        is_leaf=_is_param,
-    )
+def gather(weights: T, specs: Any, over: tuple[str, ...] = ()) -> T:
+    """Weights whole along the model width, to compute with.
+
+    `over` names the mesh axes that divide the tokens: each device has a part of the gradient of
+    what is gathered, and the backward scatters the sum of the parts, so that none holds all of it.
+    """
+
+    def whole(p: Param, w: Any) -> Any:
+        is_matrix = "embed" in p.axes and len(p.axes) > 1
+        if is_matrix and any(axis_size(axis) > 1 for axis in over):
+            return _gather_to_scatter(w, p, over)
+        return shard(w, *p.axes, rules=GATHERED)
+
+    return jax.tree.map(whole, specs_of(specs, weights), weights, is_leaf=_is_param)
 
 
-def partitions(specs: Any, weights: Any) -> Any:
-    """How the mesh divides each array of gathered weights."""
-    return map_specs(lambda p: spec(*p.axes, rules=GATHERED), specs_of(specs, weights))
+def _gather_to_scatter(w: jax.Array, p: Param, over: tuple[str, ...]) -> jax.Array:
+    """`w` whole along the model width; its gradient is a part on each device along `over`.
+
+    (A reshard would do, but the compiler of TPUs sums its gradient whole and takes a slice.)
+    """
+    width = p.axes.index("embed")
+    divided = jax.typeof(w).sharding.spec[width] or ()
+    divided = (divided,) if isinstance(divided, str) else divided
+    along = tuple(axis for axis in divided if axis in over and axis_size(axis) > 1)
+    rest = tuple(axis for axis in over if axis not in along)
+    whole = spec(*p.axes, rules=GATHERED)
+    parts = PartitionSpec(*(along or None if i == width else axis for i, axis in enumerate(whole)))
+
+    def local(w: jax.Array) -> jax.Array:
+        w = lax.pcast(w, rest, to="reduced")
+        return lax.all_gather(w, along, axis=width, tiled=True, to="reduced") if along else w
+
+    w = jax.sharding.reshard(w, parts)
+    reduced = whole.update(reduced=frozenset(over))
+    return jax.shard_map(local, in_specs=parts, out_specs=reduced)(w)
+
+
+def partitions(weights: Any) -> Any:
+    """How the mesh divides each array of weights, as `shard_map` wants it."""
+    return jax.tree.map(lambda w: jax.typeof(w).sharding.spec, weights)

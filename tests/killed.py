@@ -6,27 +6,11 @@ checkpoint is written, so that the steps before it are lost. With 0 it is not ki
 
 import os
 import signal
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 from ringworld.cli import program
 from ringworld.train.checkpoint import Checkpoints
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def launch(save: int, *words: str, **environment: str) -> subprocess.Popen[str]:
-    """Start this file as a program, with these variables in its environment."""
-    search = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(
-        [sys.executable, __file__, str(save), *words],
-        env={**os.environ, "PYTHONPATH": search, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 def main() -> None:

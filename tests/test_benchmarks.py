@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from benchmarks.attention import GEMM, OURS, THEIRS, TORCH, list_aims, make_tables
+from benchmarks.attention import OURS, THEIRS, TORCH, list_aims, make_tables
 from benchmarks.table import END, START, Aim, Measurement, markdown, put_between, row
+from benchmarks.turns import GEMM
 from benchmarks.work import Case, count_flops, documents, make_segments
 
 
@@ -60,8 +61,8 @@ def test_aims_compare_the_best_of_each_side() -> None:
     plain, packed = (Case(length=512, kind=kind, backward=True) for kind in ("plain", "packed"))
     rings = (measured(f"{OURS}, ring of 2", 6.0), measured(f"{OURS}, ring of 8", 11.0))
     theirs = (measured(THEIRS, 40.0), measured(f"{THEIRS}, ring of 2", 20.0))
-    found = [measured(OURS, 10.0), *rings, *theirs, measured(TORCH, 8.0), measured(GEMM, 1.0)]
-    results = {plain: found, packed: [measured(OURS, 1.0), measured(GEMM, 1.0)]}
+    found = [measured(OURS, 10.0), *rings, *theirs, measured(TORCH, 8.0), measured(GEMM.name, 1.0)]
+    results = {plain: found, packed: [measured(OURS, 1.0), measured(GEMM.name, 1.0)]}
     ratios = [aim.ratio for aim in list_aims(results, [])]
     assert ratios == pytest.approx([6 / 8, 6 / 20, 11 / 10, 6 / 1])
     assert len(make_tables(results, [], 0)[0][2]) == 9

@@ -22,6 +22,7 @@ from ringworld.layers import embed, over_tokens
 from ringworld.mesh import make_mesh, shard
 from ringworld.models.llama import Activations, Llama, blocks_specs, mlp, run_layers
 from ringworld.models.world import World, specs
+from ringworld.plan import hlo
 from ringworld.settings import MeshShape
 from ringworld.train import loss as loss_module
 from ringworld.train.loss import loss
@@ -41,10 +42,6 @@ by_mesh = pytest.mark.parametrize(
 # What the arguments of the loss below are, in logical axes; weights come gathered.
 AXES = [("batch", "seq", None), ("batch", "seq", None), (None,), (None, "mlp"), (None, "mlp")]
 AXES += [("mlp", None)]
-MLP = tuple(
-    params.Param(shape, axes)
-    for shape, axes in zip([(D,), (D, F), (D, F), (F, D)], AXES[2:], strict=True)
-)
 
 
 @cache
@@ -62,7 +59,7 @@ def placed_arrays() -> list[jax.Array]:
 
 def feed_forward(x: Any, *weights: Any) -> Any:
     """The MLP added to its input, as a layer does."""
-    return x + over_tokens(partial(mlp, eps=EPS), x, weights, MLP)
+    return x + over_tokens(partial(mlp, eps=EPS), x, weights)
 
 
 def loss_of(chunk: int) -> Any:
@@ -244,6 +241,18 @@ def test_logits_exist_for_one_chunk_and_one_part_of_the_vocabulary() -> None:
     assert max(math.prod(shape) for shape in shapes) == D * ROWS // 2 == LOGITS * ROWS // 2
 
 
+def test_sums_of_gradients_are_scattered_where_weights_are_divided() -> None:
+    found = hlo.collectives(hlo.read_program(compiled_loss()))
+    scattered = [c for c in found if c.kind == "reduce-scatter"]
+    # Seven matrices of a layer, the table and the head; in float32, whatever the products are in.
+    assert len(scattered) == 9 and all(c.shapes[0].dtype == "f32" for c in scattered)
+    largest = max(c.bytes for c in scattered)
+    assert largest == 4 * D * ROWS // 2
+    # Along the ring, which does not divide the weights here, the parts of fsdp are summed.
+    summed = [shape.bytes for c in found if c.kind == "all-reduce" for shape in c.shapes]
+    assert max(summed) == largest // 2
+
+
 @by_mesh
 def test_the_lookup_in_parts_gives_the_rows_and_gradients_of_the_whole_table(
     shape: MeshShape,
@@ -259,8 +268,7 @@ def test_the_lookup_in_parts_gives_the_rows_and_gradients_of_the_whole_table(
     with jax.set_mesh(mesh_of(shape)):
         placed = shard(jnp.asarray(table), "vocab", None)
         rows = [shard(jnp.asarray(a), "batch", "seq") for a in (ids, keep, scale)]
-        param = params.Param(table.shape, ("vocab", "embed"))
-        found, pull = jax.vjp(lambda table: embed(table, *rows[:2], param), placed)
+        found, pull = jax.vjp(lambda table: embed(table, *rows[:2]), placed)
         (grads,) = pull(rows[2])
     np.testing.assert_array_equal(found, np.where(keep[..., None], table[ids], 0))
     assert_close(grads, wanted)

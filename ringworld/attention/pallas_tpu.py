@@ -328,6 +328,8 @@ def _backward_pass(
     inputs = _inputs(grid, queries, keys) + _saved(grid, saved)
     stays = [(dq, grid.block(*dq.shape[-2:], keys=False))]
     [dq] = grid.run(_backward_queries, inputs, stays, 3, interpret)
+    # In a ring, dk and dv arrive while dq is computed: the kernel that adds to them comes after.
+    dq, queries = lax.optimization_barrier((dq, queries))
     grid = _make_grid(queries, keys, over_keys=False)
     inputs = _inputs(grid, queries, keys) + _saved(grid, saved)
     block = grid.block(*dk.shape[-2:], keys=True)

@@ -15,6 +15,8 @@ Source: Liu, Zaharia, Abbeel, "Ring Attention with Blockwise Transformers" (arXi
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -40,8 +42,10 @@ from ringworld.attention.tiles import (
 from ringworld.params import Leaf
 
 Tree = TypeVar("Tree")
-Sums = tuple[Array, Array]  # dk, dv
 
+# Numbers of q of the heads whose gradients are summed at one time: 256 MiB in float32. What travels
+# of dk and dv has two places, so a round of attention without groups takes six times as much.
+AT_ONCE = 1 << 26
 # The names under which a checkpoint policy can keep what the backward needs of the ring.
 SAVED = ("attention_out", "attention_lse")
 
@@ -114,19 +118,17 @@ def _backward_round(
 ) -> Grads:
     """The gradients of one round: dq at home, dk and dv sent home.
 
-    dk and dv travel one step late: what a device sends on was made in the step before, so that the
-    transfer need not wait for this step's computing.
+    dk and dv travel one step late, at the start of the step that adds to them: a kernel that
+    computes dq first does so meanwhile.
     """
-    dq, no_dk, no_dv = zero_grads(queries, keys)
 
-    def step(_: Array, carry: tuple[Keys, Array, Sums]) -> tuple[Keys, Array, Sums]:
-        here, dq, late = carry
-        coming, (dk, dv) = rotate(here, axis), rotate(late, axis)
-        dq, more_k, more_v = kernel.backward(queries, here, saved, (dq, no_dk, no_dv))
-        return coming, dq, (dk + more_k, dv + more_v)
+    def step(_: Array, carry: tuple[Keys, Grads]) -> tuple[Keys, Grads]:
+        here, (dq, dk, dv) = carry
+        coming, (dk, dv) = rotate(here, axis), rotate((dk, dv), axis)
+        return coming, kernel.backward(queries, here, saved, (dq, dk, dv))
 
-    last, dq, late = lax.fori_loop(0, hops, step, (keys, dq, (no_dk, no_dv)))
-    dk, dv = rotate(late, axis)
+    last, (dq, dk, dv) = lax.fori_loop(0, hops, step, (keys, zero_grads(queries, keys)))
+    dk, dv = rotate((dk, dv), axis)
     dq, dk, dv = kernel.backward(queries, last, saved, (dq, dk, dv))
     return dq, *send_home((dk, dv), hops, axis)
 
@@ -140,18 +142,54 @@ def _attend_tiles_backward(
     """dS = P * (dout V - delta) with P from the global log-sum-exp, summed round the ring."""
     queries, keys, hops, out, lse = residuals
     saved = Saved(dout, lse, jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32), -1))
-    if axis is None:
-        dq, dk, dv = kernel.backward(queries, keys, saved, zero_grads(queries, keys))
-    else:
-        dq, dk, dv = _backward_round(queries, keys, saved, hops, kernel, axis)
+
+    def pull(queries: Queries, keys: Keys, saved: Saved) -> Grads:
+        if axis is None:
+            grads = kernel.backward(queries, keys, saved, zero_grads(queries, keys))
+        else:
+            grads = _backward_round(queries, keys, saved, hops, kernel, axis)
+        return _narrow(grads, queries, keys)
+
+    dq, dk, dv = _some_heads_at_a_time(pull, queries, keys, saved)
+    no_reach = jax.tree.map(lambda _: None, (queries.reach, queries.bounds))
+    return Queries(dq, *no_reach), Keys(dk, dv, Where(None, None)), None
+
+
+def _narrow(grads: Grads, queries: Queries, keys: Keys) -> Grads:
+    """The gradients in the types of q, k and v."""
+    dq, dk, dv = grads
     # Scores are in bits: a change of one bit is a change of ln 2 in the exponent of e.
     dq, dk = dq * math.log(2), dk * math.log(2)
-    no_reach = jax.tree.map(lambda _: None, (queries.reach, queries.bounds))
-    return (
-        Queries(dq.astype(queries.q.dtype), *no_reach),
-        Keys(dk.astype(keys.k.dtype), dv.astype(keys.v.dtype), Where(None, None)),
-        None,
-    )
+    return dq.astype(queries.q.dtype), dk.astype(keys.k.dtype), dv.astype(keys.v.dtype)
+
+
+def _some_heads_at_a_time(
+    pull: Callable[[Queries, Keys, Saved], Grads], queries: Queries, keys: Keys, saved: Saved
+) -> Grads:
+    """`pull` of all heads, so many key heads at a time that a device has room for their sums."""
+    heads = keys.k.shape[2]
+    most = max(1, AT_ONCE * heads // queries.q.size)
+    group = next(n for n in range(min(most, heads), 0, -1) if heads % n == 0)
+    if group == heads:
+        return pull(queries, keys, saved)
+
+    def step(n: Array, grads: Grads) -> Grads:
+        def some(x: Array) -> Array:
+            return lax.dynamic_slice_in_dim(x, n * group, group, axis=2)
+
+        found = pull(
+            replace(queries, q=some(queries.q)),
+            replace(keys, k=some(keys.k), v=some(keys.v)),
+            jax.tree.map(some, saved),
+        )
+        return jax.tree.map(
+            lambda x, part: lax.dynamic_update_slice_in_dim(x, part, n * group, axis=2),
+            grads,
+            found,
+        )
+
+    nothing = jax.tree.map(jnp.zeros_like, (queries.q, keys.k, keys.v))
+    return lax.fori_loop(0, heads // group, step, nothing)
 
 
 _attend_tiles.defvjp(_attend_tiles_forward, _attend_tiles_backward)

@@ -236,7 +236,7 @@ class Video(Computes, VideoRequest):
 
 @dataclass(frozen=True, kw_only=True)
 class Serve(ServeConfig):
-    """Serve a model over HTTP as OpenAI's API."""
+    """Serve a model over HTTP as OpenAI's API, with a page to talk to it."""
 
     model: Positional[Path] = SHIPPED
     """a model folder, a weights file, or the name of a fetched model"""
@@ -319,7 +319,7 @@ VERBS = {
         LossByPosition, "MODEL --text F", "loss by position, plain and extended"
     ),
     "chat": Entry(Talk, 'MODEL ["QUESTION"]', "talk, about a document, pictures or a film"),
-    "serve": Entry(Serve, "[MODEL]", "a model over HTTP, as OpenAI's API"),
+    "serve": Entry(Serve, "[MODEL]", "a model over HTTP as OpenAI's API, and a page"),
     "generate video": Entry(Video, 'MODEL "CAPTION" -o F', "a clip from a caption"),
     "convert": Entry(Convert, "SOURCE TARGET", "weights in and out; --add-vision CODEC"),
 }

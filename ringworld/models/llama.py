@@ -25,7 +25,7 @@ from ringworld.attention import attend
 from ringworld.attention.mask import Where, window
 from ringworld.attention.ring import SAVED
 from ringworld.errors import InputError
-from ringworld.layers import contract, over_tokens, product, rms_norm
+from ringworld.layers import contract, over_tokens, product, rms_norm, token_axes
 from ringworld.params import Matrix, Weight, constant, dense, gather, pytree_dataclass, stacked
 from ringworld.rope import Rope, turn_halves
 from ringworld.rope_scaling import Scaling
@@ -231,13 +231,11 @@ def layer(
 
     The MLP has its norm inside, so that both go through the tokens in chunks (`over_tokens`).
     """
-    table = block_specs(c)
-    w = gather(w, table)
+    w = gather(w, block_specs(c), token_axes(x))
     added, cache = attention(rms_norm(x, w.attn_norm, c.norm_eps), w, where, attend, c)
     x = x + added
     weights = (w.mlp_norm, w.w_gate, w.w_up, w.w_down)
-    params = (table.mlp_norm, table.w_gate, table.w_up, table.w_down)
-    x = x + over_tokens(partial(mlp, eps=c.norm_eps), x, weights, params)
+    x = x + over_tokens(partial(mlp, eps=c.norm_eps), x, weights)
     return x, cache
 
 

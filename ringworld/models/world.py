@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ringworld.attention.mask import Where
-from ringworld.layers import contract, embed, product, rms_norm
+from ringworld.layers import contract, embed, product, rms_norm, token_axes
 from ringworld.mesh import platform, replicate, shard
 from ringworld.models import llama
 from ringworld.models.llama import COMPUTE, Block, Llama
@@ -92,11 +92,14 @@ def embed_tokens(
     weights: WorldWeights, tokens: Int[Array, "B T"], vision: Bool[Array, "B T"], c: World
 ) -> Float[Array, "B T D"]:
     """Each token's row of the table of its kind, in the model's compute dtype."""
-    params = specs(c).text_embed, specs(c).vision_embed
-    tables = gather((weights.text_embed, weights.vision_embed), params)
-    x = embed(tables[0], tokens, ~vision, params[0])
+    tables = gather(
+        (weights.text_embed, weights.vision_embed),
+        (specs(c).text_embed, specs(c).vision_embed),
+        token_axes(tokens),
+    )
+    x = embed(tables[0], tokens, ~vision)
     if tables[1] is not None:
-        x = x + embed(tables[1], tokens, vision, params[1])
+        x = x + embed(tables[1], tokens, vision)
     return x.astype(COMPUTE[c.llama.dtype])
 
 
@@ -116,17 +119,14 @@ def forward(
     return rms_norm(x, weights.heads.norm, c.llama.norm_eps)
 
 
-def heads_specs(c: World) -> Heads:
-    """The spec table of what `gather_heads` returns."""
-    heads = specs(c).heads
-    return replace(heads, text=_head(c.llama.model, c.vocabulary.text)) if c.tied else heads
+def gather_heads(weights: WorldWeights, c: World, over: tuple[str, ...] = ()) -> Heads:
+    """The heads, gathered for tokens that are divided `over` mesh axes (`params.gather`).
 
-
-def gather_heads(weights: WorldWeights, c: World) -> Heads:
-    """The heads, gathered; in a tied model the text table is the text head."""
-    heads = gather(weights.heads, specs(c).heads)
+    In a tied model the text table is the text head.
+    """
+    heads = gather(weights.heads, specs(c).heads, over)
     if c.tied:
-        heads = replace(heads, text=gather(weights.text_embed, specs(c).text_embed).T)
+        heads = replace(heads, text=gather(weights.text_embed, specs(c).text_embed, over).T)
     return heads
 
 
@@ -215,10 +215,3 @@ def token_nll(
 ) -> Float[Array, "T"]:
     """The first of `token_losses`."""
     return token_losses(x, head, targets, axis)[0]
-
-
-def count_weights(c: World) -> tuple[int, int, int]:
-    """The weights of the layers' matrices, of the text head and of the vision head."""
-    D, F, N, K, H = c.llama.model, c.llama.mlp, c.llama.heads, c.llama.kv_heads, c.llama.head_width
-    layers = c.llama.layers * (2 * D * N * H + 2 * D * K * H + 3 * D * F)
-    return layers, D * c.vocabulary.text, D * c.vocabulary.vision_rows

@@ -3,11 +3,12 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from ringworld.errors import InputError
-from ringworld.settings import Extension, MeshShape
+from ringworld.settings import Extension, MeshShape, WeightOptions
 
 # Addresses that only this machine reaches, and the names that a browser has for them.
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -17,7 +18,7 @@ KEY_VARIABLE = "RINGWORLD_API_KEY"
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """Serve a model over HTTP as OpenAI's API."""
+    """Serve a model over HTTP as OpenAI's API, with a page to talk to it."""
 
     model: Positional[Path]
     """a model folder, a weights file, or the name of a fetched model"""
@@ -51,6 +52,7 @@ class ServeConfig:
     """tokens of prompts that may wait; more are refused with 503"""
     fps: float = 1.0
     """frames taken from a film, per second, where a request does not say"""
+    weights: Annotated[WeightOptions, arg(name="")] = WeightOptions()
     mesh: MeshShape = field(default_factory=MeshShape)
 
     def __post_init__(self) -> None:

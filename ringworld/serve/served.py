@@ -1,7 +1,6 @@
 """A model made ready to serve: what the front needs of it, and the engine that runs it."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from ringworld.chat.session import find_stops
 from ringworld.chat.terminal import choose_template
@@ -56,7 +55,7 @@ def load_served(asked: ServeConfig) -> Served:
 
     Raises InputError when a file is missing or damaged, or the model has no tokenizer.
     """
-    model = load_model(Path(asked.model))
+    model = load_model(asked.model, asked.weights.dtype, asked.weights.adapter)
     config = model.config
     if asked.context is not None:
         config = extend_context(config, asked.context, asked.rope)

@@ -10,7 +10,10 @@ share of the square of the logits' log-sum-exp, which keeps the logits from drif
 Chowdhery et al., "PaLM" (arXiv 2204.02311), section 5.
 """
 
+import math
+from collections.abc import Callable, Collection
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +21,18 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ringworld.batch import Batch
+from ringworld.layers import vary
 from ringworld.mesh import shard, spec
 from ringworld.models.world import (
     Heads,
     World,
     WorldWeights,
-    count_weights,
     forward,
     gather_heads,
-    heads_specs,
+    specs,
     token_losses,
 )
-from ringworld.params import Matrix, partitions
+from ringworld.params import Matrix, Param, partitions, paths
 from ringworld.train.build import Metrics
 
 # Tokens whose logits exist at one time on a device: 1024 x 32000 float32 logits are 125 MiB.
@@ -86,17 +89,17 @@ def _sums(
     return lax.scan(step, start, pieces)[0]
 
 
-def nll_sums(x: Float[Array, "B T D"], heads: Heads, batch: Batch, c: World) -> Float[Array, "2 2"]:
+def nll_sums(x: Float[Array, "B T D"], heads: Heads, batch: Batch) -> Float[Array, "2 2"]:
     """The weighted sums of a batch, text and vision: of nll, and of log_z^2.
 
     The heads are gathered.
     """
-    of_heads = partitions(heads_specs(c), heads)
+    of_heads = partitions(heads)
 
     def everywhere(x: Array, heads: Heads, batch: Batch) -> Array:
         # Each device sums its own gradient of the heads over its chunks, and one sum over devices
         # follows. Left to autodiff it would stand in the branch that a device may skip: a deadlock.
-        heads = jax.tree.map(lambda w: lax.pcast(w, ROWS, to="varying"), heads)
+        heads = jax.tree.map(lambda w: vary(w, ROWS), heads)
         return lax.psum(_sums(x, heads, batch, "tensor"), ROWS)
 
     return jax.shard_map(
@@ -117,18 +120,26 @@ def loss_sums(weights: WorldWeights, batch: Batch, c: World) -> Float[Array, "2 
     """The weighted sums of a batch, or of some of its rows: what `nll_sums` returns."""
     batch = _placed(batch)
     x = forward(weights, batch.tokens, batch.vision, batch.where, c)
-    return nll_sums(x, gather_heads(weights, c), batch, c)
+    return nll_sums(x, gather_heads(weights, c, ROWS), batch)
 
 
 def balance(
-    sums: Float[Array, "2 2"], batch: Batch, c: World, vision_share: float, z_loss: float
+    sums: Float[Array, "2 2"],
+    batch: Batch,
+    c: World,
+    vision_share: float,
+    z_loss: float,
+    table: Any = None,
+    frozen: Collection[str] = (),
 ) -> tuple[Float[Array, ""], Metrics]:
     """The loss of a batch from its sums, and what the record of a step has of it.
 
     `vision_share` is b above: LWM's is 0.5. `z_loss` is the weight of the z-loss: PaLM's is 1e-4.
     Metrics: `text_loss` and `vision_loss`, without the z-loss, NaN where the batch has no such
     target; `text_targets` and `vision_targets`, how many targets have a weight; `z_loss`, the
-    balanced mean of log_z^2, before its weight; `flops`, what `batch_flops` counts.
+    balanced mean of log_z^2, before its weight; `flops`, what `batch_flops` counts for the spec
+    table of the weights, without one the model's own, of which those named in `frozen` are not
+    trained.
     """
     batch = _placed(batch)
     text_weights = jnp.where(batch.target_vision, 0.0, batch.weights)
@@ -145,28 +156,55 @@ def balance(
         "text_targets": targets[0],
         "vision_targets": targets[1],
         "z_loss": jnp.sum(shares * squares) / whole,
-        "flops": batch_flops(batch, targets[0], targets[1], c),
+        "flops": batch_flops(batch, targets[0], targets[1], c, table, frozen),
     }
 
 
 def batch_flops(
-    batch: Batch, text_targets: Float[Array, ""], vision_targets: Float[Array, ""], c: World
+    batch: Batch,
+    text_targets: Float[Array, ""],
+    vision_targets: Float[Array, ""],
+    c: World,
+    table: Any = None,
+    frozen: Collection[str] = (),
 ) -> Float[Array, ""]:
     """The floating point operations of a training step that the batch needs, float32.
 
-    6 a weight and token, 3.5 times the forward of attention, which is 4 N H a layer and pair of a
-    query and a key that it sees. Padding, pairs that the mask leaves out, heads at positions
-    without a target, and what is computed twice do not count.
+    `table` describes the weights, where they are not the model's own. 6 a weight and token, of
+    which a weight named in `frozen` needs 4; 3.5 times the forward of attention, which is 4 N H a
+    layer and pair of a query and a key that it sees. Where nothing but heads is trained, layers
+    need their forward alone. Padding, pairs that the mask leaves out, heads at positions without a
+    target, and what is computed twice do not count.
     """
     real = batch.segments > 0
     seen = batch.positions.astype(jnp.float32) + 1  # in a segment, positions count from 0
     if c.llama.window is not None:
         seen = jnp.minimum(seen, c.llama.window)
     pairs = jnp.sum(jnp.where(real, seen, 0.0))
-    layers, text_head, vision_head = count_weights(c)
-    heads = float(text_head) * text_targets + float(vision_head) * vision_targets
-    attention = 14.0 * c.llama.layers * c.llama.heads * c.llama.head_width * pairs
-    return 6.0 * (float(layers) * _count(real) + heads) + attention
+    weights = paths(specs(c) if table is None else table)
+    trained = {name for name in weights if name not in frozen}
+    back = 2 if any(not name.startswith("heads.") for name in trained) else 0
+
+    def count(of: Callable[[str], bool]) -> float:
+        """The operations that a token needs for the matrices of these names."""
+        sizes = {name: math.prod(p.shape) for name, p in weights.items() if is_matrix(name, p)}
+        each = (
+            size * (2 + back + 2 * (name in trained)) for name, size in sizes.items() if of(name)
+        )
+        return float(sum(each))
+
+    layers = count(lambda name: name.startswith("blocks."))
+    text = count(lambda name: name.startswith("text_embed" if c.tied else "heads.text"))
+    vision = count(lambda name: name.startswith("heads.vision"))
+    heads = text * text_targets + vision * vision_targets
+    attention = 4.0 + 5.0 * back
+    attention *= c.llama.layers * c.llama.heads * c.llama.head_width * pairs
+    return layers * _count(real) + heads + attention
+
+
+def is_matrix(name: str, p: Param) -> bool:
+    """Whether tokens are multiplied with this weight: a matrix, or a factor of an adapter."""
+    return name.endswith((".a", ".b")) or ("embed" in p.axes and not name.endswith(".scales"))
 
 
 def _placed(batch: Batch) -> Batch:

@@ -24,6 +24,7 @@ from ringworld.models.context_extension import extend_context
 from ringworld.models.llama import COMPUTE, HOST, Activations, Dtype
 from ringworld.models.lora import Lora
 from ringworld.models.world import World, WorldWeights, specs
+from ringworld.params import paths
 from ringworld.progress import Announce
 from ringworld.rope import check_rope
 from ringworld.settings import Extension, MeshShape, WeightAxis
@@ -320,11 +321,18 @@ def build_stage(
     """
     table, kept = trained_specs(config, stage.lora), as_computed(config, stage)
     updates = freeze_base(stage.updates, config, stage.lora)
-    trained, _ = divide(table, updates.frozen)
+    trained, frozen = divide(table, updates.frozen)
     optimizer = make_optimizer(stage.optimizer, stage.loop.steps, trained)
     loss = SummedLoss(
         partial(loss_sums, c=kept),
-        partial(balance, c=kept, vision_share=stage.vision_share, z_loss=stage.z_loss),
+        partial(
+            balance,
+            c=kept,
+            vision_share=stage.vision_share,
+            z_loss=stage.z_loss,
+            table=table,
+            frozen=tuple(paths(frozen)),
+        ),
     )
     return build(table, mesh, optimizer, loss, stage.rules, updates), optimizer
 

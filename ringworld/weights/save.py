@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer as Backend
 
+from ringworld.distributed import first_goes_first
 from ringworld.errors import InputError
 from ringworld.models.world import World, specs
 from ringworld.params import Param, paths
@@ -101,10 +102,12 @@ def convert(
 def unpack_model(src: Path, folder: Path, announce: Announce) -> Path:
     """The model of a file, or of a name that `fetch` knows, as `folder`, a folder of ours.
 
-    It is made unless it is there. Its tokenizer is then a file beside it, as training needs it.
+    It is made unless it is there, by the first of several processes. Its tokenizer is then a file
+    beside it, as training needs it.
     """
-    if not folder.exists():
-        convert(src, folder, None, announce)
+    with first_goes_first():
+        if not folder.exists():
+            convert(src, folder, None, announce)
     return folder
 
 

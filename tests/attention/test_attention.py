@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from ringworld import attention
 from ringworld.attention import attend
+from ringworld.attention import ring as ring_module
 from ringworld.attention.block import BLOCKWISE
 from ringworld.attention.layout import zigzag_order
 from ringworld.attention.mask import (
@@ -30,6 +31,7 @@ from ringworld.attention.mask import (
     sees_all,
 )
 from ringworld.attention.ring import count_hops
+from ringworld.attention.tiles import Keys, Queries, zero_grads
 from ringworld.errors import InputError
 from ringworld.mesh import make_mesh, named_sharding, spec
 
@@ -213,6 +215,26 @@ def test_bfloat16_heads_are_summed_in_float32() -> None:
     # at 128 terms would be some 2^-5.
     for a, b in zip(found, definition(*narrow, where, True), strict=True):
         assert np.abs(a.astype(np.float64) - b).max() <= 2**-7 * np.abs(b).max()
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("ring", [1, 4])
+def test_gradients_of_some_heads_at_a_time_are_those_of_all(
+    monkeypatch: pytest.MonkeyPatch, ring: int, heads: int
+) -> None:
+    arrays, where, mesh = draw(T, HEADS["mha"]), packed(), make_mesh(seq=ring)
+    wanted, seen = run("xla", ring, arrays, where, True), []
+
+    def zero(queries: Queries, keys: Keys) -> Any:
+        seen.append(keys.k.shape[2])
+        return zero_grads(queries, keys)
+
+    monkeypatch.setattr(ring_module, "AT_ONCE", heads * B * T // ring * H)
+    monkeypatch.setattr(ring_module, "zero_grads", zero)
+    with jax.set_mesh(mesh):
+        found = compiled.__wrapped__("xla", True)(*place(mesh, arrays, where))
+    assert set(seen) == {heads}
+    assert_close(jax.device_get(found), wanted)
 
 
 @pytest.mark.parametrize("shape", [{"data": 2, "seq": 2, "tensor": 2}, {"fsdp": 2, "tensor": 4}])

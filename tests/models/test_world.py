@@ -216,7 +216,7 @@ def pull_of_one_target() -> Any:
             x = rms_norm(x, weights.heads.norm, TINY.llama.norm_eps)
             here = jnp.where(place, 1.0, jnp.zeros_like(batch.weights))
             one = Batch(**{**vars(batch), "weights": here})
-            return nll_sums(x, params.gather(weights.heads, specs(TINY).heads), one, TINY)[0].sum()
+            return nll_sums(x, params.gather(weights.heads, specs(TINY).heads), one)[0].sum()
 
         return jax.grad(nll)(embed_tokens(weights, batch.tokens, batch.vision, TINY))
 

@@ -1,14 +1,12 @@
 """Any model to longer contexts: what is chosen, what may be changed, and that it survives."""
 
 import json
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from killed import launch
 from tiny_models import tiny_world
 
 from ringworld import cli
@@ -25,7 +23,7 @@ from ringworld.weights.open import open_model
 from ringworld.weights.save import convert
 from ringworld.weights.shipped import NANO
 from ringworld.weights.tensors import read_tensors
-from tests import foreign
+from tests import foreign, worlds
 
 # SmolLM2-135M's shape, made small: three query heads to a key head, and one table for both ends.
 WORLD = replace(
@@ -187,26 +185,41 @@ def test_a_ladder_starts_from_a_gguf_file(tokens: Path, tmp_path: Path) -> None:
 # ---- survival
 
 
+# A hundredth of the change that a step of AdamW makes at the rate of 1e-2. Sums in another order
+# are off by rounding, which AdamW makes larger where a gradient is nearly 0; 7e-5 is what is seen.
+ROUNDED = 1e-4
+
+
+@pytest.mark.parametrize(
+    ("processes", "tolerance"),
+    [
+        pytest.param((1, 2, 1), ROUNDED, id="1-2-1"),
+        pytest.param((1, 1, 1), 0.0, id="1-1-1", marks=pytest.mark.slow),
+    ],
+)
 def test_a_ladder_that_was_killed_twice_makes_the_model_of_one_that_was_not(
-    start: Path, tokens: Path, tmp_path: Path
+    start: Path, tokens: Path, tmp_path: Path, processes: tuple[int, ...], tolerance: float
 ) -> None:
-    words = words_of(start, tokens)
+    def train(name: str, count: int, dies_at: int) -> str:
+        words = [*words_of(start, tokens), "--folder", tmp_path / name]
+        command = [Path(worlds.__file__).with_name("killed.py"), str(dies_at), *words]
+        ended = worlds.wait_for(worlds.launch([command] * count))
+        for one in ended:
+            assert (one.code != 0) == (dies_at > 0), one.err
+        return ended[0].err
 
-    def train(name: str, dies_at: int) -> str:
-        run = launch(dies_at, *words, "--folder", str(tmp_path / name), JAX_NUM_CPU_DEVICES="4")
-        said = run.communicate(timeout=300)[0]
-        assert run.returncode == (-signal.SIGKILL if dies_at else 0), said
-        return said
-
-    train("whole", 0)
-    train("killed", 2)  # in the first stage, after four steps of which two are saved
-    train("killed", 5)  # two saves of the first stage, and three of the second
+    train("whole", 1, 0)
+    train("killed", processes[0], 2)  # in the first stage, after four steps: two are saved
+    train("killed", processes[1], 5)  # two saves of the first stage, and three of the second
     assert not (tmp_path / "killed" / "64" / "model").exists()
-    assert "going on from step 4 of 6" in train("killed", 0)
+    assert "going on from step 4 of 6" in train("killed", processes[2], 0)
     for context in map(str, CONTEXTS):
-        for file in (LEDGER_FILE, "model/model.safetensors", "model/config.json"):
-            whole, killed = (tmp_path / run / context / file for run in ("whole", "killed"))
-            assert killed.read_bytes() == whole.read_bytes(), file
+        whole, killed = (tmp_path / run / context for run in ("whole", "killed"))
+        for file in (LEDGER_FILE, "model/config.json"):
+            assert (killed / file).read_bytes() == (whole / file).read_bytes()
+        found, wanted = (read_tensors(run / "model/model.safetensors") for run in (killed, whole))
+        for name, weight in wanted.items():
+            np.testing.assert_allclose(found[name], weight, rtol=0, atol=tolerance, err_msg=name)
     config = open_model(tmp_path / "whole" / "128" / "model").config
     assert config.tied and config.llama.context == 128 and config.llama.kv_heads == 2
     assert config.llama.rope_theta > WORLD.llama.rope_theta

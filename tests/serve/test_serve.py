@@ -1,9 +1,11 @@
 """The server: the official client and plain HTTP, over real connections."""
 
 import base64
+import gzip
 import http.client
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -27,7 +29,7 @@ from ringworld.inference.generate import score_texts
 from ringworld.media.clip import write_animation
 from ringworld.media.sampling import FrameSampling
 from ringworld.serve.answers import TextWriter
-from ringworld.serve.app import make_app
+from ringworld.serve.app import PAGE_FOLDER, make_app
 from ringworld.serve.config import ServeConfig
 from ringworld.serve.engine_thread import AnswerPiece, EngineThread
 from ringworld.serve.film_codes import choose_frames, parse_data_url
@@ -37,6 +39,7 @@ from ringworld.text.load import load_tokenizer
 from ringworld.weights.shipped import NANO
 
 BOOK = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 20
+PAGE_MODULES = ["api.js", "film.js", "files.js", "moments.js"]
 CONFIG = ServeConfig(model=NANO, port=0, rows=4)
 
 
@@ -527,9 +530,24 @@ def test_the_page_may_load_and_run_nothing_of_elsewhere(server: Running) -> None
     assert status == 200 and headers["content-type"].startswith("text/html")
     policy = headers["content-security-policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy
-    assert b"http://" not in page and b"https://" not in page
-    style = server.ask("GET", "/page/style.css")
-    assert style[0] == 200 and style[1]["content-type"].startswith("text/css")
+    whole = page
+    for name in re.findall(r'"/page/([^"]+)"', page.decode()) + PAGE_MODULES:
+        status, headers, content = server.ask("GET", f"/page/{name}")
+        assert status == 200 and headers["content-type"].split("/")[0] == "text", name
+        whole += content
+    assert not re.search(rb"https?://", whole)
+    assert not re.search(rb"<script>|\son\w+=|style=", page), "the policy would stop it"
+    assert len(gzip.compress(whole)) < 60 << 10
+
+
+def test_the_page_never_makes_html_of_words() -> None:
+    for path in sorted(PAGE_FOLDER.glob("*.js")):
+        found = re.search(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|"
+            r"setHTML|DOMParser|location\.(search|hash)",
+            path.read_text(encoding="utf-8"),
+        )
+        assert not found, (path.name, found)
 
 
 def test_metrics_count_what_was_asked_and_answered(server: Running) -> None:

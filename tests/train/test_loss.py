@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from counted import count_operations
 from tiny_world import TINY, batch_of, draw
 
 from ringworld.batch import Batch
 from ringworld.data.packing.rows import MASKED, Packing
+from ringworld.models.lora import Lora, adapted_specs, frozen_names
 from ringworld.models.world import WorldWeights, forward, read_heads, specs
-from ringworld.params import init
+from ringworld.params import init, paths
 from ringworld.train.loss import batch_flops, loss
 
 
@@ -52,22 +54,56 @@ def test_a_batch_without_any_target_that_counts_has_no_loss() -> None:
 def test_operations_are_those_that_the_masks_leave(packing: Packing, window: int | None) -> None:
     c = replace(TINY, llama=replace(TINY.llama, window=window))
     batch = batch_of(draw(1.0, 1.0), packing)
-    here, there = (np.asarray(x)[:, :, None] for x in (batch.positions, batch.segments))
-    keys, segments = np.asarray(batch.positions)[:, None], np.asarray(batch.segments)[:, None]
-    sees = (there == segments) & (segments > 0) & (keys <= here)
-    if window is not None:
-        sees &= here - keys < window
     learned = np.asarray(batch.weights) > 0
     vision = np.count_nonzero(learned & batch.target_vision)
     text = np.count_nonzero(learned) - vision
-    D, F, N, K, H = 16, 24, 4, 2, 4
-    matrices = 2 * (D * N * H + 2 * D * K * H + N * H * D + 3 * D * F)
-    # A product with a weight is 2 operations forward and 4 backward; a pair of attention is 4 H a
-    # head forward, and 2.5 times that backward.
-    wanted = 6 * matrices * np.count_nonzero(batch.segments) + 6 * D * (32 * text + 8 * vision)
-    wanted += 3.5 * 2 * 4 * H * N * np.count_nonzero(sees)
     found = batch_flops(jax.tree.map(jnp.asarray, batch), jnp.float32(text), jnp.float32(vision), c)
-    assert found == pytest.approx(wanted, rel=1e-6)
+    assert found == pytest.approx(count_operations(batch, c), rel=1e-6)
+
+
+def test_frozen_weights_need_fewer_operations() -> None:
+    batch = jax.tree.map(jnp.asarray, batch_of(draw(1.0, 1.0)))
+    learned = batch.weights > 0
+    of_text, of_vision = learned & ~batch.target_vision, learned & batch.target_vision
+    text, vision = (jnp.sum(x.astype(jnp.float32)) for x in (of_text, of_vision))
+    found = batch_flops(
+        batch, text, vision, TINY, None, ("blocks.wq", "blocks.w_down", "text_embed")
+    )
+    frozen = TINY.llama.layers * (16 * 4 * 4 + 24 * 16)
+    assert float(found) == pytest.approx(count_operations(batch, TINY, frozen), rel=1e-6)
+    below = [name for name in paths(specs(TINY)) if not name.startswith("heads.")]
+    found = batch_flops(batch, text, vision, TINY, None, below)
+    wanted = count_operations(batch, TINY, heads_alone=True)
+    assert float(found) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_adapters_need_the_operations_of_their_factors_and_no_gradient_of_the_base() -> None:
+    batch = jax.tree.map(jnp.asarray, batch_of(draw(1.0, 1.0)))
+    table = adapted_specs(TINY, Lora(rank=2, targets=("q_proj",)))
+    found = batch_flops(batch, jnp.float32(0), jnp.float32(0), TINY, table, frozen_names(table))
+    # Without targets for the heads: all matrices of the layers are frozen, and x (A B) is learned.
+    matrices = 2 * (2 * 16 * 4 * 4 + 2 * 16 * 2 * 4 + 3 * 16 * 24)
+    factors = 2 * (16 * 2 + 2 * 4 * 4)
+    tokens = np.count_nonzero(batch.segments)
+    whole = batch_flops(batch, jnp.float32(0), jnp.float32(0), TINY)
+    wanted = float(whole) + (6 * factors - 2 * matrices) * tokens
+    assert float(found) == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("window", [None, 1000])
+def test_operations_of_a_million_tokens_are_counted_to_a_hundred_thousandth(
+    window: int | None,
+) -> None:
+    c, tokens = replace(TINY, llama=replace(TINY.llama, window=window)), 1 << 20
+    ids, text = np.zeros((1, tokens), np.int32), np.zeros((1, tokens), np.bool_)
+    positions, ones = np.arange(tokens, dtype=np.int32)[None], np.ones((1, tokens), np.int32)
+    batch = Batch(ids, text, ids, text, ones.astype(np.float32), positions, ones)
+    found = jax.jit(partial(batch_flops, c=c))(batch, jnp.float32(tokens), jnp.float32(0))
+    pairs = np.minimum(np.arange(1, tokens + 1), window or tokens).sum()
+    D, F, N, K, H = 16, 24, 4, 2, 4
+    matrices = 2 * (2 * D * N * H + 2 * D * K * H + 3 * D * F) + D * 32
+    wanted = 6 * matrices * tokens + 14 * 2 * N * H * int(pairs)
+    assert float(found) == pytest.approx(wanted, rel=1e-5)
 
 
 def z_loss_written_out(weights: WorldWeights, batch: Batch, share: float, z: float) -> jax.Array:

@@ -9,17 +9,20 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from counted import count_operations
 from tiny_models import tiny_world
 
 from ringworld.data import example
 from ringworld.data.example import Example
 from ringworld.errors import InputError
+from ringworld.mesh import make_mesh
 from ringworld.models import llama
 from ringworld.models.llama import HOST, Activations
 from ringworld.models.world import specs
 from ringworld.params import shardings
 from ringworld.recipes.recipe import Recipe, record_run
 from ringworld.settings import MeshShape
+from ringworld.train import metrics
 from ringworld.train.build import Updates
 from ringworld.train.fresh_model import fresh_weights
 from ringworld.train.loop import Loop
@@ -27,6 +30,7 @@ from ringworld.train.model_stage import (
     ModelStage,
     check_activations,
     choose_rope,
+    stage_batches,
     train_stage,
 )
 from ringworld.train.optimizer import AdamW, Muon
@@ -109,6 +113,26 @@ def test_a_tiny_stage_learns_to_read_and_to_see(whole: tuple[Path, Any], name: s
     values = losses(whole[0], name)
     assert len(values) == STEPS
     assert np.mean(values[-3:]) < 0.5 * values[0]
+
+
+def test_the_record_tells_the_utilisation_by_what_the_masks_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peak = 1e11  # ten times what such small products reach on any processor
+    monkeypatch.setattr(metrics, "peak_flops", lambda dtype: peak)
+    said: list[str] = []
+    stage = replace(FIRST, loop=Loop(steps=3, log_every=1))
+    train(stage, tmp_path / "run", announce=said.append)
+    with jax.set_mesh(make_mesh(data=2, seq=2)):
+        batches = stage_batches(stage, toys(), tmp_path / "again")
+        wanted = [count_operations(batches(n), TINY) for n in range(3)]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["mfu"] * row["seconds"] * peak for row in rows] == pytest.approx(wanted, rel=1e-5)
+    lines = [line for line in said if line.startswith("step ")]
+    assert [f" mfu {row['mfu']:.1%} " in line for row, line in zip(rows, lines, strict=True)] == [
+        True
+    ] * 3
 
 
 def test_the_next_stage_starts_from_the_weights_of_the_last(
