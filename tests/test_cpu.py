@@ -23,12 +23,12 @@ def test_a_width_that_the_environment_says_stays(monkeypatch: pytest.MonkeyPatch
     assert os.environ["XLA_FLAGS"] == "--xla_cpu_prefer_vector_width=128"
 
 
-def test_virtual_devices_are_as_many_as_the_environment_says() -> None:
+def test_processes_share_eight_virtual_devices_unless_the_environment_says_how_many() -> None:
     program = (
-        "import jax; from ringworld.cpu import use_virtual_devices; use_virtual_devices(3); "
+        "import jax; from ringworld.cpu import use_virtual_devices; use_virtual_devices(4); "
         "print(jax.device_count())"
     )
-    for said, count in ((None, 3), ("5", 5)):
+    for said, count in ((None, 2), ("5", 5)):
         env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
         env |= {} if said is None else {"JAX_NUM_CPU_DEVICES": said}
         done = subprocess.run(

@@ -15,7 +15,7 @@ from ringworld.errors import InputError
 from ringworld.mesh import make_mesh
 from ringworld.models.lora import Lora, adapters_of
 from ringworld.models.world import specs
-from ringworld.params import Adapted, count
+from ringworld.params import Adapted, count, paths
 from ringworld.settings import MeshShape, WeightType
 from ringworld.train.adapters import ADAPTER, load_weights
 from ringworld.train.build import Updates
@@ -23,7 +23,7 @@ from ringworld.train.fresh_model import fresh_weights
 from ringworld.train.loop import Loop
 from ringworld.train.model_stage import ModelData, ModelStage, build_stage, train_stage
 from ringworld.train.optimizer import AdamW
-from ringworld.weights.folder import save_folder, table_of
+from ringworld.weights.folder import save_folder
 from ringworld.weights.model import load_model
 
 STEPS = 12
@@ -47,7 +47,8 @@ class Toys(ModelData):
 
 def train(stage: ModelStage, folder: Path) -> tuple[Any, Any]:
     """The weights of a stage before its first step and after its last."""
-    table = table_of(fresh_weights(TINY, 0, stage.rules), jnp.float32)
+    weights = fresh_weights(TINY, 0, stage.rules)
+    table = {name: np.asarray(weight) for name, weight in paths(weights).items()}
 
     def load() -> Any:
         return load_weights(TINY, table, stage.lora, stage.seed, stage.rules)
