@@ -628,7 +628,8 @@ def test_the_shipped_model_says_what_it_knows_in_sentences_it_was_trained_on() -
 def drawn(monkeypatch: pytest.MonkeyPatch, model: Model) -> np.ndarray:
     """The clip that every caption gives, whatever the model."""
     clip = np.arange(2 * 4 * 6 * 3, dtype=np.uint8).reshape(2, 4, 6, 3)
-    monkeypatch.setattr(ask_module, "load_model", lambda path: replace(model, about="it knows a"))
+    known = replace(model, about="it knows a")
+    monkeypatch.setattr(ask_module, "load_model", lambda path, *rest: known)
     monkeypatch.setattr(ask_module, "draw_captions", lambda model, captions, **rest: [clip])
     return clip
 
