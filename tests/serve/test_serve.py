@@ -25,7 +25,7 @@ from PIL import Image
 
 from ringworld.errors import InputError
 from ringworld.inference.engine import Engine
-from ringworld.inference.generate import score_texts
+from ringworld.inference.generate import PAGE, score_texts
 from ringworld.media.clip import write_animation
 from ringworld.media.sampling import FrameSampling
 from ringworld.serve.answers import TextWriter
