@@ -115,8 +115,9 @@ def _merge_ring(part: Partial) -> Partial:
     """The attention over the keys of every device of the ring, on each of them."""
     top = lax.pmax(part.max, AXIS)
     keep = jnp.exp2(part.max - finite(top))
-    value = lax.psum(part.value * keep[..., None], AXIS)
-    return Partial(top, lax.psum(part.sum * keep, AXIS), value)
+    sums = jnp.concatenate([part.value, part.sum[..., None]], -1) * keep[..., None]
+    sums = lax.psum(sums, AXIS)  # in one array, as in `_send_queries`
+    return Partial(top, sums[..., -1], sums[..., :-1])
 
 
 def _on_the_mesh(seq: str | None) -> Callable[[Callable[P, Attended]], Callable[P, Attended]]:
@@ -261,6 +262,21 @@ def _walk_chunk(
     return lax.map(walk, (tiles, partials, jnp.arange(tiles.shape[0], dtype=jnp.int32)))
 
 
+def _send_queries(
+    tiles: Float[Array, "K rows H"], part: Partial
+) -> tuple[Float[Array, "K rows H"], Partial]:
+    """Queries and their partial results, to the next device of the ring, as one array.
+
+    Several transfers at one time can take all threads of a CPU with virtual devices, and wait for
+    each other for ever.
+    """
+    width, sums = tiles.shape[-1], (part.max[..., None], part.sum[..., None])
+    packed = jnp.concatenate([tiles.astype(jnp.float32), part.value, *sums], -1)
+    packed = rotate(packed, AXIS)
+    coming = Partial(packed[..., -2], packed[..., -1], packed[..., width:-2])
+    return packed[..., :width].astype(tiles.dtype), coming
+
+
 @_on_the_mesh(AXIS)
 def attend_chunk(
     q: Float[Array, "1 T N H"],
@@ -283,13 +299,13 @@ def attend_chunk(
     pages = _write_chunk(pages, (k, v), layer, number, start % page)
     tiles = widen(q[0] * score_scale(width)).reshape(length, heads, all_heads // heads, width)
     tiles = tiles.transpose(1, 2, 0, 3).reshape(heads, -1, width)
-    positions = start + own * length + jnp.arange(length, dtype=jnp.int32)
 
-    def visit(_: Array, queries: tuple[Array, Array, Partial]) -> tuple[Array, Array, Partial]:
-        seen = _walk_chunk(queries, pages, layer, table, window)
-        queries = queries[0], queries[1], seen
-        return queries if ring == 1 else rotate(queries, AXIS)
+    def visit(hop: Array, queries: tuple[Array, Partial]) -> tuple[Array, Partial]:
+        first = start + (own - hop) % ring * length
+        positions = first + jnp.arange(length, dtype=jnp.int32)
+        seen = _walk_chunk((queries[0], positions, queries[1]), pages, layer, table, window)
+        return (queries[0], seen) if ring == 1 else _send_queries(queries[0], seen)
 
-    part = lax.fori_loop(0, ring, visit, (tiles, positions, empty_partial(tiles)))[2]
+    part = lax.fori_loop(0, ring, visit, (tiles, empty_partial(tiles)))[1]
     out = finish(part)[0].reshape(heads, -1, length, width).transpose(2, 0, 1, 3)
     return out.reshape(q.shape).astype(q.dtype), pages
