@@ -40,6 +40,9 @@ from ringworld.models.world import World, WorldWeights
 
 # Prompts that are read in turn: a short question waits for a chunk of a long one, not for all.
 READ_TOGETHER = 2
+# Chunks that are started before an earlier one has ended. XLA takes 32 programs a device; on a CPU
+# the next one waits on some devices while others wait for them in a transfer, for ever.
+CHUNKS_AHEAD = 2
 
 
 class Engine:
@@ -63,6 +66,7 @@ class Engine:
         self._book = PageBook(2)
         self._waiting: deque[Group] = deque()
         self._reading: deque[ActiveRow] = deque()
+        self._started: deque[jax.Array] = deque()
         self._slots: list[ActiveRow | None] = [None] * config.rows
         self._computed = self._reused = 0
         # One device can begin a chunk anywhere; a ring reads whole pages, with padding at the end.
@@ -259,6 +263,9 @@ class Engine:
             np.int32(stop - start - 1),
             self._c,
         )
+        self._started.append(x)
+        if len(self._started) > CHUNKS_AHEAD:
+            self._started.popleft().block_until_ready()
         row.computed = stop
         row.answer.computed += stop - start
         self._computed += stop - start
