@@ -286,6 +286,31 @@ def test_a_short_question_waits_for_two_chunks_of_a_long_prompt(weights: WorldWe
     assert long.computed - before <= 2 * PAGE and long.computed < 70
 
 
+def test_no_more_than_two_chunks_are_started_before_an_earlier_one_has_ended(
+    weights: WorldWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, ended = [], []
+
+    class Chunk:
+        def block_until_ready(self) -> None:
+            ended.append(self)
+
+    def note(*given: Any) -> Any:
+        _, x, pages = read(*given)
+        started.append(Chunk())
+        assert len(started) - len(ended) <= engines.CHUNKS_AHEAD + 1
+        return started[-1], x, pages
+
+    read = engines.read_chunk
+    monkeypatch.setattr(engines, "read_chunk", note)
+    engine = make(weights)
+    for seed in (1, 2):
+        engine.submit(asked(words(70, seed), 1))
+    while engine.step():
+        pass
+    assert len(started) >= 2 * 70 // PAGE and ended == started[: len(ended)]
+
+
 def test_a_request_waits_until_there_is_room_for_its_longest_answer(weights: WorldWeights) -> None:
     engine = make(weights, pages=9)  # 64 tokens
     first, second = (engine.submit(asked(words(30, i), 10)) for i in (1, 2))
