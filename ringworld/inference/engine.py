@@ -42,7 +42,7 @@ from ringworld.models.world import World, WorldWeights
 READ_TOGETHER = 2
 # Chunks that are started before an earlier one has ended. XLA takes 32 programs a device; on a CPU
 # the next one waits on some devices while others wait for them in a transfer, for ever.
-CHUNKS_AHEAD = 2
+STARTED_AHEAD = 2
 
 
 class Engine:
@@ -264,7 +264,7 @@ class Engine:
             self._c,
         )
         self._started.append(x)
-        if len(self._started) > CHUNKS_AHEAD:
+        if len(self._started) > STARTED_AHEAD:
             self._started.popleft().block_until_ready()
         row.computed = stop
         row.answer.computed += stop - start

@@ -298,7 +298,7 @@ def test_no_more_than_two_chunks_are_started_before_an_earlier_one_has_ended(
     def note(*given: Any) -> Any:
         _, x, pages = read(*given)
         started.append(Chunk())
-        assert len(started) - len(ended) <= engines.CHUNKS_AHEAD + 1
+        assert len(started) - len(ended) <= engines.STARTED_AHEAD + 1
         return started[-1], x, pages
 
     read = engines.read_chunk
