@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_model_stage import CONTEXT, FIRST, TINY, assert_same_bits, losses, toys
+from test_model_stage import CONTEXT, FIRST, TINY, assert_same_bits, losses
+from tiny_stage import toys
 
 from ringworld.errors import InputError
 from ringworld.mesh import make_mesh

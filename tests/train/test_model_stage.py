@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,8 @@ import numpy as np
 import pytest
 from counted import count_operations
 from tiny_models import tiny_world
+from tiny_stage import VOCABULARY, toys
 
-from ringworld.data import example
-from ringworld.data.example import Example
 from ringworld.errors import InputError
 from ringworld.mesh import make_mesh
 from ringworld.models import llama
@@ -35,10 +33,8 @@ from ringworld.train.model_stage import (
 )
 from ringworld.train.optimizer import AdamW, Muon
 from ringworld.train.stage import Data
-from ringworld.vocab import Vocabulary
 
 CONTEXT, STEPS = 32, 20
-VOCABULARY = Vocabulary(text=32, bos=1, eos=2, codes=6, codes_per_frame=3, vision_rows=8)
 TINY = tiny_world(
     VOCABULARY, CONTEXT, layers=1, model=32, mlp=32, heads=2, kv_heads=1, head_width=16
 )
@@ -63,21 +59,6 @@ SECOND = replace(
     optimizer=AdamW(peak_lr=1e-30, end_lr=0.0, warmup_steps=0),
     mesh=MeshShape(seq=4),
 )
-
-
-@cache
-def toys() -> list[Example]:
-    """Text in which each id follows from the one before it, and films of one code that stays."""
-    rng = np.random.default_rng(0)
-    examples = []
-    for _ in range(60):
-        ids = [int(rng.integers(3, 32))]
-        for _ in range(int(rng.integers(5, 15))):
-            ids.append(3 + (ids[-1] * 5 + 1) % 29)
-        clip = np.full((int(rng.integers(1, 4)), 3), rng.integers(0, VOCABULARY.codes))
-        parts = [example.text(ids, 1.0), example.frames(clip, VOCABULARY, 1.0)]
-        examples.append(example.join(parts))
-    return examples
 
 
 def losses(folder: Path, name: str = "loss") -> list[float]:

@@ -1,5 +1,6 @@
 """AdamW and Muon are what is written down, on any mesh, with decay on matrices alone."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -77,6 +78,16 @@ def test_stacked_gains_and_biases_do_not_decay() -> None:
     np.testing.assert_allclose(updates.inner, -4e-5 * 0.1, rtol=1e-6)
 
 
+def assert_a_mesh_changes_nothing(train: Callable[[], Any], rtol: float, atol: float) -> None:
+    """Compare the weights that `train` gives on one device and on eight."""
+    with jax.set_mesh(make_mesh()):
+        alone = train()
+    with jax.set_mesh(make_mesh(fsdp=4, tensor=2)):
+        divided = train()
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(divided), strict=True):
+        np.testing.assert_allclose(a, np.asarray(b), rtol=rtol, atol=atol)
+
+
 def test_a_mesh_changes_no_update() -> None:
     def train() -> object:
         weights = init(SPECS, seed=1)
@@ -88,12 +99,7 @@ def test_a_mesh_changes_no_update() -> None:
             weights = jax.tree.map(jnp.add, weights, updates)
         return weights
 
-    with jax.set_mesh(make_mesh()):
-        alone = train()
-    with jax.set_mesh(make_mesh(fsdp=4, tensor=2)):
-        divided = train()
-    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(divided), strict=True):
-        np.testing.assert_allclose(a, np.asarray(b), rtol=1e-5, atol=1e-7)
+    assert_a_mesh_changes_nothing(train, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -199,13 +205,8 @@ def test_a_mesh_changes_no_update_of_muon() -> None:
             weights = jax.tree.map(jnp.add, weights, updates)
         return weights
 
-    with jax.set_mesh(make_mesh()):
-        alone = train()
-    with jax.set_mesh(make_mesh(fsdp=4, tensor=2)):
-        divided = train()
-    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(divided), strict=True):
-        # Five products of matrices in another order; the iteration magnifies small directions.
-        np.testing.assert_allclose(a, np.asarray(b), rtol=1e-4, atol=1e-6)
+    # Five products of matrices in another order; the iteration magnifies small directions.
+    assert_a_mesh_changes_nothing(train, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
