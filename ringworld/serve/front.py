@@ -101,7 +101,7 @@ class Front:
         longest = min(self.config.max_new_tokens, max(room, 1))
         if body.longest is not None:
             longest = body.longest
-        request = self._request(body, prompt, longest, self._stops(body))
+        request = await self._prepare(body, prompt, longest, self._stops(body))
         return request(logprobs=body.alternatives), prompt
 
     async def ask_completion(self, body: CompletionBody, job: RequestProgress) -> Asked:
@@ -113,7 +113,7 @@ class Front:
         if scored and longest <= 1:  # who scores a prompt counts on one token behind it
             stops = ()
         requests = [
-            self._request(body, prompt, longest, stops)(
+            (await self._prepare(body, prompt, longest, stops))(
                 logprobs=body.logprobs, prompt_logprobs=scored
             )
             for prompt in prompts
@@ -153,9 +153,15 @@ class Front:
         finally:
             asked.ticket.cancel()
 
-    def _request(
+    async def _prepare(
         self, body: SamplingBody, prompt: Prompt, longest: int, stops: tuple[int, ...]
     ) -> partial[Request]:
+        """All of a request but its log-probabilities. Raises InputError for a broken schema."""
+        schema = body.response_format.schema_wanted if body.response_format else None
+        allow = None
+        if schema is not None:
+            allow = await asyncio.to_thread(lambda: self.served.schemas.follow(schema))
+            stops = tuple(sorted({*stops, *self.served.stops}))
         seed = secrets.randbelow(SEEDS) if body.seed is None else body.seed % SEEDS
         return partial(
             Request,
@@ -167,6 +173,7 @@ class Front:
             stops=stops,
             stop_strings=body.stops,
             spell=self.served.words.decode,
+            allow=allow,
             tenant=body.cache_salt or "",
             content=prompt.content,
         )
