@@ -17,6 +17,7 @@ from ringworld.errors import InputError, TooLargeError
 from ringworld.serve.completions import ApiReply, ChatReply, CompletionReply
 from ringworld.serve.config import ServeConfig
 from ringworld.serve.conversation import make_prompt
+from ringworld.serve.drawing import add_drawing
 from ringworld.serve.engine_thread import EngineFailedError, EngineThread
 from ringworld.serve.events import EventStream, GoneError, while_connected
 from ringworld.serve.front import Asked, BusyError, Front, RequestProgress, UnknownModelError
@@ -29,6 +30,7 @@ from ringworld.serve.protocol import (
     ImageBody,
     TokenizeBody,
 )
+from ringworld.serve.reports import add_reports
 from ringworld.serve.served import Served
 
 VERSION = installed_version("ringworld")
@@ -48,8 +50,10 @@ def make_app(config: ServeConfig, served: Served, thread: EngineThread) -> Reque
     front = Front(config, served, thread)
     _add_errors(app)
     _add_answers(app, front)
+    add_drawing(app, front, _event)
     _add_tokens(app, front)
     _add_state(app, front)
+    add_reports(app, config.model, config.reports, served.model.about)
     _add_page(app)
     return RequestGuard(app, config)
 
