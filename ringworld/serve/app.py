@@ -14,6 +14,7 @@ from ringworld.errors import InputError
 from ringworld.serve.completions import ChatReply, CompletionReply
 from ringworld.serve.config import ServeConfig
 from ringworld.serve.conversation import make_prompt
+from ringworld.serve.drawing import add_drawing
 from ringworld.serve.engine_thread import EngineThread
 from ringworld.serve.events import while_connected
 from ringworld.serve.front import Front, RequestProgress
@@ -29,6 +30,7 @@ from ringworld.serve.protocol import (
 )
 from ringworld.serve.refusals import EXPLAINED, UnknownModelError, explain_error
 from ringworld.serve.replies import ApiReply, reply_to
+from ringworld.serve.reports import add_reports
 from ringworld.serve.responses import ResponseReply, ResponsesBody
 from ringworld.serve.served import Served
 
@@ -43,8 +45,10 @@ def make_app(config: ServeConfig, served: Served, thread: EngineThread) -> Reque
     front = Front(config, served, thread)
     _add_errors(app)
     _add_answers(app, front)
+    add_drawing(app, front)
     _add_tokens(app, front)
     _add_state(app, front)
+    add_reports(app, config.model, config.reports, served.model.about)
     _add_page(app)
     return RequestGuard(app, config)
 

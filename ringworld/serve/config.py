@@ -52,6 +52,8 @@ class ServeConfig:
     """tokens of prompts that may wait; more are refused with 503"""
     fps: float = 1.0
     """frames taken from a film, per second, where a request does not say"""
+    reports: Path | None = None
+    """a folder of reports that the page shows; without it the run that the model lies in"""
     weights: Annotated[WeightOptions, arg(name="")] = WeightOptions()
     mesh: MeshShape = field(default_factory=MeshShape)
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ringworld.errors import InputError
 from ringworld.inference.programs import MOST_ALTERNATIVES
 from ringworld.settings import Sampling
+from ringworld.tasks.clips import FRAMES_A_CLIP
 
 MOST_ANSWERS = 8
 MOST_PROMPTS = 128
@@ -197,15 +198,26 @@ class DetokenizeBody(Body):
     tokens: list[TokenId]
 
 
-class ImageBody(Body):
-    """The body of /v1/images/generations."""
+class DrawingBody(Body):
+    """What is drawn and how: the fields that pictures and clips have in common."""
 
     prompt: str = Field(min_length=1, max_length=32_000)
     model: str | None = None
-    n: int = Field(1, ge=1, le=4)
-    size: str | None = None
-    response_format: Literal["b64_json"] | None = None
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 64)
     guidance_scale: float = Field(3.0, ge=0, le=100)
     temperature: float = Field(1.0, ge=0, le=100)
     top_k: int = Field(64, ge=0, le=1 << 30)
+
+
+class ImageBody(DrawingBody):
+    """The body of /v1/images/generations."""
+
+    n: int = Field(1, ge=1, le=4)
+    size: str | None = None
+    response_format: Literal["b64_json"] | None = None
+
+
+class ClipBody(DrawingBody):
+    """The body of /draw."""
+
+    frames: int = Field(FRAMES_A_CLIP, ge=1, le=1024)
