@@ -87,7 +87,7 @@ class Front:
         longest = min(self.config.max_new_tokens, max(room, 1))
         if body.longest is not None:
             longest = body.longest
-        request = self._request(body, prompt, longest, stops, job)
+        request = await self._prepare(body, prompt, longest, stops, job)
         return await self.submit(job, [request(logprobs=body.alternatives)], [prompt])
 
     async def read_chat(self, body: ChatBody, job: RequestProgress) -> Prompt:
@@ -111,7 +111,7 @@ class Front:
         if scored and longest <= 1:  # who scores a prompt counts on one token behind it
             stops = ()
         requests = [
-            self._request(body, prompt, longest, stops, job)(
+            (await self._prepare(body, prompt, longest, stops, job))(
                 logprobs=body.logprobs, prompt_logprobs=scored
             )
             for prompt in prompts
@@ -151,7 +151,7 @@ class Front:
         finally:
             asked.ticket.cancel()
 
-    def _request(
+    async def _prepare(
         self,
         body: SamplingBody,
         prompt: Prompt,
@@ -159,6 +159,12 @@ class Front:
         stops: tuple[int, ...],
         job: RequestProgress,
     ) -> partial[Request]:
+        """All of a request but its log-probabilities. Raises InputError for a broken schema."""
+        schema = body.response_format.schema_wanted if body.response_format else None
+        allow = None
+        if schema is not None:
+            allow = await asyncio.to_thread(lambda: self.served.schemas.follow(schema))
+            stops = tuple(sorted({*stops, *self.served.stops}))
         seed = secrets.randbelow(SEEDS) if body.seed is None else body.seed % SEEDS
         return partial(
             Request,
@@ -170,6 +176,7 @@ class Front:
             stops=stops,
             stop_strings=body.stops,
             spell=self.served.words.decode,
+            allow=allow,
             tenant=f"{job.tenant} {body.cache_salt or ''}",
             content=prompt.content,
         )

@@ -32,7 +32,6 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "tools": (None, []),
     "functions": (None, []),
     "suffix": (None, ""),
-    "response_format": (None, {"type": "text"}),
     "min_tokens": (None, 0),
     "prompt_logprobs": (None,),
     "structured_outputs": (None,),
@@ -60,6 +59,33 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
+class SchemaBody(Body):
+    """A JSON schema, as OpenAI wraps it."""
+
+    wanted: dict[str, Any] = Field(alias="schema")
+
+
+class FormatBody(Body):
+    """The form of an answer: any text, a JSON object, or JSON that a schema allows."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: SchemaBody | None = None
+
+    @property
+    def schema_wanted(self) -> dict[str, Any] | None:
+        """The schema that an answer follows, None for any text.
+
+        Raises InputError when it is missing.
+        """
+        if self.type == "text":
+            return None
+        if self.type == "json_object":
+            return {"type": "object"}
+        if self.json_schema is None:
+            raise InputError("the type json_schema needs json_schema: add it")
+        return self.json_schema.wanted
+
+
 class SamplingBody(Body):
     """How an answer is written; what chat and completions have in common."""
 
@@ -76,6 +102,7 @@ class SamplingBody(Body):
     stop: StopString | Annotated[list[StopString], Field(max_length=MOST_STOPS)] | None = None
     stop_token_ids: list[TokenId] | None = Field(None, max_length=MOST_STOPS)
     ignore_eos: bool = False
+    response_format: FormatBody | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     cache_salt: str | None = Field(None, max_length=256)

@@ -11,10 +11,12 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import openai
 import pytest
@@ -153,6 +155,49 @@ def test_chat_log_probabilities_name_the_chosen_token_and_its_rivals(server: Run
         assert entry["top_logprobs"][0]["token"] == entry["token"]  # greedy
 
 
+CITY = {
+    "type": "object",
+    "properties": {"on": {"type": "array", "items": {"enum": [1, "x"]}, "maxItems": 2}},
+    "required": ["on"],
+    "additionalProperties": False,
+}
+
+
+def test_answers_follow_a_schema_and_are_the_same_in_company(server: Running) -> None:
+    """Chat and completions, greedy and drawn, together and beside an answer of any form."""
+    free = dict(messages=user("What is a city?"), max_tokens=8, temperature=1, seed=1)
+    shaped = dict(response_format=json_schema(CITY), max_tokens=120)
+    asked = [
+        ("/v1/chat/completions", free),
+        ("/v1/chat/completions", free | shaped | {"n": 2, "temperature": 1.5}),
+        ("/v1/completions", dict(prompt="A city is", ignore_eos=True) | shaped),
+    ]
+
+    def say(place: tuple[str, dict[str, Any]]) -> list[str]:
+        status, answer = server.post(place[0], **place[1])
+        assert status == 200, answer
+        return [
+            choice["message"]["content"] if "message" in choice else choice["text"]
+            for choice in answer["choices"]
+        ]
+
+    alone = [say(place) for place in asked]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        assert [*pool.map(say, asked)] == alone
+    for said in alone[1:]:
+        for text in said:
+            jsonschema.validate(json.loads(text), CITY)
+    assert alone[1][0] != alone[1][1]
+
+
+def test_a_json_object_begins_as_one(server: Running) -> None:
+    asked = dict(response_format={"type": "json_object"}, max_tokens=6, temperature=1)
+    _, answer = server.post("/v1/completions", prompt="A city is", seed=1, **asked)
+    assert answer["choices"][0]["text"].startswith("{")
+    follow = server.served.schemas.follow({"type": "object"})
+    assert follow(server.served.words.encode(answer["choices"][0]["text"])).any()
+
+
 def test_tokens_go_there_and_back(server: Running) -> None:
     _, made = server.post("/tokenize", prompt="best of times", add_special_tokens=False)
     assert made["count"] == len(made["tokens"]) and made["max_model_len"] == 1024
@@ -280,7 +325,9 @@ def test_what_does_not_fit_is_refused_with_both_numbers(server: Running) -> None
         ({"messages": user("x"), "n": 9}, "n"),
         ({"messages": user("x"), "temperature": -1}, "temperature"),
         ({"messages": user("x"), "tools": [{"type": "function"}]}, "tools"),
-        ({"messages": user("x"), "response_format": {"type": "json_object"}}, "response_format"),
+        ({"messages": user("x"), "response_format": {"type": "xml"}}, "response_format.type"),
+        ({"messages": user("x"), "response_format": {"type": "json_schema"}}, "json_schema"),
+        ({"messages": user("x"), "response_format": json_schema({"type": "any"})}, "Invalid type"),
         ({"messages": user("x"), "top_logprobs": 21}, "top_logprobs"),
         ({"messages": user("x"), "stop_token_ids": [99999]}, "99999"),
     ],
