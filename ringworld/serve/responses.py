@@ -21,8 +21,10 @@ from ringworld.serve.protocol import (
     Alternatives,
     Body,
     ChatBody,
+    FormatBody,
     MessageBody,
     PartBody,
+    SchemaBody,
     UrlBody,
 )
 from ringworld.serve.refusals import explain_error
@@ -36,7 +38,6 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "prompt": (None,),
     "tools": (None, []),
     "truncation": (None, "disabled"),
-    "text": (None, {}, {"format": {"type": "text"}}),
 }
 LOGPROBS = "message.output_text.logprobs"
 
@@ -71,6 +72,25 @@ class ItemBody(Body):
         return MessageBody(role=self.role, content=[part.as_part() for part in self.content])
 
 
+class FormatChoice(Body):
+    """The form of an answer, as `protocol.FormatBody` with the schema in the open."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    wanted: dict[str, Any] | None = Field(None, alias="schema")
+
+    def as_format(self) -> FormatBody:
+        """The same for a conversation."""
+        told = self.wanted
+        wanted = None if told is None else SchemaBody.model_validate({"schema": told})
+        return FormatBody(type=self.type, json_schema=wanted)
+
+
+class TextBody(Body):
+    """What kind of text is asked for."""
+
+    format: FormatChoice = Field(default_factory=FormatChoice)
+
+
 class ResponsesBody(Body):
     """The body of /v1/responses."""
 
@@ -83,6 +103,7 @@ class ResponsesBody(Body):
     include: list[str] | None = Field(None, max_length=16)
     top_logprobs: Alternatives | None = None
     metadata: dict[str, str] | None = Field(None, max_length=16)
+    text: TextBody = Field(default_factory=TextBody)
     stream: bool = False
 
     def as_chat(self) -> ChatBody:
@@ -105,6 +126,7 @@ class ResponsesBody(Body):
             top_p=self.top_p,
             logprobs=LOGPROBS in (self.include or []),
             top_logprobs=self.top_logprobs,
+            response_format=self.text.format.as_format(),
             stream=self.stream,
         )
 
@@ -202,7 +224,7 @@ class ResponseReply(ApiReply):
             "reasoning": {"effort": None, "summary": None},
             "store": False,
             "temperature": self._sampling.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": body.text.format.model_dump(by_alias=True, exclude_none=True)},
             "tool_choice": "auto",
             "tools": [],
             "top_logprobs": body.top_logprobs or 0,

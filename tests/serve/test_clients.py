@@ -130,6 +130,16 @@ def test_openais_client_gets_a_response_and_its_numbered_events(server: Running)
     assert again.usage.input_tokens > whole.usage.input_tokens + 4
 
 
+def test_a_response_follows_a_schema(server: Running) -> None:
+    schema = {"type": "object", "properties": {"n": {"enum": [7]}}, "required": ["n"]}
+    shaped: Any = {"type": "json_schema", "name": "it", "schema": schema, "strict": True}
+    asked: Any = dict(input=QUESTION, max_output_tokens=40, text={"format": shaped})
+    whole = server.client.responses.create(model="nano", **asked)
+    assert json.loads(whole.output_text) == {"n": 7}
+    _, told = server.post("/v1/responses", **asked)
+    assert find_fault("openai", "Response", told) is None
+
+
 @pytest.mark.parametrize(
     "more", [{"previous_response_id": "resp_1"}, {"background": True}, {"truncation": "auto"}]
 )

@@ -48,6 +48,11 @@ from tests.serving import (
 
 PAGE_MODULES = ["api.js", "film.js", "files.js", "moments.js"]
 
+
+def json_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "it", "schema": schema}}
+
+
 # --- answers -------------------------------------------------------------------------------------
 
 
