@@ -4,6 +4,7 @@ A field that is not listed is ignored. One that is listed and asks for what the 
 refused by `refuse_unsupported`, so that no answer is quietly another than the one asked for.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -44,10 +45,10 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
-    def refuse_unsupported(self) -> None:
+    def refuse_unsupported(self, fields: Mapping[str, tuple[object, ...]] = UNSUPPORTED) -> None:
         """Raise InputError, which names the field, when the server cannot do what it asks."""
         given = self.model_extra or {}
-        for name, harmless in UNSUPPORTED.items():
+        for name, harmless in fields.items():
             if name in given and given[name] not in harmless:
                 raise InputError(f"{name} is not supported: leave it out", setting=name)
 
