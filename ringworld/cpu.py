@@ -19,8 +19,8 @@ THREADS = "NPROC"
 THREADS_PER_DEVICE = 2
 # XLA ends a process whose devices wait this long for one another. Its own 40 s are too few for a
 # long ring on a busy machine.
-PATIENCE = "xla_cpu_collective_call_terminate_timeout_seconds"
-PATIENCE_S = 600
+STUCK_AFTER = "xla_cpu_collective_call_terminate_timeout_seconds"
+STUCK_AFTER_S = 600
 
 
 def use_virtual_devices(processes: int = 1) -> None:
@@ -33,7 +33,7 @@ def use_virtual_devices(processes: int = 1) -> None:
         jax.config.update("jax_num_cpu_devices", max(DEVICES // processes, 1))
     devices = int(os.environ.get(NUM_DEVICES, DEVICES))
     os.environ.setdefault(THREADS, str(max(THREADS_PER_DEVICE * devices, os.cpu_count() or 1)))
-    _add_flag(PATIENCE, PATIENCE_S)
+    _add_flag(STUCK_AFTER, STUCK_AFTER_S)
 
 
 def widen_vectors() -> None:
