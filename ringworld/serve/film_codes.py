@@ -68,6 +68,7 @@ class KeptCodes:
         self._kept: OrderedDict[bytes, FilmCodes] = OrderedDict()
 
     def __len__(self) -> int:
+        """The pictures and films that are kept."""
         return len(self._kept)
 
     def find(self, key: bytes) -> FilmCodes | None:
