@@ -8,7 +8,7 @@ import base64
 import io
 import secrets
 import tempfile
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from ringworld.serve.conversation import Prompt
 from ringworld.serve.events import EventStream, while_connected
 from ringworld.serve.front import SEEDS, Asked, Front, RequestProgress
 from ringworld.serve.protocol import ClipBody, DrawingBody
+from ringworld.serve.refusals import explain_error
 from ringworld.serve.served import Served
 from ringworld.settings import Sampling
 from ringworld.tasks.clips import unconditional_prompt, video_prompt
@@ -106,8 +107,8 @@ async def _draw_events(front: Front, asked: Asked, count: int) -> AsyncGenerator
     yield {"fps": FPS, "b64_mp4": await asyncio.to_thread(_write_mp4, np.stack(shown))}
 
 
-def add_drawing(app: FastAPI, front: Front, explain: Callable[[Exception], JSON]) -> None:
-    """Add the route; `explain` makes an event of an error."""
+def add_drawing(app: FastAPI, front: Front) -> None:
+    """Add the route."""
 
     @app.post("/draw")
     async def draw(body: ClipBody, request: Request) -> Response:
@@ -116,4 +117,5 @@ def add_drawing(app: FastAPI, front: Front, explain: Callable[[Exception], JSON]
         job, wanted = RequestProgress(), ask_for_frames(front.served, body, body.frames)
         accepted = front.submit(job, [wanted], [Prompt(wanted.prompt)])
         asked = await while_connected(request, accepted)
-        return EventStream(_draw_events(front, asked, body.frames), lambda: job.note, explain)
+        events = _draw_events(front, asked, body.frames)
+        return EventStream(events, lambda: job.note, lambda e: explain_error(e).openai())

@@ -4,6 +4,7 @@ A field that is not listed is ignored. One that is listed and asks for what the 
 refused by `refuse_unsupported`, so that no answer is quietly another than the one asked for.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -31,7 +32,6 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "tools": (None, []),
     "functions": (None, []),
     "suffix": (None, ""),
-    "response_format": (None, {"type": "text"}),
     "min_tokens": (None, 0),
     "prompt_logprobs": (None,),
     "structured_outputs": (None,),
@@ -45,10 +45,10 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
-    def refuse_unsupported(self) -> None:
+    def refuse_unsupported(self, fields: Mapping[str, tuple[object, ...]] = UNSUPPORTED) -> None:
         """Raise InputError, which names the field, when the server cannot do what it asks."""
         given = self.model_extra or {}
-        for name, harmless in UNSUPPORTED.items():
+        for name, harmless in fields.items():
             if name in given and given[name] not in harmless:
                 raise InputError(f"{name} is not supported: leave it out", setting=name)
 
@@ -57,6 +57,33 @@ class StreamOptions(Body):
     """What a stream tells besides the answer."""
 
     include_usage: bool = False
+
+
+class SchemaBody(Body):
+    """A JSON schema, as OpenAI wraps it."""
+
+    wanted: dict[str, Any] = Field(alias="schema")
+
+
+class FormatBody(Body):
+    """The form of an answer: any text, a JSON object, or JSON that a schema allows."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: SchemaBody | None = None
+
+    @property
+    def schema_wanted(self) -> dict[str, Any] | None:
+        """The schema that an answer follows, None for any text.
+
+        Raises InputError when it is missing.
+        """
+        if self.type == "text":
+            return None
+        if self.type == "json_object":
+            return {"type": "object"}
+        if self.json_schema is None:
+            raise InputError("the type json_schema needs json_schema: add it")
+        return self.json_schema.wanted
 
 
 class SamplingBody(Body):
@@ -75,6 +102,7 @@ class SamplingBody(Body):
     stop: StopString | Annotated[list[StopString], Field(max_length=MOST_STOPS)] | None = None
     stop_token_ids: list[TokenId] | None = Field(None, max_length=MOST_STOPS)
     ignore_eos: bool = False
+    response_format: FormatBody | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     cache_salt: str | None = Field(None, max_length=256)

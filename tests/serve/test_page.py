@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from ringworld.evals.page import bar, element, page, picture, png, section
 from ringworld.media.clip import write_animation
-from tests.serve.page_browser import (
+from tests.page_browser import (
     MODEL,
     NARROW,
     WIDE,

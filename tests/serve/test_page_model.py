@@ -11,9 +11,9 @@ from playwright.sync_api import Page, expect
 
 from ringworld.fetch import fetch
 from ringworld.serve.server import start_engine
-from tests.serve.page_browser import WIDE, needs_chromium, open_browser
+from tests.page_browser import WIDE, needs_chromium, open_browser
 from tests.serve.test_reports import TRIAL
-from tests.serve.test_serve import CONFIG, Running, listening
+from tests.serving import CONFIG, Running, listening
 
 pytestmark = [pytest.mark.slow, needs_chromium]
 
@@ -69,7 +69,9 @@ def test_the_sample_film_is_asked_drawn_saved_and_found_again(
         expect(shown.locator("#attached li")).to_have_count(1)
         shown.locator("#about-talk .sentence").first.click()
         first = ask(shown, shown.locator("#question").input_value())
-        expect(shown.locator("#about-film")).to_contain_text(f"{FRAMES} frames, {FRAMES_A_SECOND} a second")
+        expect(shown.locator("#about-film")).to_contain_text(
+            f"{FRAMES} frames, {FRAMES_A_SECOND} a second"
+        )
         expect(shown.locator("#used")).to_have_text(re.compile(r"of 1,024 tokens"))
         shown.get_by_role("button", name="Frame at 00:50").click()
         moment = shown.evaluate("document.querySelector('#player').currentTime")

@@ -15,7 +15,7 @@ from ringworld.media.clip import read_clip
 from ringworld.media.sampling import FrameSampling
 from ringworld.serve.reports import choose_reports, find_reports
 from ringworld.serve.server import start_engine
-from tests.serve.test_serve import CONFIG, Running, listening
+from tests.serving import CONFIG, Running, listening
 
 TRIAL = {"length": 64, "depth": 0.5, "round": 0, "city": "Oslo", "number": 7, "found": True}
 
