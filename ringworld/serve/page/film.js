@@ -8,7 +8,8 @@ const SIDE = 96; // pixels of a thumbnail
 const MOST_THUMBNAILS = 400; // beyond it frames have times only
 let shown = null; // the file, as a message has it
 let shownUrl = null;
-let drawing = 0; // counts what is shown, so that thumbnails of an earlier film stop
+let shownTimes = ""; // of the frames that are shown of it
+let drawing = 0; // counts what is shown, so that thumbnails of earlier frames stop
 
 /** Make the timeline work with arrow keys. */
 export function listenToFrames() {
@@ -17,12 +18,13 @@ export function listenToFrames() {
 
 /** Show a film or a picture, and the frames of it that were seen; null shows none. */
 export async function showFilm(file) {
-  if (file && file.key === shown?.key) return;
-  const own = ++drawing;
+  const same = file && file.key === shown?.key;
   shown = file;
+  if (same) return showFrames();
+  const own = ++drawing;
+  shownTimes = "";
   $("film").hidden = !file;
   $("frames").replaceChildren();
-  $("frames").dataset.key = "";
   $("player").hidden = $("still").hidden = true;
   $("player").removeAttribute("src");
   if (shownUrl) URL.revokeObjectURL(shownUrl);
@@ -47,8 +49,8 @@ export async function showFilm(file) {
 /** Show the frames that the server took of the film, once it has told them. */
 export function showFrames() {
   const seen = shown?.seen;
-  if (!seen || !shownUrl || $("frames").dataset.key === shown.key) return;
-  $("frames").dataset.key = shown.key;
+  if (!seen || !shownUrl || `${seen.seconds}` === shownTimes) return;
+  shownTimes = `${seen.seconds}`;
   const tokens = `${seen.tokens.toLocaleString("en")} tokens`;
   if (shown.type === "image") return void ($("about-film").textContent = tokens);
   const rate = seen.sampled_fps ? `, ${Number(seen.sampled_fps.toFixed(2))} a second` : "";
@@ -62,7 +64,7 @@ export function showFrames() {
     return make("li", {}, button);
   });
   $("frames").replaceChildren(...rows);
-  drawThumbnails(drawing, shownUrl, seen.seconds);
+  drawThumbnails(++drawing, shownUrl, seen.seconds);
 }
 
 /** Move the player and the timeline to a time in seconds. */

@@ -16,7 +16,9 @@ export function readSettings() {
   if (number("temperature") !== null) body.temperature = number("temperature");
   if (number("longest") !== null) body.max_tokens = number("longest");
   if (number("answer-seed") !== null) body.seed = number("answer-seed");
-  if (number("fps") !== null) body.mm_processor_kwargs = { fps: number("fps") };
+  const film = { fps: number("fps"), video_start: number("film-start"), video_end: number("film-end") };
+  const set = Object.entries(film).filter(([, value]) => value !== null);
+  if (set.length) body.mm_processor_kwargs = Object.fromEntries(set);
   return body;
 }
 

@@ -39,7 +39,7 @@ export function showConversation(conversation) {
   showMeter(counted?.tokens ?? null, model?.max_model_len);
   const medium = mediaOf(messages).at(-1) ?? null;
   const latest = `${conversation.id} ${medium?.key}`;
-  if (latest === newest) showFrames();
+  if (latest === newest) showFrames(); // the person may have chosen another film
   else showFilm(medium);
   newest = latest;
   $("fork-film").hidden = busy || !findFilmAnswer(messages);
