@@ -46,11 +46,17 @@ class Running:
     def ask(
         self, method: str, path: str, body: Any = None, **headers: str
     ) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body of one request in JSON."""
+        data = None if body is None else json.dumps(body).encode()
+        return self.send(method, path, data, **headers)
+
+    def send(
+        self, method: str, path: str, data: bytes | None, **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
         """Status, headers and body of one request."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
-            data = None if body is None else json.dumps(body)
-            kind = {} if body is None else {"Content-Type": "application/json"}
+            kind = {} if data is None else {"Content-Type": "application/json"}
             connection.request(method, path, data, {**kind, **headers})
             answer = connection.getresponse()
             return answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
