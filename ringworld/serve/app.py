@@ -34,6 +34,7 @@ from ringworld.serve.replies import ApiReply, reply_to
 from ringworld.serve.reports import add_reports
 from ringworld.serve.responses import ResponseReply, ResponsesBody
 from ringworld.serve.served import Served
+from ringworld.serve.videos import add_videos
 
 VERSION = installed_version("ringworld")
 PAGE_FOLDER = Path(__file__).with_name("page")
@@ -48,6 +49,7 @@ def make_app(config: ServeConfig, served: Served, thread: EngineThread) -> Reque
     _add_errors(app)
     _add_answers(app, front)
     add_drawing(app, front)
+    add_videos(app, front)
     _add_tokens(app, front)
     _add_state(app, front)
     add_reports(app, config.model, config.reports, served.model.about)

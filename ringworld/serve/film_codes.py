@@ -27,8 +27,6 @@ from ringworld.serve.media_sources import MediaSources
 READERS = 2
 # Media whose content is fetched, and names of clients that are kept, at one time.
 FETCHERS, MOST_NAMES = 4, 10_000
-# Bytes of codes that are kept: an hour of film at 256 codes and a frame a second is 3.7 MB.
-KEPT_BYTES = 64 << 20
 
 Progress = Callable[[float, float], None]
 """Takes the seconds of a film that were read, and the film's length, nan if it is not known."""
@@ -56,7 +54,7 @@ class FilmCodes:
     codes: Int[np.ndarray, "Z Q"]
     seconds: tuple[float, ...]
     is_film: bool
-    key: bytes
+    key: bytes = b""
 
     @property
     def fps(self) -> float | None:
@@ -66,17 +64,52 @@ class FilmCodes:
         return (len(self.seconds) - 1) / (self.seconds[-1] - self.seconds[0])
 
 
+class KeptCodes:
+    """The codes of pictures and films, at most `room` bytes: those left longest ago go first."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.bytes, self.evicted = room, 0, 0
+        self._kept: OrderedDict[bytes, FilmCodes] = OrderedDict()
+
+    def __len__(self) -> int:
+        """The pictures and films that are kept."""
+        return len(self._kept)
+
+    def find(self, key: bytes) -> FilmCodes | None:
+        """What is kept under a key."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def keep(self, key: bytes, found: FilmCodes) -> None:
+        """Keep codes under a new key; those that all of the room could not hold are not kept."""
+        size = found.codes.nbytes
+        if size > self.room:
+            return
+        while self.bytes + size > self.room:
+            _, oldest = self._kept.popitem(last=False)
+            self.bytes -= oldest.codes.nbytes
+            self.evicted += 1
+        self._kept[key] = found
+        self.bytes += size
+
+
 class MediaReader:
-    """Reads media into codes with the codec of a model, and keeps the codes of the latest."""
+    """Reads media into codes with the codec of a model, and keeps `room` bytes of the latest."""
 
     def __init__(
-        self, thread: EngineThread, codec: Codec | None, context: int, sources: MediaSources
+        self,
+        thread: EngineThread,
+        codec: Codec | None,
+        context: int,
+        sources: MediaSources,
+        room: int,
     ) -> None:
         self._thread, self._codec, self._context = thread, codec, context
         self._sources, self._fetchers = sources, ThreadPoolExecutor(FETCHERS)
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="media")
-        self._kept: OrderedDict[bytes, FilmCodes] = OrderedDict()
         self._named: OrderedDict[tuple[str, str], bytes] = OrderedDict()
+        self.kept = KeptCodes(room)
         self._locks: dict[bytes, asyncio.Lock] = {}
 
     @property
@@ -101,11 +134,11 @@ class MediaReader:
         lock = self._locks.setdefault(key, asyncio.Lock())
         try:
             async with lock:
-                if key not in self._kept:
-                    found = await self._read(data, shown.sampling, self._codec, progress)
-                    self._keep(replace(found, key=key))
-                self._kept.move_to_end(key)
-                found = self._kept[key]
+                found = self.kept.find(key)
+                if found is None:
+                    read = await self._read(data, shown.sampling, self._codec, progress)
+                    found = replace(read, key=key)
+                    self.kept.keep(key, found)
         finally:
             if not lock.locked():
                 self._locks.pop(key, None)
@@ -116,14 +149,13 @@ class MediaReader:
     def _recall(self, shown: ShownMedium, tenant: str) -> FilmCodes:
         """What a tenant has named, in the content that had the name last."""
         digest = self._named.get((tenant, shown.uuid or ""))
-        found = None if digest is None else self._kept.get(_make_key(digest, shown))
+        found = None if digest is None else self.kept.find(_make_key(digest, shown))
         if found is None:
             raise InputError(
                 "the server holds no film or picture of this uuid with this sampling: send its "
                 "content with it",
                 setting="uuid",
             )
-        self._kept.move_to_end(found.key)
         return found
 
     def _name(self, name: tuple[str, str], digest: bytes) -> None:
@@ -131,11 +163,6 @@ class MediaReader:
         self._named.move_to_end(name)
         if len(self._named) > MOST_NAMES:
             self._named.popitem(last=False)
-
-    def _keep(self, found: FilmCodes) -> None:
-        self._kept[found.key] = found
-        while len(self._kept) > 1 and sum(f.codes.nbytes for f in self._kept.values()) > KEPT_BYTES:
-            self._kept.popitem(last=False)
 
     async def _read(
         self, data: bytes, sampling: FrameSampling | None, codec: Codec, progress: Progress
@@ -161,7 +188,7 @@ class MediaReader:
         if sampling is None:
             image = read_image(data, size=size, limits=UNTRUSTED)
             codes = self._thread.call(lambda: codec.encode(image[None])).result()
-            return FilmCodes(codes, (0.0,), is_film=False, key=b"")
+            return FilmCodes(codes, (0.0,), is_film=False)
         length, seconds, batch, parts = [float("nan")], [], [], []
         most = self._context // (codec.config.side**2 + 1)
         stream = stream_clip(data, sampling, size=size, limits=UNTRUSTED, on_length=length.append)
@@ -185,7 +212,7 @@ class MediaReader:
             stream.close()
         if batch:
             parts.append(self._encode_batch(codec, batch))
-        return FilmCodes(np.concatenate(parts), tuple(seconds), is_film=True, key=b"")
+        return FilmCodes(np.concatenate(parts), tuple(seconds), is_film=True)
 
     def _encode_batch(self, codec: Codec, batch: list[np.ndarray]) -> Int[np.ndarray, "Z Q"]:
         return self._thread.call(lambda: codec.encode(np.stack(batch))).result()

@@ -66,11 +66,12 @@ class Front:
 
     def __init__(self, config: ServeConfig, served: Served, thread: EngineThread) -> None:
         self.config, self.served, self.thread = config, served, thread
-        self.metrics, self._preparing = ServerMetrics(thread, config.name), 0
         self.speller = TokenSpeller(served.words)
         codec = served.model.codec_or_none if served.config.vocabulary.codes else None
         sources = MediaSources(config.allowed_local_media_path, config.allowed_media_domains)
-        self.media = MediaReader(thread, codec, served.context, sources)
+        self.media = MediaReader(thread, codec, served.context, sources, config.code_bytes)
+        self.metrics = ServerMetrics(thread, self.media.kept, config.name)
+        self._preparing = 0
 
     def check(self, model: str | None) -> None:
         """Raise UnknownModelError or BusyError before any work is done for a request."""

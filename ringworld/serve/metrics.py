@@ -7,6 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from ringworld.serve.engine_thread import EngineThread
+from ringworld.serve.film_codes import KeptCodes
 
 # What vLLM has too, by its names, and what only we have.
 SHARED, OWN = "vllm:", "ringworld:"
@@ -16,10 +17,10 @@ TOKENS = tuple(1 << i for i in range(0, 22, 2))
 
 
 class EngineCollector(Collector):
-    """The engine's own counters, read when they are asked for."""
+    """The engine's own counters and the kept codes, read when they are asked for."""
 
-    def __init__(self, thread: EngineThread, model: str) -> None:
-        self._thread, self._model = thread, model
+    def __init__(self, thread: EngineThread, codes: KeptCodes, model: str) -> None:
+        self._thread, self._codes, self._model = thread, codes, model
 
     def collect(self) -> Iterator[Metric]:
         """Gauges of rows and pages, and counters of tokens."""
@@ -33,10 +34,14 @@ class EngineCollector(Collector):
             OWN + "kv_pages_read": held.pages_read,
             OWN + "kv_pages_kept": held.pages_kept,
             OWN + "kv_bytes": held.bytes,
+            OWN + "film_codes_kept": len(self._codes),
+            OWN + "film_codes_bytes": self._codes.bytes,
         }
         totals = {
             SHARED + "prefix_cache_queries": held.computed + held.reused,
             SHARED + "prefix_cache_hits": held.reused,
+            OWN + "kv_pages_evicted": held.evicted,
+            OWN + "film_codes_evicted": self._codes.evicted,
         }
         for family, values in ((GaugeMetricFamily, gauges), (CounterMetricFamily, totals)):
             for name, value in values.items():
@@ -48,9 +53,9 @@ class EngineCollector(Collector):
 class ServerMetrics:
     """The metrics of one server."""
 
-    def __init__(self, thread: EngineThread, model: str) -> None:
+    def __init__(self, thread: EngineThread, codes: KeptCodes, model: str) -> None:
         self._registry, self._model = CollectorRegistry(), model
-        self._registry.register(EngineCollector(thread, model))
+        self._registry.register(EngineCollector(thread, codes, model))
         self.prompt_tokens = self._count("prompt_tokens", "tokens of prompts")
         self.generation_tokens = self._count("generation_tokens", "tokens of answers")
         self.first_token = self._time("time_to_first_token_seconds", "until the first token")
