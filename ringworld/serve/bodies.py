@@ -54,7 +54,9 @@ def _put_back(value: Any, mark: str, cut: list[str]) -> Any:
     if isinstance(value, list):
         return [_put_back(each, mark, cut) for each in value]
     if isinstance(value, dict):
-        return {key: _put_back(each, mark, cut) for key, each in value.items()}
+        return {
+            _put_back(key, mark, cut): _put_back(each, mark, cut) for key, each in value.items()
+        }
     return value
 
 

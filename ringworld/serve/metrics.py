@@ -1,6 +1,6 @@
 """What operators watch: Prometheus metrics by vLLM's names, and a few of our own."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -12,8 +12,8 @@ from ringworld.serve.film_codes import KeptCodes
 # What vLLM has too, by its names, and what only we have.
 SHARED, OWN = "vllm:", "ringworld:"
 LABEL = "model_name"
-SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
-TOKENS = tuple(1 << i for i in range(0, 22, 2))
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+TOKENS = tuple(float(1 << i) for i in range(0, 22, 2))
 
 
 class EngineCollector(Collector):
@@ -83,7 +83,7 @@ class ServerMetrics:
     def _length(self, name: str, said: str) -> Histogram:
         return self._measure(name, said, TOKENS)
 
-    def _measure(self, name: str, said: str, buckets: tuple[float, ...]) -> Histogram:
+    def _measure(self, name: str, said: str, buckets: Sequence[float]) -> Histogram:
         made = Histogram(SHARED + name, said, [LABEL], buckets=buckets, registry=self._registry)
         return made.labels(self._model)
 
