@@ -188,7 +188,7 @@ def test_others_go_on_while_a_giant_is_refused() -> None:
                 texts = {job.result() for job in jobs}
             assert len(texts) == 1
         print(
-            f"S3: two bodies of {len(giant) >> 20} and {len(ids) >> 20} MB were refused; p99 between "
+            f"S3: two bodies of {len(giant) >> 20} and {len(ids) >> 20} MB refused; p99 between "
             f"events {percentile(gaps[False], 0.99):.2f} s without, "
             f"{percentile(gaps[True], 0.99):.2f} s with; /health p99 "
             f"{percentile(pulse.seconds, 0.99) * 1000:.0f} ms, at most {max(pulse.seconds):.2f} s"

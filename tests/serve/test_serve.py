@@ -522,6 +522,34 @@ def test_a_step_that_fails_is_a_500_and_the_next_request_is_answered(
     assert server.post("/v1/completions", prompt="Hi there", max_tokens=1)[0] == 200
 
 
+def test_a_failure_ends_only_the_request_that_makes_a_step_fail(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = [dict(prompt=word, max_tokens=40, ignore_eos=True) for word in ("It was", "He was")]
+    expected = [server.post("/v1/completions", **each)[1]["choices"] for each in plain]
+    step = Engine.step
+
+    def fail(self: Engine) -> bool:
+        rows = [row for row in self._slots if row is not None]
+        if any(len(row.prompt) == 3 and row.unread == 0 for row in rows):
+            raise RuntimeError("the poisoned one is decoded")
+        return step(self)
+
+    monkeypatch.setattr(Engine, "step", fail)
+    poisoned = dict(prompt=[5, 6, 7], max_tokens=40, ignore_eos=True)
+    assert len(server.served.words.encode("It was")) != 3
+    with ThreadPoolExecutor(3) as clients:
+        good = [clients.submit(server.events, "/v1/completions", **each) for each in plain]
+        while server.thread.counters.running < 2:
+            time.sleep(0.001)
+        bad = clients.submit(server.post, "/v1/completions", **poisoned)
+        told = [[json.loads(event) for event in each.result()[:-1]] for each in good]
+    assert bad.result()[0] == 500
+    for events_, choices in zip(told, expected, strict=True):
+        assert "".join(event["choices"][0]["text"] for event in events_) == choices[0]["text"]
+    assert wait_until_idle(server)
+
+
 def test_nothing_of_a_prompt_is_logged(server: Running, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     server.post("/v1/completions", prompt="xylophone", max_tokens=1)
