@@ -37,13 +37,20 @@ from ringworld.serve.served import Served
 from ringworld.serve.videos import add_videos
 
 VERSION = installed_version("ringworld")
+# What every route may answer besides what it is there for.
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "what is wrong with the request"},
+    "5XX": {"description": "the server is full, or has failed"},
+}
 PAGE_FOLDER = Path(__file__).with_name("page")
 PAGE_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 
 
 def make_app(config: ServeConfig, served: Served, thread: EngineThread) -> RequestGuard:
     """The application of a model whose engine runs."""
-    app = FastAPI(title="ringworld", version=VERSION, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="ringworld", version=VERSION, docs_url=None, redoc_url=None, responses=REFUSALS
+    )
     app.router.route_class = BodyRoute
     front = Front(config, served, thread)
     _add_errors(app)
