@@ -538,11 +538,14 @@ def test_a_failure_ends_only_the_request_that_makes_a_step_fail(
     monkeypatch.setattr(Engine, "step", fail)
     poisoned = dict(prompt=[5, 6, 7], max_tokens=40, ignore_eos=True)
     assert len(server.served.words.encode("It was")) != 3
+    held = threading.Event()
+    server.thread.call(lambda: held.wait(30))  # so that all three begin together
     with ThreadPoolExecutor(3) as clients:
         good = [clients.submit(server.events, "/v1/completions", **each) for each in plain]
-        while server.thread.counters.running < 2:
-            time.sleep(0.001)
         bad = clients.submit(server.post, "/v1/completions", **poisoned)
+        while server.thread.queued[0] < 3:
+            time.sleep(0.01)
+        held.set()
         told = [[json.loads(event) for event in each.result()[:-1]] for each in good]
     assert bad.result()[0] == 500
     for events_, choices in zip(told, expected, strict=True):
