@@ -482,9 +482,9 @@ def test_a_frequency_penalty_counts_and_a_bias_is_added(weights: WorldWeights) -
     chosen = plain.ids[0]
     wanted = engine.submit(asked(words(3), 12, bias=((chosen, -1e6), (7, 1e5), (8, 1e5 - 50))))
     assert engine.finish(wanted).ids == [7] * 12
-    # Each time that 7 is chosen it loses 60, so that 7 and 8, 50 apart, take turns.
-    fair = Sampling(frequency_penalty=60)
-    both = engine.submit(asked(words(3), 6, bias=((7, 1e5), (8, 1e5 - 50)), sampling=fair))
+    # Each time that 7 is chosen it loses 600, so that 7 and 8, 500 apart, take turns.
+    fair = Sampling(frequency_penalty=600.0)
+    both = engine.submit(asked(words(3), 6, bias=((7, 1e5), (8, 1e5 - 500)), sampling=fair))
     assert engine.finish(both).ids == [7, 8] * 3
     with pytest.raises(InputError, match="513"):
         asked(words(3), 1, bias=tuple((i, 1.0) for i in range(513)))

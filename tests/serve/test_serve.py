@@ -531,13 +531,12 @@ def test_a_failure_ends_only_the_request_that_makes_a_step_fail(
 
     def fail(self: Engine) -> bool:
         rows = [row for row in self._slots if row is not None]
-        if any(len(row.prompt) == 3 and row.unread == 0 for row in rows):
+        if any(len(row.prompt) == 9 and row.unread == 0 for row in rows):
             raise RuntimeError("the poisoned one is decoded")
         return step(self)
 
     monkeypatch.setattr(Engine, "step", fail)
-    poisoned = dict(prompt=[5, 6, 7], max_tokens=40, ignore_eos=True)
-    assert len(server.served.words.encode("It was")) != 3
+    poisoned = dict(prompt=[5, 6, 7, 8, 9, 10, 11, 12, 13], max_tokens=40)
     held = threading.Event()
     server.thread.call(lambda: held.wait(30))  # so that all three begin together
     with ThreadPoolExecutor(3) as clients:
