@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, needs_chromium]
 # The model's context of 1,024 tokens holds twelve frames.
 FRAMES_A_SECOND, SECONDS, FRAMES = 0.1, 120, 12
 # Seconds until what computes on two cores is there.
-PATIENCE = 240_000
+PATIENCE = 120_000
 
 
 @pytest.fixture
