@@ -1,5 +1,9 @@
-"""The model folder that ships with the package."""
+"""The model folders that ship with the package."""
 
 from pathlib import Path
 
-NANO = Path(__file__).parents[1] / "assets" / "nano"
+ASSETS = Path(__file__).parents[1] / "assets"
+NANO = ASSETS / "nano"
+# The one that draws: its codec and its weights were trained on from those of `NANO`.
+NANO_WORLD = ASSETS / "nano-world"
+SHIPPED = {"nano": NANO, "nano-world": NANO_WORLD}

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from ringworld.tasks.shape_judge import (
     chance_of_exact,
     detect_things,
+    outline,
     score_caption,
     score_clip,
 )
@@ -135,6 +136,25 @@ def test_a_blurred_shape_is_never_read_as_another(pixels: float) -> None:
         read = shape_read(blur(frame, pixels), colour)
         clear = pixels <= 0.25 * radius * frame.shape[1]
         assert read == shape if clear else read in (shape, ""), (shape, colour, radius)
+
+
+def diamonds(count: int) -> Iterator[tuple[str, float, np.ndarray]]:
+    """Colour, half-width in pixels and frame of squares on their corners, of every size."""
+    rng = np.random.default_rng(23)
+    y, x = np.mgrid[:64, :64] + 0.5
+    for _ in range(count):
+        colour, half = str(rng.choice(list(SHAPE_COLOURS))), float(rng.uniform(8, 16))
+        centre = rng.uniform(half, 64 - half, 2)
+        away = outline("diamond", x - centre[0], y - centre[1], half)[..., None]
+        ground = np.full((64, 64, 3), float(rng.choice(GROUNDS)))
+        frame = ground + np.clip(0.5 - away, 0, 1) * (np.array(SHAPE_COLOURS[colour]) - ground)
+        yield colour, half, np.rint(frame).astype(np.uint8)[None]
+
+
+@pytest.mark.parametrize("pixels", [0.0, 1.0, 1.5, 2.0, 3.0])
+def test_a_square_on_its_corner_is_no_circle_however_blurred(pixels: float) -> None:
+    for colour, half, frame in diamonds(40):
+        assert shape_read(blur(frame, pixels) if pixels else frame, colour) == "", (colour, half)
 
 
 def test_the_judge_agrees_with_the_share_of_its_box_that_a_shape_fills() -> None:
