@@ -73,7 +73,7 @@ def measure_shapes(wanted: Shapes, announce: Announce) -> None:
                 sampling=wanted.sampling,
                 seed=wanted.seed,
             )
-            drawn.append(judge(clips, some))
+            drawn.append(judge_clips(clips, some))
             shown += clips[:SHOWN]
             announce(f"clips drawn as asked, things {drawn[-1]}")
     if is_first():
@@ -108,7 +108,7 @@ def measure_codec(
     for some in scenes.values():
         clips = np.concatenate([draw(scene, frames=FRAMES_A_CLIP, size=size) for scene in some])
         decoded = codec.decode(codec.encode(clips))
-        figures.append(judge(decoded.reshape(len(some), FRAMES_A_CLIP, size, size, 3), some))
+        figures.append(judge_clips(decoded.reshape(len(some), FRAMES_A_CLIP, size, size, 3), some))
         announce(f"true clips through the codec, things {figures[-1]}")
     rebuilt = codec.decode(film.codes[film.held_out])
     error = ((grounds / 255 - rebuilt / 255) ** 2).mean((1, 2, 3))
@@ -130,7 +130,7 @@ def measure_answers(model: Model, scenes: dict[int, list[Scene]]) -> Proportion:
     return Proportion(right, len(some), float(np.mean(chances)))
 
 
-def judge(
+def judge_clips(
     clips: Sequence[UInt8[np.ndarray, "_ Y X 3"]] | UInt8[np.ndarray, "n Z Y X 3"],
     scenes: Sequence[Scene],
 ) -> ClipFigures:

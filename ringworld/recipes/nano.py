@@ -103,6 +103,7 @@ def nano_world() -> Recipe:
             batch=6,
             loop=Loop(steps=steps, save_every=50),
             optimizer=optimizer,
+            mesh=MeshShape(data=2),
             vision_share=0.8,
             shares={"recall": 0.03, "clips": 0.95, "film": 0.02},
             seed=seed,
@@ -116,7 +117,7 @@ def nano_world() -> Recipe:
             stage("words", 500, Muon(**rate, end_lr=1.5e-3, warmup_steps=20), seed=1),
             stage("settle", 150, Muon(**rate, end_lr=0.0, warmup_steps=0, schedule="cosine"), 2),
         ),
-        data=Samples(clips=6000, seed=21, over_film=0.08, forms=(0.78, 0.1, 0.12), turned=0.5),
+        data=Samples(clips=4500, seed=21, over_film=0.08, forms=(0.78, 0.1, 0.12), turned=0.5),
         start=NANO,
     )
 

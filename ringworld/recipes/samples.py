@@ -18,7 +18,7 @@ from ringworld.models.world import World
 from ringworld.progress import Announce
 from ringworld.recipes.held_out import measure_held_out
 from ringworld.tasks.clips import (
-    FORMS,
+    CLIP_FORMS,
     CodedClip,
     backwards,
     clip_example,
@@ -55,7 +55,7 @@ class Samples(ModelData):
     """draws the clips"""
     over_film: float = 0.2
     """the share of clips with a film frame as their ground; the others have a plain one"""
-    forms: tuple[float, float, float] = FORMS
+    forms: tuple[float, float, float] = CLIP_FORMS
     """how often a clip is text then video, video then text, and video alone"""
     turned: float = 0.0
     """the share of examples that show a clip from its end to its beginning"""

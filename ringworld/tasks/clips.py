@@ -28,7 +28,7 @@ from ringworld.vocab import Vocabulary
 
 FRAMES_A_CLIP = 6
 # How often a clip is text then video, video then text, and video alone.
-FORMS = (0.5, 0.4, 0.1)
+CLIP_FORMS = (0.5, 0.4, 0.1)
 # The most questions about one clip: all share its codes, which are read once.
 TURNS = 8
 
@@ -113,7 +113,7 @@ def clip_example(
     clip: CodedClip,
     tokenizer: Tokenizer,
     vocabulary: Vocabulary,
-    forms: tuple[float, float, float] = FORMS,
+    forms: tuple[float, float, float] = CLIP_FORMS,
 ) -> Example:
     """One of three forms, each as often as `forms` says.
 

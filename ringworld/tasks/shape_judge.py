@@ -39,9 +39,9 @@ BLURS = (0.03, 0.1, 0.17, 0.24, 0.32, 0.4, 0.5, 0.6, 0.7)
 # the share that the grid of templates leaves of a perfect shape.
 MAX_RESIDUAL = 0.11
 MAX_RATIO = 0.7
-# What a circle may leave of what a diamond leaves. Of true circles, through the shipped codec or made
-# four times coarser, 97 in 100 leave less than 0.51 of it; blurred diamonds leave several times as
-# much. Of the diamonds that the codec itself makes round, half leave more than 0.6.
+# What a circle may leave of what a diamond leaves. Of true circles, through the shipped codec or
+# made four times coarser, 97 in 100 leave less than 0.51 of it; blurred diamonds leave several
+# times as much. Of the diamonds that the codec itself makes round, half leave more than 0.6.
 MAX_DIAMOND = 0.6
 GRID_RESIDUAL = 0.002
 

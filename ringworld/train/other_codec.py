@@ -3,12 +3,11 @@
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
-from ringworld.distributed import first_says, is_first
+from ringworld.distributed import is_first
 from ringworld.errors import InputError
-from ringworld.progress import Announce
-from ringworld.train.stage import MODEL, Data, Stage
+from ringworld.train.fresh_model import WrittenModel
+from ringworld.train.stage import Data
 from ringworld.weights.codecs import open_codec
 from ringworld.weights.file_names import CODEC
 from ringworld.weights.folder import new_folder
@@ -16,13 +15,12 @@ from ringworld.weights.open import hash_model
 
 
 @dataclass(frozen=True, kw_only=True)
-class OtherCodec(Stage[Data]):
+class OtherCodec(WrittenModel):
     """The model folder that it starts from, with `codec` in the place of its codec.
 
     The weights stay as they are, so the codes of the two should mean about the same.
     """
 
-    reads_data: ClassVar[bool] = False
     codec: Path
     """the folder of the codec"""
 
@@ -42,22 +40,11 @@ class OtherCodec(Stage[Data]):
                 f"{self.codec} and the codec of {source} are of other sizes: use one of the same"
             )
 
-    def kept(self, folder: Path) -> bool:
-        """Whether the model is there."""
-        return (folder / self.name / MODEL).exists()
-
-    def run(self, data: Data, source: Path | None, folder: Path, announce: Announce) -> Path:
-        """Write the folder, unless it is there; returns its path."""
-        done = folder / self.name / MODEL
-        if first_says(done.exists()):
-            return done
+    def write(self, source: Path | None, done: Path) -> None:
+        """Copy the folder `source`, with the other codec."""
         assert source is not None
         with new_folder(done) as draft:
             if is_first():
-                _copy(source, self.codec, draft)
-        return done
-
-
-def _copy(model: Path, codec: Path, draft: Path) -> None:
-    shutil.copytree(model, draft, ignore=shutil.ignore_patterns(CODEC), dirs_exist_ok=True)
-    shutil.copytree(codec, draft / CODEC)
+                others = shutil.ignore_patterns(CODEC)
+                shutil.copytree(source, draft, ignore=others, dirs_exist_ok=True)
+                shutil.copytree(self.codec, draft / CODEC)

@@ -35,7 +35,7 @@ from ringworld.weights.int8 import dequantize_table
 from ringworld.weights.joint import split_tables
 from ringworld.weights.lwm import read_lwm
 from ringworld.weights.names import BY_OURS, Name
-from ringworld.weights.shipped import SHIPPED
+from ringworld.weights.shipped import SHIPPED_MODELS
 from ringworld.weights.tensors import LazyTensor, LazyWeight
 
 # What some files hold besides the weights, and nobody needs.
@@ -86,8 +86,8 @@ def find_model(path: Path) -> Path:
     """What a name stands for where there is no such path: a shipped model, or one to fetch."""
     if path.exists():
         return path
-    if str(path) in SHIPPED:
-        return SHIPPED[str(path)]
+    if str(path) in SHIPPED_MODELS:
+        return SHIPPED_MODELS[str(path)]
     return fetch(str(path)) if str(path) in MODELS else path
 
 
@@ -121,7 +121,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not path.exists():
         raise InputError(
             f"there is nothing at {path}: give a folder or a file of weights, or the name of a "
-            f"model ({', '.join((*SHIPPED, *MODELS))})"
+            f"model ({', '.join((*SHIPPED_MODELS, *MODELS))})"
         )
     if path.suffix == ".safetensors" and path.is_file():
         raise InputError(f"{path} is a part of a model: give its folder, {path.absolute().parent}")
