@@ -19,13 +19,20 @@ CACHE = ROOT / ".pytest_cache" / "jax" / f"{platform.node()}-{version('jaxlib')}
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(DEVICES))
+# As in ringworld/cpu.py: with fewer threads programs in flight can lock each other up.
+os.environ.setdefault("NPROC", str(2 * DEVICES))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Programs here run once and are small: compiling them is the cost, not running them.
-if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
+# Programs here run once and are small: compiling them is the cost, not running them. A machine that
+# is busy with other work may let a device wait for longer than XLA's 40 s.
+for name, value in (
+    ("xla_backend_optimization_level", 0),
+    ("xla_cpu_collective_call_terminate_timeout_seconds", 600),
+):
+    if name not in os.environ.get("XLA_FLAGS", ""):
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --{name}={value}".strip()
 
 import jax
 import numpy as np

@@ -35,3 +35,28 @@ def test_processes_share_eight_virtual_devices_unless_the_environment_says_how_m
             [sys.executable, "-c", program], env=env, capture_output=True, text=True
         )
         assert int(done.stdout) == count, done.stderr
+
+
+def test_many_programs_in_flight_on_eight_devices_do_not_lock_each_other_up() -> None:
+    program = (
+        "import sys; from ringworld.cpu import use_virtual_devices; use_virtual_devices()\n"
+        "import jax, jax.numpy as jnp\n"
+        "from jax.sharding import NamedSharding, PartitionSpec as P\n"
+        "mesh = jax.make_mesh((8,), ('seq',))\n"
+        "around = [(i, (i + 1) % 8) for i in range(8)]\n"
+        "def turn(x):\n"
+        "    for _ in range(3):\n"
+        "        x = jax.lax.ppermute(jnp.sin(x @ x), 'seq', around)\n"
+        "    return x\n"
+        "turn = jax.shard_map(turn, mesh=mesh, in_specs=P('seq'), out_specs=P('seq'))\n"
+        "turn = jax.jit(turn, donate_argnums=0)\n"
+        "x = jax.device_put(jnp.ones((512, 64)), NamedSharding(mesh, P('seq')))\n"
+        "for _ in range(1000):\n"
+        "    x = turn(x)\n"
+        "print(x.shape)\n"
+    )
+    env = {k: v for k, v in os.environ.items() if k not in ("NPROC", "XLA_FLAGS")}
+    # A lock-up ends the process after 20 seconds, instead of 600.
+    env["XLA_FLAGS"] = "--xla_cpu_collective_call_terminate_timeout_seconds=20"
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    assert done.stdout == "(512, 64)\n", done.stderr[:2000]

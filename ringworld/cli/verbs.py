@@ -27,7 +27,7 @@ ALONE = Processes(processes=1)
 # The model that ships with the package, as `weights.shipped` has it.
 SHIPPED = Path(__file__).parents[1] / "assets" / "nano"
 # What the extra `serve` installs.
-SERVE_PACKAGES = ("fastapi", "prometheus_client", "uvicorn")
+SERVE_PACKAGES = ("fastapi", "llguidance", "prometheus_client", "uvicorn")
 
 
 @runtime_checkable

@@ -40,8 +40,8 @@ from ringworld.models.world import World, WorldWeights
 
 # Prompts that are read in turn: a short question waits for a chunk of a long one, not for all.
 READ_TOGETHER = 2
-# Chunks that are started before an earlier one has ended. XLA takes 32 programs a device; on a CPU
-# the next one waits on some devices while others wait for them in a transfer, for ever.
+# Chunks that are started before an earlier one has ended: the next is ready when a device is, and a
+# cancel waits for two. Dozens can lock up a CPU's devices (ringworld/cpu.py).
 STARTED_AHEAD = 2
 
 

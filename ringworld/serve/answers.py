@@ -14,13 +14,17 @@ JSON = dict[str, Any]
 
 @dataclass
 class AnswerChoice:
-    """One answer, or what it has gained: its text, its ids with their scores, and why it ended."""
+    """One answer, or what it has gained: its text, its ids with their scores, and why it ended.
+
+    `stop` is the string that ended it, if one did.
+    """
 
     index: int
     text: str = ""
     ids: list[int] = field(default_factory=list)
     scores: list[TokenScore] = field(default_factory=list)
     finish: str | None = None
+    stop: str | None = None
 
     def add(self, more: "AnswerChoice") -> None:
         """Append what was gained."""
@@ -28,6 +32,7 @@ class AnswerChoice:
         self.ids += more.ids
         self.scores += more.scores
         self.finish = more.finish or self.finish
+        self.stop = more.stop or self.stop
 
 
 class TextWriter:
@@ -39,6 +44,7 @@ class TextWriter:
     def __init__(self, words: Tokenizer, stops: Sequence[str]) -> None:
         self._detokenizer, self._stops = Detokenizer(words), stops
         self._sent, self._held = 0, ""
+        self.stop: str | None = None
 
     def add(self, piece: AnswerPiece) -> str:
         """The text that a piece adds."""
@@ -46,6 +52,8 @@ class TextWriter:
         if piece.finish is None:
             kept = len(self._held) - self._find_beginning()
         elif piece.text is not None:
+            rest = (self._held + self._detokenizer.finish())[len(piece.text) - self._sent :]
+            self.stop = next((stop for stop in self._stops if rest.startswith(stop)), None)
             self._held = piece.text[self._sent :]
             kept = len(self._held)
         else:
@@ -92,7 +100,8 @@ class Answers:
             i = piece.prompt * self._samples + piece.sample
             finish = "stop" if piece.finish == "cancelled" else piece.finish
             text = self._writers[i].add(piece)
-            more = AnswerChoice(i, text, [*piece.ids], [*piece.scores], finish)
+            stop = self._writers[i].stop
+            more = AnswerChoice(i, text, [*piece.ids], [*piece.scores], finish, stop)
             self.choices[i].add(more)
             gained.append(more)
         self.reused = update.reused

@@ -1,26 +1,25 @@
-"""The routes of the server: bodies in, answers of the front out, errors in OpenAI's form."""
+"""The routes of the server: bodies in, answers of the front out, errors in the form of each API."""
 
 import asyncio
-import json
 import time
-from collections.abc import Coroutine
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 
-from ringworld.errors import InputError, TooLargeError
-from ringworld.serve.completions import ApiReply, ChatReply, CompletionReply
+from ringworld.errors import InputError
+from ringworld.serve.completions import ChatReply, CompletionReply
 from ringworld.serve.config import ServeConfig
 from ringworld.serve.conversation import make_prompt
-from ringworld.serve.engine_thread import EngineFailedError, EngineThread
-from ringworld.serve.events import EventStream, GoneError, while_connected
-from ringworld.serve.front import Asked, BusyError, Front, RequestProgress, UnknownModelError
-from ringworld.serve.guard import RequestGuard, refusal
+from ringworld.serve.drawing import add_drawing
+from ringworld.serve.engine_thread import EngineThread
+from ringworld.serve.events import while_connected
+from ringworld.serve.front import Front, RequestProgress
+from ringworld.serve.guard import RequestGuard
+from ringworld.serve.messages import CountBody, MessageReply, MessagesBody
 from ringworld.serve.pictures import draw_images
 from ringworld.serve.protocol import (
     ChatBody,
@@ -29,17 +28,15 @@ from ringworld.serve.protocol import (
     ImageBody,
     TokenizeBody,
 )
+from ringworld.serve.refusals import EXPLAINED, UnknownModelError, explain_error
+from ringworld.serve.replies import ApiReply, reply_to
+from ringworld.serve.reports import add_reports
+from ringworld.serve.responses import ResponseReply, ResponsesBody
 from ringworld.serve.served import Served
 
 VERSION = installed_version("ringworld")
 PAGE_FOLDER = Path(__file__).with_name("page")
 PAGE_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
-# A stream that is not accepted after so many seconds begins, to tell how far it is.
-PATIENCE = 1.0
-# Seconds after which a client that was refused for the queue may ask again.
-RETRY_AFTER = 5
-# What a client that has gone away is told, in nginx's way.
-CLIENT_GONE = 499
 
 
 def make_app(config: ServeConfig, served: Served, thread: EngineThread) -> RequestGuard:
@@ -48,83 +45,36 @@ def make_app(config: ServeConfig, served: Served, thread: EngineThread) -> Reque
     front = Front(config, served, thread)
     _add_errors(app)
     _add_answers(app, front)
+    add_drawing(app, front)
     _add_tokens(app, front)
     _add_state(app, front)
+    add_reports(app, config.model, config.reports, served.model.about)
     _add_page(app)
     return RequestGuard(app, config)
 
 
-def explain_error(error: Exception) -> JSONResponse:
-    """An error in OpenAI's form. One that nobody foresaw is told without its text."""
-    if isinstance(error, TooLargeError):
-        return refusal(400, str(error), code="context_length_exceeded", setting=error.setting)
-    if isinstance(error, InputError):
-        return refusal(400, str(error), setting=error.setting)
-    if isinstance(error, BusyError):
-        sentence = "as many requests wait as the server lets wait: try again later"
-        return refusal(503, sentence, code="queue_full", retry_after=RETRY_AFTER)
-    if isinstance(error, UnknownModelError):
-        sentence = "this server has no model of that name: GET /v1/models lists it"
-        return refusal(404, sentence, code="model_not_found", setting="model")
-    if isinstance(error, EngineFailedError):
-        return refusal(500, "the engine failed and was started anew: send the request again")
-    if isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body")
-        return refusal(400, f"{place or 'the body'}: {first['msg']}", setting=place or None)
-    if isinstance(error, HTTPException):
-        return refusal(error.status_code, str(error.detail))
-    if isinstance(error, GoneError):
-        return refusal(CLIENT_GONE, "the client has closed the connection")
-    return refusal(500, "the server failed: try again")
-
-
 def _add_errors(app: FastAPI) -> None:
     async def tell(request: Request, error: Exception) -> JSONResponse:
-        return explain_error(error)
+        return explain_error(error).respond(request.url.path)
 
-    kinds = (InputError, BusyError, UnknownModelError, EngineFailedError, GoneError)
-    for kind in (*kinds, RequestValidationError, HTTPException):
+    for kind in EXPLAINED:
         app.add_exception_handler(kind, tell)
 
 
-def _event(error: Exception) -> dict[str, Any]:
-    """An error as an event of a stream that has begun."""
-    return json.loads(bytes(explain_error(error).body))
-
-
 def _add_answers(app: FastAPI, front: Front) -> None:
-    async def answer(
-        request: Request,
-        body: Any,
-        reply: ApiReply,
-        accept: Coroutine[Any, Any, Asked],
-        job: RequestProgress,
-    ) -> Response:
-        """One whole answer; or events, which begin when it is accepted or takes long to be."""
-        if not body.stream:
+    def begin(request: Request) -> RequestProgress:
+        return RequestProgress(tenant=request.state.tenant)
 
-            async def complete() -> dict[str, Any]:
-                return await reply.whole(await accept)
-
-            return JSONResponse(await while_connected(request, complete()))
-        accepted = asyncio.ensure_future(accept)
-        try:
-            await while_connected(request, _wait(accepted))
-            if accepted.done():
-                accepted.result()
-        except BaseException:
-            accepted.cancel()
-            raise
-        return EventStream(reply.events(accepted), lambda: job.note, _event)
+    async def answer_chat(request: Request, body: ChatBody, reply: ApiReply) -> Response:
+        job = begin(request)
+        return await reply_to(request, reply, front.ask_chat(body, job), job, stream=body.stream)
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatBody, request: Request) -> Response:
         """Answer a conversation, with pictures and films in it."""
         body.refuse_unsupported()
         front.check(body.model)
-        job = RequestProgress()
-        return await answer(request, body, ChatReply(front, body), front.ask_chat(body, job), job)
+        return await answer_chat(request, body, ChatReply(front, body))
 
     @app.post("/v1/completions")
     async def complete(body: CompletionBody, request: Request) -> Response:
@@ -133,20 +83,39 @@ def _add_answers(app: FastAPI, front: Front) -> None:
         front.check(body.model)
         if body.stream and body.echo and body.logprobs is not None:
             raise InputError("a stream has no log-probabilities of its prompt: leave stream out")
-        job, reply = RequestProgress(), CompletionReply(front, body)
-        return await answer(request, body, reply, front.ask_completion(body, job), job)
+        job, reply = begin(request), CompletionReply(front, body)
+        accept = front.ask_completion(body, job)
+        return await reply_to(request, reply, accept, job, stream=body.stream)
+
+    @app.post("/v1/responses")
+    async def respond(body: ResponsesBody, request: Request) -> Response:
+        """Answer a conversation in OpenAI's newer form. Nothing is stored."""
+        asked = body.as_chat()
+        front.check(asked.model)
+        return await answer_chat(request, asked, ResponseReply(front, body, asked))
+
+    @app.post("/v1/messages")
+    async def write_message(body: MessagesBody, request: Request) -> Response:
+        """Answer a conversation in Anthropic's form."""
+        asked = body.as_chat()
+        front.check(asked.model)
+        return await answer_chat(request, asked, MessageReply(front, asked))
+
+    @app.post("/v1/messages/count_tokens")
+    async def count(body: CountBody, request: Request) -> dict[str, int]:
+        """The tokens that a conversation in Anthropic's form takes, with its pictures."""
+        asked = body.as_chat()
+        front.check(asked.model)
+        prompt = await while_connected(request, front.read_chat(asked, begin(request)))
+        return {"input_tokens": len(prompt.example)}
 
     @app.post("/v1/images/generations")
     async def draw(body: ImageBody, request: Request) -> dict[str, Any]:
         """Draw pictures from words."""
         body.refuse_unsupported()
         front.check(body.model)
-        drawn = await while_connected(request, draw_images(front, body, RequestProgress()))
+        drawn = await while_connected(request, draw_images(front, body, begin(request)))
         return {"created": int(time.time()), "data": drawn}
-
-
-async def _wait(accepted: asyncio.Future[Asked]) -> None:
-    await asyncio.wait({accepted}, timeout=PATIENCE)
 
 
 def _add_tokens(app: FastAPI, front: Front) -> None:

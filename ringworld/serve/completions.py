@@ -1,9 +1,8 @@
-"""/v1/chat/completions and /v1/completions: an accepted request as one answer, or as events."""
+"""/v1/chat/completions and /v1/completions: answers as choices, whole or in chunks."""
 
-import asyncio
 import time
-from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from secrets import token_hex
 from typing import Any
 
@@ -15,88 +14,62 @@ from ringworld.serve.answers import (
     ChatWriter,
     TextWriter,
     chat_logprobs,
-    count_usage,
     describe_media,
     text_logprobs,
 )
 from ringworld.serve.engine_thread import Update
 from ringworld.serve.front import Asked, Front
 from ringworld.serve.protocol import ChatBody, CompletionBody, SamplingBody
+from ringworld.serve.replies import ApiReply, tell_usage
 
 
-class ApiReply(ABC):
-    """An accepted request, and the form of its answer; subclasses are the two forms."""
+class ChoicesReply(ApiReply):
+    """An object with a list of choices; subclasses are the two of OpenAI's older API."""
 
     prefix = ""
     whole_object = chunk_object = ""
 
     def __init__(self, front: Front, body: SamplingBody) -> None:
-        self._front, self._body, self._words = front, body, front.served.words
+        super().__init__(front)
+        self._body = body
         self._id, self._created = f"{self.prefix}-{token_hex(12)}", int(time.time())
 
     @abstractmethod
-    def _open(self, asked: Asked) -> Answers:
-        """Answers with their writers, nothing written yet."""
-
-    @abstractmethod
-    def _choice(self, choice: AnswerChoice, asked: Asked, update: Update | None) -> JSON:
-        """A complete answer; `update` is the last one."""
+    def _choice(self, choice: AnswerChoice, asked: Asked, last: Update | None) -> JSON:
+        """A complete answer; `last` is the last update."""
 
     @abstractmethod
     def _chunk(self, choice: AnswerChoice) -> JSON:
         """What an answer has gained."""
 
+    @abstractmethod
     def _first(self, asked: Asked) -> list[JSON]:
         """The chunks before the answer."""
-        return []
 
     def _object(self, kind: str, choices: Sequence[JSON], **more: Any) -> JSON:
         head = {"id": self._id, "object": kind, "created": self._created}
         return head | {"model": self._front.config.name, "choices": [*choices], **more}
 
-    async def whole(self, asked: Asked) -> JSON:
-        """The answer when it is complete."""
-        answers, last = self._open(asked), None
-        updates = self._front.follow(asked)
-        try:
-            async for update in updates:
-                await asyncio.to_thread(answers.take, update)
-                last = update
-        finally:
-            await updates.aclose()
+    def _complete(self, asked: Asked, answers: Answers, last: Update | None) -> JSON:
+        choices = [self._choice(choice, asked, last) for choice in answers.choices]
+        return self._object(self.whole_object, choices, usage=tell_usage(asked, answers))
 
-        def choices() -> list[JSON]:
-            return [self._choice(choice, asked, last) for choice in answers.choices]
-
-        found = await asyncio.to_thread(choices)
-        return self._object(self.whole_object, found, usage=_usage(asked, answers))
-
-    async def events(self, accepted: Awaitable[Asked]) -> AsyncGenerator[JSON | None, None]:
-        """The chunks of the answer, and the usage where it was asked for."""
-        asked = await accepted
-        answers, updates = self._open(asked), self._front.follow(asked)
+    def _begin(self, asked: Asked) -> Iterator[JSON]:
         media = [film for prompt in asked.prompts for film in prompt.media]
-        try:
-            for first in self._first(asked):
-                more = {"media": describe_media(media)} if media else {}
-                yield self._object(self.chunk_object, [first], **more)
-            async for update in updates:
-                gained = await asyncio.to_thread(answers.take, update)
-                for choice in gained:
-                    if choice.text or choice.scores or choice.finish:
-                        yield self._object(self.chunk_object, [self._chunk(choice)])
-        finally:
-            await updates.aclose()
+        more = {"media": describe_media(media)} if media else {}
+        for first in self._first(asked):
+            yield self._object(self.chunk_object, [first], **more)
+
+    def _gain(self, choice: AnswerChoice) -> Iterator[JSON]:
+        if choice.text or choice.scores or choice.finish:
+            yield self._object(self.chunk_object, [self._chunk(choice)])
+
+    def _end(self, asked: Asked, answers: Answers) -> Iterator[JSON]:
         if self._body.include_usage:
-            yield self._object(self.chunk_object, [], usage=_usage(asked, answers))
+            yield self._object(self.chunk_object, [], usage=tell_usage(asked, answers))
 
 
-def _usage(asked: Asked, answers: Answers) -> JSON:
-    media = [film for prompt in asked.prompts for film in prompt.media]
-    return count_usage(asked.prompt_tokens, answers, media)
-
-
-class ChatReply(ApiReply):
+class ChatReply(ChoicesReply):
     """The answer to a conversation."""
 
     prefix = "chatcmpl"
@@ -113,7 +86,7 @@ class ChatReply(ApiReply):
     def _logprobs(self, choice: AnswerChoice) -> JSON | None:
         return chat_logprobs(choice, self._front.speller) if self._scored else None
 
-    def _choice(self, choice: AnswerChoice, asked: Asked, update: Update | None) -> JSON:
+    def _choice(self, choice: AnswerChoice, asked: Asked, last: Update | None) -> JSON:
         message = {"role": "assistant", "content": choice.text, "refusal": None}
         return {
             "index": choice.index,
@@ -123,22 +96,18 @@ class ChatReply(ApiReply):
         }
 
     def _first(self, asked: Asked) -> list[JSON]:
-        said = {"role": "assistant", "content": ""}
-        return [
-            {"index": i, "delta": said, "logprobs": None, "finish_reason": None}
-            for i in range(self._body.n)
-        ]
+        return [self._piece(i, {"role": "assistant", "content": ""}) for i in range(self._body.n)]
 
     def _chunk(self, choice: AnswerChoice) -> JSON:
-        return {
-            "index": choice.index,
-            "delta": {"content": choice.text} if choice.text else {},
-            "logprobs": self._logprobs(choice),
-            "finish_reason": choice.finish,
-        }
+        piece = self._piece(choice.index, {"content": choice.text} if choice.text else {})
+        found = {"logprobs": self._logprobs(choice)} if self._scored else {}
+        return piece | found | {"finish_reason": choice.finish}
+
+    def _piece(self, index: int, delta: JSON) -> JSON:
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
 
-class CompletionReply(ApiReply):
+class CompletionReply(ChoicesReply):
     """What comes behind each prompt, and with `echo` the prompt itself."""
 
     prefix = "cmpl"
@@ -157,14 +126,14 @@ class CompletionReply(ApiReply):
     def _prompt_of(self, choice: AnswerChoice, asked: Asked) -> list[int]:
         return asked.prompts[choice.index // self._body.n].example.tokens.tolist()
 
-    def _choice(self, choice: AnswerChoice, asked: Asked, update: Update | None) -> JSON:
+    def _choice(self, choice: AnswerChoice, asked: Asked, last: Update | None) -> JSON:
         prompt = self._prompt_of(choice, asked) if self._echo else []
         before = self._words.decode(prompt) if prompt else ""
         said = None
         if self._scored:
             scores: list[TokenScore | None] = [*choice.scores]
-            if prompt and update is not None:
-                known = update.prompt_scores[choice.index // self._body.n]
+            if prompt and last is not None:
+                known = last.prompt_scores[choice.index // self._body.n]
                 scores = [None, *known, *scores]
             said = text_logprobs([*prompt, *choice.ids], scores, 0, self._front.speller)
         return _text_choice(choice, before + choice.text, said)

@@ -27,7 +27,7 @@ class ServeConfig:
     port: int = 8000
     """the port to listen on"""
     api_key: str | None = None
-    """the key that requests must bring; without it RINGWORLD_API_KEY of the environment"""
+    """the key that requests must bring, or several with commas; without it RINGWORLD_API_KEY"""
     insecure: bool = False
     """listen on any address without a key"""
     served_model_name: str | None = None
@@ -52,6 +52,8 @@ class ServeConfig:
     """tokens of prompts that may wait; more are refused with 503"""
     fps: float = 1.0
     """frames taken from a film, per second, where a request does not say"""
+    reports: Path | None = None
+    """a folder of reports that the page shows; without it the run that the model lies in"""
     weights: Annotated[WeightOptions, arg(name="")] = WeightOptions()
     mesh: MeshShape = field(default_factory=MeshShape)
 
@@ -64,16 +66,17 @@ class ServeConfig:
                 )
         if not 0 <= self.port < 1 << 16:
             raise InputError(f"there is no port {self.port}: use 0 to 65535", setting="port")
-        if not self.is_local and self.key is None and not self.insecure:
+        if not self.is_local and not self.keys and not self.insecure:
             raise InputError(
                 f"everyone who reaches {self.host} could use the model: give a key or allow it",
                 setting="api_key",
             )
 
     @property
-    def key(self) -> str | None:
-        """The key that requests must bring; None when they need none."""
-        return self.api_key or os.environ.get(KEY_VARIABLE) or None
+    def keys(self) -> tuple[str, ...]:
+        """The keys of which requests must bring one; empty when they need none."""
+        given = (self.api_key or os.environ.get(KEY_VARIABLE) or "").split(",")
+        return tuple(key for part in given if (key := part.strip()))
 
     @property
     def is_local(self) -> bool:

@@ -21,14 +21,11 @@ from ringworld.errors import InputError
 from ringworld.inference.engine import Counters, Engine
 from ringworld.inference.request import Finish, Output, Request, TokenScore
 from ringworld.mesh import make_mesh
+from ringworld.serve.refusals import EngineFailedError
 from ringworld.settings import MeshShape
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
-
-
-class EngineFailedError(Exception):
-    """The engine failed while a request ran, and was started anew."""
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from ringworld.serve.refusals import GoneError
+
 T = TypeVar("T")
 # Progress is told so often, in seconds, and silence is broken after so many.
 TICK, KEEP_ALIVE = 1.0, 15.0
 DONE = b"data: [DONE]\n\n"
-
-
-class GoneError(Exception):
-    """The client has closed the connection."""
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -49,8 +47,9 @@ async def _end(task: asyncio.Future[Any]) -> None:
 class EventStream(Response):
     """JSON objects as server-sent events, ended by `[DONE]`.
 
-    While none comes, `note()` is sent as a comment when it has changed, and otherwise from time to
-    time. An error becomes an event, as `explain` has it. `events` is closed when the client goes.
+    Named ones have their `type` as their name, and no such end. While none comes, `note()` is sent
+    as a comment when it has changed, and otherwise from time to time. An error becomes an event, as
+    `explain` has it. `events` is closed when the client goes.
     """
 
     def __init__(
@@ -58,7 +57,10 @@ class EventStream(Response):
         events: AsyncGenerator[dict[str, Any] | None, None],
         note: Callable[[], str],
         explain: Callable[[Exception], dict[str, Any]],
+        *,
+        named: bool = False,
     ) -> None:
+        self._named = named
         self._events, self._note, self._explain = events, note, explain
         super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         del self.headers["content-length"]
@@ -93,13 +95,13 @@ class EventStream(Response):
                 except StopAsyncIteration:
                     break
                 except Exception as error:
-                    await say(_frame(self._explain(error)))
+                    await say(self._frame(self._explain(error)))
                     break
                 if event is not None:
                     silent = 0.0
-                    await say(_frame(event))
+                    await say(self._frame(event))
                 pending = self._next()
-            await say(DONE, more=False)
+            await say(b"" if self._named else DONE, more=False)
         finally:
             await _end(pending)
             await self._events.aclose()
@@ -107,6 +109,6 @@ class EventStream(Response):
     def _next(self) -> asyncio.Future[dict[str, Any] | None]:
         return asyncio.ensure_future(anext(self._events))
 
-
-def _frame(event: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(event, ensure_ascii=False).encode() + b"\n\n"
+    def _frame(self, event: dict[str, Any]) -> bytes:
+        name = f"event: {event['type']}\n" if self._named else ""
+        return f"{name}data: {json.dumps(event, ensure_ascii=False)}\n\n".encode()

@@ -21,6 +21,7 @@ from ringworld.serve.engine_thread import EngineThread, Ticket, Update
 from ringworld.serve.film_codes import MediaReader
 from ringworld.serve.metrics import ServerMetrics
 from ringworld.serve.protocol import ChatBody, CompletionBody, SamplingBody
+from ringworld.serve.refusals import BusyError, UnknownModelError
 from ringworld.serve.served import Served
 
 # The longest answer of a completion that does not say, as OpenAI has it.
@@ -28,18 +29,14 @@ COMPLETION_TOKENS = 16
 SEEDS = 1 << 32
 
 
-class BusyError(Exception):
-    """As much waits already as the server lets wait."""
-
-
-class UnknownModelError(Exception):
-    """A request names a model that is not served."""
-
-
 @dataclass
 class RequestProgress:
-    """A request on its way: what it is doing, for a person, and since when in monotonic seconds."""
+    """A request on its way: whose it is, what it is doing, for a person, and since when.
 
+    `begun` is in monotonic seconds.
+    """
+
+    tenant: str = ""
     note: str = "waiting"
     begun: float = field(default_factory=time.monotonic)
 
@@ -84,25 +81,26 @@ class Front:
 
     async def ask_chat(self, body: ChatBody, job: RequestProgress) -> Asked:
         """Submit a conversation. Raises InputError for what cannot be answered."""
-        self._preparing += 1
-        try:
-            request, prompt = await self._prepare_chat(body, job)
-        finally:
-            self._preparing -= 1
-        return await self.submit(job, [request], [prompt])
-
-    async def _prepare_chat(self, body: ChatBody, job: RequestProgress) -> tuple[Request, Prompt]:
-        wanted = await asyncio.to_thread(find_shown_media, body, self.config.fps)
-        films = [await self.media.read(medium, job.film_progress) for medium in wanted]
-        content = wanted[0].key if wanted else b""
-        job.note = "reading the prompt"
-        prompt = await asyncio.to_thread(make_prompt, body.messages, films, content, self.served)
+        stops = self._stops(body)
+        prompt = await self.read_chat(body, job)
         room = self.served.context - len(prompt.example)
         longest = min(self.config.max_new_tokens, max(room, 1))
         if body.longest is not None:
             longest = body.longest
-        request = self._request(body, prompt, longest, self._stops(body))
-        return request(logprobs=body.alternatives), prompt
+        request = await self._prepare(body, prompt, longest, stops, job)
+        return await self.submit(job, [request(logprobs=body.alternatives)], [prompt])
+
+    async def read_chat(self, body: ChatBody, job: RequestProgress) -> Prompt:
+        """The prompt of a conversation, its media read. Raises InputError for what cannot be."""
+        self._preparing += 1
+        try:
+            wanted = await asyncio.to_thread(find_shown_media, body, self.config.fps)
+            films = [await self.media.read(medium, job.film_progress) for medium in wanted]
+            content = wanted[0].key if wanted else b""
+            job.note = "reading the prompt"
+            return await asyncio.to_thread(make_prompt, body.messages, films, content, self.served)
+        finally:
+            self._preparing -= 1
 
     async def ask_completion(self, body: CompletionBody, job: RequestProgress) -> Asked:
         """Submit prompts. Raises InputError for what cannot be completed."""
@@ -113,7 +111,7 @@ class Front:
         if scored and longest <= 1:  # who scores a prompt counts on one token behind it
             stops = ()
         requests = [
-            self._request(body, prompt, longest, stops)(
+            (await self._prepare(body, prompt, longest, stops, job))(
                 logprobs=body.logprobs, prompt_logprobs=scored
             )
             for prompt in prompts
@@ -153,9 +151,20 @@ class Front:
         finally:
             asked.ticket.cancel()
 
-    def _request(
-        self, body: SamplingBody, prompt: Prompt, longest: int, stops: tuple[int, ...]
+    async def _prepare(
+        self,
+        body: SamplingBody,
+        prompt: Prompt,
+        longest: int,
+        stops: tuple[int, ...],
+        job: RequestProgress,
     ) -> partial[Request]:
+        """All of a request but its log-probabilities. Raises InputError for a broken schema."""
+        schema = body.response_format.schema_wanted if body.response_format else None
+        allow = None
+        if schema is not None:
+            allow = await asyncio.to_thread(lambda: self.served.schemas.follow(schema))
+            stops = tuple(sorted({*stops, *self.served.stops}))
         seed = secrets.randbelow(SEEDS) if body.seed is None else body.seed % SEEDS
         return partial(
             Request,
@@ -167,7 +176,8 @@ class Front:
             stops=stops,
             stop_strings=body.stops,
             spell=self.served.words.decode,
-            tenant=body.cache_salt or "",
+            allow=allow,
+            tenant=f"{job.tenant} {body.cache_salt or ''}",
             content=prompt.content,
         )
 

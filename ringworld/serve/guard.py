@@ -2,23 +2,23 @@
 
     Host      a server for this machine answers to this machine's names only (DNS rebinding)
     Origin    a page of another site may not post
-    key       every path but those of `OPEN` needs the key, if there is one
+    key       every path but those of `OPEN` needs a key, if there is one; it is the tenant
     body      a limit of bytes, counted as they come
 
 Answers get the headers that keep a browser from running or loading anything of elsewhere. An error
 that nobody foresaw is answered without its text.
 """
 
+import hashlib
 import hmac
 import logging
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ringworld.serve.config import LOOPBACK, ServeConfig
+from ringworld.serve.refusals import HttpRefusal, explain_error
 
 _LOG = logging.getLogger(__name__)
 # A film of 100 MiB in base64, and the text beside it.
@@ -38,20 +38,7 @@ HEADERS = {
 }
 
 
-def refusal(
-    status: int,
-    sentence: str,
-    *,
-    code: str | None = None,
-    setting: str | None = None,
-    retry_after: int | None = None,
-) -> JSONResponse:
-    """An error in OpenAI's form."""
-    kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
-    kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
-    error: dict[str, Any] = {"message": sentence, "type": kind, "param": setting, "code": code}
-    headers = None if retry_after is None else {"Retry-After": str(retry_after)}
-    return JSONResponse({"error": error}, status, headers)
+TOO_MANY_BYTES = HttpRefusal(413, f"the request has more than {MOST_BYTES:,} bytes: send less")
 
 
 class TooManyBytesError(Exception):
@@ -88,36 +75,41 @@ class RequestGuard:
                 raise TooManyBytesError
             return message
 
-        refused = self._refuse(scope)
+        async def refuse(why: HttpRefusal) -> None:
+            await why.respond(scope["path"])(scope, receive, tell)
+
+        given = _find_key(Headers(scope=scope))
+        scope.setdefault("state", {})["tenant"] = hashlib.sha256(given).hexdigest()
+        refused = self._refuse(scope, given)
         if refused is not None:
-            await refused(scope, receive, tell)
+            await refuse(refused)
             return
         try:
             await self._app(scope, count, tell)
         except TooManyBytesError:
             if not begun:
-                await _too_many_bytes()(scope, receive, tell)
+                await refuse(TOO_MANY_BYTES)
         except Exception as error:
             _LOG.error("a request failed: %s", type(error).__name__)
             if not begun:
-                await refusal(500, "the server failed: try again")(scope, receive, tell)
+                await refuse(explain_error(error))
 
-    def _refuse(self, scope: Scope) -> JSONResponse | None:
+    def _refuse(self, scope: Scope, given: bytes) -> HttpRefusal | None:
         """Why a request is not answered; None when it is."""
-        headers, path, key = Headers(scope=scope), scope["path"], self._config.key
+        headers, path, keys = Headers(scope=scope), scope["path"], self._config.keys
         host = headers.get("host", "")
-        if key is None and self._config.is_local and _name(host) not in LOOPBACK:
-            return refusal(403, "this server answers to names of its own machine only")
+        if not keys and self._config.is_local and _name(host) not in LOOPBACK:
+            return HttpRefusal(403, "this server answers to names of its own machine only")
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != host:
-            return refusal(403, "pages of other sites may not use this server")
-        if key is not None and path not in OPEN and not path.startswith(OPEN_FOLDER):
-            given = headers.get("authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(given.encode(), key.encode()):
-                return refusal(401, "this server needs its key: send it as a Bearer token")
+            return HttpRefusal(403, "pages of other sites may not use this server")
+        # All are compared, so that the time says nothing of which it was.
+        known = sum(hmac.compare_digest(given, key.encode()) for key in keys)
+        if keys and not known and path not in OPEN and not path.startswith(OPEN_FOLDER):
+            return HttpRefusal(401, "this server needs its key: send it as a Bearer token")
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > MOST_BYTES:
-            return _too_many_bytes()
+            return TOO_MANY_BYTES
         return None
 
 
@@ -126,5 +118,7 @@ def _name(host: str) -> str:
     return urlsplit(f"//{host}").hostname or ""
 
 
-def _too_many_bytes() -> JSONResponse:
-    return refusal(413, f"the request has more than {MOST_BYTES:,} bytes: send less")
+def _find_key(headers: Headers) -> bytes:
+    """The key that a request brings, as OpenAI's clients send it or as Anthropic's; or nothing."""
+    found = headers.get("authorization", "").removeprefix("Bearer ") or headers.get("x-api-key", "")
+    return found.encode()

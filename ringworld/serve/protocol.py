@@ -4,6 +4,7 @@ A field that is not listed is ignored. One that is listed and asks for what the 
 refused by `refuse_unsupported`, so that no answer is quietly another than the one asked for.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ringworld.errors import InputError
 from ringworld.inference.programs import MOST_ALTERNATIVES
 from ringworld.settings import Sampling
+from ringworld.tasks.clips import FRAMES_A_CLIP
 
 MOST_ANSWERS = 8
 MOST_PROMPTS = 128
@@ -30,7 +32,6 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "tools": (None, []),
     "functions": (None, []),
     "suffix": (None, ""),
-    "response_format": (None, {"type": "text"}),
     "min_tokens": (None, 0),
     "prompt_logprobs": (None,),
     "structured_outputs": (None,),
@@ -44,10 +45,10 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
-    def refuse_unsupported(self) -> None:
+    def refuse_unsupported(self, fields: Mapping[str, tuple[object, ...]] = UNSUPPORTED) -> None:
         """Raise InputError, which names the field, when the server cannot do what it asks."""
         given = self.model_extra or {}
-        for name, harmless in UNSUPPORTED.items():
+        for name, harmless in fields.items():
             if name in given and given[name] not in harmless:
                 raise InputError(f"{name} is not supported: leave it out", setting=name)
 
@@ -56,6 +57,33 @@ class StreamOptions(Body):
     """What a stream tells besides the answer."""
 
     include_usage: bool = False
+
+
+class SchemaBody(Body):
+    """A JSON schema, as OpenAI wraps it."""
+
+    wanted: dict[str, Any] = Field(alias="schema")
+
+
+class FormatBody(Body):
+    """The form of an answer: any text, a JSON object, or JSON that a schema allows."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: SchemaBody | None = None
+
+    @property
+    def schema_wanted(self) -> dict[str, Any] | None:
+        """The schema that an answer follows, None for any text.
+
+        Raises InputError when it is missing.
+        """
+        if self.type == "text":
+            return None
+        if self.type == "json_object":
+            return {"type": "object"}
+        if self.json_schema is None:
+            raise InputError("the type json_schema needs json_schema: add it")
+        return self.json_schema.wanted
 
 
 class SamplingBody(Body):
@@ -74,6 +102,7 @@ class SamplingBody(Body):
     stop: StopString | Annotated[list[StopString], Field(max_length=MOST_STOPS)] | None = None
     stop_token_ids: list[TokenId] | None = Field(None, max_length=MOST_STOPS)
     ignore_eos: bool = False
+    response_format: FormatBody | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     cache_salt: str | None = Field(None, max_length=256)
@@ -196,15 +225,26 @@ class DetokenizeBody(Body):
     tokens: list[TokenId]
 
 
-class ImageBody(Body):
-    """The body of /v1/images/generations."""
+class DrawingBody(Body):
+    """What is drawn and how: the fields that pictures and clips have in common."""
 
     prompt: str = Field(min_length=1, max_length=32_000)
     model: str | None = None
-    n: int = Field(1, ge=1, le=4)
-    size: str | None = None
-    response_format: Literal["b64_json"] | None = None
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 64)
     guidance_scale: float = Field(3.0, ge=0, le=100)
     temperature: float = Field(1.0, ge=0, le=100)
     top_k: int = Field(64, ge=0, le=1 << 30)
+
+
+class ImageBody(DrawingBody):
+    """The body of /v1/images/generations."""
+
+    n: int = Field(1, ge=1, le=4)
+    size: str | None = None
+    response_format: Literal["b64_json"] | None = None
+
+
+class ClipBody(DrawingBody):
+    """The body of /draw."""
+
+    frames: int = Field(FRAMES_A_CLIP, ge=1, le=1024)

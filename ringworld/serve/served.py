@@ -1,6 +1,7 @@
 """A model made ready to serve: what the front needs of it, and the engine that runs it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from ringworld.chat.session import find_stops
 from ringworld.chat.terminal import choose_template
@@ -12,6 +13,7 @@ from ringworld.models.context_extension import extend_context
 from ringworld.models.world import World
 from ringworld.serve.config import ServeConfig
 from ringworld.settings import Sampling
+from ringworld.text.grammar import SchemaReader
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.weights.model import Model, load_model
 
@@ -29,6 +31,11 @@ class Served:
     def words(self) -> Tokenizer:
         """The tokenizer."""
         return self.model.tokenizer
+
+    @cached_property
+    def schemas(self) -> SchemaReader:
+        """What reads the JSON schemas that answers follow. Raises InputError when nothing can."""
+        return SchemaReader(self.words, self.config.vocabulary.text, self.stops)
 
     @property
     def context(self) -> int:

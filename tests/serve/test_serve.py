@@ -11,139 +11,46 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import openai
 import pytest
-import uvicorn
 from PIL import Image
 
 from ringworld.errors import InputError
 from ringworld.inference.engine import Engine
 from ringworld.inference.generate import PAGE, score_texts
-from ringworld.media.clip import write_animation
 from ringworld.media.sampling import FrameSampling
 from ringworld.serve.answers import TextWriter
-from ringworld.serve.app import PAGE_FOLDER, make_app
+from ringworld.serve.app import PAGE_FOLDER
 from ringworld.serve.config import ServeConfig
 from ringworld.serve.engine_thread import AnswerPiece, EngineThread
 from ringworld.serve.film_codes import choose_frames, parse_data_url
 from ringworld.serve.served import Served
-from ringworld.serve.server import listen, start_engine
 from ringworld.text.load import load_tokenizer
 from ringworld.weights.shipped import NANO
+from tests.serving import (
+    BOOK,
+    CONFIG,
+    Running,
+    data_url,
+    film,
+    listening,
+    picture,
+    user,
+    wait_until_idle,
+)
 
-BOOK = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 20
 PAGE_MODULES = ["api.js", "film.js", "files.js", "moments.js"]
-CONFIG = ServeConfig(model=NANO, port=0, rows=4)
 
 
-@dataclass(frozen=True)
-class Running:
-    """A server that listens, and what is behind it."""
-
-    port: int
-    served: Served
-    thread: EngineThread
-
-    @property
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(
-            base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0
-        )
-
-    def ask(
-        self, method: str, path: str, body: Any = None, **headers: str
-    ) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body of one request."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            data = None if body is None else json.dumps(body)
-            kind = {} if body is None else {"Content-Type": "application/json"}
-            connection.request(method, path, data, {**kind, **headers})
-            answer = connection.getresponse()
-            return answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
-        finally:
-            connection.close()
-
-    def post(self, path: str, **body: Any) -> tuple[int, Any]:
-        status, _, answer = self.ask("POST", path, body)
-        return status, json.loads(answer)
-
-    def events(self, path: str, **body: Any) -> list[str]:
-        """The events of a stream, without `data: `."""
-        _, _, answer = self.ask("POST", path, {**body, "stream": True})
-        lines = answer.decode().split("\n\n")
-        return [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
-
-
-@contextmanager
-def listening(config: ServeConfig, served: Served, thread: EngineThread) -> Iterator[Running]:
-    """A server in threads of this process."""
-    listener = listen(config)
-    app = make_app(config, served, thread)
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=5)
-    )
-    running = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    running.start()
-    try:
-        yield Running(listener.getsockname()[1], served, thread)
-    finally:
-        server.should_exit = True
-        running.join()
-        listener.close()
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[tuple[Served, EngineThread]]:
-    served, thread = start_engine(CONFIG)
-    yield served, thread
-    thread.close()
-
-
-@pytest.fixture(scope="module")
-def server(engine: tuple[Served, EngineThread]) -> Iterator[Running]:
-    with listening(CONFIG, *engine) as running:
-        yield running
-
-
-def data_url(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def picture(shade: int = 200) -> str:
-    held = io.BytesIO()
-    Image.new("RGB", (48, 40), (shade, 30, 60)).save(held, format="PNG")
-    return data_url("image/png", held.getvalue())
-
-
-def film(folder: Path, frames: int = 6) -> str:
-    """A film of so many frames, one a second."""
-    shades = np.linspace(0, 255, frames).astype(np.uint8)
-    pixels = np.broadcast_to(shades[:, None, None, None], (frames, 64, 64, 3))
-    path = folder / "film.mp4"
-    write_animation(path, np.ascontiguousarray(pixels), 1.0)
-    return data_url("video/mp4", path.read_bytes())
-
-
-def user(*parts: Any) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": parts[0] if isinstance(parts[0], str) else list(parts)}]
-
-
-def wait_until_idle(server: Running) -> bool:
-    """Whether the engine has nothing to do within some seconds."""
-    for _ in range(200):
-        held = server.thread.counters
-        if held is not None and held.running == held.waiting == held.pages_read == 0:
-            return True
-        time.sleep(0.05)
-    return False
+def json_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "it", "schema": schema}}
 
 
 # --- answers -------------------------------------------------------------------------------------
@@ -251,6 +158,49 @@ def test_chat_log_probabilities_name_the_chosen_token_and_its_rivals(server: Run
     for entry in content:
         assert len(entry["top_logprobs"]) == 3
         assert entry["top_logprobs"][0]["token"] == entry["token"]  # greedy
+
+
+CITY = {
+    "type": "object",
+    "properties": {"on": {"type": "array", "items": {"enum": [1, "x"]}, "maxItems": 2}},
+    "required": ["on"],
+    "additionalProperties": False,
+}
+
+
+def test_answers_follow_a_schema_and_are_the_same_in_company(server: Running) -> None:
+    """Chat and completions, greedy and drawn, together and beside an answer of any form."""
+    free = dict(messages=user("What is a city?"), max_tokens=8, temperature=1, seed=1)
+    shaped = dict(response_format=json_schema(CITY), max_tokens=120)
+    asked = [
+        ("/v1/chat/completions", free),
+        ("/v1/chat/completions", free | shaped | {"n": 2, "temperature": 1.5}),
+        ("/v1/completions", dict(prompt="A city is", ignore_eos=True) | shaped),
+    ]
+
+    def say(place: tuple[str, dict[str, Any]]) -> list[str]:
+        status, answer = server.post(place[0], **place[1])
+        assert status == 200, answer
+        return [
+            choice["message"]["content"] if "message" in choice else choice["text"]
+            for choice in answer["choices"]
+        ]
+
+    alone = [say(place) for place in asked]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        assert [*pool.map(say, asked)] == alone
+    for said in alone[1:]:
+        for text in said:
+            jsonschema.validate(json.loads(text), CITY)
+    assert alone[1][0] != alone[1][1]
+
+
+def test_a_json_object_begins_as_one(server: Running) -> None:
+    asked = dict(response_format={"type": "json_object"}, max_tokens=6, temperature=1)
+    _, answer = server.post("/v1/completions", prompt="A city is", seed=1, **asked)
+    assert answer["choices"][0]["text"].startswith("{")
+    follow = server.served.schemas.follow({"type": "object"})
+    assert follow(server.served.words.encode(answer["choices"][0]["text"])).any()
 
 
 def test_tokens_go_there_and_back(server: Running) -> None:
@@ -380,7 +330,9 @@ def test_what_does_not_fit_is_refused_with_both_numbers(server: Running) -> None
         ({"messages": user("x"), "n": 9}, "n"),
         ({"messages": user("x"), "temperature": -1}, "temperature"),
         ({"messages": user("x"), "tools": [{"type": "function"}]}, "tools"),
-        ({"messages": user("x"), "response_format": {"type": "json_object"}}, "response_format"),
+        ({"messages": user("x"), "response_format": {"type": "xml"}}, "response_format.type"),
+        ({"messages": user("x"), "response_format": {"type": "json_schema"}}, "json_schema"),
+        ({"messages": user("x"), "response_format": json_schema({"type": "any"})}, "Invalid type"),
         ({"messages": user("x"), "top_logprobs": 21}, "top_logprobs"),
         ({"messages": user("x"), "stop_token_ids": [99999]}, "99999"),
     ],
@@ -514,8 +466,8 @@ def test_other_sites_and_other_names_of_this_machine_are_refused(server: Running
 def test_an_address_that_others_reach_needs_a_key_or_a_word() -> None:
     with pytest.raises(InputError, match="key"):
         ServeConfig(model=NANO, host="0.0.0.0")
-    assert ServeConfig(model=NANO, host="0.0.0.0", api_key="k").key == "k"
-    assert ServeConfig(model=NANO, host="0.0.0.0", insecure=True).key is None
+    assert ServeConfig(model=NANO, host="0.0.0.0", api_key="k, l").keys == ("k", "l")
+    assert ServeConfig(model=NANO, host="0.0.0.0", insecure=True).keys == ()
 
 
 def test_a_body_that_is_too_long_is_refused_before_it_is_read(server: Running) -> None:

@@ -1,0 +1,114 @@
+"""Why a request is not answered, and how each API tells it: OpenAI's form and Anthropic's."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from ringworld.errors import InputError, TooLargeError
+
+# Seconds after which a client that was refused for the queue may ask again.
+RETRY_AFTER = 5
+# What a client that has gone away is told, in nginx's way.
+CLIENT_GONE = 499
+# Paths whose errors have Anthropic's form.
+MESSAGES = "/v1/messages"
+OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+ANTHROPIC_TYPES = OPENAI_TYPES | {429: "rate_limit_error", 503: "overloaded_error"}
+
+
+class BusyError(Exception):
+    """As much waits already as the server lets wait."""
+
+
+class UnknownModelError(Exception):
+    """A request names a model that is not served."""
+
+
+class EngineFailedError(Exception):
+    """The engine failed while a request ran, and was started anew."""
+
+
+class GoneError(Exception):
+    """The client has closed the connection."""
+
+
+class NotFoundError(Exception):
+    """What a path names is not there; the text is a sentence for the client."""
+
+
+@dataclass(frozen=True)
+class HttpRefusal:
+    """A status of HTTP with a sentence; `setting` names the field that has to change."""
+
+    status: int
+    sentence: str
+    code: str | None = None
+    setting: str | None = None
+    retry_after: int | None = None
+
+    def openai(self) -> dict[str, Any]:
+        """The body in OpenAI's form."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        kind = OPENAI_TYPES.get(self.status, kind)
+        error = {"message": self.sentence, "type": kind, "param": self.setting, "code": self.code}
+        return {"error": error}
+
+    def anthropic(self) -> dict[str, Any]:
+        """The body in Anthropic's form."""
+        kind = "invalid_request_error" if self.status < 500 else "api_error"
+        kind = ANTHROPIC_TYPES.get(self.status, kind)
+        error = {"type": kind, "message": self.sentence}
+        return {"type": "error", "error": error, "request_id": None}
+
+    def respond(self, path: str) -> JSONResponse:
+        """The answer of a path, in the form of its API."""
+        body = self.anthropic() if path.startswith(MESSAGES) else self.openai()
+        again = self.retry_after
+        headers = None if again is None else {"Retry-After": str(again)}
+        return JSONResponse(body, self.status, headers)
+
+
+def explain_error(error: Exception) -> HttpRefusal:
+    """Why an error ended a request. One that nobody foresaw is told without its text."""
+    match error:
+        case TooLargeError():
+            return HttpRefusal(400, str(error), "context_length_exceeded", error.setting)
+        case InputError():
+            return HttpRefusal(400, str(error), setting=error.setting)
+        case BusyError():
+            sentence = "as many requests wait as the server lets wait: try again later"
+            return HttpRefusal(503, sentence, "queue_full", retry_after=RETRY_AFTER)
+        case UnknownModelError():
+            sentence = "this server has no model of that name: GET /v1/models lists it"
+            return HttpRefusal(404, sentence, "model_not_found", "model")
+        case NotFoundError():
+            return HttpRefusal(404, str(error))
+        case EngineFailedError():
+            return HttpRefusal(
+                500, "the engine failed and was started anew: send the request again"
+            )
+        case RequestValidationError():
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"] if part != "body")
+            sentence = f"{place or 'the body'}: {first['msg']}"
+            return HttpRefusal(400, sentence, setting=place or None)
+        case HTTPException():
+            return HttpRefusal(error.status_code, str(error.detail))
+        case GoneError():
+            return HttpRefusal(CLIENT_GONE, "the client has closed the connection")
+    return HttpRefusal(500, "the server failed: try again")
+
+
+EXPLAINED = (
+    InputError,
+    BusyError,
+    UnknownModelError,
+    NotFoundError,
+    EngineFailedError,
+    GoneError,
+    RequestValidationError,
+    HTTPException,
+)
