@@ -114,8 +114,8 @@ def nano_world() -> Recipe:
         name="nano-world",
         stages=(
             OtherCodec(name="codec", codec=NANO_WORLD / CODEC),
-            stage("words", 500, Muon(**rate, end_lr=1.5e-3, warmup_steps=20), seed=1),
-            stage("settle", 150, Muon(**rate, end_lr=0.0, warmup_steps=0, schedule="cosine"), 2),
+            stage("words", 190, Muon(**rate, end_lr=1.5e-3, warmup_steps=20), seed=1),
+            stage("settle", 110, Muon(**rate, end_lr=0.0, warmup_steps=0, schedule="cosine"), 2),
         ),
         data=Samples(clips=4500, seed=21, over_film=0.08, forms=(0.78, 0.1, 0.12), turned=0.5),
         start=NANO,
