@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SUMMARIES = {
     "nano-tokenizer": "the tokenizer of the shipped model, from its books and captions",
     "nano-codec": "the codec of the shipped model, from a film and moving shapes",
-    "shapes-codec": "the codec of nano-world: that of the shipped model, trained on shapes",
+    "shapes-codec": "the codec of the shipped model, trained further on moving shapes",
     "folder-codec": "a codec of your own films and pictures",
     "nano-base": "the shipped model from fresh weights, at 1K tokens",
     "nano-world": "the shipped model taught to draw moving shapes from words, at 1K tokens",

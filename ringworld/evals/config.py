@@ -48,7 +48,7 @@ class Perplexity:
 class Shapes:
     """Clips of moving shapes: drawn from words, asked about, and through the codec alone."""
 
-    model: Positional[Path] = Path("nano-world")
+    model: Positional[Path] = Path("nano")
     """a world model's folder, or the name of one that ships"""
     scenes: int = 100
     """scenes of one, of two and of three things each"""

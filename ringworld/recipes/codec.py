@@ -163,7 +163,7 @@ def nano_codec() -> Recipe:
 
 
 def shapes_codec() -> Recipe:
-    """The codec of nano-world: the shipped one trained on, mostly on moving shapes."""
+    """The codec that keeps more of small shapes: the shipped one trained on, mostly on these."""
     return Recipe(
         name="shapes-codec",
         stages=(

@@ -18,10 +18,8 @@ from ringworld.train.fresh_model import FreshModel
 from ringworld.train.loop import Loop
 from ringworld.train.model_stage import ModelStage
 from ringworld.train.optimizer import AdamW, Muon
-from ringworld.train.other_codec import OtherCodec
 from ringworld.vocab import Vocabulary
-from ringworld.weights.file_names import CODEC
-from ringworld.weights.shipped import NANO, NANO_WORLD
+from ringworld.weights.shipped import NANO
 
 NANO_SIZES = World(
     llama=Llama(
@@ -91,33 +89,33 @@ def nano_base() -> Recipe:
 def nano_world() -> Recipe:
     """The model that draws what words ask for, from the shipped one.
 
-    The rate is constant in the first of its stages of training, so that it can be made longer, and
-    falls in the second. Nearly all examples are clips that are told in words first, of which a row
-    holds three.
+    All examples are clips, nearly all of them told in words first, of which a row holds three.
     """
-
-    def stage(name: str, steps: int, optimizer: Muon, seed: int) -> ModelStage:
-        return ModelStage(
-            name=name,
-            context=1344,
-            batch=6,
-            loop=Loop(steps=steps, save_every=50),
-            optimizer=optimizer,
-            mesh=MeshShape(data=2),
-            vision_share=0.8,
-            shares={"recall": 0.03, "clips": 0.95, "film": 0.02},
-            seed=seed,
-        )
-
-    rate = {"peak_lr": 1.5e-3, "update_rms": 0.6, "weight_decay": 0.02}
     return Recipe(
         name="nano-world",
         stages=(
-            OtherCodec(name="codec", codec=NANO_WORLD / CODEC),
-            stage("words", 190, Muon(**rate, end_lr=1.5e-3, warmup_steps=20), seed=1),
-            stage("settle", 110, Muon(**rate, end_lr=0.0, warmup_steps=0, schedule="cosine"), 2),
+            ModelStage(
+                name="words",
+                context=1312,
+                batch=6,
+                loop=Loop(steps=150, save_every=25),
+                optimizer=Muon(
+                    schedule="cosine",
+                    peak_lr=1.5e-3,
+                    end_lr=0.0,
+                    warmup_steps=10,
+                    weight_decay=0.02,
+                    update_rms=0.6,
+                ),
+                mesh=MeshShape(data=2),
+                vision_share=1.0,
+                shares={"clips": 1.0},
+                seed=1,
+            ),
         ),
-        data=Samples(clips=4500, seed=21, over_film=0.08, forms=(0.78, 0.1, 0.12), turned=0.5),
+        data=Samples(
+            clips=2000, seed=21, most_things=2, over_film=0.0, forms=(0.88, 0.0, 0.12), turned=0.5
+        ),
         start=NANO,
     )
 

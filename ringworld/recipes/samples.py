@@ -53,6 +53,8 @@ class Samples(ModelData):
     """how many clips of moving shapes there are"""
     seed: int
     """draws the clips"""
+    most_things: int = 3
+    """the most things in a clip"""
     over_film: float = 0.2
     """the share of clips with a film frame as their ground; the others have a plain one"""
     forms: tuple[float, float, float] = CLIP_FORMS
@@ -91,7 +93,14 @@ class Samples(ModelData):
                 codec = load_codec(source / CODEC)
                 film = read_sample_film(fetch("film"), codec, cache, announce)
                 clips = draw_clips(
-                    film, codec, self.clips, self.seed, cache, announce, self.over_film
+                    film,
+                    codec,
+                    self.clips,
+                    self.seed,
+                    cache,
+                    announce,
+                    self.over_film,
+                    self.most_things,
                 )
                 vocabulary = open_model(source).config.vocabulary
                 sources |= vision_sources(self, film, clips, tokenizer, vocabulary)

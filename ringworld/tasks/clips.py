@@ -143,6 +143,7 @@ def draw_clips(
     cache: Path,
     announce: Announce,
     over_film: float,
+    most_things: int,
 ) -> list[CodedClip]:
     """`count` random scenes with their codes, a share of them over film frames; kept in `cache`."""
     learned = film.frames[~film.held_out]
@@ -150,7 +151,7 @@ def draw_clips(
     for i in range(count):
         rng = np.random.default_rng((seed, i))
         over = learned[int(rng.integers(len(learned)))] if rng.random() < over_film else None
-        scenes.append(sample_scene(rng, max_things=3, film=over))
+        scenes.append(sample_scene(rng, max_things=most_things, film=over))
     kept = cache / f"clips-{seed}-{count}.npz"
     if not kept.exists():
         announce(f"drawing and encoding {count} clips of moving shapes")

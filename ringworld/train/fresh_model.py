@@ -1,6 +1,5 @@
 """A model folder with initial weights: the stage that a ladder from nothing begins with."""
 
-from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -19,34 +18,13 @@ from ringworld.weights.open import open_model
 
 
 @dataclass(frozen=True, kw_only=True)
-class WrittenModel(Stage[Data]):
-    """A model folder that is written at once, without training."""
-
-    reads_data: ClassVar[bool] = False
-
-    @abstractmethod
-    def write(self, source: Path | None, done: Path) -> None:
-        """Write the folder `done`, all of it or nothing."""
-
-    def kept(self, folder: Path) -> bool:
-        """Whether the model is there."""
-        return (folder / self.name / MODEL).exists()
-
-    def run(self, data: Data, source: Path | None, folder: Path, announce: Announce) -> Path:
-        """Write the folder, unless it is there; returns its path."""
-        done = folder / self.name / MODEL
-        if not first_says(done.exists()):
-            self.write(source, done)
-        return done
-
-
-@dataclass(frozen=True, kw_only=True)
-class FreshModel(WrittenModel):
+class FreshModel(Stage[Data]):
     """A model folder with initial weights drawn from `seed`.
 
     Its tokenizer and codec are copied from the model folder `parts`.
     """
 
+    reads_data: ClassVar[bool] = False
     model: World
     """the sizes of the model"""
     parts: Path
@@ -58,11 +36,18 @@ class FreshModel(WrittenModel):
         """Raise InputError when `parts` holds no model."""
         open_model(self.parts)
 
-    def write(self, source: Path | None, done: Path) -> None:
-        """Write the folder; `source` is not used."""
-        with jax.set_mesh(local_mesh()):
-            weights = fresh_weights(self.model, self.seed, Rules())
-        save_model(done, self.model, weights, self.parts, jnp.float32)
+    def kept(self, folder: Path) -> bool:
+        """Whether the model is there."""
+        return (folder / self.name / MODEL).exists()
+
+    def run(self, data: Data, source: Path | None, folder: Path, announce: Announce) -> Path:
+        """Write the folder, unless it is there; returns its path."""
+        done = folder / self.name / MODEL
+        if not first_says(done.exists()):
+            with jax.set_mesh(local_mesh()):
+                weights = fresh_weights(self.model, self.seed, Rules())
+            save_model(done, self.model, weights, self.parts, jnp.float32)
+        return done
 
 
 def fresh_weights(config: World, seed: int, rules: Rules) -> WorldWeights:
