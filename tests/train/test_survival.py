@@ -512,7 +512,7 @@ def growth_of_orbax_alone(folder: Path, saves: int) -> float:
     seen = []
     with jax.set_mesh(make_mesh(fsdp=2, seq=2, tensor=2)):
         state = tiny_state()
-    for i in range(saves):
+    for _ in range(saves):
         for part in filter(None, (paths(state.weights), paths(state.optimizer))):
             with ocp.PyTreeCheckpointer() as orbax:
                 orbax.save(folder / "part", args=ocp.args.PyTreeSave(part))
