@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -286,10 +287,16 @@ def find_port() -> int:
 
 
 def launch(
-    commands: Sequence[Sequence[str | Path]], folders: Sequence[Path] = ()
+    commands: Sequence[Sequence[str | Path]], folders: Sequence[Path] = (), typed: str = ""
 ) -> list[subprocess.Popen[str]]:
-    """A process for each command of Python, each in one of the folders, or all here."""
+    """A process for each command of Python, each in one of the folders, or all here.
+
+    `typed` is what the first process reads from its standard input; the others read nothing.
+    """
     count, search = len(commands), [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    keyboard = tempfile.TemporaryFile("w+")
+    keyboard.write(typed)
+    keyboard.seek(0)
     world = {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{find_port()}",
         "JAX_NUM_PROCESSES": str(count),
@@ -307,6 +314,7 @@ def launch(
                 "PYTHONHASHSEED": str(HASH_SEEDS[process]),
             },
             cwd=folders[process] if folders else None,
+            stdin=subprocess.DEVNULL if process else keyboard,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
