@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-slow docs bench-attention bench-training bench-weights bench-decode bench-serving bench-data lock clean
+.PHONY: help setup demo check test test-slow docs bench-attention bench-training bench-weights bench-decode bench-serving bench-drafts bench-data lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -69,6 +69,9 @@ bench-decode: setup ## an answer written with float32, bfloat16 and int8, beside
 
 bench-serving: setup ## the engine with 1 to 16 requests, beside transformers and llama.cpp; ARGS="--help" lists its options
 	@$(BIN)/python -m benchmarks.serving $(ARGS)
+
+bench-drafts: setup ## one answer with and without guesses of its next tokens
+	@$(BIN)/python -m benchmarks.drafts $(ARGS)
 
 bench-data: setup ## text, films, pictures and rows beside the libraries alone; ARGS="--help" lists its options
 	@$(BIN)/python -m benchmarks.data $(ARGS)
