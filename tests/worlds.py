@@ -294,33 +294,33 @@ def launch(
     `typed` is what the first process reads from its standard input; the others read nothing.
     """
     count, search = len(commands), [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    keyboard = tempfile.TemporaryFile("w+")
-    keyboard.write(typed)
-    keyboard.seek(0)
     world = {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{find_port()}",
         "JAX_NUM_PROCESSES": str(count),
         "JAX_NUM_CPU_DEVICES": str(DEVICES // count),
         "PYTHONPATH": os.pathsep.join(search),
     }
-    return [
-        subprocess.Popen(
-            [sys.executable, *map(str, command)],
-            # Sets have another order in each process, as they have on other machines.
-            env={
-                **os.environ,
-                **world,
-                "JAX_PROCESS_ID": str(process),
-                "PYTHONHASHSEED": str(HASH_SEEDS[process]),
-            },
-            cwd=folders[process] if folders else None,
-            stdin=subprocess.DEVNULL if process else keyboard,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for process, command in enumerate(commands)
-    ]
+    with tempfile.TemporaryFile("w+") as keyboard:
+        keyboard.write(typed)
+        keyboard.seek(0)
+        return [
+            subprocess.Popen(
+                [sys.executable, *map(str, command)],
+                # Sets have another order in each process, as they have on other machines.
+                env={
+                    **os.environ,
+                    **world,
+                    "JAX_PROCESS_ID": str(process),
+                    "PYTHONHASHSEED": str(HASH_SEEDS[process]),
+                },
+                cwd=folders[process] if folders else None,
+                stdin=subprocess.DEVNULL if process else keyboard,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for process, command in enumerate(commands)
+        ]
 
 
 @dataclass(frozen=True)
