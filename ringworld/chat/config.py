@@ -43,6 +43,8 @@ class ChatRequest:
     """sample from the fewest tokens that add up to this; without it the model's own, or 1"""
     seed: int = 0
     """of the random draws"""
+    int8: bool = False
+    """keep keys and values as int8"""
     weights: Annotated[WeightOptions, arg(name="")] = WeightOptions()
     mesh: MeshShape = field(default_factory=MeshShape)
 

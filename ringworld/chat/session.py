@@ -31,12 +31,16 @@ PROBE = "ringworld"
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """How a session renders messages and samples answers of at most `max_new_tokens`."""
+    """How a session renders messages and samples answers of at most `max_new_tokens`.
+
+    `int8` is how keys and values are kept.
+    """
 
     template: str = FORMS["lwm"]
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
     max_new_tokens: int
+    int8: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,8 @@ class Session:
     def reset(self) -> None:
         """Forget everything."""
         self._history, self._cut, self._answered = History(), False, 0
-        self._engine = make_engine(self._weights, self._c, [self._c.llama.context], 1)
+        room = [self._c.llama.context]
+        self._engine = make_engine(self._weights, self._c, room, 1, int8=self._style.int8)
 
     @property
     def used(self) -> int:

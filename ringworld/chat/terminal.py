@@ -98,6 +98,7 @@ def open_session(model: Model, config: ChatRequest) -> Session:
         sampling=config.choose_sampling(model.sampling),
         seed=config.seed,
         max_new_tokens=config.max_new_tokens,
+        int8=config.int8,
     )
     return Session(model, c, style)
 

@@ -178,6 +178,8 @@ class MeasureNeedles(Computes):
     )
     rules: tuple[Extension, ...] = ("yarn",)
     """how RoPE is extended at lengths beyond the model's context: plain theta ntk yarn"""
+    int8: bool = False
+    """keep keys and values as int8"""
     weights: Annotated[WeightOptions, arg(name="")] = WeightOptions()
     mesh: MeshShape = field(default_factory=MeshShape)
 
@@ -192,8 +194,10 @@ class MeasureNeedles(Computes):
         def work(announce: Callable[[str], None]) -> None:
             with jax.set_mesh(make_mesh(**asdict(self.mesh))):
                 model = load_model(self.model, self.weights.dtype, self.weights.adapter)
-            named = self.model.name
-            measure_needles(model, named, self.grid, self.mesh, self.folder, announce, self.rules)
+            named, grid, rules = self.model.name, self.grid, self.rules
+            measure_needles(
+                model, named, grid, self.mesh, self.folder, announce, rules, int8=self.int8
+            )
 
         return work
 

@@ -38,6 +38,8 @@ class Perplexity:
     """how RoPE is extended where the context exceeds the model's: plain theta ntk yarn"""
     passages: int = 8
     """the most passages that are read, spread evenly over the text"""
+    int8: bool = False
+    """keep keys and values as int8"""
     folder: Path = Path("runs/perplexity")
     """where perplexity.json and perplexity.png are written"""
     weights: Annotated[WeightOptions, arg(name="")] = WeightOptions()

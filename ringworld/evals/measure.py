@@ -27,12 +27,14 @@ def measure_needles(
     out: Path,
     announce: Announce,
     rules: Sequence[Extension],
+    *,
+    int8: bool = False,
 ) -> None:
     """Needle accuracy of a model: `needle.json` and the picture `needle.png` in `out`.
 
-    `named` is what the picture calls the model. Haystacks are the held-out books. Lengths beyond
-    the model's context are read by each of the rules. Raises InputError when a prompt does not fit
-    a length.
+    `named` is what the picture calls the model, and `int8` how keys and values are kept. Haystacks
+    are the held-out books. Lengths beyond the model's context are read by each of the rules. Raises
+    InputError when a prompt does not fit a length.
     """
     with jax.set_mesh(make_mesh(**asdict(mesh))):
         own, words = model.chat_template, model.tokenizer
@@ -49,6 +51,7 @@ def measure_needles(
             announce,
             form=form,
             rules=rules,
+            int8=int8,
         )
     reach, name = model.config.llama.rope_reach, f"needles of {named}"
     maps = {f"{name}, {rule}": select_rule(trials, rule, reach) for rule in rules}

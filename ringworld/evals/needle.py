@@ -65,6 +65,7 @@ def run_needle(
     *,
     form: Form | None = None,
     rules: Sequence[Extension] = ("plain",),
+    int8: bool = False,
 ) -> list[Trial]:
     """Every trial of the grid, also written to `results` (JSON).
 
@@ -87,7 +88,13 @@ def run_needle(
             steps, drawn = max_answer_tokens(form), Sampling()
             prompts = [ids for _, ids in asked]
             written = write_text(
-                weights, prompts, stretched, steps=steps, sampling=drawn, seed=grid.seed
+                weights,
+                prompts,
+                stretched,
+                steps=steps,
+                sampling=drawn,
+                seed=grid.seed,
+                int8=int8,
             )
             trials += [
                 _make_trial(length, depth, turn, needle, tokenizer.decode(ids), rule)

@@ -80,13 +80,13 @@ def make_buckets(context: int) -> tuple[tuple[int, int], ...]:
 
 
 def measure_losses(
-    weights: WorldWeights, rows: Int[np.ndarray, "B T"], c: World
+    weights: WorldWeights, rows: Int[np.ndarray, "B T"], c: World, *, int8: bool = False
 ) -> Float[np.ndarray, "B T-1"]:
     """The loss of each token of each row but the first, on the mesh that is set.
 
-    Rows are read one after another, divided over `seq`.
+    Rows are read one after another, divided over `seq`; `int8` is how keys and values are kept.
     """
-    return -score_texts(weights, rows, c)
+    return -score_texts(weights, rows, c, int8=int8)
 
 
 def make_curve(losses: Float[np.ndarray, "B T"], opening: int, rule: str, context: int) -> Curve:
@@ -124,7 +124,8 @@ def run_perplexity(
     opening = words.opening
     rows, curves = cut_passages(ids, opening, config.context, config.passages), []
     for rule in config.rules:
-        losses = measure_losses(weights, rows, extend_context(c, config.context, rule))
+        extended = extend_context(c, config.context, rule)
+        losses = measure_losses(weights, rows, extended, int8=config.int8)
         curves.append(make_curve(losses, len(opening), rule, config.context))
         announce(
             f"perplexity: {rule} at {config.context:,} tokens: {curves[-1].perplexity:.3f}, and "

@@ -209,7 +209,7 @@ def _heat_map(trials: Sequence[Trial], title: str) -> Html:
         role="img",
         aria_label=_map_in_words(trials, title),
     )
-    return element("div", element("h4", f"{title}: depth of the needle by context"), grid)
+    return element("div", element("h3", f"{title}: depth of the needle by context"), grid)
 
 
 def _share(trials: Sequence[Trial], length: int, class_: str = "") -> str:

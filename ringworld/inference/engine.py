@@ -203,7 +203,7 @@ class Engine:
         while count < least:
             count *= 2
         count = min(count, self._most)
-        self._pages = grow_pages(self._pages, count, self._config.page, self._c)
+        self._pages = grow_pages(self._pages, count)
         self._book.grow(count)
 
     def _find_pages(self, row: ActiveRow) -> list[int]:

@@ -26,19 +26,21 @@ PAGE = 128
 DECODE_ROWS = 8
 
 
-def make_engine(weights: WorldWeights, c: World, tokens: Sequence[int], rows: int) -> Engine:
+def make_engine(
+    weights: WorldWeights, c: World, tokens: Sequence[int], rows: int, *, int8: bool = False
+) -> Engine:
     """An engine of `rows` rows, with a cache for the longest so many of rows of these lengths."""
     whole = PAGE * axis_size("seq")
     longest = sorted(tokens, reverse=True)[:rows]
     pages = 1 + sum(-(-length // whole) for length in longest)
-    room = pages * count_page_bytes(c, PAGE, int8=False)
-    return Engine(weights, c, EngineConfig(cache_bytes=room, rows=rows, page=PAGE))
+    room = pages * count_page_bytes(c, PAGE, int8)
+    return Engine(weights, c, EngineConfig(cache_bytes=room, rows=rows, page=PAGE, int8=int8))
 
 
 def answer_all(
-    weights: WorldWeights, c: World, requests: Sequence[Request], rows: int
+    weights: WorldWeights, c: World, requests: Sequence[Request], rows: int, *, int8: bool = False
 ) -> list[Output]:
-    """The answers to requests, of which so many rows run together.
+    """The answers to requests, of which so many rows run together; `int8` is of keys and values.
 
     Raises InputError when one of them does not fit the model's context.
     """
@@ -48,7 +50,7 @@ def answer_all(
         for prompt in (request.prompt, request.guided_from)
         if prompt is not None
     ]
-    engine = make_engine(weights, c, tokens, rows)
+    engine = make_engine(weights, c, tokens, rows, int8=int8)
     answers = [engine.submit(request) for request in requests]
     while engine.step():
         pass
@@ -63,6 +65,7 @@ def write_text(
     steps: int,
     sampling: Sampling,
     seed: int,
+    int8: bool = False,
 ) -> list[list[int]]:
     """The ids that the model writes after each prompt, at most `steps`, up to the end of the text.
 
@@ -79,7 +82,7 @@ def write_text(
         )
         for i, prompt in enumerate(prompts)
     ]
-    return [answer.ids for answer in answer_all(weights, c, requests, DECODE_ROWS)]
+    return [answer.ids for answer in answer_all(weights, c, requests, DECODE_ROWS, int8=int8)]
 
 
 def draw_frames(
@@ -117,11 +120,11 @@ def draw_frames(
 
 
 def score_texts(
-    weights: WorldWeights, rows: Int[np.ndarray, "B T"], c: World
+    weights: WorldWeights, rows: Int[np.ndarray, "B T"], c: World, *, int8: bool = False
 ) -> Float[np.ndarray, "B T-1"]:
     """The log-probability in nats of each token of each row but the first; one row at a time."""
     requests = [
         Request(prompt=text(row, 0.0), max_new_tokens=0, prompt_logprobs=True) for row in rows
     ]
-    answers = answer_all(weights, c, requests, 1)
+    answers = answer_all(weights, c, requests, 1, int8=int8)
     return np.asarray([[score.logprob for score in answer.prompt_scores] for answer in answers])

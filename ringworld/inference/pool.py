@@ -10,6 +10,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -45,15 +46,15 @@ def make_pages(count: int, page: int, c: World, int8: bool) -> Pages:
     return Pages(keys(), keys(), scales(), scales())
 
 
-@jax.jit
-def _add_pages(pages: Pages, more: Pages) -> Pages:
-    return jax.tree.map(lambda held, new: jnp.concatenate([held, new], 1), pages, more)
-
-
-def grow_pages(pages: Pages, count: int, page: int, c: World) -> Pages:
+@partial(jax.jit, static_argnames="count")
+def grow_pages(pages: Pages, count: int) -> Pages:
     """The pool with empty pages behind its own, `count` in all."""
-    more = count - pages.k.shape[1]
-    return _add_pages(pages, make_pages(more, page, c, pages.k_scale is not None))
+
+    def grow(held: Array) -> Array:
+        widths = [(0, count - held.shape[1] if axis == 1 else 0) for axis in range(held.ndim)]
+        return jnp.pad(held, widths)
+
+    return jax.tree.map(grow, pages)
 
 
 @dataclass(frozen=True)

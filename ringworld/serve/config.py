@@ -12,6 +12,8 @@ from ringworld.settings import Extension, MeshShape, WeightOptions
 
 # Addresses that only this machine reaches, and the names that a browser has for them.
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# One part in so many of the cache is for codes.
+CODES_PART = 16
 # The environment's name of the key, which a list of processes does not show.
 KEY_VARIABLE = "RINGWORLD_API_KEY"
 
@@ -41,7 +43,7 @@ class ServeConfig:
     rows: int = 8
     """answers that are written at one time"""
     cache_gib: float = 4.0
-    """the most GiB of keys and values, over all devices"""
+    """the most GiB of keys and values and of films' codes, over all devices"""
     int8: bool = False
     """keep keys and values as int8"""
     max_new_tokens: int = 512
@@ -71,6 +73,20 @@ class ServeConfig:
                 f"everyone who reaches {self.host} could use the model: give a key or allow it",
                 setting="api_key",
             )
+
+    @property
+    def cache_bytes(self) -> int:
+        """The most bytes of keys and values and of films' codes."""
+        return int(self.cache_gib * (1 << 30))
+
+    @property
+    def code_bytes(self) -> int:
+        """The part of `cache_bytes` for the codes of pictures and films, where the model has any.
+
+        A code is 4 bytes, and its keys and values are 64 and more: what is left of a film longest
+        is its codes.
+        """
+        return self.cache_bytes // CODES_PART
 
     @property
     def keys(self) -> tuple[str, ...]:

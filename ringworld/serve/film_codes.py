@@ -26,8 +26,6 @@ from ringworld.serve.engine_thread import EngineThread
 
 # Films and pictures that are decoded at one time.
 READERS = 2
-# Bytes of codes that are kept: an hour of film at 256 codes and a frame a second is 3.7 MB.
-KEPT_BYTES = 64 << 20
 
 Progress = Callable[[float, float], None]
 """Takes the seconds of a film that were read, and the film's length, nan if it is not known."""
@@ -62,6 +60,36 @@ class FilmCodes:
         return (len(self.seconds) - 1) / (self.seconds[-1] - self.seconds[0])
 
 
+class KeptCodes:
+    """The codes of pictures and films, at most `room` bytes: those left longest ago go first."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.bytes, self.evicted = room, 0, 0
+        self._kept: OrderedDict[bytes, FilmCodes] = OrderedDict()
+
+    def __len__(self) -> int:
+        """The pictures and films that are kept."""
+        return len(self._kept)
+
+    def find(self, key: bytes) -> FilmCodes | None:
+        """What is kept under a key."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def keep(self, key: bytes, found: FilmCodes) -> None:
+        """Keep codes under a new key; those that all of the room could not hold are not kept."""
+        size = found.codes.nbytes
+        if size > self.room:
+            return
+        while self.bytes + size > self.room:
+            _, oldest = self._kept.popitem(last=False)
+            self.bytes -= oldest.codes.nbytes
+            self.evicted += 1
+        self._kept[key] = found
+        self.bytes += size
+
+
 def parse_data_url(url: str) -> bytes:
     """The bytes of a data: URL in base64. Raises InputError for every other URL."""
     head, comma, body = url.partition(",")
@@ -77,12 +105,12 @@ def parse_data_url(url: str) -> bytes:
 
 
 class MediaReader:
-    """Reads media into codes with the codec of a model, and keeps the codes of the latest."""
+    """Reads media into codes with the codec of a model, and keeps `room` bytes of the latest."""
 
-    def __init__(self, thread: EngineThread, codec: Codec | None, context: int) -> None:
+    def __init__(self, thread: EngineThread, codec: Codec | None, context: int, room: int) -> None:
         self._thread, self._codec, self._context = thread, codec, context
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="media")
-        self._kept: OrderedDict[bytes, FilmCodes] = OrderedDict()
+        self.kept = KeptCodes(room)
         self._locks: dict[bytes, asyncio.Lock] = {}
 
     @property
@@ -101,18 +129,14 @@ class MediaReader:
         lock = self._locks.setdefault(key, asyncio.Lock())
         try:
             async with lock:
-                if key not in self._kept:
-                    self._keep(key, await self._read(medium, self._codec, progress))
-                self._kept.move_to_end(key)
-                return self._kept[key]
+                found = self.kept.find(key)
+                if found is None:
+                    found = await self._read(medium, self._codec, progress)
+                    self.kept.keep(key, found)
+                return found
         finally:
             if not lock.locked():
                 self._locks.pop(key, None)
-
-    def _keep(self, key: bytes, found: FilmCodes) -> None:
-        self._kept[key] = found
-        while len(self._kept) > 1 and sum(f.codes.nbytes for f in self._kept.values()) > KEPT_BYTES:
-            self._kept.popitem(last=False)
 
     async def _read(self, medium: Medium, codec: Codec, progress: Progress) -> FilmCodes:
         """Decode and encode in a thread of the pool, which stops soon after this is cancelled."""

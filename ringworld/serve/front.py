@@ -65,10 +65,10 @@ class Front:
 
     def __init__(self, config: ServeConfig, served: Served, thread: EngineThread) -> None:
         self.config, self.served, self.thread = config, served, thread
-        self.metrics, self._preparing = ServerMetrics(thread), 0
         self.speller = TokenSpeller(served.words)
         codec = served.model.codec_or_none if served.config.vocabulary.codes else None
-        self.media = MediaReader(thread, codec, served.context)
+        self.media = MediaReader(thread, codec, served.context, config.code_bytes)
+        self.metrics, self._preparing = ServerMetrics(thread, self.media.kept), 0
 
     def check(self, model: str | None) -> None:
         """Raise UnknownModelError or BusyError before any work is done for a request."""

@@ -7,16 +7,17 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from ringworld.serve.engine_thread import EngineThread
+from ringworld.serve.film_codes import KeptCodes
 
 METRIC_PREFIX = "ringworld:"
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 
 
 class EngineCollector(Collector):
-    """The engine's own counters, read when they are asked for."""
+    """The engine's own counters and the kept codes, read when they are asked for."""
 
-    def __init__(self, thread: EngineThread) -> None:
-        self._thread = thread
+    def __init__(self, thread: EngineThread, codes: KeptCodes) -> None:
+        self._thread, self._codes = thread, codes
 
     def collect(self) -> Iterator[Metric]:
         """Gauges of rows and pages, and counters of tokens."""
@@ -29,12 +30,16 @@ class EngineCollector(Collector):
             "kv_pages_read": held.pages_read,
             "kv_pages_kept": held.pages_kept,
             "kv_bytes": held.bytes,
+            "film_codes_kept": len(self._codes),
+            "film_codes_bytes": self._codes.bytes,
         }
         for name, value in gauges.items():
             yield GaugeMetricFamily(METRIC_PREFIX + name, name.replace("_", " "), value=value)
         totals = {
             "prefix_cache_queries": held.computed + held.reused,
             "prefix_cache_hits": held.reused,
+            "kv_pages_evicted": held.evicted,
+            "film_codes_evicted": self._codes.evicted,
         }
         for name, value in totals.items():
             yield CounterMetricFamily(METRIC_PREFIX + name, name.replace("_", " "), value=value)
@@ -43,9 +48,9 @@ class EngineCollector(Collector):
 class ServerMetrics:
     """The metrics of one server."""
 
-    def __init__(self, thread: EngineThread) -> None:
+    def __init__(self, thread: EngineThread, codes: KeptCodes) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(EngineCollector(thread))
+        self._registry.register(EngineCollector(thread, codes))
         self.prompt_tokens = self._count("prompt_tokens", "tokens of prompts")
         self.generation_tokens = self._count("generation_tokens", "tokens of answers")
         self.succeeded = Counter(

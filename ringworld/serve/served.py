@@ -52,7 +52,8 @@ class Served:
         whole = PAGE * axis_size("seq")
         page = count_page_bytes(self.config, PAGE, asked.int8)
         useful = page * (1 + asked.rows * -(-self.context // whole))
-        room = min(int(asked.cache_gib * (1 << 30)), useful)
+        codes = asked.code_bytes if self.config.vocabulary.codes else 0
+        room = min(asked.cache_bytes - codes, useful)
         limits = EngineConfig(cache_bytes=room, rows=asked.rows, page=PAGE, int8=asked.int8)
         return Engine(self.model.sharded_weights(), self.config, limits)
 

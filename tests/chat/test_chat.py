@@ -134,6 +134,16 @@ def test_a_turn_reads_from_the_last_full_page_on(
     assert session.messages[3]["content"] == second.strip() and first
 
 
+def test_a_conversation_with_int8_keys_and_values_holds_less(model: Model) -> None:
+    held = []
+    for int8 in (False, True):
+        session = Session(model, TINY, Style(template=CHATML, max_new_tokens=3, int8=int8))
+        ask(session, "Who goes there?")
+        held.append(session._engine.counters.bytes)
+    width = TINY.llama.head_width
+    assert held[1] / held[0] == (width + 4) / (4 * width)  # a scale for each head
+
+
 def test_a_session_writes_what_whole_forwards_do(model: Model, weights: WorldWeights) -> None:
     session = Session(model, TINY, Style(template=CHATML, max_new_tokens=6))
     asked = "<s>user\nWho goes there?</s>\n<s>assistant\n"

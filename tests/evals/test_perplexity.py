@@ -122,6 +122,16 @@ def test_the_perplexity_of_a_uniform_model_is_its_vocabulary(weights: WorldWeigh
     assert "2048.0" in told[0]
 
 
+def test_int8_keys_and_values_change_the_losses_by_little(weights: WorldWeights) -> None:
+    rough = replace(CONFIG, int8=True)
+    exact, found = (
+        run_perplexity(weights, TINY, WORDS, TEXT, config, print)[0].loss
+        for config in (CONFIG, rough)
+    )
+    # An untrained model hardly reads what it attends to: 1e-3 of its 7.6 nats is much.
+    assert 0 < abs(found - exact) < 1e-3
+
+
 def test_a_model_folder_gives_numbers_and_a_picture(tmp_path: Path) -> None:
     book = tmp_path / "book.txt"
     book.write_text(TEXT)

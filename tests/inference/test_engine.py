@@ -1,6 +1,6 @@
 """The engine: whatever runs beside a request, it gets the bits that it gets alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -36,7 +36,7 @@ TINY = World(
 PAGE, ROWS, PAGES = 8, 4, 24  # tokens of a page over the ring, rows, pages of the pool
 DRAWN = Sampling(temperature=1.0, top_k=12, top_p=0.95, min_p=0.02)
 PENALIZED = Sampling(temperature=0.7, repetition_penalty=1.3, presence_penalty=0.5)
-RINGS = [1, 4]
+RINGS = [1, 8]
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +127,19 @@ def assert_empty(engine: Engine) -> None:
 
 @pytest.fixture(scope="module", params=RINGS)
 def busy(request: pytest.FixtureRequest, weights: WorldWeights) -> tuple[int, Engine]:
-    """An engine that lives through all examples, on a ring of 1 and of 4."""
+    """An engine that lives through all examples, on a ring of 1 and of 8."""
     with ring_of(request.param, weights) as placed:
         return request.param, make(placed, ring=request.param)
+
+
+@pytest.fixture(scope="module")
+def solitary(weights: WorldWeights) -> dict[int, Engine]:
+    """An engine on each ring that runs one request at a time."""
+    found = {}
+    for ring in RINGS:
+        with ring_of(ring, weights) as placed:
+            found[ring] = make(placed, ring=ring)
+    return found
 
 
 ACTS = st.one_of(
@@ -140,27 +150,84 @@ ACTS = st.one_of(
 )
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+DRIVEN = dict(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@settings(max_examples=10, **DRIVEN)
 @given(acts=st.lists(ACTS, min_size=4, max_size=24))
 def test_in_any_company_a_request_gets_the_bits_that_it_gets_alone(
     busy: tuple[int, Engine], alone: dict[int, list[Any]], acts: list[tuple[str, int]]
 ) -> None:
     """Random arrivals, cancels and evictions of 11 kinds of requests that share beginnings."""
-    with jax.set_mesh(make_mesh(seq=busy[0])):
-        act_out(*busy, alone, acts)
+    ring, engine = busy
+    with jax.set_mesh(make_mesh(seq=ring)):
+        act_out(engine, MENU, alone[ring], acts)
+
+
+def draw_up(
+    shared: int, own: int, tokens: int, seed: int, kind: dict[str, Any], samples: int
+) -> Request:
+    """A request that begins with so many tokens of the book, and goes on with some of its own."""
+    prompt = join([text(BOOK.tokens[:shared], 0.0), words(own, seed)])
+    return asked(prompt, tokens, seed=seed, samples=samples, **kind)
+
+
+def even(ids: Any) -> np.ndarray:
+    """The ids that a grammar allows: even and odd ones in turn."""
+    return np.arange(64) % 2 == len(ids) % 2
+
+
+KINDS: tuple[dict[str, Any], ...] = (
+    {},
+    {"sampling": DRAWN},
+    {"sampling": PENALIZED, "stops": (5, 9, 11, 40)},
+    {"sampling": DRAWN, "allow": even},
+    {"prompt_logprobs": True},
+    {"sampling": DRAWN, "codes": True, "logprobs": None, "guided_from": words(2, 5)},
+    {"tenant": "another"},
+)
+PLANS = st.fixed_dictionaries(
+    dict(
+        shared=st.integers(0, len(BOOK)),
+        own=st.integers(1, 30),
+        tokens=st.integers(1, 20),
+        seed=st.integers(0, 3),
+        kind=st.sampled_from(KINDS),
+        samples=st.integers(1, 2),
+    )
+)
+
+
+@pytest.mark.slow
+@settings(max_examples=100, **DRIVEN)
+@given(
+    plans=st.lists(PLANS, min_size=1, max_size=6),
+    acts=st.lists(ACTS, min_size=4, max_size=30),
+)
+def test_requests_of_any_length_get_the_bits_that_they_get_alone(
+    busy: tuple[int, Engine],
+    solitary: dict[int, Engine],
+    plans: list[dict[str, Any]],
+    acts: list[tuple[str, int]],
+) -> None:
+    """Random requests too, against one at a time without a cache."""
+    ring, engine = busy
+    menu = [draw_up(**plan) for plan in plans]
+    with jax.set_mesh(make_mesh(seq=ring)):
+        alone = [told(run_alone(solitary[ring], request)) for request in menu]
+        act_out(engine, menu, alone, acts)
 
 
 def act_out(
-    ring: int, engine: Engine, alone: dict[int, list[Any]], acts: list[tuple[str, int]]
+    engine: Engine, menu: Sequence[Request], alone: list[Any], acts: list[tuple[str, int]]
 ) -> None:
     """Run the acts to their end, and compare what every request got."""
     running: list[tuple[int, Output]] = []
     cancelled: set[int] = set()
     for act, number in acts:
         if act == "submit":
-            running.append((number, engine.submit(MENU[number])))
+            which = number % len(menu)
+            running.append((which, engine.submit(menu[which])))
         elif act == "step":
             for _ in range(number):
                 engine.step()
@@ -172,9 +239,9 @@ def act_out(
             engine.forget()
     while engine.step():
         pass
-    for i, (number, answer) in enumerate(running):
+    for i, (which, answer) in enumerate(running):
         if i not in cancelled:
-            assert told(answer) == alone[ring][number]
+            assert told(answer) == alone[which]
     counted = engine.counters
     assert (counted.waiting, counted.running, counted.pages_read) == (0, 0, 0)
     assert engine._book.room == engine._book.count - 1
@@ -351,9 +418,6 @@ def test_a_stop_string_ends_an_answer_before_it(weights: WorldWeights) -> None:
 
 
 def test_a_grammar_allows_what_it_allows(weights: WorldWeights) -> None:
-    def even(ids: Any) -> np.ndarray:
-        return np.arange(64) % 2 == len(ids) % 2
-
     engine = make(weights)
     beside = engine.submit(asked(words(3)))
     answer = engine.finish(engine.submit(asked(BOOK, 9, allow=even)))

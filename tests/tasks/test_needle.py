@@ -46,7 +46,8 @@ def run(
     tokenizer = load_tokenizer(NANO / "tokenizer.json")
     asked = []
 
-    def write(weights, prompts, c, *, steps, sampling, seed) -> list[list[int]]:
+    def write(weights, prompts, c, *, steps, sampling, seed, int8) -> list[list[int]]:
+        assert not int8
         asked.extend(prompts)
         return [reader(tokenizer, prompt) for prompt in prompts]
 
@@ -111,7 +112,8 @@ def test_beyond_the_context_every_rule_is_tried_on_the_same_prompts(
     short = replace(NANO_SIZES, llama=replace(NANO_SIZES.llama, context=256))
     read: dict[tuple[int, float, object], list[list[int]]] = {}
 
-    def write(weights, prompts, c, *, steps, sampling, seed) -> list[list[int]]:
+    def write(weights, prompts, c, *, steps, sampling, seed, int8) -> list[list[int]]:
+        assert int8
         key = (c.llama.context, c.llama.rope_theta, c.llama.rope_scaling)
         read.setdefault(key, []).extend(prompt.tokens.tolist() for prompt in prompts)
         return [[] for _ in prompts]
@@ -121,7 +123,7 @@ def test_beyond_the_context_every_rule_is_tried_on_the_same_prompts(
     rules = ("plain", "yarn", "ntk")
     for _ in range(2):  # the second finds everything done
         trials = run_needle(
-            NOTHING, short, words, books, GRID, kept, lambda said: None, rules=rules
+            NOTHING, short, words, books, GRID, kept, lambda said: None, rules=rules, int8=True
         )
         assert [trial.rule for trial in trials if trial.length == 512] == [
             rule for rule in rules * 2 for _ in GRID.depths

@@ -1,44 +1,57 @@
 // The server's HTTP API, as the page uses it.
 
-/** The headers of a request, with the key where there is one. */
-function headers(key) {
-  const own = { "Content-Type": "application/json" };
-  return key ? { ...own, Authorization: `Bearer ${key}` } : own;
-}
+import { readKey } from "./settings.js";
 
-/** The JSON of an answer. Throws an Error with the server's sentence. */
-async function read(answer) {
-  const body = await answer.json().catch(() => null);
-  if (answer.ok && body) return body;
-  throw new Error(body?.error?.message ?? `the server answered with status ${answer.status}`);
+/** The answer to a request. Throws an Error with the server's sentence. */
+async function request(path, body, signal) {
+  const key = readKey();
+  const headers = key ? { Authorization: `Bearer ${key}` } : {};
+  const asked = { headers, signal };
+  if (body) {
+    headers["Content-Type"] = "application/json";
+    Object.assign(asked, { method: "POST", body: JSON.stringify(body) });
+  }
+  const answer = await fetch(path, asked);
+  if (answer.ok) return answer;
+  const told = await answer.json().catch(() => null);
+  throw new Error(told?.error?.message ?? `the server answered with status ${answer.status}`);
 }
 
 /** The model that is served: its id, `max_model_len` and `vision`. */
-export async function findModel(key) {
-  return (await read(await fetch("/v1/models", { headers: headers(key) }))).data[0];
+export async function findModel() {
+  return (await (await request("/v1/models")).json()).data[0];
 }
 
-/** The picture of a prompt, as a data: URL. */
-export async function drawPicture(prompt, key, signal) {
-  const body = JSON.stringify({ prompt });
-  const asked = { method: "POST", headers: headers(key), body, signal };
-  const drawn = await read(await fetch("/v1/images/generations", asked));
-  return `data:image/png;base64,${drawn.data[0].b64_json}`;
+/** What the model says of itself, and its reports: {about, reports: [{name, kind, modified}]}. */
+export async function findReports() {
+  return (await request("/reports")).json();
 }
 
-/**
- * Ask, and call `onEvent` for each event of the answer and `onNote` for each comment on progress.
- * Throws an Error with the server's sentence, and an AbortError when `signal` stops it.
- */
-export async function ask(body, key, signal, onEvent, onNote) {
+/** The text of a report. */
+export async function loadReport(name) {
+  return (await request(`/reports/${name.split("/").map(encodeURIComponent).join("/")}`)).text();
+}
+
+/** The pictures of a prompt, as base64 of PNG. */
+export async function drawPictures(body, signal) {
+  const drawn = await (await request("/v1/images/generations", body, signal)).json();
+  return drawn.data.map((each) => each.b64_json);
+}
+
+/** Draw a clip: `onEvent` gets each frame, and the whole clip at the end; `onNote` the progress. */
+export function drawClip(body, signal, onEvent, onNote) {
+  return readEvents("/draw", body, signal, onEvent, onNote);
+}
+
+/** Ask a question: `onEvent` gets each event of the answer, and `onNote` each word on progress. */
+export function ask(body, signal, onEvent, onNote) {
   const whole = { ...body, stream: true, stream_options: { include_usage: true } };
-  const answer = await fetch("/v1/chat/completions", {
-    method: "POST",
-    headers: headers(key),
-    body: JSON.stringify(whole),
-    signal,
-  });
-  if (!answer.ok) await read(answer);
+  return readEvents("/v1/chat/completions", whole, signal, onEvent, onNote);
+}
+
+/** Throws an Error with the server's sentence, and an AbortError when `signal` stops it. */
+async function readEvents(path, body, signal, onEvent, onNote) {
+  const answer = await request(path, body, signal);
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let held = "";
   for (;;) {

@@ -1,50 +1,91 @@
-// Files of a person: films and pictures as data: URLs, texts as text; and conversations as JSON.
+// Files of a person: films, pictures and texts; and conversations as JSON.
+
+import { keepContent, loadContent } from "./store.js";
+import { newConversation } from "./tree.js";
 
 const MOST_BYTES = 100 * 2 ** 20;
+const TYPES = ["video", "image", "text"];
 
-/** A file as {type: "video" | "image" | "text", name, url | text}. Throws an Error with a sentence. */
-export async function readFile(file) {
+/** A file as {type, name, key, size}, its content kept. Throws an Error with a sentence. */
+export async function takeFile(file) {
   if (file.size > MOST_BYTES) throw new Error(`${file.name} is larger than 100 MiB`);
   const type = /^(video|image)\//.exec(file.type)?.[1] ?? "text";
   if (type === "text") {
-    const bytes = await file.arrayBuffer();
     try {
-      return { type, name: file.name, text: new TextDecoder("utf-8", { fatal: true }).decode(bytes) };
+      new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
     } catch {
       throw new Error(`${file.name} is neither a film, nor a picture, nor UTF-8 text`);
     }
   }
-  const url = await new Promise((resolve, reject) => {
+  return { type, name: file.name, key: await keepContent(file), size: file.size };
+}
+
+/** The content of a kept file as a data: URL, or as text where it is text. */
+export async function readContent(file) {
+  const blob = await loadContent(file);
+  if (file.type === "text") return blob.text();
+  return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);
     reader.onerror = () => reject(new Error(`${file.name} cannot be read`));
-    reader.readAsDataURL(file);
+    reader.readAsDataURL(blob);
   });
-  return { type, name: file.name, url };
 }
 
-/** Let the browser save an object as a JSON file. */
-export function saveJson(name, object) {
+/** Let the browser save a Blob as a file. */
+export function saveBlob(name, blob) {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([JSON.stringify(object)], { type: "application/json" }));
+  link.href = URL.createObjectURL(blob);
   link.download = name;
   link.click();
-  URL.revokeObjectURL(link.href);
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
-/** The messages of a saved conversation. Throws an Error when the file is none. */
-export async function openConversation(file) {
+/** A conversation with the contents of its files in it, as a Blob of JSON. */
+export async function packConversation({ title, messages, chosen }, model) {
+  const contents = {};
+  for (const file of messages.flatMap((message) => message.files)) {
+    contents[file.key] ??= await readContent(file);
+  }
+  const whole = { ringworld: 1, model, title, messages, chosen, contents };
+  return new Blob([JSON.stringify(whole)], { type: "application/json" });
+}
+
+/** The conversation of a saved file, its files kept. Throws an Error when the file is none. */
+export async function unpackConversation(file) {
   const wrong = new Error(`${file.name} is no conversation of this page`);
-  const held = await file.text().then(JSON.parse).catch(() => null);
-  if (!Array.isArray(held?.messages)) throw wrong;
-  return held.messages.map((message) => {
-    const fits = ["user", "assistant"].includes(message?.role) && typeof message.text === "string";
-    const files = (message.files ?? []).map(({ type, name, url, text }) => {
-      const media = (type === "video" || type === "image") && /^data:(video|image)\//.test(url);
-      if (!media && !(type === "text" && typeof text === "string")) throw wrong;
-      return media ? { type, name: String(name), url } : { type, name: String(name), text };
-    });
-    if (!fits) throw wrong;
-    return { role: message.role, text: message.text, files };
-  });
+  const whole = await file.text().then(JSON.parse).catch(() => null);
+  if (whole?.ringworld !== 1 || !Array.isArray(whole.messages)) throw wrong;
+  const own = { ...newConversation(), title: String(whole.title ?? "") };
+  const known = new Set([""]);
+  for (const { id, parent, role, text, files, tokens } of whole.messages) {
+    const words = [id, parent, text].every((each) => typeof each === "string");
+    const fits = words && known.has(parent) && id && !known.has(id);
+    if (!fits || !["user", "assistant"].includes(role) || !Array.isArray(files)) throw wrong;
+    known.add(id);
+    const kept = [];
+    for (const each of files) kept.push(await unpackFile(each, whole.contents?.[each.key], wrong));
+    const count = Number.isFinite(tokens) ? { tokens } : {};
+    own.messages.push({ id, parent, role, text, files: kept, ...count });
+  }
+  for (const [parent, id] of Object.entries(whole.chosen ?? {})) {
+    if (known.has(parent) && known.has(id)) own.chosen[parent] = id;
+  }
+  return own;
+}
+
+async function unpackFile({ type, name, seen }, content, wrong) {
+  if (!TYPES.includes(type) || typeof content !== "string") throw wrong;
+  const blob = type === "text" ? new Blob([content], { type: "text/plain" }) : toBlob(content, type);
+  if (!blob) throw wrong;
+  const times = Array.isArray(seen?.seconds) && seen.seconds.every(Number.isFinite);
+  const shown = times ? { seen: { type, ...seen } } : {};
+  return { type, name: String(name), key: await keepContent(blob), size: blob.size, ...shown };
+}
+
+/** A data: URL of a film or a picture as a Blob; null when it is none. */
+export function toBlob(url, type) {
+  const found = /^data:((video|image)\/[\w.+-]+);base64,([A-Za-z0-9+/=]*)$/.exec(url);
+  if (!found || found[2] !== type) return null;
+  return new Blob([Uint8Array.from(atob(found[3]), (c) => c.charCodeAt(0))], { type: found[1] });
 }
