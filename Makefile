@@ -41,9 +41,10 @@ check: setup ## formatting, lint, types and the house rules
 	@echo "check: house rules"
 	@$(BIN)/python -m pytest -q tests/test_house.py
 
+# Two processes use two cores; each takes whole files, whose tests share what is costly to set up.
 test: check ## all of check, then every test that is not slow
 	@echo "test: every test that is not slow"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: check ## all of check, then every test
 	@echo "test: every test"
