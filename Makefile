@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve check test test-slow docs bench-attention bench-training bench-weights bench-decode bench-serving bench-data lock clean
+.PHONY: help setup demo serve check test test-slow docs bench-attention bench-training bench-weights bench-decode bench-serving bench-drafts bench-data lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -47,9 +47,10 @@ check: setup ## formatting, lint, types and the house rules
 	@echo "check: house rules"
 	@$(BIN)/python -m pytest -q tests/test_house.py
 
+# Two processes use two cores; each takes whole files, whose tests share what is costly to set up.
 test: check ## all of check, then every test that is not slow
 	@echo "test: every test that is not slow"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: check ## all of check, then every test
 	@echo "test: every test"
@@ -74,6 +75,9 @@ bench-decode: setup ## an answer written with float32, bfloat16 and int8, beside
 
 bench-serving: setup ## the engine with 1 to 16 requests, beside transformers and llama.cpp; ARGS="--help" lists its options
 	@$(BIN)/python -m benchmarks.serving $(ARGS)
+
+bench-drafts: setup ## one answer with and without guesses of its next tokens
+	@$(BIN)/python -m benchmarks.drafts $(ARGS)
 
 bench-data: setup ## text, films, pictures and rows beside the libraries alone; ARGS="--help" lists its options
 	@$(BIN)/python -m benchmarks.data $(ARGS)

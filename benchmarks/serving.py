@@ -21,7 +21,7 @@ from rich.console import Console
 from benchmarks.environment import cache_folder, make_environment
 from benchmarks.peers.model_work import WRITTEN, make_folder
 from benchmarks.protocol import PeerFailed, Worker, python_command
-from benchmarks.table import AIM_HEAD, Aim, publish
+from benchmarks.table import AIM_HEAD, Aim, publish, put_between
 from ringworld.fetch import fetch
 
 OURS, THEIRS, LLAMA = "ringworld", "transformers", "llama.cpp"
@@ -180,6 +180,12 @@ def main() -> None:
         print("bench-serving: use a length and repeats of 1 up")
         sys.exit(2)
     everyone, found = (OURS, THEIRS, LLAMA), []
+    try:
+        if bench.page is not None:  # else an hour of measuring would end in an error
+            put_between(bench.page.read_text(encoding="utf-8"), NAME, "")
+    except (OSError, ValueError) as error:
+        print(f"bench-serving: {error}")
+        sys.exit(2)
     try:
         works: tuple[Work, ...] = ("prefill", "decode")
         for work in works:

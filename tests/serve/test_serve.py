@@ -649,8 +649,8 @@ def test_metrics_count_what_was_asked_and_answered(server: Running) -> None:
         "vllm:time_to_first_token_seconds_count",
         "vllm:inter_token_latency_seconds_count",
         "vllm:e2e_request_latency_seconds_count",
-        "vllm:request_prompt_tokens_bucket",
-        "vllm:request_generation_tokens_bucket",
+        "vllm:request_prompt_tokens_count",
+        "vllm:request_generation_tokens_count",
     ):
         assert f'{name}{{model_name="nano"' in server.ask("GET", "/metrics")[2].decode(), name
     codes = value("ringworld:film_codes_bytes")

@@ -15,7 +15,7 @@ ASKED: dict[str, Any] = dict(prompt="a red circle moves left", num_frames=2, fps
 
 
 def frames_of(content: bytes) -> np.ndarray:
-    return read_clip(content, FrameSampling(fps=2), size=64).frames
+    return read_clip(content, FrameSampling(fps=2.0), size=64).frames
 
 
 def wait_for(server: Running, name: str) -> Any:
