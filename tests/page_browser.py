@@ -110,6 +110,7 @@ class ScriptedServer:
     draws: Answers = lambda body: stream_events([])
     reports: dict[str, str] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=lambda: dict(MODEL))
+    key: str | None = None
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     elsewhere: list[str] = field(default_factory=list)
 
@@ -134,6 +135,10 @@ class ScriptedServer:
             kind = PAGE_TYPES[Path(name).suffix]
             body = (PAGE_FOLDER / name).read_text(encoding="utf-8")
             route.fulfill(body=body, headers={**HEADERS, "Content-Type": kind})
+            return
+        given = request.headers.get("authorization")
+        if self.key is not None and given != f"Bearer {self.key}":
+            route.fulfill(status=401, json={"error": {"message": "no"}})
             return
         self._answer(route, path)
 
@@ -179,7 +184,8 @@ def open_page(
     page = context.new_page()
     page.on("pageerror", _raise)
     page.goto(f"{BASE}/{query}")
-    page.locator("#model", has_text=server.model["id"]).wait_for(state="attached")
+    if server.key is None:
+        page.locator("#model", has_text=server.model["id"]).wait_for(state="attached")
     return page
 
 

@@ -287,6 +287,16 @@ def test_a_process_that_fails_alone_ends_all_with_its_sentence(tmp_path: Path) -
     assert ended[1].err == ended[1].out == ""
 
 
+@pytest.mark.slow
+def test_what_is_typed_at_the_first_process_is_asked_on_all() -> None:
+    chat = [worlds.__file__, "ringworld", "chat", worlds.NANO, "--mesh.seq", "4"]
+    typed = "Who are you?\n/tokens\nWho am I?\n"
+    alone, *others = (wait_for(launch([chat] * count, typed=typed)) for count in (1, 2))
+    (whole,), ((first, second),) = alone, others
+    assert whole.code == first.code == second.code == 0, (first.err, second.err)
+    assert first.out == whole.out != "" and second.out == second.err == ""
+
+
 # ---- survival
 
 LONG = ("--stages.1.loop.steps", "30", "--data.pause", "0.02")

@@ -11,8 +11,8 @@ import pytest
 
 from ringworld.cli.verbs import VERBS
 from ringworld.fetch import ASSETS
-from ringworld.recipes.codec import nano_codec
-from ringworld.recipes.nano import demo, nano_base, reach_theta
+from ringworld.recipes.codec import nano_codec, shapes_codec
+from ringworld.recipes.nano import demo, nano_base, nano_world, reach_theta
 from ringworld.recipes.recipe import Recipe
 from ringworld.recipes.registry import RECIPES, TEMPLATES
 from ringworld.train.model_stage import ModelStage
@@ -143,7 +143,23 @@ def test_the_codec_recipe_is_that_of_the_training_page() -> None:
     assert f"| {' | '.join(cells)} |" in TRAINING
 
 
-@pytest.mark.parametrize("recipe", [nano_base(), demo()], ids=lambda recipe: recipe.name)
+def test_the_codec_of_shapes_is_that_of_the_training_page() -> None:
+    recipe, (stage,) = shapes_codec().data, shapes_codec().stages
+    cells = [
+        f"{recipe.mix.shapes:g}",
+        f"{recipe.mix.on_film:g}",
+        str(stage.training.steps),
+        f"{stage.training.learning_rate:g}",
+        str(stage.training.warmup),
+        f"{stage.training.worst:g}",
+        str(stage.training.seed),
+    ]
+    assert f"| {' | '.join(cells)} |" in TRAINING
+
+
+@pytest.mark.parametrize(
+    "recipe", [nano_base(), nano_world(), demo()], ids=lambda recipe: recipe.name
+)
 def test_the_stages_of_a_recipe_are_those_of_the_training_page(recipe: Recipe) -> None:
     for stage in recipe.stages:
         if not isinstance(stage, ModelStage):

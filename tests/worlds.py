@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -286,9 +287,12 @@ def find_port() -> int:
 
 
 def launch(
-    commands: Sequence[Sequence[str | Path]], folders: Sequence[Path] = ()
+    commands: Sequence[Sequence[str | Path]], folders: Sequence[Path] = (), typed: str = ""
 ) -> list[subprocess.Popen[str]]:
-    """A process for each command of Python, each in one of the folders, or all here."""
+    """A process for each command of Python, each in one of the folders, or all here.
+
+    `typed` is what the first process reads from its standard input; the others read nothing.
+    """
     count, search = len(commands), [str(ROOT), os.environ.get("PYTHONPATH", "")]
     world = {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{find_port()}",
@@ -296,23 +300,27 @@ def launch(
         "JAX_NUM_CPU_DEVICES": str(DEVICES // count),
         "PYTHONPATH": os.pathsep.join(search),
     }
-    return [
-        subprocess.Popen(
-            [sys.executable, *map(str, command)],
-            # Sets have another order in each process, as they have on other machines.
-            env={
-                **os.environ,
-                **world,
-                "JAX_PROCESS_ID": str(process),
-                "PYTHONHASHSEED": str(HASH_SEEDS[process]),
-            },
-            cwd=folders[process] if folders else None,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for process, command in enumerate(commands)
-    ]
+    with tempfile.TemporaryFile("w+") as keyboard:
+        keyboard.write(typed)
+        keyboard.seek(0)
+        return [
+            subprocess.Popen(
+                [sys.executable, *map(str, command)],
+                # Sets have another order in each process, as they have on other machines.
+                env={
+                    **os.environ,
+                    **world,
+                    "JAX_PROCESS_ID": str(process),
+                    "PYTHONHASHSEED": str(HASH_SEEDS[process]),
+                },
+                cwd=folders[process] if folders else None,
+                stdin=subprocess.DEVNULL if process else keyboard,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for process, command in enumerate(commands)
+        ]
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 SUMMARIES = {
     "nano-tokenizer": "the tokenizer of the shipped model, from its books and captions",
     "nano-codec": "the codec of the shipped model, from a film and moving shapes",
+    "shapes-codec": "the codec of the shipped model, trained further on moving shapes",
     "folder-codec": "a codec of your own films and pictures",
     "nano-base": "the shipped model from fresh weights, at 1K tokens",
+    "nano-world": "the shipped model taught to draw moving shapes from words, at 1K tokens",
     "demo": "the shipped model grown from 1K to 4K to 16K tokens on a ring of eight",
     "shards": "a model trained further on your own token shards",
     "lwm-text": "LWM's text ladder: LLaMA-2 7B from 4K to 1M tokens on 256 chips",

@@ -17,7 +17,7 @@ from tyro.conf import Positional, arg
 from ringworld.chat.config import ChatRequest, VideoRequest
 from ringworld.data.questions.config import QA
 from ringworld.errors import UnavailableError
-from ringworld.evals.config import Grid, Perplexity
+from ringworld.evals.config import Grid, Perplexity, Shapes
 from ringworld.serve.config import ServeConfig
 from ringworld.settings import Extension, MeshShape, Processes, WeightOptions, WeightType
 
@@ -217,6 +217,17 @@ class LossByPosition(Computes, Perplexity):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeasureShapes(Computes, Shapes):
+    """What a world model makes of moving shapes: drawings, answers, and its codec."""
+
+    def load(self) -> Action:
+        """Measure."""
+        from ringworld.evals.drawings import measure_shapes
+
+        return lambda announce: measure_shapes(self, announce)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Talk(Computes, ChatRequest):
     """Talk with a model about documents, pictures and films."""
 
@@ -322,6 +333,7 @@ VERBS = {
     "eval perplexity": Entry(
         LossByPosition, "MODEL --text F", "loss by position, plain and extended"
     ),
+    "eval shapes": Entry(MeasureShapes, "[MODEL]", "clips drawn from words, and the codec"),
     "chat": Entry(Talk, 'MODEL ["QUESTION"]', "talk, about a document, pictures or a film"),
     "serve": Entry(Serve, "[MODEL]", "a model over HTTP as OpenAI's API, and a page"),
     "generate video": Entry(Video, 'MODEL "CAPTION" -o F', "a clip from a caption"),

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from ringworld.settings import Extension, MeshShape, WeightOptions
+from ringworld.errors import InputError
+from ringworld.settings import Extension, MeshShape, Sampling, WeightOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,3 +44,30 @@ class Perplexity:
     """where perplexity.json and perplexity.png are written"""
     weights: Annotated[WeightOptions, arg(name="")] = WeightOptions()
     mesh: MeshShape = field(default_factory=MeshShape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """Clips of moving shapes: drawn from words, asked about, and through the codec alone."""
+
+    model: Positional[Path] = Path("nano")
+    """a world model's folder, or the name of one that ships"""
+    scenes: int = 100
+    """scenes of one, of two and of three things each"""
+    seed: int = 990_100
+    """of the scenes and of the drawing"""
+    guidance: float = 2.0
+    """how far the caption outweighs what the model draws without one; 1 is no guidance"""
+    sampling: Annotated[Sampling, arg(name="")] = field(
+        default_factory=lambda: Sampling(temperature=1.0)
+    )
+    folder: Path = Path("runs/shapes")
+    """where shapes.json and shapes.png are written"""
+    weights: Annotated[WeightOptions, arg(name="")] = WeightOptions()
+    mesh: MeshShape = field(default_factory=MeshShape)
+
+    def __post_init__(self) -> None:
+        if self.scenes < 1:
+            raise InputError(
+                f"{self.scenes} scenes measure nothing: use 1 or more", setting="scenes"
+            )

@@ -48,13 +48,14 @@ from ringworld.train.adversarial import PIXELS_ALONE, VQGANLosses
 from ringworld.train.build import Metrics, Step, TrainState, abstract_of
 from ringworld.train.checkpoint import FOLDER as CHECKPOINTS
 from ringworld.train.checkpoint import find_steps
-from ringworld.train.codec import CodecTraining, make_codec_step, start_codec
+from ringworld.train.codec import CodecTraining, continue_codec, make_codec_step, start_codec
 from ringworld.train.loop import Loop, fit
 from ringworld.train.stage import Stage
-from ringworld.weights.codecs import load_codec
+from ringworld.weights.codecs import load_codec, open_codec
 from ringworld.weights.file_names import CODEC
 from ringworld.weights.folder import save_folder
 from ringworld.weights.open import hash_model
+from ringworld.weights.shipped import NANO
 from ringworld.weights.vgg import Features, load_features
 
 SHEET = "sheet.png"
@@ -64,7 +65,7 @@ SHOWN_PICTURES = 10  # pictures in a row of the sheet
 
 @dataclass(frozen=True, kw_only=True)
 class CodecStage(Stage[PictureData]):
-    """A codec from fresh weights.
+    """A codec from fresh weights, or from those of the codec that the recipe starts from.
 
     `features` is a file or a folder for `ringworld.weights.vgg`; without it there is no perceptual
     loss. With `sheet_every` a sheet of held-out frames is drawn after so many steps, again and
@@ -99,6 +100,10 @@ class CodecStage(Stage[PictureData]):
         check_alone("a codec")
         data.check(self.model.size, folder / "data")
         self.load_features()
+        if source is not None and (found := open_codec(source)[0]) != self.model:
+            raise InputError(
+                f"{source} holds a codec of other sizes ({found}): set the stage's model to these"
+            )
         if (folder / CODEC).exists() and not (folder / RECORD).exists():
             raise InputError(
                 f"{folder / CODEC} exists already, and no run made it: use another folder"
@@ -116,7 +121,7 @@ class CodecStage(Stage[PictureData]):
             return done
         opened = data.open(self.model.size, folder / "data", announce)
         if not done.exists():
-            weights = train_codec(self, opened, folder, announce)
+            weights = train_codec(self, opened, folder, announce, source)
             save_folder(done, "vqgan", self.model, weights, jnp.bfloat16)
         measure(load_codec(done), opened.held_out, sheet, announce)
         return done
@@ -154,6 +159,30 @@ def nano_codec() -> Recipe:
         data=FilmPictures(
             mix=PixelMix(size=NANO_VQGAN.size, batch=16), fps=8.0, rows=72, columns=128, end=490.0
         ),
+    )
+
+
+def shapes_codec() -> Recipe:
+    """The codec that keeps more of small shapes: the shipped one trained on, mostly on these."""
+    return Recipe(
+        name="shapes-codec",
+        stages=(
+            CodecStage(
+                name="codec",
+                model=NANO_VQGAN,
+                training=CodecTraining(
+                    steps=320, warmup=30, learning_rate=8e-4, seed=1, soften=1, worst=0.01
+                ),
+            ),
+        ),
+        data=FilmPictures(
+            mix=PixelMix(size=NANO_VQGAN.size, batch=16, seed=1, shapes=0.8, on_film=0.15),
+            fps=8.0,
+            rows=72,
+            columns=128,
+            end=490.0,
+        ),
+        start=NANO / CODEC,
     )
 
 
@@ -220,9 +249,16 @@ def _round_trip(
 
 
 def train_codec(
-    stage: CodecStage, data: CodecData, folder: Path, announce: Announce
+    stage: CodecStage,
+    data: CodecData,
+    folder: Path,
+    announce: Announce,
+    source: Path | None = None,
 ) -> VQGANWeights:
-    """The weights after the last step. Goes on from the newest checkpoint in `folder`."""
+    """The weights after the last step. Goes on from the newest checkpoint in `folder`.
+
+    Without one it begins with the codec `source`, or with fresh weights.
+    """
     model, training, losses = stage.model, stage.training, stage.losses
     features = stage.load_features()
     # More steps may be asked for later: how many they are is no part of what the run is.
@@ -236,6 +272,9 @@ def train_codec(
         identity["features"] = fingerprint(features.weights)
     seen = None if features is None else features.weights
     state, first = jax.jit(lambda: start_codec(model, training, losses))(), data.batches(0)
+    latents = len(first) * model.side**2
+    if source is not None:
+        state = continue_codec(state, load_codec(source).weights, latents)
     step = report_flops(make_codec_step(model, training, losses, seen), stage, seen, first)
     if stage.sheet_every is not None:
         frames = next(iter(data.held_out.values()))
@@ -248,7 +287,7 @@ def train_codec(
         loop=Loop(steps=training.steps, save_every=stage.save_every),
         folder=folder,
         identity=json.loads(json.dumps(identity)),
-        tokens_per_step=len(first) * model.side**2,
+        tokens_per_step=latents,
         dtype=jnp.float32,
         announce=announce,
     )

@@ -1,6 +1,7 @@
 """The recipes of the nano family: a small world model, and the same grown to a longer context.
 
 nano_base   the shipped model: text first, then the world, from fresh weights, at 1K
+nano_world  the shipped model taught to draw: its codec's successor, worded clips, Muon, at 1K
 demo        the shipped model grown from 1K to 4K to 16K over a ring of eight
 """
 
@@ -16,11 +17,11 @@ from ringworld.settings import MeshShape
 from ringworld.train.fresh_model import FreshModel
 from ringworld.train.loop import Loop
 from ringworld.train.model_stage import ModelStage
-from ringworld.train.optimizer import AdamW
+from ringworld.train.optimizer import AdamW, Muon
 from ringworld.vocab import Vocabulary
 from ringworld.weights.shipped import NANO
 
-NANO_WORLD = World(
+NANO_SIZES = World(
     llama=Llama(
         layers=4,
         model=192,
@@ -45,7 +46,7 @@ def reach_theta() -> float:
     base the model draws and describes clips badly for hundreds of steps (docs/log.md), and the demo
     has ninety.
     """
-    llama = NANO_WORLD.llama
+    llama = NANO_SIZES.llama
     return rope_theta(REACH, llama.head_width, llama.rope_theta, llama.context)
 
 
@@ -66,14 +67,14 @@ def nano_base() -> Recipe:
             **rest,
         )
 
-    theta, reach = NANO_WORLD.llama.rope_theta, reach_theta()
+    theta, reach = NANO_SIZES.llama.rope_theta, reach_theta()
     echo = {"echo": 0.8, "books": 0.2}
     text = {"recall": 0.5, "echo": 0.25, "books": 0.25}
     world = {"recall": 0.15, "books": 0.05, "clips": 0.72, "film": 0.08}
     return Recipe(
         name="nano-base",
         stages=(
-            FreshModel(name="fresh", model=NANO_WORLD, parts=NANO, seed=1),
+            FreshModel(name="fresh", model=NANO_SIZES, parts=NANO, seed=1),
             stage("echo-64", 64, theta, 64, 500, 2e-3, shares=echo, vision_share=0.0, seed=1),
             stage("text-256", 256, theta, 16, 600, 2e-3, shares=text, vision_share=0.0, seed=2),
             stage("world-1k", 1024, theta, 4, 4500, 1.5e-3, shares=world, seed=3),
@@ -82,6 +83,40 @@ def nano_base() -> Recipe:
             ),
         ),
         data=Samples(clips=12000, seed=7),
+    )
+
+
+def nano_world() -> Recipe:
+    """The model that draws what words ask for, from the shipped one.
+
+    All examples are clips, nearly all of them told in words first, of which a row holds three.
+    """
+    return Recipe(
+        name="nano-world",
+        stages=(
+            ModelStage(
+                name="words",
+                context=1312,
+                batch=6,
+                loop=Loop(steps=150, save_every=25),
+                optimizer=Muon(
+                    schedule="cosine",
+                    peak_lr=1.5e-3,
+                    end_lr=0.0,
+                    warmup_steps=10,
+                    weight_decay=0.02,
+                    update_rms=0.6,
+                ),
+                mesh=MeshShape(data=2),
+                vision_share=1.0,
+                shares={"clips": 1.0},
+                seed=1,
+            ),
+        ),
+        data=Samples(
+            clips=2000, seed=21, most_things=2, over_film=0.0, forms=(0.88, 0.0, 0.12), turned=0.5
+        ),
+        start=NANO,
     )
 
 

@@ -23,8 +23,10 @@ def _make(module: str, function: str) -> Any:
 RECIPES: "dict[str, Callable[[], Recipe]]" = {
     "nano-tokenizer": partial(_make, "tokenizer", "nano_tokenizer"),
     "nano-codec": partial(_make, "codec", "nano_codec"),
+    "shapes-codec": partial(_make, "codec", "shapes_codec"),
     "folder-codec": partial(_make, "codec", "folder_codec"),
     "nano-base": partial(_make, "nano", "nano_base"),
+    "nano-world": partial(_make, "nano", "nano_world"),
     "demo": partial(_make, "nano", "demo"),
     "shards": partial(_make, "shards", "shards"),
     "lwm-text": partial(_make, "lwm", "lwm_text"),

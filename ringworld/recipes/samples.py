@@ -12,11 +12,19 @@ from ringworld.data.packing.mix import DrawExample, draw_examples
 from ringworld.data.packing.rows import check_shares
 from ringworld.data.samples import SampleFilm, Shelf, read_sample_film, read_shelf
 from ringworld.distributed import first_goes_first
+from ringworld.errors import InputError
 from ringworld.fetch import fetch
 from ringworld.models.world import World
 from ringworld.progress import Announce
 from ringworld.recipes.held_out import measure_held_out
-from ringworld.tasks.clips import CodedClip, clip_example, draw_clips, video_alone
+from ringworld.tasks.clips import (
+    CLIP_FORMS,
+    CodedClip,
+    backwards,
+    clip_example,
+    draw_clips,
+    video_alone,
+)
 from ringworld.tasks.needle import count_haystack, draw_needles, max_needles, recall_example
 from ringworld.text.load import load_tokenizer
 from ringworld.text.tokenizer import Tokenizer
@@ -45,6 +53,20 @@ class Samples(ModelData):
     """how many clips of moving shapes there are"""
     seed: int
     """draws the clips"""
+    most_things: int = 3
+    """the most things in a clip"""
+    over_film: float = 0.2
+    """the share of clips with a film frame as their ground; the others have a plain one"""
+    forms: tuple[float, float, float] = CLIP_FORMS
+    """how often a clip is text then video, video then text, and video alone"""
+    turned: float = 0.0
+    """the share of examples that show a clip from its end to its beginning"""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.over_film <= 1 and 0 <= self.turned <= 1):
+            raise InputError("over_film and turned are shares: set both between 0 and 1")
+        if min(self.forms) < 0 or abs(sum(self.forms) - 1) > 1e-6:
+            raise InputError(f"forms are {self.forms}: use three shares that add up to 1")
 
     def check(self, stage: ModelStage, source: Path | None) -> None:
         """Raise InputError when a share names no source."""
@@ -70,9 +92,18 @@ class Samples(ModelData):
             if not set(stage.shares) <= set(sources):
                 codec = load_codec(source / CODEC)
                 film = read_sample_film(fetch("film"), codec, cache, announce)
-                clips = draw_clips(film, codec, self.clips, self.seed, cache, announce)
+                clips = draw_clips(
+                    film,
+                    codec,
+                    self.clips,
+                    self.seed,
+                    cache,
+                    announce,
+                    self.over_film,
+                    self.most_things,
+                )
                 vocabulary = open_model(source).config.vocabulary
-                sources |= vision_sources(film, clips, tokenizer, vocabulary)
+                sources |= vision_sources(self, film, clips, tokenizer, vocabulary)
         return draw_examples(
             sources, stage.shares, tokens=stage.tokens, longest=stage.context, seed=stage.seed
         )
@@ -106,13 +137,19 @@ def text_sources(shelf: Shelf, tokenizer: Tokenizer) -> dict[str, DrawExample]:
 
 
 def vision_sources(
-    film: SampleFilm, clips: list[CodedClip], tokenizer: Tokenizer, vocabulary: Vocabulary
+    data: Samples,
+    film: SampleFilm,
+    clips: list[CodedClip],
+    tokenizer: Tokenizer,
+    vocabulary: Vocabulary,
 ) -> dict[str, DrawExample]:
     """Clips of moving shapes in every form of chat, and stretches of the film."""
 
     def shapes(rng: np.random.Generator, longest: int) -> Example:
         clip = clips[int(rng.integers(len(clips)))]
-        return clip_example(rng, clip, tokenizer, vocabulary)
+        if data.turned and rng.random() < data.turned:
+            clip = backwards(clip)
+        return clip_example(rng, clip, tokenizer, vocabulary, data.forms)
 
     def scenes(rng: np.random.Generator, longest: int) -> Example:
         runs = film.learned_runs

@@ -8,13 +8,13 @@ import base64
 import io
 import secrets
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
 import numpy as np
 from fastapi import FastAPI
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image
 from starlette.requests import Request
 from starlette.responses import Response
@@ -31,6 +31,7 @@ from ringworld.serve.refusals import explain_error
 from ringworld.serve.served import Served
 from ringworld.settings import Sampling
 from ringworld.tasks.clips import unconditional_prompt, video_prompt
+from ringworld.vocab import Vocabulary
 
 # Of the clip that is sent: frames a second, and the shorter side that a player shows well.
 FPS, SHOWN_SIDE = 4.0, 256
@@ -58,20 +59,34 @@ def ask_for_frames(
     )
 
 
+class FrameCutter:
+    """Cuts the ids of one drawing, which come in pieces of any length, into the codes of frames."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary, self._ids, self._cut = vocabulary, list[int](), 0
+
+    def add(self, ids: Sequence[int]) -> list[Int[np.ndarray, "1 Q"]]:
+        """The codes of each frame that is whole now and was not before."""
+        self._ids += ids
+        whole = []
+        # The marker behind a frame's codes may come later, and is not waited for.
+        while len(self._ids) >= self._cut + self._vocabulary.codes_per_frame:
+            past = self._cut + self._vocabulary.codes_per_frame
+            whole.append(np.asarray([self._ids[self._cut : past]], np.int32))
+            self._cut += self._vocabulary.frame_length
+        return whole
+
+
 async def follow_frames(
     front: Front, asked: Asked
 ) -> AsyncGenerator[UInt8[np.ndarray, "Y X 3"], None]:
     """The frames of one drawing, each as soon as its codes are there."""
-    vocabulary, ids = front.served.config.vocabulary, list[int]()
+    cutter = FrameCutter(front.served.config.vocabulary)
     async with aclosing(front.follow(asked)) as updates:
         async for update in updates:
             for piece in update.pieces:
-                ids += piece.ids
-            while len(ids) >= vocabulary.codes_per_frame:
-                codes = np.asarray([ids[: vocabulary.codes_per_frame]], np.int32)
-                ids = ids[vocabulary.frame_length :]
-                drawn = await decode_frames(front, codes)
-                yield drawn[0]
+                for codes in cutter.add(piece.ids):
+                    yield (await decode_frames(front, codes))[0]
 
 
 async def decode_frames(front: Front, codes: np.ndarray) -> UInt8[np.ndarray, "Z Y X 3"]:
@@ -91,10 +106,15 @@ def _write_mp4(frames: UInt8[np.ndarray, "Z Y X 3"]) -> str:
     """A clip as MP4 in base64, its pixels enlarged to squares."""
     times = max(1, SHOWN_SIDE // min(frames.shape[1:3]))
     larger = frames.repeat(times, axis=1).repeat(times, axis=2)
+    return base64.b64encode(write_clip(larger, FPS, "mp4")).decode()
+
+
+def write_clip(frames: UInt8[np.ndarray, "Z Y X 3"], fps: float, ending: str) -> bytes:
+    """A clip as a file of the kind that its ending says, gif or mp4."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "clip.mp4")
-        write_animation(path, larger, FPS)
-        return base64.b64encode(path.read_bytes()).decode()
+        path = Path(folder, f"clip.{ending}")
+        write_animation(path, frames, fps)
+        return path.read_bytes()
 
 
 async def _draw_events(front: Front, asked: Asked, count: int) -> AsyncGenerator[JSON, None]:

@@ -21,14 +21,14 @@ from ringworld.data.samples import SampleFilm, write_arrays
 from ringworld.media.codec import Codec
 from ringworld.progress import Announce
 from ringworld.tasks.shape_language import caption, questions
-from ringworld.tasks.shapes import Scene, draw, sample_scene
+from ringworld.tasks.shapes import Scene, draw, sample_scene, turn_back
 from ringworld.text.template import DESCRIBE, SYSTEM
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary
 
 FRAMES_A_CLIP = 6
-# The share of clips with a film frame as their ground; the others have a plain one.
-OVER_FILM = 0.2
+# How often a clip is text then video, video then text, and video alone.
+CLIP_FORMS = (0.5, 0.4, 0.1)
 # The most questions about one clip: all share its codes, which are read once.
 TURNS = 8
 
@@ -109,10 +109,17 @@ def video_to_text(
 
 
 def clip_example(
-    rng: np.random.Generator, clip: CodedClip, tokenizer: Tokenizer, vocabulary: Vocabulary
+    rng: np.random.Generator,
+    clip: CodedClip,
+    tokenizer: Tokenizer,
+    vocabulary: Vocabulary,
+    forms: tuple[float, float, float] = CLIP_FORMS,
 ) -> Example:
-    """One of three forms: text then video (5 in 10), video then text (4), video alone (1)."""
-    form = rng.choice(3, p=(0.5, 0.4, 0.1))
+    """One of three forms, each as often as `forms` says.
+
+    They are text then video, video then text, and video alone.
+    """
+    form = rng.choice(3, p=forms)
     words = caption(clip.scene)
     if form == 0:
         return text_to_video(words, clip.codes, tokenizer, vocabulary)
@@ -123,16 +130,28 @@ def clip_example(
     return video_to_text([pairs[i] for i in chosen], clip.codes, tokenizer, vocabulary)
 
 
+def backwards(clip: CodedClip) -> CodedClip:
+    """The clip from its last frame to its first; frames are encoded one by one, so it is exact."""
+    return CodedClip(turn_back(clip.scene), clip.codes[::-1])
+
+
 def draw_clips(
-    film: SampleFilm, codec: Codec, count: int, seed: int, cache: Path, announce: Announce
+    film: SampleFilm,
+    codec: Codec,
+    count: int,
+    seed: int,
+    cache: Path,
+    announce: Announce,
+    over_film: float,
+    most_things: int,
 ) -> list[CodedClip]:
-    """`count` random scenes, some over frames of the film, with their codes; kept in `cache`."""
+    """`count` random scenes with their codes, a share of them over film frames; kept in `cache`."""
     learned = film.frames[~film.held_out]
     scenes = []
     for i in range(count):
         rng = np.random.default_rng((seed, i))
-        over = learned[int(rng.integers(len(learned)))] if rng.random() < OVER_FILM else None
-        scenes.append(sample_scene(rng, max_things=3, film=over))
+        over = learned[int(rng.integers(len(learned)))] if rng.random() < over_film else None
+        scenes.append(sample_scene(rng, max_things=most_things, film=over))
     kept = cache / f"clips-{seed}-{count}.npz"
     if not kept.exists():
         announce(f"drawing and encoding {count} clips of moving shapes")

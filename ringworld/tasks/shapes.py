@@ -5,7 +5,7 @@ Lengths are fractions of the picture's side, so a scene can be drawn at any size
 of frames. The same random generator gives the same scene, and a scene always the same pixels.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -160,6 +160,17 @@ def path(thing: Thing, frames: int) -> Float[np.ndarray, "Z 2"]:
     share = np.arange(frames) / max(frames - 1, 1)
     step = np.array(MOTIONS[thing.motion], np.float64)
     return np.array([thing.x, thing.y]) + share[:, None] * thing.travel * step
+
+
+def turn_back(scene: Scene) -> Scene:
+    """The scene from its end to its beginning: its frames are those of the scene, last first."""
+    way = {step: word for word, step in MOTIONS.items()}
+    things = []
+    for thing in scene.things:
+        right, down = MOTIONS[thing.motion]
+        x, y = thing.x + right * thing.travel, thing.y + down * thing.travel
+        things.append(replace(thing, motion=way[-right, -down], x=x, y=y))
+    return replace(scene, things=tuple(things))
 
 
 def shape_outline(

@@ -49,6 +49,8 @@ class CodecTraining:
     """the share of the squared error in the reconstruction loss; the rest is the absolute error"""
     colour: float = 2.0
     """how much more an error of colour counts than one of brightness"""
+    worst: float = 0.0
+    """the weight of the largest error of each picture, as in Delta-IRIS"""
     decay: float = 0.98
     """what a code keeps of its running mean at each step"""
     dead: float = 0.1
@@ -65,6 +67,8 @@ class CodecTraining:
             )
         if not (0 <= self.squared <= 1 and 0 < self.decay < 1 and 0 <= self.dead < 1):
             raise InputError("squared, decay and dead are shares: set each between 0 and 1")
+        if self.worst < 0:
+            raise InputError(f"worst is {self.worst}: make it 0 or more")
         if min(self.learning_rate, self.clip, self.soften, self.colour) <= 0:
             raise InputError(
                 "learning_rate, clip, soften and colour must be larger than 0: raise them"
@@ -114,6 +118,17 @@ def start_codec(
     return TrainState(jnp.zeros((), jnp.int32), weights, carried)
 
 
+def continue_codec(state: TrainState, weights: VQGANWeights, latents: int) -> TrainState:
+    """A state before its first step that goes on from the weights of a codec.
+
+    `latents` is how many latents a batch has. Each code begins with an even share of them.
+    """
+    carried: CodecOptimizer = state.optimizer
+    counts = jnp.full_like(carried.averages.counts, latents / weights.codebook.shape[0])
+    averages = CodebookAverages(counts, counts[:, None] * weights.codebook)
+    return replace(state, weights=weights, optimizer=replace(carried, averages=averages))
+
+
 class Reconstruction(NamedTuple):
     """What a codec gives back of a batch: the pictures, not clipped, and the commitment loss."""
 
@@ -153,7 +168,7 @@ def codec_loss(
 
     loss = s |error|^2 + (1 - s) |error| + commitment |latent - code|^2, means over all numbers,
     where the part of the error that is no change of brightness is first multiplied by `colour`;
-    and the perceptual loss.
+    `worst` times the largest |error| of each picture; and the perceptual loss.
     """
     error = made.pixels - pixels
     grey = jnp.mean(error, axis=-1, keepdims=True)
@@ -162,6 +177,8 @@ def codec_loss(
     perceptual, metrics = perceptual_loss(features, made.pixels, pixels, losses)
     share = training.squared
     loss = share * square + (1 - share) * absolute + config.commitment * made.commitment
+    if training.worst:
+        loss += training.worst * jnp.mean(jnp.max(jnp.abs(weighted), axis=(1, 2, 3)))
     return loss + perceptual, metrics | {
         "loss": loss + perceptual,
         "square": square,

@@ -36,7 +36,7 @@ from ringworld.weights.codecs import load_codec
 from ringworld.weights.file_names import ABOUT, CHAT_TEMPLATE, CODEC, GENERATION
 from ringworld.weights.folder import fill, new_folder, table_of, write_folder
 from ringworld.weights.imported import read_about, read_sampling
-from ringworld.weights.open import Opened, open_model
+from ringworld.weights.open import Opened, find_model, open_model
 
 # What a trained model takes from the model that it started from, where that has it.
 BESIDE = (
@@ -173,8 +173,9 @@ def load_model(
     adapter of the folder `adapter` stays beside the matrices, in float32. Raises InputError when a
     file is missing or damaged, or the tokenizer or the adapter is another model's.
     """
-    opened = open_model(Path(path))
-    words = read_words(opened, Path(path).is_dir())
+    path = find_model(Path(path))
+    opened = open_model(path)
+    words = read_words(opened, path.is_dir())
     if words is not None:
         words.check_rows(opened.config.vocabulary.text)
     added = None if adapter is None else read_adapter(adapter, opened.config.llama)
@@ -184,7 +185,7 @@ def load_model(
         weights = adapt(weights, place_adapters(adapters, opened.config.llama), scale)
     codec = None if opened.codec is None else on_one_device(load_codec)(opened.codec)
     model = Model(opened.config, weights, words, codec, opened.chat_template, opened.ends)
-    if not Path(path).is_dir():  # beside a single file may lie anything
+    if not path.is_dir():  # beside a single file may lie anything
         return model
     return replace(model, sampling=read_sampling(opened.home), about=read_about(opened.home))
 

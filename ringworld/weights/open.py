@@ -35,6 +35,7 @@ from ringworld.weights.int8 import dequantize_table
 from ringworld.weights.joint import split_tables
 from ringworld.weights.lwm import read_lwm
 from ringworld.weights.names import BY_OURS, Name
+from ringworld.weights.shipped import SHIPPED_MODELS
 from ringworld.weights.tensors import LazyTensor, LazyWeight
 
 # What some files hold besides the weights, and nobody needs.
@@ -61,11 +62,11 @@ class Opened:
 def open_model(path: Path) -> Opened:
     """The model of a folder of ours or of Hugging Face's, of a .gguf file or of LWM's file.
 
-    The name of a model that `fetch` knows stands for its file, which is brought if need be. Raises
-    InputError when it is none of these, or when a file is missing or broken.
+    The name of a shipped model stands for its folder, and that of a model that `fetch` knows for
+    its file, which is brought if need be. Raises InputError when it is none of these, or when a
+    file is missing or broken.
     """
-    if not path.exists() and str(path) in MODELS:
-        path = fetch(str(path))
+    path = find_model(path)
     if is_ours(path):
         return _open_ours(path)
     checkpoint = split_tables(read_checkpoint(path))
@@ -81,6 +82,15 @@ def open_model(path: Path) -> Opened:
     )
 
 
+def find_model(path: Path) -> Path:
+    """What a name stands for where there is no such path: a shipped model, or one to fetch."""
+    if path.exists():
+        return path
+    if str(path) in SHIPPED_MODELS:
+        return SHIPPED_MODELS[str(path)]
+    return fetch(str(path)) if str(path) in MODELS else path
+
+
 def is_folder(path: Path) -> bool:
     """Whether a model is a folder of weights, with its tokenizer beside them.
 
@@ -94,8 +104,7 @@ def hash_model(path: Path) -> str | None:
 
     It is known without opening it: a name that `fetch` knows is known by the file that it brings.
     """
-    if not path.exists() and str(path) in MODELS:
-        path = fetch(str(path))
+    path = find_model(path)
     if path.is_file():
         return hash_file(path)
     names = ("config.json", "*.safetensors", "*.gguf", "tokenizer.json", "codec/*")
@@ -111,8 +120,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.exists():
         raise InputError(
-            f"there is nothing at {path}: give a folder or a file of weights, or fetch's name of a "
-            f"model ({', '.join(MODELS)})"
+            f"there is nothing at {path}: give a folder or a file of weights, or the name of a "
+            f"model ({', '.join((*SHIPPED_MODELS, *MODELS))})"
         )
     if path.suffix == ".safetensors" and path.is_file():
         raise InputError(f"{path} is a part of a model: give its folder, {path.absolute().parent}")

@@ -1,5 +1,9 @@
-"""The model folder that ships with the package."""
+"""The models that ship with the package."""
 
 from pathlib import Path
 
-NANO = Path(__file__).parents[1] / "assets" / "nano"
+ASSETS = Path(__file__).parents[1] / "assets"
+NANO = ASSETS / "nano"
+# A codec of the sizes of theirs that keeps more of small shapes. Its codes are not theirs.
+SHAPES_CODEC = ASSETS / "shapes-codec"
+SHIPPED_MODELS = {"nano": NANO}

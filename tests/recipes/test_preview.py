@@ -8,7 +8,7 @@ import pytest
 
 from ringworld import cli
 from ringworld.errors import InputError
-from ringworld.recipes.nano import NANO_WORLD, demo, nano_base
+from ringworld.recipes.nano import NANO_SIZES, demo, nano_base
 from ringworld.recipes.preview import StagePreview, preview
 from ringworld.recipes.registry import RECIPES
 from ringworld.weights.open import open_model
@@ -85,7 +85,7 @@ def test_the_base_of_a_stage_is_that_which_the_stages_before_it_leave() -> None:
         shipped.rope_theta,
         shipped.rope_context,
     )
-    assert seen[0].config.llama.layers == NANO_WORLD.llama.layers
+    assert seen[0].config.llama.layers == NANO_SIZES.llama.layers
 
 
 def test_a_start_that_nobody_knows_is_refused() -> None:

@@ -339,6 +339,23 @@ def test_an_error_of_the_server_is_shown_in_its_words(browser: Browser) -> None:
     shown.context.close()
 
 
+def test_the_key_of_the_server_is_given_once_and_never_in_an_address(browser: Browser) -> None:
+    shown = open_page(browser, ScriptedServer(key="open sesame"))
+    expect(shown.locator("#status.failed")).to_have_text(
+        "this server needs its key: give it in the settings"
+    )
+    shown.locator("#open-settings").click()
+    shown.get_by_label("Key of the server").fill("open sesame")
+    shown.keyboard.press("Enter")
+    expect(shown.locator("#model")).to_have_text("nano")
+    shown.reload()
+    expect(shown.locator("#model")).to_have_text("nano")
+    ask(shown, "is it?")
+    assert answers_of(shown) == ["Yes."]
+    assert "sesame" not in shown.url
+    shown.context.close()
+
+
 # --- what a page must not do ---------------------------------------------------------------------
 
 

@@ -18,9 +18,9 @@ from tests.serving import CONFIG, Running, listening
 pytestmark = [pytest.mark.slow, needs_chromium]
 
 # The model's context of 1,024 tokens holds twelve frames.
-FRAMES_A_SECOND, SECONDS, FRAMES = 0.1, 120, 12
+FRAMES_A_SECOND, SECONDS, FRAMES = 0.4, 30, 12
 # Seconds until what computes on two cores is there.
-PATIENCE = 240_000
+PATIENCE = 120_000
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def ask(shown: Page, words: str) -> str:
 
 
 def set_answers(shown: Page) -> None:
-    """Short greedy answers, from the film's first two minutes."""
+    """Short greedy answers, from the film's first half minute."""
     shown.locator("#open-settings").click()
     for name, value in {"Temperature": "0", "Longest answer": "24"}.items():
         shown.locator("#settings").get_by_label(name).fill(value)
@@ -74,9 +74,9 @@ def test_the_sample_film_is_asked_drawn_saved_and_found_again(
             f"{FRAMES} frames, {FRAMES_A_SECOND} a second"
         )
         expect(shown.locator("#used")).to_have_text(re.compile(r"of 1,024 tokens"))
-        shown.get_by_role("button", name="Frame at 00:50").click()
+        shown.get_by_role("button", name="Frame at 00:20").click()
         moment = shown.evaluate("document.querySelector('#player').currentTime")
-        assert moment == pytest.approx(50, abs=1)
+        assert moment == pytest.approx(20, abs=1)
         second = ask(shown, "how many shapes are there?")
         shown.locator("#fork-film").click()
         assert ask(shown, "how many shapes are there?") == second, "it has the same prefix"
@@ -95,7 +95,6 @@ def test_the_sample_film_is_asked_drawn_saved_and_found_again(
         shown.locator("#imported").set_input_files(tmp_path / "saved.json")
         expect(shown.locator("#conversations li")).to_have_count(3, timeout=60_000)
         expect(set_again).to_have_text([first, second])
-        assert {place.split("/")[0] for place in places} <= {"http:", "data:", "blob:"}
         assert all(place.startswith((base, "data:", f"blob:{base}")) for place in places)
 
 

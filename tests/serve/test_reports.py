@@ -11,10 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ringworld.chat.ask import draw_captions
 from ringworld.media.clip import read_clip
 from ringworld.media.sampling import FrameSampling
+from ringworld.serve.drawing import FrameCutter
 from ringworld.serve.reports import choose_reports, find_reports
 from ringworld.serve.server import start_engine
+from ringworld.settings import Sampling
+from ringworld.vocab import Vocabulary
 from tests.serving import CONFIG, Running, listening
 
 TRIAL = {"length": 64, "depth": 0.5, "round": 0, "city": "Oslo", "number": 7, "found": True}
@@ -93,20 +97,35 @@ def test_a_model_in_a_run_has_the_reports_of_the_run_only(tmp_path: Path) -> Non
 
 
 def test_a_clip_comes_frame_by_frame_and_whole_at_the_end(server: Running) -> None:
-    asked = dict(prompt="a red circle moves left", frames=2, seed=5)
+    asked = dict(prompt="a red circle moves left", frames=3, seed=5)
     events = [json.loads(event) for event in server.events("/draw", **asked)[:-1]]
     *frames, clip = events
-    assert [(each["frame"], each["frames"]) for each in frames] == [(1, 2), (2, 2)]
+    assert [(each["frame"], each["frames"]) for each in frames] == [(1, 3), (2, 3), (3, 3)]
     pixels = [
         np.asarray(Image.open(io.BytesIO(base64.b64decode(each["b64_json"])))) for each in frames
     ]
-    assert pixels[0].shape == (64, 64, 3)
+    sampling = Sampling(temperature=1.0, top_k=64)
+    wanted = dict(frames=3, guidance=3.0, sampling=sampling, seed=5)
+    drawn = server.thread.call(
+        lambda: draw_captions(server.served.model, [asked["prompt"]], **wanted)
+    )
+    np.testing.assert_array_equal(np.stack(pixels), drawn.result()[0])
     film = read_clip(base64.b64decode(clip["b64_mp4"]), FrameSampling(fps=clip["fps"]), size=64)
-    assert len(film.frames) == 2
+    assert len(film.frames) == 3
     error = np.abs(film.frames[0].astype(int) - pixels[0]).mean()
     assert error < 12, "what is left is H.264's loss, and that of its colours at half the size"
     _, picture = server.post("/v1/images/generations", prompt=asked["prompt"], seed=5)
     assert picture["data"][0]["b64_json"] == frames[0]["b64_json"], "a picture is the first frame"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 11])
+def test_frames_are_cut_right_whatever_pieces_they_come_in(size: int) -> None:
+    vocabulary = Vocabulary(text=10, bos=1, eos=2, codes=8, codes_per_frame=3, vision_rows=10)
+    ids = [0, 1, 2, 8, 3, 4, 5, 8, 6, 7, 0]
+    cutter = FrameCutter(vocabulary)
+    pieces = [ids[i : i + size] for i in range(0, len(ids), size)]
+    cut = [codes.tolist() for piece in pieces for codes in cutter.add(piece)]
+    assert cut == [[[0, 1, 2]], [[3, 4, 5]], [[6, 7, 0]]]
 
 
 def test_a_clip_that_does_not_fit_is_refused_before_it_begins(server: Running) -> None:

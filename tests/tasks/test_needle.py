@@ -14,14 +14,14 @@ from ringworld.evals.heatmap import draw_heatmaps, name_length
 from ringworld.evals.measure import select_rule
 from ringworld.evals.needle import accuracy, read_trials, run_needle
 from ringworld.models.world import specs
-from ringworld.recipes.nano import NANO_WORLD
+from ringworld.recipes.nano import NANO_SIZES
 from ringworld.tasks.needle import CITIES, SENTENCE_TOKENS, Form, make_form
 from ringworld.text.load import load_tokenizer
 from ringworld.text.template import ANSWER_RULES
 from ringworld.weights.shipped import NANO
 
 # The model is replaced by a reader, which does not look at the weights.
-NOTHING = specs(NANO_WORLD)  # weights that nothing reads
+NOTHING = specs(NANO_SIZES)  # weights that nothing reads
 GRID = Grid(lengths=(256, 512), depths=(0.0, 0.5, 1.0), rounds=2)
 
 
@@ -54,7 +54,7 @@ def run(
     monkeypatch.setattr(needle, "write_text", write)
     kept = tmp_path / "needle.json"
     trials = run_needle(
-        NOTHING, NANO_WORLD, tokenizer, books, grid, kept, lambda said: None, form=form
+        NOTHING, NANO_SIZES, tokenizer, books, grid, kept, lambda said: None, form=form
     )
     for prompt in asked:
         assert len(prompt) <= max(grid.lengths)
@@ -109,7 +109,7 @@ def test_a_template_that_hides_the_question_is_refused(template: str) -> None:
 def test_beyond_the_context_every_rule_is_tried_on_the_same_prompts(
     books, tmp_path, monkeypatch
 ) -> None:
-    short = replace(NANO_WORLD, llama=replace(NANO_WORLD.llama, context=256))
+    short = replace(NANO_SIZES, llama=replace(NANO_SIZES.llama, context=256))
     read: dict[tuple[int, float, object], list[list[int]]] = {}
 
     def write(weights, prompts, c, *, steps, sampling, seed, int8) -> list[list[int]]:

@@ -24,6 +24,7 @@ from ringworld.tasks.shapes import (
     overlap,
     path,
     sample_scene,
+    turn_back,
 )
 
 FRAMES = 6
@@ -135,3 +136,11 @@ def test_impossible_scenes_are_refused():
         sample_scene(np.random.default_rng(0), max_things=7)
     with pytest.raises(InputError, match="at least one frame"):
         draw(SCENE, frames=0)
+
+
+def test_a_scene_turned_back_has_the_frames_in_the_other_order() -> None:
+    for scene in scenes(12):
+        ahead, back = draw(scene, frames=FRAMES), draw(turn_back(scene), frames=FRAMES)
+        # Centres are the same but for rounding, so a pixel of an edge may be one step off.
+        assert np.abs(ahead[::-1].astype(int) - back).max() <= 1
+    assert facts(turn_back(SCENE)) == {("red", "circle", "right"), ("blue", "square", "still")}

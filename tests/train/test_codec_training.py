@@ -10,9 +10,13 @@ import pytest
 from ringworld.errors import InputError
 from ringworld.models.vqgan import VQGAN
 from ringworld.recipes.pixels import PixelMix, held_out, pixel_batches, to_bytes, to_unit
+from ringworld.train.adversarial import PIXELS_ALONE
 from ringworld.train.codec import (
     CodebookAverages,
     CodecTraining,
+    Reconstruction,
+    codec_loss,
+    continue_codec,
     count_codes,
     make_codec_step,
     perplexity,
@@ -62,6 +66,31 @@ def test_first_step_fills_the_codebook_from_the_data(step):
     state, metrics = run(step, start_codec(TINY, TRAINING), 1)
     assert metrics[0]["restarted"] > TINY.codebook / 2
     assert len(np.unique(np.asarray(state.weights.codebook), axis=0)) > TINY.codebook / 2
+
+
+def test_a_codec_goes_on_from_the_weights_of_another():
+    trained, metrics = run(make_codec_step(TINY, TRAINING), start_codec(TINY, TRAINING), 30)
+    gentle = CodecTraining(steps=60, warmup=1, learning_rate=1e-6, soften=1)
+    begun = continue_codec(start_codec(TINY, gentle), trained.weights, MIX.batch * TINY.side**2)
+    _, after = run(make_codec_step(TINY, gentle), jax.tree.map(jnp.array, begun), 1)
+    assert after[0]["restarted"] == 0
+    assert after[0]["loss"] < 1.5 * metrics[-1]["loss"] < metrics[0]["loss"]
+
+
+def test_the_worst_error_of_each_picture_has_its_weight():
+    plain, worst = (replace(TRAINING, worst=weight) for weight in (0.0, 0.25))
+    rng = np.random.default_rng(3)
+    pixels = jnp.asarray(rng.uniform(-1, 1, (2, 16, 16, 3)), jnp.float32)
+    error = np.zeros((2, 16, 16, 3), np.float32)
+    error[0, 3, 4], error[1, 5, 6] = 0.5, -0.25  # grey errors, which the weight of colour leaves
+    made = Reconstruction(pixels + error, jnp.zeros(()))
+    one, other = (
+        float(codec_loss(made, pixels, TINY, training, PIXELS_ALONE, None)[0])
+        for training in (plain, worst)
+    )
+    assert other - one == pytest.approx(0.25 * (0.5 + 0.25) / 2, rel=1e-5)
+    with pytest.raises(InputError, match="worst"):
+        replace(TRAINING, worst=-1.0)
 
 
 def test_codes_move_to_the_mean_of_their_latents():

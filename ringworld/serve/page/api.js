@@ -13,6 +13,7 @@ async function request(path, body, signal) {
   }
   const answer = await fetch(path, asked);
   if (answer.ok) return answer;
+  if (answer.status === 401) throw new Error("this server needs its key: give it in the settings");
   const told = await answer.json().catch(() => null);
   throw new Error(told?.error?.message ?? `the server answered with status ${answer.status}`);
 }

@@ -93,10 +93,10 @@ function startRename(conversation, row) {
     $("conversations").children[all.indexOf(conversation)]?.children[1].focus();
   };
   field.addEventListener("keydown", (event) => {
-    if (event.isComposing) return;
-    if (event.key === "Enter") end(true);
-    if (event.key === "Escape") end(false);
-    if (["Enter", "Escape"].includes(event.key)) event.stopPropagation();
+    if (event.isComposing || !["Enter", "Escape"].includes(event.key)) return;
+    event.preventDefault(); // the key would press the button that gets the focus
+    event.stopPropagation();
+    end(event.key === "Enter");
   });
   field.addEventListener("blur", () => end(true));
   row.replaceChildren(field);

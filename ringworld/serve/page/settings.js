@@ -33,8 +33,5 @@ export function listenToSettings(onKey) {
   });
   for (const dialog of document.querySelectorAll("dialog")) {
     dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
-    for (const closer of dialog.querySelectorAll("button[value]")) {
-      closer.addEventListener("click", () => dialog.close(closer.value));
-    }
   }
 }

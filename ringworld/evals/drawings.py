@@ -1,0 +1,146 @@
+"""What a world model makes of moving shapes: clips drawn from words, questions, and its codec.
+
+    FOLDER/shapes.json   every figure
+    FOLDER/shapes.png    drawn clips, a row each
+
+Scenes are drawn from a seed that no recipe draws its clips from. A clip counts as right when the
+judge finds the colour, shape and motion of everything that was asked for, and nothing else.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from ringworld.chat.ask import answer_questions, draw_captions
+from ringworld.data.samples import read_sample_film
+from ringworld.distributed import first_goes_first, is_first
+from ringworld.evals.config import Shapes
+from ringworld.evals.proportion import Proportion
+from ringworld.fetch import fetch
+from ringworld.files import whole
+from ringworld.media.codec import Codec
+from ringworld.mesh import make_mesh
+from ringworld.progress import Announce
+from ringworld.tasks.clips import FRAMES_A_CLIP
+from ringworld.tasks.shape_judge import ClipScore, chance_of_exact, score_clip
+from ringworld.tasks.shape_language import caption, possible_answers, questions
+from ringworld.tasks.shapes import Scene, draw, sample_scene
+from ringworld.weights.model import Model, load_model
+
+MOST_THINGS = 3
+SHOWN = 4  # clips of each number of things in the picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipFigures:
+    """How many clips of `things` things were right as wholes, and the shares of right parts."""
+
+    things: int
+    whole: Proportion
+    colour: float
+    shape: float
+    motion: float
+
+    def __str__(self) -> str:
+        """The counts in a line."""
+        return (
+            f"{self.things}: whole {self.whole}; colour {self.colour:.2f}, shape {self.shape:.2f}, "
+            f"motion {self.motion:.2f}"
+        )
+
+
+def measure_shapes(wanted: Shapes, announce: Announce) -> None:
+    """Measure a model's codec, drawings and answers; the file and the picture are in the folder."""
+    with jax.set_mesh(make_mesh(**asdict(wanted.mesh))):
+        model = load_model(wanted.model, wanted.weights.dtype)
+        scenes = {n: draw_scenes(n, wanted) for n in range(1, MOST_THINGS + 1)}
+        figures = measure_codec(model.codec, scenes, wanted.folder, announce)
+        answers = measure_answers(model, scenes)
+        announce(f"questions about unseen clips: {answers}")
+        drawn, shown = [], []
+        for some in scenes.values():
+            clips = draw_captions(
+                model,
+                [caption(scene) for scene in some],
+                frames=FRAMES_A_CLIP,
+                guidance=wanted.guidance,
+                sampling=wanted.sampling,
+                seed=wanted.seed,
+            )
+            drawn.append(judge_clips(clips, some))
+            shown += clips[:SHOWN]
+            announce(f"clips drawn as asked, things {drawn[-1]}")
+    if is_first():
+        figures |= {"answers": asdict(answers), "drawn": [asdict(each) for each in drawn]}
+        asked = {"scenes": wanted.scenes, "seed": wanted.seed, "guidance": wanted.guidance}
+        figures["asked"] = {**asked, "sampling": asdict(wanted.sampling)}
+        with whole(wanted.folder / "shapes.json") as draft:
+            draft.write_text(json.dumps(figures, indent=1) + "\n")
+        with whole(wanted.folder / "shapes.png") as draft:
+            rows = [np.concatenate(list(clip), axis=1) for clip in shown]
+            Image.fromarray(np.concatenate(rows)).save(draft, "png")
+    announce(f"wrote {wanted.folder / 'shapes.json'} and {wanted.folder / 'shapes.png'}")
+
+
+def draw_scenes(things: int, wanted: Shapes) -> list[Scene]:
+    """As many scenes as asked for of so many things, over plain grounds."""
+    rng, scenes = np.random.default_rng((wanted.seed, things)), list[Scene]()
+    while len(scenes) < wanted.scenes:
+        scene = sample_scene(rng, max_things=MOST_THINGS)
+        scenes += [scene] if len(scene.things) == things else []
+    return scenes
+
+
+def measure_codec(
+    codec: Codec, scenes: dict[int, list[Scene]], folder: Path, announce: Announce
+) -> dict[str, object]:
+    """What is left of true clips after the codec: no model that draws with it can do better."""
+    with first_goes_first():
+        film = read_sample_film(fetch("film"), codec, folder / "data", announce)
+    grounds = film.frames[film.held_out]
+    size, figures = codec.config.size, []
+    for some in scenes.values():
+        clips = np.concatenate([draw(scene, frames=FRAMES_A_CLIP, size=size) for scene in some])
+        decoded = codec.decode(codec.encode(clips))
+        figures.append(judge_clips(decoded.reshape(len(some), FRAMES_A_CLIP, size, size, 3), some))
+        announce(f"true clips through the codec, things {figures[-1]}")
+    rebuilt = codec.decode(film.codes[film.held_out])
+    error = ((grounds / 255 - rebuilt / 255) ** 2).mean((1, 2, 3))
+    psnr = float(np.mean(-10 * np.log10(error)))
+    used = len(np.unique(film.codes))
+    announce(f"held-out film: {psnr:.2f} dB; codes in use over the film: {used}")
+    return {"codec": [asdict(each) for each in figures], "film_psnr": psnr, "codes_used": used}
+
+
+def measure_answers(model: Model, scenes: dict[int, list[Scene]]) -> Proportion:
+    """One question about each scene, answered greedily."""
+    some = [scene for each in scenes.values() for scene in each]
+    asked = [(pairs := questions(scene))[5 * i % len(pairs)] for i, scene in enumerate(some)]
+    size = model.codec.config.size
+    codes = [model.codec.encode(draw(scene, frames=FRAMES_A_CLIP, size=size)) for scene in some]
+    written = answer_questions(model, [question for question, _ in asked], codes)
+    chances = [1 / len(possible_answers(question)) for question, _ in asked]
+    right = sum(words == truth for words, (_, truth) in zip(written, asked, strict=True))
+    return Proportion(right, len(some), float(np.mean(chances)))
+
+
+def judge_clips(
+    clips: Sequence[UInt8[np.ndarray, "_ Y X 3"]] | UInt8[np.ndarray, "n Z Y X 3"],
+    scenes: Sequence[Scene],
+) -> ClipFigures:
+    """The figures of clips, each of which should show the scene beside it."""
+    scores: list[ClipScore] = [score_clip(c, s) for c, s in zip(clips, scenes, strict=True)]
+    chance = np.mean([chance_of_exact(scene, max_things=MOST_THINGS) for scene in scenes])
+    return ClipFigures(
+        things=len(scenes[0].things),
+        whole=Proportion(sum(score.exact for score in scores), len(scores), float(chance)),
+        colour=float(np.mean([score.colour for score in scores])),
+        shape=float(np.mean([score.shape for score in scores])),
+        motion=float(np.mean([score.motion for score in scores])),
+    )
