@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-slow docs bench-attention bench-training bench-weights bench-decode bench-serving bench-drafts bench-data lock clean
+.PHONY: help setup demo serve check test test-slow docs bench-attention bench-training bench-weights bench-decode bench-serving bench-drafts bench-data lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -30,6 +30,12 @@ $(READY): requirements.lock pyproject.toml
 demo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 demo: setup ## the whole story: fetch, train in stages, measure, draw
 	@$(BIN)/ringworld demo
+
+# The last stage of the demo, or another: make serve MODEL=smollm2-135m
+serve: MODEL ?= runs/demo/16k/model
+serve: setup ## the demo's model at http://127.0.0.1:8000: the page and the APIs; MODEL=NAME for another
+	@test -e $(MODEL) || test "$(MODEL)" != runs/demo/16k/model || { echo "serve: there is no $(MODEL) yet; run make demo first, or name a model: make serve MODEL=smollm2-135m"; exit 1; }
+	@$(BIN)/ringworld serve $(MODEL)
 
 check: setup ## formatting, lint, types and the house rules
 	@echo "check: formatting"

@@ -68,6 +68,8 @@ NEEDLE_GRID = Grid(lengths=(1024, 4096, 8192, 16384), depths=(0.0, 0.25, 0.5, 0.
 UNSEEN = 990_000
 ASKED_CLIPS, DRAWN_CLIPS = 16, 4
 GUIDANCE = 3.0
+# Where `make serve` answers.
+SERVED = "http://127.0.0.1:8000/"
 DRAWING = Sampling(temperature=0.9, top_k=64)
 # A held-out place of the film: the seconds that are given, and how many more are drawn.
 SCENE_START, SCENE_GIVEN, SCENE_MORE = 310, 6, 4
@@ -124,6 +126,7 @@ def run_demo(folder: Path, announce: Announce) -> Path:
         answers=answers,
         continuation=continuation,
         notes=NOTES,
+        talk=SERVED,
     )
     with whole_once(folder / "needles.png") as draft:
         draft.write_bytes(draw_heatmaps({"before": before, "after": after}))

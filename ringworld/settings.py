@@ -94,6 +94,8 @@ class Sampling:
     """makes ids of the prompt and the answer less likely, above 1; 1 leaves them"""
     presence_penalty: float = 0.0
     """subtracted from the logits of ids that the answer holds; 0 leaves them"""
+    frequency_penalty: float = 0.0
+    """subtracted from the logits of ids as often as the answer holds them; 0 leaves them"""
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:

@@ -4,6 +4,8 @@ import base64
 import http.client
 import io
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,13 +31,11 @@ BOOK = "It was the best of times, it was the worst of times, it was the age of w
 CONFIG = ServeConfig(model=NANO, port=0, rows=4)
 
 
-@dataclass(frozen=True)
-class Running:
-    """A server that listens, and what is behind it."""
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """Where a server listens on this machine."""
 
     port: int
-    served: Served
-    thread: EngineThread
 
     @property
     def client(self) -> openai.OpenAI:
@@ -46,11 +46,17 @@ class Running:
     def ask(
         self, method: str, path: str, body: Any = None, **headers: str
     ) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body of one request in JSON."""
+        data = None if body is None else json.dumps(body).encode()
+        return self.send(method, path, data, **headers)
+
+    def send(
+        self, method: str, path: str, data: bytes | None, **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
         """Status, headers and body of one request."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=900)
         try:
-            data = None if body is None else json.dumps(body)
-            kind = {} if body is None else {"Content-Type": "application/json"}
+            kind = {} if data is None else {"Content-Type": "application/json"}
             connection.request(method, path, data, {**kind, **headers})
             answer = connection.getresponse()
             return answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
@@ -68,6 +74,53 @@ class Running:
         return [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Running(Address):
+    """A server in threads of this process, and what is behind it."""
+
+    served: Served
+    thread: EngineThread
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process(Address):
+    """A server that is a process of its own."""
+
+    process: subprocess.Popen[str]
+
+    def gauge(self, name: str) -> float:
+        """The sum of a metric."""
+        lines = self.ask("GET", "/metrics")[2].decode().splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+    def busy(self) -> float:
+        """Rows that run, requests that wait, and pages that are read."""
+        names = (
+            "vllm:num_requests_running",
+            "vllm:num_requests_waiting",
+            "ringworld:kv_pages_read",
+        )
+        return sum(map(self.gauge, names))
+
+
+@contextmanager
+def serving(*options: str) -> Iterator[Process]:
+    """`ringworld serve` as a user starts it, ended by SIGTERM."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ringworld", "serve", *options, "--port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    told = next(line for line in process.stderr if "http://" in line)
+    threading.Thread(target=process.stderr.read, daemon=True).start()
+    try:
+        yield Process(port=int(told.rsplit(":", 1)[1]), process=process)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
 @contextmanager
 def listening(config: ServeConfig, served: Served, thread: EngineThread) -> Iterator[Running]:
     """A server in threads of this process."""
@@ -79,7 +132,7 @@ def listening(config: ServeConfig, served: Served, thread: EngineThread) -> Iter
     running = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     running.start()
     try:
-        yield Running(listener.getsockname()[1], served, thread)
+        yield Running(port=listener.getsockname()[1], served=served, thread=thread)
     finally:
         server.should_exit = True
         running.join()

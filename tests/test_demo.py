@@ -19,6 +19,7 @@ from ringworld.media.clip import write_animation
 from ringworld.recipes import nano as recipes
 from ringworld.recipes import samples as sampled
 from ringworld.recipes.recipe import Recipe
+from ringworld.serve.config import ServeConfig
 from ringworld.train.loop import Loop
 
 # What is set when a program starts: the demo sets its own meshes.
@@ -83,6 +84,7 @@ def test_the_demo_tells_its_whole_story_and_a_second_run_repeats_nothing(
     written = page.read_text()
     for word in ("Big Buck Bunny", "needle", "held out", "questions"):
         assert word in written
+    assert f'href="http://127.0.0.1:{ServeConfig(model=page).port}/"' in written
     assert re.search(r"[012] of 2 \(95 %: \d+ to \d+ %, a guess: (&lt; )?\d+ %\)", written)
     assert len([line for line in said if re.match(r"stage \w+: \d+ tokens at", line)]) == 2
     metrics = (page.parent / "1k" / "metrics.jsonl").read_text()

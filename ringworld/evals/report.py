@@ -43,6 +43,9 @@ def write_report(path: Path, story: Story) -> None:
     """Write the page of `story`, whole or not at all. Raises InputError when the disk is full."""
     chapters = [part for part in (write(story) for write in CHAPTERS) if part]
     header = [element("h1", story.title), element("p", story.summary, class_="summary")]
+    if story.talk is not None:
+        place = element("a", story.talk, href=story.talk)
+        header.append(element("p", "To talk to it: make serve, then ", place, class_="summary"))
     content = page(story.title, join_html([*header, _key_figures(story)]), join_html(chapters))
     with whole_once(path) as draft:
         draft.write_text(content, encoding="utf-8")

@@ -134,6 +134,7 @@ class Story:
     continuation: Continuation | None = None
     numbers: Sequence[Number] = ()
     notes: Sequence[str] = ()
+    talk: str | None = None
 
     @property
     def answered(self) -> Proportion:

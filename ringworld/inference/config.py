@@ -29,6 +29,8 @@ class Counters:
     """pages that a row reads"""
     pages_kept: int
     """pages without a reader that a later request may find"""
+    most_pages: int
+    """pages that the pool may have"""
     bytes: int
     """bytes of the pool"""
     computed: int

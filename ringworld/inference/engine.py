@@ -81,6 +81,7 @@ class Engine:
             running=sum(row is not None for row in self._slots),
             pages_read=self._book.read,
             pages_kept=self._book.kept,
+            most_pages=self._most,
             bytes=sum(x.nbytes for x in jax.tree.leaves(self._pages)),
             computed=self._computed,
             reused=self._reused,

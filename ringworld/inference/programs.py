@@ -19,6 +19,7 @@ from ringworld.attention.mask import Where
 from ringworld.attention.paged import Pages, attend_chunk, attend_rows
 from ringworld.inference.sampling import (
     Settings,
+    bias_logits,
     draw_tokens,
     guide,
     mark_tokens,
@@ -57,8 +58,9 @@ class RowBatch:
     position -1 is no row. `begin` is the length of the prompt and `left` the tokens still to
     choose. A row takes the token of row `leader`, whose logits are guided away from those of row
     `guide` by `scale`. `stops` `[B, S]` are the ids that end a row, -1 for none. `wants` marks the
-    rows whose log-probabilities are asked for. `marks` `[B, V]` uint8 say which text ids a row
-    holds, and `allowed` `[B, V]` which of them may follow.
+    rows whose log-probabilities are asked for. `marks` `[B, V]` uint16 say which text ids a row
+    holds and how often, and `allowed` `[B, V]` which of them may follow. `bias` `[B, N]` is added
+    to the logits of the ids `biased`, -1 for none.
     """
 
     token: Leaf
@@ -73,6 +75,8 @@ class RowBatch:
     wants: Leaf
     marks: Leaf
     allowed: Leaf
+    biased: Leaf
+    bias: Leaf
     settings: Settings
 
 
@@ -164,7 +168,9 @@ def _choose_text(x: Float[Array, "B D"], weights: WorldWeights, rows: RowBatch, 
     logits = guide(logits, logits[rows.guide], rows.scale[:, None])
     settings = rows.settings
     penalized = (settings.repetition_penalty != 1) | (settings.presence_penalty != 0)
-    odds = lax.cond(penalized.any(), lambda: penalize(logits, rows.marks, settings), lambda: logits)
+    penalized |= settings.frequency_penalty != 0
+    odds = bias_logits(logits, rows.biased, rows.bias)
+    odds = lax.cond(penalized.any(), lambda: penalize(odds, rows.marks, settings), lambda: odds)
     odds = lax.cond(rows.allowed.all(), lambda: odds, lambda: restrict(odds, rows.allowed))
     token = draw_tokens(odds, settings, rows.position + 1)
 

@@ -12,6 +12,8 @@ from ringworld.errors import InputError
 from ringworld.inference.programs import MOST_ALTERNATIVES
 from ringworld.settings import Sampling
 
+# The ids that one request may make likelier or less likely.
+MOST_BIASED = 512
 Finish = Literal["stop", "length", "cancelled"]
 
 
@@ -43,6 +45,8 @@ class Request:
     """the text of ids"""
     allow: Callable[[Sequence[int]], Bool[np.ndarray, "V"]] | None = None
     """the text ids that may follow an answer so far: a grammar"""
+    bias: tuple[tuple[int, float], ...] = ()
+    """text ids with what is added to their logits, at most MOST_BIASED"""
     logprobs: int | None = None
     """how many alternatives come with each log-probability of an answer; without it none do"""
     prompt_logprobs: bool = False
@@ -65,6 +69,8 @@ class Request:
             raise InputError(
                 f"{self.logprobs} alternatives were asked for: use 0 to {MOST_ALTERNATIVES}"
             )
+        if len(self.bias) > MOST_BIASED:
+            raise InputError(f"{len(self.bias)} ids have a bias: give at most {MOST_BIASED}")
         if self.codes and (self.allow or self.logprobs is not None):
             raise InputError("frames have no grammar and no log-probabilities: leave them out")
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Int
 from ringworld.data.example import Example
 from ringworld.inference.pool import Content
 from ringworld.inference.programs import RowBatch
-from ringworld.inference.request import Completion, Output
+from ringworld.inference.request import MOST_BIASED, Completion, Output
 from ringworld.inference.sampling import IN_ANSWER, IN_PROMPT, Settings
 
 
@@ -70,6 +70,8 @@ def lay_rows(
 ) -> RowBatch:
     """A batch of `size` rows with each group's rows at its slots."""
     most = max((len(g[0].answer.request.stops) for g in groups), default=0)
+    # Two shapes only: each is a program of its own.
+    most_biased = MOST_BIASED if any(g[0].answer.request.bias for g in groups) else 1
     whole = np.arange(size, dtype=np.int32)
 
     def zeros(kind: Any, fill: float = 0.0) -> np.ndarray:
@@ -89,7 +91,9 @@ def lay_rows(
         scale=zeros(np.float32, 1.0),
         stops=np.full((size, 1 << most.bit_length()), -1, np.int32),
         wants=zeros(np.bool_),
-        marks=np.zeros((size, vocabulary), np.uint8),
+        marks=np.zeros((size, vocabulary), np.uint16),
+        biased=np.full((size, most_biased), -1, np.int32),
+        bias=np.zeros((size, most_biased), np.float32),
         allowed=np.ones((size, vocabulary), np.bool_),
         settings=settings,
     )
@@ -106,7 +110,9 @@ def lay_rows(
             top_k[i], seed[i], sample[i] = request.sampling.top_k, request.seed, row.index
             if is_penalized(row):
                 rows.marks[i, row.prompt.tokens[~row.prompt.vision]] |= IN_PROMPT
-                rows.marks[i, ids] |= IN_ANSWER
+                np.add.at(rows.marks[i], ids, IN_ANSWER)
+            for j, (token, more) in enumerate(request.bias):
+                rows.biased[i, j], rows.bias[i, j] = token, more
             if request.allow is not None and row.leads:
                 rows.allowed[i] = request.allow(tuple(ids))
             if len(group) > 1 and row.leads:
@@ -121,10 +127,12 @@ NEUTRAL = {
     "min_p": 0.0,
     "repetition_penalty": 1.0,
     "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
 }
+PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 
 
 def is_penalized(row: ActiveRow) -> bool:
     """Whether its sampling looks at the ids that it holds."""
     sampling = row.answer.request.sampling
-    return sampling.repetition_penalty != 1 or sampling.presence_penalty != 0
+    return any(getattr(sampling, name) != NEUTRAL[name] for name in PENALTIES)

@@ -7,12 +7,13 @@ token's position: it depends on nothing that runs beside it.
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt16
 
 from ringworld.params import Leaf, pytree_dataclass
 
-# Bits of the marks of a text id: it stands in the prompt, it stands in the answer.
-IN_PROMPT, IN_ANSWER = 1, 2
+# The marks of a text id: 1 when it stands in the prompt, and 2 for each time in the answer, up to
+# MOST_MARKS.
+IN_PROMPT, IN_ANSWER, MOST_MARKS = 1, 2, 65534
 
 
 @pytree_dataclass
@@ -25,6 +26,7 @@ class Settings:
     min_p: Leaf
     repetition_penalty: Leaf
     presence_penalty: Leaf
+    frequency_penalty: Leaf
     seed: Leaf
     sample: Leaf
 
@@ -39,27 +41,39 @@ def guide(
 
 
 def penalize(
-    logits: Float[Array, "B V"], marks: UInt8[Array, "B V"], settings: Settings
+    logits: Float[Array, "B V"], marks: UInt16[Array, "B V"], settings: Settings
 ) -> Float[Array, "B V"]:
     """Logits with the penalties of the ids that a row's prompt and answer hold.
 
     Repetition (Keskar et al., arXiv 1909.05858) divides a positive logit of any id that is there,
-    and multiplies a negative one. Presence is subtracted for ids of the answer, as OpenAI has it.
+    and multiplies a negative one. Presence is subtracted for ids of the answer, and frequency as
+    often as they are there, as OpenAI has it.
     """
     rate = settings.repetition_penalty[:, None]
     repeated = jnp.where(logits > 0, logits / rate, logits * rate)
     logits = jnp.where(marks > 0, repeated, logits)
-    present = (marks & IN_ANSWER) > 0
-    return logits - jnp.where(present, settings.presence_penalty[:, None], 0.0)
+    count = marks // IN_ANSWER
+    logits = logits - jnp.where(count > 0, settings.presence_penalty[:, None], 0.0)
+    return logits - settings.frequency_penalty[:, None] * count.astype(jnp.float32)
 
 
 def mark_tokens(
-    marks: UInt8[Array, "B V"], tokens: Int[Array, "B"], is_text: Bool[Array, "B"]
-) -> UInt8[Array, "B V"]:
+    marks: UInt16[Array, "B V"], tokens: Int[Array, "B"], is_text: Bool[Array, "B"]
+) -> UInt16[Array, "B V"]:
     """The marks with one more text id in the answer of each row that has one."""
     row = jnp.arange(marks.shape[0], dtype=jnp.int32)
     ids = jnp.where(is_text, tokens, marks.shape[1])  # the others fall off the end
-    return marks.at[row, ids].max(jnp.uint8(IN_ANSWER), mode="drop")
+    held = marks.at[row, ids].get(mode="fill", fill_value=0)
+    more = jnp.where(held < MOST_MARKS, held + jnp.uint16(IN_ANSWER), held)
+    return marks.at[row, ids].set(more, mode="drop")
+
+
+def bias_logits(
+    logits: Float[Array, "B V"], ids: Int[Array, "B N"], bias: Float[Array, "B N"]
+) -> Float[Array, "B V"]:
+    """The logits with what is added to single ids of each row; -1 is no id."""
+    row = jnp.arange(len(logits), dtype=jnp.int32)[:, None]
+    return logits.at[row, jnp.where(ids < 0, logits.shape[1], ids)].add(bias, mode="drop")
 
 
 def keep_likeliest(logits: Float[Array, "B V"], settings: Settings) -> Float[Array, "B V"]:

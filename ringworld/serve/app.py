@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 
 from ringworld.errors import InputError
+from ringworld.serve.bodies import BodyRoute
 from ringworld.serve.completions import ChatReply, CompletionReply
 from ringworld.serve.config import ServeConfig
 from ringworld.serve.conversation import make_prompt
@@ -33,19 +34,29 @@ from ringworld.serve.replies import ApiReply, reply_to
 from ringworld.serve.reports import add_reports
 from ringworld.serve.responses import ResponseReply, ResponsesBody
 from ringworld.serve.served import Served
+from ringworld.serve.videos import add_videos
 
 VERSION = installed_version("ringworld")
+# What every route may answer besides what it is there for.
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "what is wrong with the request"},
+    "5XX": {"description": "the server is full, or has failed"},
+}
 PAGE_FOLDER = Path(__file__).with_name("page")
 PAGE_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 
 
 def make_app(config: ServeConfig, served: Served, thread: EngineThread) -> RequestGuard:
     """The application of a model whose engine runs."""
-    app = FastAPI(title="ringworld", version=VERSION, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="ringworld", version=VERSION, docs_url=None, redoc_url=None, responses=REFUSALS
+    )
+    app.router.route_class = BodyRoute
     front = Front(config, served, thread)
     _add_errors(app)
     _add_answers(app, front)
     add_drawing(app, front)
+    add_videos(app, front)
     _add_tokens(app, front)
     _add_state(app, front)
     add_reports(app, config.model, config.reports, served.model.about)
@@ -148,7 +159,7 @@ def _tokenize(body: TokenizeBody, served: Served) -> list[int]:
     if body.messages is not None:
         if any(part.type != "text" for message in body.messages for part in message.parts):
             raise InputError("pictures and films have no text ids: leave them out")
-        prompt = make_prompt(body.messages, [], b"", served)
+        prompt = make_prompt(body.messages, [], served)
         return [int(i) for i in prompt.example.tokens]
     if body.prompt is None:
         raise InputError("there is nothing to tokenize: give prompt or messages", setting="prompt")

@@ -54,6 +54,10 @@ class ServeConfig:
     """tokens of prompts that may wait; more are refused with 503"""
     fps: float = 1.0
     """frames taken from a film, per second, where a request does not say"""
+    allowed_local_media_path: Path | None = None
+    """a folder whose films and pictures requests may name as file:// URLs; without it none"""
+    allowed_media_domains: tuple[str, ...] = ()
+    """hosts whose films and pictures requests may name, over https; http://HOST for plain HTTP"""
     reports: Path | None = None
     """a folder of reports that the page shows; without it the run that the model lies in"""
     weights: Annotated[WeightOptions, arg(name="")] = WeightOptions()

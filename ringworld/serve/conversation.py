@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ringworld.chat.session import make_example
 from ringworld.data.example import Example
 from ringworld.errors import InputError
-from ringworld.serve.film_codes import FilmCodes, Medium, choose_frames, parse_data_url
+from ringworld.serve.film_codes import FilmCodes, ShownMedium, choose_frames
 from ringworld.serve.protocol import ChatBody, MessageBody, PartBody
 from ringworld.serve.served import Served
 from ringworld.text.template import IMAGE_PLACEHOLDER, Message, render
@@ -14,14 +14,18 @@ from ringworld.text.template import IMAGE_PLACEHOLDER, Message, render
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt, and the pictures and films in it with their content's key; text alone has none."""
+    """A prompt, and the pictures and films in it; text alone has none."""
 
     example: Example
     media: tuple[FilmCodes, ...] = ()
-    content: bytes = b""
+
+    @property
+    def content(self) -> bytes:
+        """The key of the first film or picture: pages are shared by prompts that have it."""
+        return self.media[0].key if self.media else b""
 
 
-def find_shown_media(body: ChatBody, fps: float) -> list[Medium]:
+def find_shown_media(body: ChatBody, fps: float) -> list[ShownMedium]:
     """The pictures and films of a conversation, in order. Raises InputError for a bad part."""
     io = (body.media_io_kwargs or {}).get("video")
     sampling = choose_frames(fps, io, body.mm_processor_kwargs)
@@ -33,15 +37,16 @@ def find_shown_media(body: ChatBody, fps: float) -> list[Medium]:
             if message.role != "user":
                 raise InputError("only messages of the user can show pictures and films")
             place = part.image_url if part.type == "image_url" else part.video_url
-            if place is None:
+            url = place.url if place else None
+            if not url and part.uuid is None:
                 raise InputError(f"a part of the type {part.type} needs {part.type}: add it")
-            data = parse_data_url(place.url)
-            found.append(Medium(data, None if part.type == "image_url" else sampling))
+            taken = None if part.type == "image_url" else sampling
+            found.append(ShownMedium(url or None, part.uuid, taken))
     return found
 
 
 def make_prompt(
-    messages: Sequence[MessageBody], media: Sequence[FilmCodes], content: bytes, served: Served
+    messages: Sequence[MessageBody], media: Sequence[FilmCodes], served: Served
 ) -> Prompt:
     """The prompt that the model answers. Raises InputError when the template refuses it."""
     words = served.words
@@ -59,7 +64,7 @@ def make_prompt(
         eos_token=words.eos_name or "",
     )
     example = make_example(rendered, [m.codes for m in media], words, served.config)
-    return Prompt(example, tuple(media), content)
+    return Prompt(example, tuple(media))
 
 
 def _show(parts: Sequence[PartBody], served: Served) -> str:

@@ -106,10 +106,15 @@ def _write_mp4(frames: UInt8[np.ndarray, "Z Y X 3"]) -> str:
     """A clip as MP4 in base64, its pixels enlarged to squares."""
     times = max(1, SHOWN_SIDE // min(frames.shape[1:3]))
     larger = frames.repeat(times, axis=1).repeat(times, axis=2)
+    return base64.b64encode(write_clip(larger, FPS, "mp4")).decode()
+
+
+def write_clip(frames: UInt8[np.ndarray, "Z Y X 3"], fps: float, ending: str) -> bytes:
+    """A clip as a file of the kind that its ending says, gif or mp4."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "clip.mp4")
-        write_animation(path, larger, FPS)
-        return base64.b64encode(path.read_bytes()).decode()
+        path = Path(folder, f"clip.{ending}")
+        write_animation(path, frames, fps)
+        return path.read_bytes()
 
 
 async def _draw_events(front: Front, asked: Asked, count: int) -> AsyncGenerator[JSON, None]:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import queue
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -138,12 +139,17 @@ class EngineThread:
     """A thread with an engine in it, on a mesh of its own.
 
     `open_engine` is called in the thread, first at the start, and again after a step has failed.
+    The requests that ran begin again then, one at a time: a failure ends only the one that makes a
+    step fail when it is alone. Answers are the same again, so what was told of them stays true.
     """
 
     def __init__(self, mesh: MeshShape, open_engine: Callable[[], Engine]) -> None:
         self._mesh, self._open = mesh, open_engine
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._live: list[Ticket] = []
+        self._suspects: deque[Ticket] = deque()
+        self._held: list[Ticket] = []
+        self._alone = False
         self._queued: set[Ticket] = set()
         self._closed = False
         self._counters: Counters | None = None
@@ -218,18 +224,38 @@ class EngineThread:
             self._opened.set_result(None)
             while not self._closed:
                 self._obey()
+                self._go_on()
                 if self._live:
                     self._step()
 
     def _obey(self) -> None:
         """Do what was asked for; wait for it when there is nothing else to do."""
-        if not self._live:
+        if not (self._live or self._suspects or self._held):
             self._inbox.get()()
         with suppress(queue.Empty):
             while True:
                 self._inbox.get_nowait()()
 
+    def _go_on(self) -> None:
+        """After a failure: begin the next suspect alone, and behind the last what was held back."""
+        if self._live or not self._alone:
+            return
+        if self._suspects:
+            self._begin(self._suspects.popleft())
+            return
+        self._alone = False
+        held, self._held = self._held, []
+        for ticket in held:
+            self._begin(ticket)
+
     def _admit(self, ticket: Ticket) -> None:
+        if self._alone:
+            self._held.append(ticket)
+        else:
+            self._begin(ticket)
+
+    def _begin(self, ticket: Ticket) -> None:
+        ticket.outputs = []
         try:
             for request in ticket.requests:
                 ticket.outputs.append(self._engine.submit(request))
@@ -244,6 +270,8 @@ class EngineThread:
         for output in ticket.outputs:
             self._engine.cancel(output)
         self._live = [other for other in self._live if other is not ticket]
+        self._held = [other for other in self._held if other is not ticket]
+        self._suspects = deque(other for other in self._suspects if other is not ticket)
         self._counters = self._engine.counters
 
     def _step(self) -> None:
@@ -252,8 +280,11 @@ class EngineThread:
         except Exception as error:
             _LOG.error("a step of the engine failed: %s", type(error).__name__)
             failed, self._live = self._live, []
-            for ticket in failed:
-                ticket.send(EngineFailedError())
+            if len(failed) == 1:
+                failed[0].send(EngineFailedError())
+            else:  # which of them it was shows when each is alone; what was told is not told again
+                self._suspects.extend(failed)
+            self._alone = True
             self._engine = self._open()
         for ticket in self._live:
             update = ticket.collect()
@@ -266,5 +297,5 @@ class EngineThread:
 
     def _end(self) -> None:
         self._closed = True
-        for ticket in self._live:
+        for ticket in (*self._live, *self._suspects, *self._held):
             ticket.send(EngineFailedError())

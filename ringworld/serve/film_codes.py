@@ -1,12 +1,10 @@
-"""Pictures and films of requests: data: URLs to codes, decoded in the sandbox, each read once.
+"""Pictures and films of requests: their content to codes, decoded in the sandbox, each read once.
 
 The codes of a film are kept under the hash of its bytes and its sampling, so a second question
 about it decodes nothing. Frames are encoded a batch at a time, between steps of the engine.
 """
 
 import asyncio
-import base64
-import binascii
 import hashlib
 import threading
 from collections import OrderedDict
@@ -23,34 +21,40 @@ from ringworld.media.codec import BATCH, Codec
 from ringworld.media.sampling import FrameSampling
 from ringworld.media.sandbox import UNTRUSTED
 from ringworld.serve.engine_thread import EngineThread
+from ringworld.serve.media_sources import MediaSources
 
 # Films and pictures that are decoded at one time.
 READERS = 2
+# Media whose content is fetched, and names of clients that are kept, at one time.
+FETCHERS, MOST_NAMES = 4, 10_000
 
 Progress = Callable[[float, float], None]
 """Takes the seconds of a film that were read, and the film's length, nan if it is not known."""
 
 
 @dataclass(frozen=True)
-class Medium:
-    """A picture, whose sampling is None, or a film, as its file's bytes."""
+class ShownMedium:
+    """A picture, whose sampling is None, or a film, as a part of a conversation names it.
 
-    data: bytes
+    Without a URL it is what the client has called `uuid` before.
+    """
+
+    url: str | None
+    uuid: str | None
     sampling: FrameSampling | None
-
-    @property
-    def key(self) -> bytes:
-        """A hash of the bytes and of how frames are taken of them."""
-        return hashlib.sha256(self.data).digest() + repr(self.sampling).encode()
 
 
 @dataclass(frozen=True)
 class FilmCodes:
-    """The codes `[Z, Q]` of the frames of a picture or a film, and their times in seconds."""
+    """The codes `[Z, Q]` of the frames of a picture or a film, and their times in seconds.
+
+    `key` is a hash of the file's bytes, and how frames were taken of them.
+    """
 
     codes: Int[np.ndarray, "Z Q"]
     seconds: tuple[float, ...]
     is_film: bool
+    key: bytes = b""
 
     @property
     def fps(self) -> float | None:
@@ -90,26 +94,21 @@ class KeptCodes:
         self.bytes += size
 
 
-def parse_data_url(url: str) -> bytes:
-    """The bytes of a data: URL in base64. Raises InputError for every other URL."""
-    head, comma, body = url.partition(",")
-    if not (comma and head.startswith("data:") and head.endswith(";base64")):
-        raise InputError(
-            "this server reads media from data: URLs only: send the file as "
-            "data:TYPE;base64,CONTENT"
-        )
-    try:
-        return base64.b64decode(body, validate=True)
-    except (binascii.Error, ValueError):
-        raise InputError("the data: URL is not valid base64: encode the whole file") from None
-
-
 class MediaReader:
     """Reads media into codes with the codec of a model, and keeps `room` bytes of the latest."""
 
-    def __init__(self, thread: EngineThread, codec: Codec | None, context: int, room: int) -> None:
+    def __init__(
+        self,
+        thread: EngineThread,
+        codec: Codec | None,
+        context: int,
+        sources: MediaSources,
+        room: int,
+    ) -> None:
         self._thread, self._codec, self._context = thread, codec, context
+        self._sources, self._fetchers = sources, ThreadPoolExecutor(FETCHERS)
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="media")
+        self._named: OrderedDict[tuple[str, str], bytes] = OrderedDict()
         self.kept = KeptCodes(room)
         self._locks: dict[bytes, asyncio.Lock] = {}
 
@@ -118,49 +117,81 @@ class MediaReader:
         """Whether the model sees pictures and films."""
         return self._codec is not None
 
-    async def read(self, medium: Medium, progress: Progress) -> FilmCodes:
+    async def read(self, shown: ShownMedium, tenant: str, progress: Progress) -> FilmCodes:
         """The codes of a medium. A film that another request reads is waited for.
 
-        Raises InputError when the model has no codec, or the file cannot be read or is too long.
+        Raises InputError when the model has no codec, or the file cannot be read or is too long, or
+        the tenant has not named it.
         """
         if self._codec is None:
             raise InputError("this model reads text only: leave pictures and films out")
-        key = medium.key
+        if shown.url is None:
+            return self._recall(shown, tenant)
+        loop = asyncio.get_running_loop()
+        data = await loop.run_in_executor(self._fetchers, self._sources.read, shown.url)
+        digest = (await asyncio.to_thread(hashlib.sha256, data)).digest()
+        key = _make_key(digest, shown)
         lock = self._locks.setdefault(key, asyncio.Lock())
         try:
             async with lock:
                 found = self.kept.find(key)
                 if found is None:
-                    found = await self._read(medium, self._codec, progress)
+                    read = await self._read(data, shown.sampling, self._codec, progress)
+                    found = replace(read, key=key)
                     self.kept.keep(key, found)
-                return found
         finally:
             if not lock.locked():
                 self._locks.pop(key, None)
+        if shown.uuid is not None:
+            self._name((tenant, shown.uuid), digest)
+        return found
 
-    async def _read(self, medium: Medium, codec: Codec, progress: Progress) -> FilmCodes:
+    def _recall(self, shown: ShownMedium, tenant: str) -> FilmCodes:
+        """What a tenant has named, in the content that had the name last."""
+        digest = self._named.get((tenant, shown.uuid or ""))
+        found = None if digest is None else self.kept.find(_make_key(digest, shown))
+        if found is None:
+            raise InputError(
+                "the server holds no film or picture of this uuid with this sampling: send its "
+                "content with it",
+                setting="uuid",
+            )
+        return found
+
+    def _name(self, name: tuple[str, str], digest: bytes) -> None:
+        self._named[name] = digest
+        self._named.move_to_end(name)
+        if len(self._named) > MOST_NAMES:
+            self._named.popitem(last=False)
+
+    async def _read(
+        self, data: bytes, sampling: FrameSampling | None, codec: Codec, progress: Progress
+    ) -> FilmCodes:
         """Decode and encode in a thread of the pool, which stops soon after this is cancelled."""
         stopped = threading.Event()
         try:
             return await asyncio.get_running_loop().run_in_executor(
-                self._pool, self._encode, medium, codec, progress, stopped
+                self._pool, self._encode, data, sampling, codec, progress, stopped
             )
         finally:
             stopped.set()
 
     def _encode(
-        self, medium: Medium, codec: Codec, progress: Progress, stopped: threading.Event
+        self,
+        data: bytes,
+        sampling: FrameSampling | None,
+        codec: Codec,
+        progress: Progress,
+        stopped: threading.Event,
     ) -> FilmCodes:
         size = codec.config.size
-        if medium.sampling is None:
-            image = read_image(medium.data, size=size, limits=UNTRUSTED)
+        if sampling is None:
+            image = read_image(data, size=size, limits=UNTRUSTED)
             codes = self._thread.call(lambda: codec.encode(image[None])).result()
             return FilmCodes(codes, (0.0,), is_film=False)
         length, seconds, batch, parts = [float("nan")], [], [], []
         most = self._context // (codec.config.side**2 + 1)
-        stream = stream_clip(
-            medium.data, medium.sampling, size=size, limits=UNTRUSTED, on_length=length.append
-        )
+        stream = stream_clip(data, sampling, size=size, limits=UNTRUSTED, on_length=length.append)
         try:
             for moment, frame in stream:
                 if stopped.is_set():
@@ -185,6 +216,10 @@ class MediaReader:
 
     def _encode_batch(self, codec: Codec, batch: list[np.ndarray]) -> Int[np.ndarray, "Z Q"]:
         return self._thread.call(lambda: codec.encode(np.stack(batch))).result()
+
+
+def _make_key(digest: bytes, shown: ShownMedium) -> bytes:
+    return digest + repr(shown.sampling).encode()
 
 
 def choose_frames(fps: float, *asked: dict[str, object] | None) -> FrameSampling:

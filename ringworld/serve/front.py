@@ -19,6 +19,7 @@ from ringworld.serve.config import ServeConfig
 from ringworld.serve.conversation import Prompt, find_shown_media, make_prompt
 from ringworld.serve.engine_thread import EngineThread, Ticket, Update
 from ringworld.serve.film_codes import MediaReader
+from ringworld.serve.media_sources import MediaSources
 from ringworld.serve.metrics import ServerMetrics
 from ringworld.serve.protocol import ChatBody, CompletionBody, SamplingBody
 from ringworld.serve.refusals import BusyError, UnknownModelError
@@ -67,8 +68,10 @@ class Front:
         self.config, self.served, self.thread = config, served, thread
         self.speller = TokenSpeller(served.words)
         codec = served.model.codec_or_none if served.config.vocabulary.codes else None
-        self.media = MediaReader(thread, codec, served.context, config.code_bytes)
-        self.metrics, self._preparing = ServerMetrics(thread, self.media.kept), 0
+        sources = MediaSources(config.allowed_local_media_path, config.allowed_media_domains)
+        self.media = MediaReader(thread, codec, served.context, sources, config.code_bytes)
+        self.metrics = ServerMetrics(thread, self.media.kept, config.name)
+        self._preparing = 0
 
     def check(self, model: str | None) -> None:
         """Raise UnknownModelError or BusyError before any work is done for a request."""
@@ -95,10 +98,9 @@ class Front:
         self._preparing += 1
         try:
             wanted = await asyncio.to_thread(find_shown_media, body, self.config.fps)
-            films = [await self.media.read(medium, job.film_progress) for medium in wanted]
-            content = wanted[0].key if wanted else b""
+            films = [await self.media.read(m, job.tenant, job.film_progress) for m in wanted]
             job.note = "reading the prompt"
-            return await asyncio.to_thread(make_prompt, body.messages, films, content, self.served)
+            return await asyncio.to_thread(make_prompt, body.messages, films, self.served)
         finally:
             self._preparing -= 1
 
@@ -131,21 +133,29 @@ class Front:
             ticket.cancel()
             raise
         self.metrics.prompt_tokens.inc(ticket.tokens)
+        self.metrics.prompt_lengths.observe(ticket.tokens)
         return Asked(job, ticket, tuple(prompts))
 
     async def follow(self, asked: Asked) -> AsyncGenerator[Update, None]:
         """The updates of a ticket, which is cancelled when this is closed before its end."""
-        begun, first = asked.job.begun, True
+        begun = asked.job.begun
+        came: dict[tuple[int, int], tuple[int, float]] = {}
         try:
             async for update in asked.ticket.follow():
                 asked.job.note = f"read {update.read:,} of {asked.prompt_tokens:,} tokens"
-                if update.pieces and first:
-                    first = False
-                    self.metrics.first_token.observe(time.monotonic() - begun)
+                now = time.monotonic()
+                if update.pieces and not came:
+                    self.metrics.first_token.observe(now - begun)
                 for piece in update.pieces:
+                    place = (piece.prompt, piece.sample)
+                    count, before = came.get(place, (0, now))
+                    came[place] = (count + len(piece.ids), now)
                     self.metrics.generation_tokens.inc(len(piece.ids))
+                    for _ in piece.ids if count else ():
+                        self.metrics.between_tokens.observe((now - before) / len(piece.ids))
                     if piece.finish is not None:
-                        self.metrics.succeeded.labels(piece.finish).inc()
+                        self.metrics.count_end(piece.finish)
+                        self.metrics.answer_lengths.observe(came[place][0])
                 yield update
             self.metrics.whole.observe(time.monotonic() - begun)
         finally:
@@ -165,6 +175,8 @@ class Front:
         if schema is not None:
             allow = await asyncio.to_thread(lambda: self.served.schemas.follow(schema))
             stops = tuple(sorted({*stops, *self.served.stops}))
+        bias = body.biases
+        self.check_ids([token for token, _ in bias])
         seed = secrets.randbelow(SEEDS) if body.seed is None else body.seed % SEEDS
         return partial(
             Request,
@@ -173,6 +185,7 @@ class Front:
             sampling=body.choose_sampling(self.served.sampling),
             seed=seed,
             samples=body.n,
+            bias=bias,
             stops=stops,
             stop_strings=body.stops,
             spell=self.served.words.decode,

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ringworld.errors import InputError
 from ringworld.inference.programs import MOST_ALTERNATIVES
+from ringworld.inference.request import MOST_BIASED
 from ringworld.settings import Sampling
 from ringworld.tasks.clips import FRAMES_A_CLIP
 
@@ -24,11 +25,11 @@ MOST_STOPS = 16
 
 Alternatives = Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)]
 StopString = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
+TokenName = Annotated[str, Field(max_length=10)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 # What other servers do and this one does not: fields whose value must be one of these.
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "frequency_penalty": (None, 0, 0.0),
-    "logit_bias": (None, {}),
     "tools": (None, []),
     "functions": (None, []),
     "suffix": (None, ""),
@@ -97,6 +98,8 @@ class SamplingBody(Body):
     top_k: int | None = Field(None, ge=-1, le=1 << 30)
     min_p: float | None = Field(None, ge=0, le=1)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[TokenName, Bias] | None = Field(None, max_length=MOST_BIASED)
     repetition_penalty: float | None = Field(None, gt=0, le=100)
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 64)
     stop: StopString | Annotated[list[StopString], Field(max_length=MOST_STOPS)] | None = None
@@ -117,6 +120,14 @@ class SamplingBody(Body):
         """Whether a stream ends with the usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
+    @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """Ids with what is added to their logits. Raises InputError for what is no id."""
+        given = self.logit_bias or {}
+        if not all(token.isascii() and token.isdecimal() for token in given):
+            raise InputError("the names in logit_bias are token ids", setting="logit_bias")
+        return tuple((int(token), more) for token, more in given.items())
+
     def choose_sampling(self, own: Sampling) -> Sampling:
         """The model's own sampling with what was asked for in its place."""
 
@@ -132,22 +143,24 @@ class SamplingBody(Body):
             min_p=pick("min_p"),
             repetition_penalty=pick("repetition_penalty"),
             presence_penalty=pick("presence_penalty"),
+            frequency_penalty=pick("frequency_penalty"),
         )
 
 
 class UrlBody(Body):
-    """Where the content of a part is: a data: URL."""
+    """Where the content of a part is; nowhere when its `uuid` says which it is."""
 
-    url: str
+    url: str | None = None
 
 
 class PartBody(Body):
-    """A part of a message: text, a picture or a film."""
+    """A part of a message: text, a picture or a film, with a name that the client gives it."""
 
     type: Literal["text", "image_url", "video_url"]
     text: str | None = None
     image_url: UrlBody | None = None
     video_url: UrlBody | None = None
+    uuid: str | None = Field(None, min_length=1, max_length=256)
 
 
 class MessageBody(Body):

@@ -35,7 +35,9 @@ TINY = World(
 )
 PAGE, ROWS, PAGES = 8, 4, 24  # tokens of a page over the ring, rows, pages of the pool
 DRAWN = Sampling(temperature=1.0, top_k=12, top_p=0.95, min_p=0.02)
-PENALIZED = Sampling(temperature=0.7, repetition_penalty=1.3, presence_penalty=0.5)
+PENALIZED = Sampling(
+    temperature=0.7, repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.2
+)
 RINGS = [1, 8]
 
 
@@ -472,6 +474,20 @@ def test_penalties_keep_an_answer_from_repeating_itself(weights: WorldWeights) -
     strict = Sampling(presence_penalty=1e6)
     ids = engine.finish(engine.submit(asked(words(3), 20, sampling=strict))).ids
     assert len(set(ids)) == 20
+
+
+def test_a_frequency_penalty_counts_and_a_bias_is_added(weights: WorldWeights) -> None:
+    engine = make(weights)
+    plain = engine.finish(engine.submit(asked(words(3), 12)))
+    chosen = plain.ids[0]
+    wanted = engine.submit(asked(words(3), 12, bias=((chosen, -1e6), (7, 1e5), (8, 1e5 - 50))))
+    assert engine.finish(wanted).ids == [7] * 12
+    # Each time that 7 is chosen it loses 600, so that 7 and 8, 500 apart, take turns.
+    fair = Sampling(frequency_penalty=600.0)
+    both = engine.submit(asked(words(3), 6, bias=((7, 1e5), (8, 1e5 - 500)), sampling=fair))
+    assert engine.finish(both).ids == [7, 8] * 3
+    with pytest.raises(InputError, match="513"):
+        asked(words(3), 1, bias=tuple((i, 1.0) for i in range(513)))
 
 
 @pytest.mark.parametrize("ring", RINGS)

@@ -138,6 +138,7 @@ def settings_of(rows: int, **given: float) -> Settings:
         "min_p": 0.0,
         "repetition_penalty": 1.0,
         "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
         **given,
     }
     floats = {name: jnp.full(rows, value, jnp.float32) for name, value in values.items()}

@@ -131,7 +131,12 @@ def test_openais_client_gets_a_response_and_its_numbered_events(server: Running)
 
 
 def test_a_response_follows_a_schema(server: Running) -> None:
-    schema = {"type": "object", "properties": {"n": {"enum": [7]}}, "required": ["n"]}
+    schema = {
+        "type": "object",
+        "properties": {"n": {"enum": [7]}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
     shaped: Any = {"type": "json_schema", "name": "it", "schema": schema, "strict": True}
     asked: Any = dict(input=QUESTION, max_output_tokens=40, text={"format": shaped})
     whole = server.client.responses.create(model="nano", **asked)

@@ -27,11 +27,13 @@ from ringworld.inference.engine import Engine
 from ringworld.inference.generate import PAGE, score_texts
 from ringworld.inference.pool import count_page_bytes
 from ringworld.media.sampling import FrameSampling
+from ringworld.serve import events, replies
 from ringworld.serve.answers import TextWriter
 from ringworld.serve.app import PAGE_FOLDER
 from ringworld.serve.config import ServeConfig
 from ringworld.serve.engine_thread import AnswerPiece, EngineThread
-from ringworld.serve.film_codes import FilmCodes, KeptCodes, choose_frames, parse_data_url
+from ringworld.serve.film_codes import FilmCodes, KeptCodes, choose_frames
+from ringworld.serve.media_sources import parse_data_url
 from ringworld.serve.served import Served
 from ringworld.text.load import load_tokenizer
 from ringworld.weights.shipped import NANO
@@ -143,6 +145,39 @@ def test_samples_with_a_seed_are_the_same_again_and_differ_from_each_other(
     assert len({*said}) > 1
 
 
+def test_a_bias_and_a_frequency_penalty_change_what_is_written(server: Running) -> None:
+    asked: Any = dict(prompt="It was the", max_tokens=8, ignore_eos=True)
+    [word] = server.served.words.encode(" a")
+    biased = server.post("/v1/completions", **asked, logit_bias={str(word): 100})[1]
+    assert biased["choices"][0]["text"] == " a" * 8
+    mixed = server.post("/v1/completions", **asked, logit_bias={str(word): 9}, frequency_penalty=2)[
+        1
+    ]
+    assert 0 < mixed["choices"][0]["text"].count(" a") < 8
+    for bad in ({"x": 1}, {"9999999": 1}, {"5": 101}):
+        assert server.post("/v1/completions", **asked, logit_bias=bad)[0] == 400
+
+
+def test_a_silent_stream_is_kept_alive_by_comments(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "TICK", 0.01)
+    monkeypatch.setattr(events, "KEEP_ALIVE", 0.02)
+    monkeypatch.setattr(replies, "PATIENCE", 0.01)
+    held = threading.Event()
+    blocked = server.thread.call(lambda: held.wait(30))  # the engine stands still
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    body = json.dumps({"prompt": "Hi", "max_tokens": 1, "stream": True})
+    connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    comments = [answer.readline() + answer.readline() for _ in range(3)]
+    held.set()
+    blocked.result()
+    assert all(comment.startswith(b": ") and comment.endswith(b"\n\n") for comment in comments)
+    assert answer.read().endswith(b"data: [DONE]\n\n")
+    connection.close()
+
+
 def test_chat_log_probabilities_name_the_chosen_token_and_its_rivals(server: Running) -> None:
     _, answer = server.post(
         "/v1/chat/completions",
@@ -235,6 +270,36 @@ def test_a_film_is_read_once_and_its_times_are_told(server: Running, tmp_path: P
         return "".join(c["delta"].get("content", "") for e in events for c in e["choices"])
 
     assert said(again) == said(first)
+
+
+def test_a_film_that_was_named_is_found_again_and_never_another(
+    server: Running, tmp_path: Path
+) -> None:
+    first, other = film(tmp_path, 3), film(tmp_path, 5)
+
+    def ask(url: str | None, uuid: str | None, **headers: str) -> tuple[int, Any]:
+        part = {"type": "video_url", "video_url": None if url is None else {"url": url}}
+        named = part if uuid is None else {**part, "uuid": uuid}
+        asked = {"messages": user({"type": "text", "text": "What?"}, named), "max_tokens": 1}
+        status, _, answer = server.ask("POST", "/v1/chat/completions", asked, **headers)
+        return status, json.loads(answer)
+
+    def frames(answer: tuple[int, Any]) -> int:
+        assert answer[0] == 200, answer
+        return answer[1]["usage"]["prompt_tokens_details"]["video_frames"]
+
+    assert ask(None, "holiday")[0] == 400
+    assert frames(ask(first, "holiday")) == 3
+    again = ask(None, "holiday")
+    assert frames(again) == 3
+    details = again[1]["usage"]["prompt_tokens_details"]
+    assert details["sampled_fps"] == 1.0 and details["video_tokens"] == 3 * 65
+    assert frames(ask(other, "holiday")) == 5, "a name with other content is the other content"
+    assert frames(ask(None, "holiday")) == 5
+    status, told = ask(None, "holiday", Authorization="Bearer another")
+    assert status == 400 and told["error"]["param"] == "uuid"
+    assert frames(ask(first, None)) == 3
+    assert ask(None, None)[0] == 400
 
 
 def test_the_codes_of_films_left_longest_ago_go_first() -> None:
@@ -457,6 +522,36 @@ def test_a_step_that_fails_is_a_500_and_the_next_request_is_answered(
     assert server.post("/v1/completions", prompt="Hi there", max_tokens=1)[0] == 200
 
 
+def test_a_failure_ends_only_the_request_that_makes_a_step_fail(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = [dict(prompt=word, max_tokens=40, ignore_eos=True) for word in ("It was", "He was")]
+    expected = [server.post("/v1/completions", **each)[1]["choices"] for each in plain]
+    step = Engine.step
+
+    def fail(self: Engine) -> bool:
+        rows = [row for row in self._slots if row is not None]
+        if any(len(row.prompt) == 9 and row.unread == 0 for row in rows):
+            raise RuntimeError("the poisoned one is decoded")
+        return step(self)
+
+    monkeypatch.setattr(Engine, "step", fail)
+    poisoned = dict(prompt=[5, 6, 7, 8, 9, 10, 11, 12, 13], max_tokens=40)
+    held = threading.Event()
+    server.thread.call(lambda: held.wait(30))  # so that all three begin together
+    with ThreadPoolExecutor(3) as clients:
+        good = [clients.submit(server.events, "/v1/completions", **each) for each in plain]
+        bad = clients.submit(server.post, "/v1/completions", **poisoned)
+        while server.thread.queued[0] < 3:
+            time.sleep(0.01)
+        held.set()
+        told = [[json.loads(event) for event in each.result()[:-1]] for each in good]
+    assert bad.result()[0] == 500
+    for events_, choices in zip(told, expected, strict=True):
+        assert "".join(event["choices"][0]["text"] for event in events_) == choices[0]["text"]
+    assert wait_until_idle(server)
+
+
 def test_nothing_of_a_prompt_is_logged(server: Running, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     server.post("/v1/completions", prompt="xylophone", max_tokens=1)
@@ -539,13 +634,25 @@ def test_metrics_count_what_was_asked_and_answered(server: Running) -> None:
         lines = server.ask("GET", "/metrics")[2].decode().splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
-    names = ("ringworld:prompt_tokens_total", "ringworld:generation_tokens_total")
+    names = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total")
     before = [value(name) for name in names]
     asked = dict(prompt=[5, 6, 7], max_tokens=4, ignore_eos=True)
     assert server.post("/v1/completions", **asked)[0] == 200
     assert [value(name) for name in names] == [before[0] + 3, before[1] + 4]
-    assert value("ringworld:request_success_total") > 0
-    assert wait_until_idle(server) and value("ringworld:num_requests_running") == 0
+    assert value("vllm:request_success_total") > 0
+    assert wait_until_idle(server) and value("vllm:num_requests_running") == 0
+    for name in (
+        "vllm:num_requests_waiting",
+        "vllm:kv_cache_usage_perc",
+        "vllm:prefix_cache_queries_total",
+        "vllm:prefix_cache_hits_total",
+        "vllm:time_to_first_token_seconds_count",
+        "vllm:inter_token_latency_seconds_count",
+        "vllm:e2e_request_latency_seconds_count",
+        "vllm:request_prompt_tokens_count",
+        "vllm:request_generation_tokens_count",
+    ):
+        assert f'{name}{{model_name="nano"' in server.ask("GET", "/metrics")[2].decode(), name
     codes = value("ringworld:film_codes_bytes")
     shown = user({"type": "image_url", "image_url": {"url": picture(shade=77)}})
     server.post("/v1/chat/completions", messages=shown, max_tokens=1)

@@ -1,0 +1,262 @@
+"""A server process under what the world does to it. Each proof prints its figures: pytest -s."""
+
+import base64
+import http.client
+import json
+import random
+import re
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fuzz import change
+from hostile import samples, suspects
+
+from ringworld.fetch import fetch
+from tests.serving import Address, Process, film, serving, user
+
+pytestmark = pytest.mark.slow
+
+LEAKS = re.compile(
+    r"0x[0-9a-f]|Traceback|/tmp|/home|/root|/work|site-packages|\\.py\\b|Errno|127\\.0"
+)
+LONG = {"max_tokens": 300, "ignore_eos": True}
+
+
+def percentile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def wait_until_idle(server: Process) -> float:
+    """The seconds until nothing runs, waits or is read; fails after 60."""
+    begun = time.monotonic()
+    while server.busy():
+        assert time.monotonic() < begun + 60, "what clients have left is never freed"
+        time.sleep(0.05)
+    return time.monotonic() - begun
+
+
+class Pulse:
+    """Asks /health all the time, and keeps how long each answer took."""
+
+    def __init__(self, server: Address) -> None:
+        self._server, self.seconds, self._over = server, list[float](), threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while not self._over.wait(0.05):
+            begun = time.monotonic()
+            assert self._server.ask("GET", "/health")[0] == 200
+            self.seconds.append(time.monotonic() - begun)
+
+    def __enter__(self) -> "Pulse":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def stream_text(server: Address, asked: dict[str, Any], gaps: list[float]) -> str:
+    """The text of a stream, its waits between events appended to `gaps`."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=300)
+    body = json.dumps({**asked, "stream": True})
+    connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+    answer, text, before = connection.getresponse(), "", None
+    assert answer.status == 200, answer.read()
+    for line in answer:
+        if line.startswith(b"data: {"):
+            now = time.monotonic()
+            if before is not None:
+                gaps.append(now - before)
+            before = now
+            text += json.loads(line[6:])["choices"][0]["text"]
+    connection.close()
+    return text
+
+
+def test_two_thousand_clients_that_go_away_leave_nothing_behind(tmp_path: Path) -> None:
+    url = film(tmp_path, 8)
+    shown = user(
+        {"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": "What?"}
+    )
+    bodies = [
+        ("/v1/completions", {"prompt": "It was " * 100, **LONG}),
+        ("/v1/completions", {"prompt": "It was", "stream": True, "n": 2, **LONG}),
+        ("/v1/chat/completions", {"messages": shown, "stream": True, **LONG}),
+        ("/v1/messages", {"model": "nano", "messages": user("Hi"), "max_tokens": 300}),
+        ("/v1/responses", {"input": "Hi", "stream": True, "max_output_tokens": 300}),
+        ("/v1/videos/sync", {"prompt": "a red circle", "num_frames": 8}),
+    ]
+
+    def leave(seed: int) -> None:
+        rng = random.Random(seed)
+        path, asked = rng.choice(bodies)
+        data = json.dumps(asked).encode()
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        connection.putrequest("POST", path)
+        connection.putheader("Content-Type", "application/json")
+        connection.putheader("Content-Length", str(len(data)))
+        connection.endheaders()
+        connection.send(data if rng.random() < 0.8 else data[: rng.randrange(len(data))])
+        time.sleep(rng.random() * 0.4)
+        connection.close()
+
+    with serving("--max-queued-requests", "16") as server:
+        plain = dict(prompt="It was the best of", max_tokens=8, ignore_eos=True)
+        expected = server.post("/v1/completions", **plain)[1]["choices"]
+        with ThreadPoolExecutor(16) as clients, Pulse(server) as pulse:
+            list(clients.map(leave, range(2000)))
+        seconds = wait_until_idle(server)
+        assert server.post("/v1/completions", **plain)[1]["choices"] == expected
+        print(
+            f"S2: 2,000 clients left; idle after {seconds:.2f} s; /health p99 "
+            f"{percentile(pulse.seconds, 0.99) * 1000:.0f} ms"
+        )
+
+
+def test_an_overload_is_refused_at_once_and_what_was_accepted_ends() -> None:
+    refused: list[float] = []
+
+    def ask(seed: int) -> int:
+        begun = time.monotonic()
+        body = dict(prompt="It was", max_tokens=30, ignore_eos=True, seed=seed)
+        status, headers, answer = server.ask("POST", "/v1/completions", body)
+        if status == 503:
+            assert int(headers["retry-after"]) > 0
+            refused.append(time.monotonic() - begun)
+        else:
+            assert json.loads(answer)["usage"]["completion_tokens"] == 30
+        return status
+
+    with serving("--rows", "4", "--max-queued-requests", "16") as server:
+        server.post("/v1/completions", prompt="Hi", max_tokens=2)
+        with ThreadPoolExecutor(200) as clients:
+            told = Counter(clients.map(ask, range(200)))
+        assert {*told} == {200, 503} and told[200] >= 16
+        wait_until_idle(server)
+        print(
+            f"S4: 200 offered, {told[200]} answered, {told[503]} refused, half of them within "
+            f"{percentile(refused, 0.5) * 1000:.0f} ms"
+        )
+
+
+def test_streams_lose_and_repeat_nothing_for_minutes() -> None:
+    seconds, at_once = 300, 32
+    asked = [
+        dict(prompt=f"{word} was", max_tokens=24 + i, ignore_eos=True, temperature=1.2, seed=i)
+        for i, word in enumerate(("It", "He", "She", "There", "What", "This", "All", "Nothing"))
+    ]
+    gaps: list[float] = []
+    with serving("--rows", "8", "--max-queued-requests", "500") as server:
+        alone = [stream_text(server, each, []) for each in asked]
+        until, streams = time.monotonic() + seconds, Counter[int]()
+
+        def go_on(client: int) -> None:
+            while time.monotonic() < until:
+                which = (client + sum(streams.values())) % len(asked)
+                assert stream_text(server, asked[which], gaps) == alone[which]
+                streams[client] += 1
+
+        with ThreadPoolExecutor(at_once) as clients, Pulse(server) as pulse:
+            list(clients.map(go_on, range(at_once)))
+        print(
+            f"S1: {sum(streams.values())} streams, {at_once} at one time, in {seconds} s, every "
+            f"text as alone; /health p99 {percentile(pulse.seconds, 0.99) * 1000:.0f} ms"
+        )
+
+
+def test_others_go_on_while_a_giant_is_refused() -> None:
+    gaps: dict[bool, list[float]] = {False: [], True: []}
+    giant = json.dumps({"prompt": "All happy families are alike.\n" * 900_000}).encode()
+    ids = json.dumps({"prompt": [7] * 4_000_000}).encode()
+    with serving("--rows", "8") as server:
+        streamed = dict(prompt="It was", max_tokens=400, ignore_eos=True)
+        for heavy in (False, True):
+            with ThreadPoolExecutor(8) as clients, Pulse(server) as pulse:
+                jobs = [
+                    clients.submit(stream_text, server, streamed, gaps[heavy]) for _ in range(8)
+                ]
+                if heavy:
+                    for body in (giant, ids):
+                        assert server.send("POST", "/v1/completions", body)[0] == 400
+                texts = {job.result() for job in jobs}
+            assert len(texts) == 1
+        print(
+            f"S3: two bodies of {len(giant) >> 20} and {len(ids) >> 20} MB refused; p99 between "
+            f"events {percentile(gaps[False], 0.99):.2f} s without, "
+            f"{percentile(gaps[True], 0.99):.2f} s with; /health p99 "
+            f"{percentile(pulse.seconds, 0.99) * 1000:.0f} ms, at most {max(pulse.seconds):.2f} s"
+        )
+
+
+def test_six_hundred_bad_media_are_refused_or_read_and_tell_nothing(tmp_path: Path) -> None:
+    (tmp_path / "good").mkdir()
+    (tmp_path / "bad").mkdir()
+    good = [*samples(tmp_path / "good").values()]
+    files = [s.path.read_bytes() for s in suspects(tmp_path / "bad") if s.path.is_file()]
+    rng = random.Random(7)
+    while len(files) < 600:
+        files.append(change(rng.choice(good), good, [b"moov", b"mdat", b"IHDR", b"\xff\xd8"], rng))
+    slowest: list[float] = []
+
+    def ask(place: int) -> int:
+        kind = ("video_url", "image_url")[place % 2]
+        content = base64.b64encode(files[place]).decode()
+        part = {"type": kind, kind: {"url": f"data:video/mp4;base64,{content}"}}
+        begun = time.monotonic()
+        status, answer = server.post(
+            "/v1/chat/completions",
+            messages=user(part),
+            max_tokens=1,
+            media_io_kwargs={"video": {"num_frames": 2}},
+        )
+        slowest.append(time.monotonic() - begun)
+        said = json.dumps(answer)
+        assert status == 200 or (status == 400 and not LEAKS.search(said)), (place, said)
+        return status
+
+    with serving() as server:
+        with ThreadPoolExecutor(4) as clients:
+            told = Counter(clients.map(ask, range(len(files))))
+        assert server.post("/v1/completions", prompt="Hi", max_tokens=1)[0] == 200
+        print(
+            f"S8: {len(files)} files, {told[400]} refused, {told[200]} read, the slowest in "
+            f"{max(slowest):.1f} s with 4 at one time"
+        )
+
+
+def test_a_second_question_about_ten_minutes_of_film_costs_a_hundredth() -> None:
+    """The film comes before the question, and 600 frames of it are taken."""
+    content = base64.b64encode(fetch("film").read_bytes()).decode()
+
+    def ask(server: Process, question: str, **more: Any) -> tuple[float, int, int]:
+        part = {"type": "video_url", **more}
+        asked = user(part, {"type": "text", "text": question})
+        begun = time.monotonic()
+        status, answer = server.post("/v1/chat/completions", messages=asked, max_tokens=1)
+        assert status == 200, answer
+        usage = answer["usage"]
+        read = usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
+        return time.monotonic() - begun, usage["prompt_tokens"], read
+
+    with serving("--context", "49152", "--rope", "theta") as server:
+        whole: dict[str, Any] = {"video_url": {"url": f"data:video/mp4;base64,{content}"}}
+        server.post("/v1/completions", prompt="Hi", max_tokens=1)
+        first, tokens, read = ask(server, "What happens?", uuid="film", **whole)
+        assert read == tokens > 35_000
+        for name, question, more in (
+            ("with its bytes", "Who is there?", whole),
+            ("by its uuid", "Where is it?", {"uuid": "film"}),
+        ):
+            second, again, read = ask(server, question, **more)
+            assert read <= again / 100, "all but the last page is found again"
+            print(
+                f"film: {tokens:,} tokens in {first:.1f} s; {name} {read} tokens in "
+                f"{second:.2f} s, {100 * second / first:.2f} %"
+            )
