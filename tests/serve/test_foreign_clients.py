@@ -78,7 +78,7 @@ def python() -> Path:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Process]:
-    with serving("--max-new-tokens", "4") as running:
+    with serving("--max-new-tokens", "4", "--max-queued-requests", "1000000") as running:
         yield running
 
 
@@ -133,6 +133,7 @@ def test_no_request_of_schemathesis_makes_the_server_fail(server: Process, pytho
     program = [str(python.with_name("schemathesis")), "run"]
     place = f"http://127.0.0.1:{server.port}/openapi.json"
     asked = ["--max-examples", "500", "--max-time", str(FUZZED), "--checks", CHECKS]
+    asked += ["--request-timeout", "600"]
     done = subprocess.run(
         [*program, place, *asked, "--no-shrink", "--continue-on-failure", "--no-color"],
         capture_output=True,
