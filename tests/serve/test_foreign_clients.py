@@ -63,8 +63,8 @@ doc_to_target: "{{text}}"
 metric_list: [{metric: byte_perplexity}]
 """
 QUESTIONS = [
-    {"question": "It was the best of", "choices": [" times", " men", " days"], "label": 0},
-    {"question": "And God said, Let there be", "choices": [" light", " a city"], "label": 0},
+    {"question": "It was the best of", "choices": ["times", "men", "days"], "label": 0},
+    {"question": "And God said, Let there be", "choices": ["light", "a city"], "label": 0},
 ]
 CHECKS = "not_a_server_error,status_code_conformance,response_schema_conformance"
 # Seconds that schemathesis may take; it tries the operations in turn, all of them first.
@@ -121,7 +121,7 @@ def test_lm_eval_has_the_scores_of_our_own_scoring(server: Process, tmp_path: Pa
     for found, row in zip(said("cities"), QUESTIONS, strict=True):
         for answer, choice in zip(found, row["choices"], strict=True):
             context = words.encode(row["question"])
-            ids = words.encode(row["question"] + choice)
+            ids = words.encode(row["question"] + " " + choice)
             assert float(answer[0][0]) == pytest.approx(score(ids, len(context)), abs=1e-5)
     for found, row in zip(said("books"), texts, strict=True):
         whole = score([words.bos, *words.encode(row["text"])], 1)
