@@ -136,7 +136,9 @@ def measure(
 
 def list_aims(found: Sequence[Speed]) -> list[Aim]:
     """The aims of the engine, as ratios."""
-    rates = {(s.work, s.requests, s.peer): s.rate for s in found}
+    rates: dict[tuple[Work, int, str], float] = {}
+    for speed in found:  # the book is the last prefill of one, and no peer reads it
+        rates.setdefault((speed.work, speed.requests, speed.peer), speed.rate)
     seconds = {(s.work, s.requests, s.tokens): s.seconds for s in found if s.peer == OURS}
 
     def ratio(work: Work, left: tuple[int, str], right: tuple[int, str]) -> float:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from benchmarks import serving
 from benchmarks.attention import OURS, THEIRS, TORCH, list_aims, make_tables
 from benchmarks.table import END, START, Aim, Measurement, markdown, put_between, row
 from benchmarks.turns import GEMM
@@ -35,6 +36,25 @@ def test_positions_start_again_with_each_document() -> None:
     segments, positions = make_segments([3, 2])
     assert segments.tolist() == [[1, 1, 1, 2, 2]]
     assert positions.tolist() == [[0, 1, 2, 0, 1]]
+
+
+def served(work: serving.Work, peer: str, seconds: float, tokens: int) -> serving.Speed:
+    return serving.Speed(
+        work=work, requests=1, peer=peer, seconds=seconds, tokens=tokens, peak=1_000_000
+    )
+
+
+def test_peers_are_compared_at_the_same_prompt_and_the_book_only_with_itself() -> None:
+    ours, theirs = serving.OURS, serving.THEIRS
+    found = [
+        served("prefill", ours, 1.0, 512),
+        served("prefill", theirs, 2.0, 512),
+        served("prefill", ours, 100.0, 32768),
+        served("second", ours, 0.5, 32768),
+    ]
+    ratios = {aim.claim: aim.ratio for aim in serving.list_aims(found)}
+    assert ratios[f"prefill of 1: speed of {ours} / {theirs}"] == pytest.approx(2.0)
+    assert ratios["second question on 32,768 tokens / first"] == pytest.approx(0.005)
 
 
 def measured(peer: str, *seconds: float, **rest: str) -> Measurement:
