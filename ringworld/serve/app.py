@@ -163,6 +163,9 @@ def _tokenize(body: TokenizeBody, served: Served) -> list[int]:
         return [int(i) for i in prompt.example.tokens]
     if body.prompt is None:
         raise InputError("there is nothing to tokenize: give prompt or messages", setting="prompt")
+    words = served.words
+    if body.prompt in (words.bos_name, words.eos_name):  # lm-eval asks for their ids so
+        return [words.bos if body.prompt == words.bos_name else words.eos]
     opening = served.words.opening if body.add_special_tokens else []
     return [*opening, *served.words.encode(body.prompt)]
 
