@@ -51,7 +51,7 @@ class Shapes:
     """Clips of moving shapes: drawn from words, asked about, and through the codec alone."""
 
     model: Positional[Path] = Path("nano")
-    """a world model's folder, or the name of one that ships"""
+    """a world model's folder, the name of one that ships, or the folder of a codec alone"""
     scenes: int = 100
     """scenes of one, of two and of three things each"""
     seed: int = 990_100

@@ -1,7 +1,7 @@
 """What a world model makes of moving shapes: clips drawn from words, questions, and its codec.
 
     FOLDER/shapes.json   every figure
-    FOLDER/shapes.png    drawn clips, a row each
+    FOLDER/shapes.png    drawn clips, a row each; of a codec alone there are none
 
 Scenes are drawn from a seed that no recipe draws its clips from. A clip counts as right when the
 judge finds the colour, shape and motion of everything that was asked for, and nothing else.
@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,6 +32,7 @@ from ringworld.tasks.clips import FRAMES_A_CLIP
 from ringworld.tasks.shape_judge import ClipScore, chance_of_exact, score_clip
 from ringworld.tasks.shape_language import caption, possible_answers, questions
 from ringworld.tasks.shapes import Scene, draw, sample_scene
+from ringworld.weights.codecs import is_codec, load_codec
 from ringworld.weights.model import Model, load_model
 
 MOST_THINGS = 3
@@ -56,36 +58,49 @@ class ClipFigures:
 
 
 def measure_shapes(wanted: Shapes, announce: Announce) -> None:
-    """Measure a model's codec, drawings and answers; the file and the picture are in the folder."""
+    """Measure a codec, and what its model draws and answers; `wanted.folder` gets the figures."""
+    scenes = {n: draw_scenes(n, wanted) for n in range(1, MOST_THINGS + 1)}
     with jax.set_mesh(make_mesh(**asdict(wanted.mesh))):
-        model = load_model(wanted.model, wanted.weights.dtype)
-        scenes = {n: draw_scenes(n, wanted) for n in range(1, MOST_THINGS + 1)}
-        figures = measure_codec(model.codec, scenes, wanted.folder, announce)
-        answers = measure_answers(model, scenes)
-        announce(f"questions about unseen clips: {answers}")
-        drawn, shown = [], []
-        for some in scenes.values():
-            clips = draw_captions(
-                model,
-                [caption(scene) for scene in some],
-                frames=FRAMES_A_CLIP,
-                guidance=wanted.guidance,
-                sampling=wanted.sampling,
-                seed=wanted.seed,
-            )
-            drawn.append(judge_clips(clips, some))
-            shown += clips[:SHOWN]
-            announce(f"clips drawn as asked, things {drawn[-1]}")
+        if is_codec(wanted.model):
+            model, codec = None, load_codec(wanted.model)
+        else:
+            model = load_model(wanted.model, wanted.weights.dtype)
+            codec = model.codec
+        figures = measure_codec(codec, scenes, wanted.folder, announce)
+        if model is not None:
+            figures |= measure_model(model, scenes, wanted, announce)
     if is_first():
-        figures |= {"answers": asdict(answers), "drawn": [asdict(each) for each in drawn]}
         asked = {"scenes": wanted.scenes, "seed": wanted.seed, "guidance": wanted.guidance}
         figures["asked"] = {**asked, "sampling": asdict(wanted.sampling)}
         with whole(wanted.folder / "shapes.json") as draft:
             draft.write_text(json.dumps(figures, indent=1) + "\n")
+    announce(f"wrote {wanted.folder / 'shapes.json'}")
+
+
+def measure_model(
+    model: Model, scenes: dict[int, list[Scene]], wanted: Shapes, announce: Announce
+) -> dict[str, Any]:
+    """The figures of answers and of drawings; the first drawings are put into the picture."""
+    answers = measure_answers(model, scenes)
+    announce(f"questions about unseen clips: {answers}")
+    drawn, shown = [], []
+    for some in scenes.values():
+        clips = draw_captions(
+            model,
+            [caption(scene) for scene in some],
+            frames=FRAMES_A_CLIP,
+            guidance=wanted.guidance,
+            sampling=wanted.sampling,
+            seed=wanted.seed,
+        )
+        drawn.append(judge_clips(clips, some))
+        shown += clips[:SHOWN]
+        announce(f"clips drawn as asked, things {drawn[-1]}")
+    if is_first():
+        rows = [np.concatenate(list(clip), axis=1) for clip in shown]
         with whole(wanted.folder / "shapes.png") as draft:
-            rows = [np.concatenate(list(clip), axis=1) for clip in shown]
             Image.fromarray(np.concatenate(rows)).save(draft, "png")
-    announce(f"wrote {wanted.folder / 'shapes.json'} and {wanted.folder / 'shapes.png'}")
+    return {"answers": asdict(answers), "drawn": [asdict(each) for each in drawn]}
 
 
 def draw_scenes(things: int, wanted: Shapes) -> list[Scene]:
@@ -99,7 +114,7 @@ def draw_scenes(things: int, wanted: Shapes) -> list[Scene]:
 
 def measure_codec(
     codec: Codec, scenes: dict[int, list[Scene]], folder: Path, announce: Announce
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """What is left of true clips after the codec: no model that draws with it can do better."""
     with first_goes_first():
         film = read_sample_film(fetch("film"), codec, folder / "data", announce)

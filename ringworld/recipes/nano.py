@@ -98,12 +98,12 @@ def nano_world() -> Recipe:
                 name="words",
                 context=1312,
                 batch=6,
-                loop=Loop(steps=150, save_every=25),
+                loop=Loop(steps=1200, save_every=25),
                 optimizer=Muon(
                     schedule="cosine",
                     peak_lr=1.5e-3,
                     end_lr=0.0,
-                    warmup_steps=10,
+                    warmup_steps=30,
                     weight_decay=0.02,
                     update_rms=0.6,
                 ),
@@ -114,7 +114,7 @@ def nano_world() -> Recipe:
             ),
         ),
         data=Samples(
-            clips=2000, seed=21, most_things=2, over_film=0.0, forms=(0.88, 0.0, 0.12), turned=0.5
+            clips=20000, seed=21, most_things=2, over_film=0.0, forms=(0.88, 0.0, 0.12), turned=0.5
         ),
         start=NANO,
     )

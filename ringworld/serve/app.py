@@ -163,6 +163,9 @@ def _tokenize(body: TokenizeBody, served: Served) -> list[int]:
         return [int(i) for i in prompt.example.tokens]
     if body.prompt is None:
         raise InputError("there is nothing to tokenize: give prompt or messages", setting="prompt")
+    words = served.words
+    if body.prompt in (words.bos_name, words.eos_name):  # lm-eval asks for their ids so
+        return [words.bos if body.prompt == words.bos_name else words.eos]
     opening = served.words.opening if body.add_special_tokens else []
     return [*opening, *served.words.encode(body.prompt)]
 
@@ -196,17 +199,17 @@ def _add_state(app: FastAPI, front: Front) -> None:
         """The version of the server."""
         return {"version": VERSION}
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Prometheus metrics."""
         return PlainTextResponse(front.metrics.expose(), media_type="text/plain; version=0.0.4")
 
-    @app.get("/health")
+    @app.get("/health", response_class=Response)
     async def health() -> Response:
         """200 while the engine's thread runs, which is not asked."""
         return Response(status_code=200 if front.thread.alive else 503)
 
-    @app.get("/ready")
+    @app.get("/ready", response_class=Response)
     async def ready() -> Response:
         """200 when a request would be accepted now."""
         front.check(None)

@@ -15,6 +15,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from ringworld.errors import InputError
 
+# Letters of a text that takes so long to encode that other threads should run meanwhile.
+LONG_TEXT = 1 << 16
 SPECIAL = ("<unk>", "<s>", "</s>", "<vision>", "</vision>")
 # Usual spellings of the token before a text and of the one after it, where no file names them.
 FIRST_NAMES = ("<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>")
@@ -155,7 +157,7 @@ class Tokenizer:
 
     def encode(self, written: str) -> list[int]:
         """Ids of the text alone, without `<s>` or `</s>`."""
-        return self.backend.encode(written, add_special_tokens=False).ids
+        return _encode(self.backend, written)
 
     def encode_answer(self, answer: str) -> list[int]:
         """Ids of what is said after `ASSISTANT:` and a space, as they stand in the whole text.
@@ -168,7 +170,7 @@ class Tokenizer:
 
     def encode_spelled(self, written: str) -> list[int]:
         """Ids of a rendered chat template: where it spells a special token, the token stands."""
-        return self._spelled.encode(written, add_special_tokens=False).ids
+        return _encode(self._spelled, written)
 
     def escape_special(self, said: str) -> str:
         """A user's words for a chat template: special tokens spelled in them are broken in two."""
@@ -214,6 +216,13 @@ class Detokenizer:
 
     def _known(self) -> str:
         return self._tokenizer.decode(self._before)
+
+
+def _encode(backend: Backend, written: str) -> list[int]:
+    """The ids of a text. A batch of one lets other threads run, which is worth it for a book."""
+    if len(written) < LONG_TEXT:
+        return backend.encode(written, add_special_tokens=False).ids
+    return backend.encode_batch([written], add_special_tokens=False)[0].ids
 
 
 def train_tokenizer(texts: Iterator[str], size: int) -> Tokenizer:

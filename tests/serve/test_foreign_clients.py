@@ -1,14 +1,20 @@
 """Clients that need packages of their own, against a server process: pytest -s shows figures."""
 
+import json
 import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.environment import make_environment
-from tests.serving import Process, serving
+from ringworld.inference.generate import score_texts
+from ringworld.weights.model import load_model
+from ringworld.weights.shipped import NANO
+from tests.serving import BOOK, Process, serving
 
 pytestmark = pytest.mark.slow
 
@@ -35,6 +41,31 @@ try:
 except litellm.BadRequestError as error:
     assert "1,024" in str(error)
 """
+CHOICES = """
+task: cities
+dataset_path: json
+dataset_kwargs: {data_files: {test: choices.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{label}}"
+metric_list: [{metric: acc}]
+"""
+BOOKS = """
+task: books
+dataset_path: json
+dataset_kwargs: {data_files: {test: books.jsonl}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{text}}"
+metric_list: [{metric: byte_perplexity}]
+"""
+QUESTIONS = [
+    {"question": "It was the best of", "choices": ["times", "men", "days"], "label": 0},
+    {"question": "And God said, Let there be", "choices": ["light", "a city"], "label": 0},
+]
 CHECKS = "not_a_server_error,status_code_conformance,response_schema_conformance"
 # Seconds that schemathesis may take; it tries the operations in turn, all of them first.
 FUZZED = 600
@@ -47,7 +78,7 @@ def python() -> Path:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Process]:
-    with serving("--max-new-tokens", "4") as running:
+    with serving("--max-new-tokens", "4", "--max-queued-requests", "1000000") as running:
         yield running
 
 
@@ -57,10 +88,52 @@ def test_litellm_asks_streams_and_is_refused(server: Process, python: Path) -> N
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def test_lm_eval_has_the_scores_of_our_own_scoring(server: Process, tmp_path: Path) -> None:
+    python = make_environment(Path(__file__).with_name("lm_eval.txt"), print)
+    texts = [{"text": BOOK[:400]}, {"text": "In the beginning God created the heaven."}]
+    for name, task, rows in (("choices", CHOICES, QUESTIONS), ("books", BOOKS, texts)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / f"{name}.yaml").write_text(task)
+    place = f"model=nano,base_url=http://127.0.0.1:{server.port}/v1/completions"
+    asked = ["--model", "local-completions", "--model_args", f"{place},tokenizer_backend=remote"]
+    done = subprocess.run(
+        [python, "-m", "lm_eval", *asked, "--tasks", "cities,books", "--include_path", "."]
+        + ["--log_samples", "--output_path", "out"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    model = load_model(NANO)
+    words, weights = model.tokenizer, model.sharded_weights()
+
+    def score(ids: list[int], start: int) -> float:
+        """The log-probability of the ids from `start` on."""
+        row = np.asarray([ids], np.int32)
+        return float(score_texts(weights, row, model.config)[0][start - 1 :].sum())
+
+    def said(task: str) -> list[list[Any]]:
+        [path] = (tmp_path / "out").rglob(f"samples_{task}_*.jsonl")
+        samples = [json.loads(line) for line in path.read_text().splitlines()]
+        return [each["resps"] for each in sorted(samples, key=lambda each: each["doc_id"])]
+
+    for found, row in zip(said("cities"), QUESTIONS, strict=True):
+        for answer, choice in zip(found, row["choices"], strict=True):
+            context = words.encode(row["question"])
+            ids = words.encode(row["question"] + " " + choice)
+            assert float(answer[0][0]) == pytest.approx(score(ids, len(context)), abs=1e-5)
+    for found, row in zip(said("books"), texts, strict=True):
+        whole = score([words.bos, *words.encode(row["text"])], 1)
+        assert float(found[0][0]) == pytest.approx(whole, rel=1e-5)
+    print("lm-eval: 5 choices and 2 texts as scored by us")
+
+
 def test_no_request_of_schemathesis_makes_the_server_fail(server: Process, python: Path) -> None:
     program = [str(python.with_name("schemathesis")), "run"]
     place = f"http://127.0.0.1:{server.port}/openapi.json"
     asked = ["--max-examples", "500", "--max-time", str(FUZZED), "--checks", CHECKS]
+    asked += ["--request-timeout", "600"]
     done = subprocess.run(
         [*program, place, *asked, "--no-shrink", "--continue-on-failure", "--no-color"],
         capture_output=True,

@@ -3,6 +3,7 @@
 import base64
 import http.client
 import json
+import os
 import random
 import re
 import threading
@@ -147,7 +148,7 @@ def test_an_overload_is_refused_at_once_and_what_was_accepted_ends() -> None:
 
 
 def test_streams_lose_and_repeat_nothing_for_minutes() -> None:
-    seconds, at_once = 300, 32
+    seconds, at_once = 120, 32
     asked = [
         dict(prompt=f"{word} was", max_tokens=24 + i, ignore_eos=True, temperature=1.2, seed=i)
         for i, word in enumerate(("It", "He", "She", "There", "What", "This", "All", "Nothing"))
@@ -199,7 +200,8 @@ def test_six_hundred_bad_media_are_refused_or_read_and_tell_nothing(tmp_path: Pa
     (tmp_path / "good").mkdir()
     (tmp_path / "bad").mkdir()
     good = [*samples(tmp_path / "good").values()]
-    files = [s.path.read_bytes() for s in suspects(tmp_path / "bad") if s.path.is_file()]
+    paths = [suspect.path for suspect in suspects(tmp_path / "bad")]
+    files = [p.read_bytes() for p in paths if os.path.isfile(p) and p.stat().st_size < 1 << 22]
     rng = random.Random(7)
     while len(files) < 600:
         files.append(change(rng.choice(good), good, [b"moov", b"mdat", b"IHDR", b"\xff\xd8"], rng))
