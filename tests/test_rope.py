@@ -435,7 +435,8 @@ STABLE = {
 
 @pytest.mark.parametrize(("context", "head_width"), STABLE)
 def test_stable_bases_are_those_of_the_plain_scan(context: int, head_width: int) -> None:
-    assert stable_base(context, head_width) == STABLE[context, head_width]
+    # NumPy's powers differ in their last bit between kinds of CPU.
+    assert stable_base(context, head_width) == pytest.approx(STABLE[context, head_width], rel=1e-15)
 
 
 @pytest.mark.slow
