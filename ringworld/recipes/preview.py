@@ -58,16 +58,17 @@ def preview(recipe: Recipe) -> list[Stage[Any] | StagePreview]:
 
     Raises InputError when the model that a stage starts from is not there and has no known size.
     """
-    config = None if recipe.start is None else read_sizes(recipe.start)
+    config: World | None = None
     seen: list[Stage[Any] | StagePreview] = []
-    for stage in recipe.stages:
+    for number, stage in enumerate(recipe.stages):
         if isinstance(stage, FreshModel):
             config = stage.model
         if not isinstance(stage, ModelStage):
             seen.append(stage)
             continue
-        if stage.start is not None:
-            config = read_sizes(stage.start)
+        start = stage.start or (None if number else recipe.start)
+        if start is not None:
+            config = read_sizes(start)
         if config is None:
             raise InputError(f"the stage {stage.name} has no model: give the recipe a start")
         one = preview_stage(stage, config)

@@ -81,10 +81,9 @@ def test_the_base_of_a_stage_is_that_which_the_stages_before_it_leave() -> None:
     seen = [one for one in preview(nano_base()) if isinstance(one, StagePreview)]
     assert [one.config.llama.context for one in seen] == [64, 256, 1024, 1024]
     shipped = open_model(NANO).config.llama
-    assert (seen[-1].config.llama.rope_theta, seen[-1].config.llama.rope_context) == (
-        shipped.rope_theta,
-        shipped.rope_context,
-    )
+    # NumPy's powers differ in their last bit between kinds of CPU.
+    assert seen[-1].config.llama.rope_theta == pytest.approx(shipped.rope_theta, rel=1e-15)
+    assert seen[-1].config.llama.rope_context == shipped.rope_context
     assert seen[0].config.llama.layers == NANO_SIZES.llama.layers
 
 
