@@ -1,4 +1,4 @@
-"""A CPU made ready to develop and train on: virtual devices and wide vectors.
+"""A CPU made ready to develop and train on: virtual devices, their threads, and wide vectors.
 
 All of it is for the whole process and has to be asked for before JAX is first used. Other platforms
 ignore it.

@@ -114,7 +114,12 @@ def nano_world() -> Recipe:
             ),
         ),
         data=Samples(
-            clips=20000, seed=21, most_things=2, over_film=0.0, forms=(0.88, 0.0, 0.12), turned=0.5
+            clips=20000,
+            seed=21,
+            most_things=2,
+            over_film=0.0,
+            forms=(0.88, 0.0, 0.12),
+            reversed=0.5,
         ),
         start=NANO,
     )

@@ -20,9 +20,9 @@ from ringworld.recipes.held_out import measure_held_out
 from ringworld.tasks.clips import (
     CLIP_FORMS,
     CodedClip,
-    backwards,
     clip_example,
     draw_clips,
+    reverse_clip,
     video_alone,
 )
 from ringworld.tasks.needle import count_haystack, draw_needles, max_needles, recall_example
@@ -59,12 +59,12 @@ class Samples(ModelData):
     """the share of clips with a film frame as their ground; the others have a plain one"""
     forms: tuple[float, float, float] = CLIP_FORMS
     """how often a clip is text then video, video then text, and video alone"""
-    turned: float = 0.0
-    """the share of examples that show a clip from its end to its beginning"""
+    reversed: float = 0.0
+    """the share of examples that show a clip in reverse, its motions too"""
 
     def __post_init__(self) -> None:
-        if not (0 <= self.over_film <= 1 and 0 <= self.turned <= 1):
-            raise InputError("over_film and turned are shares: set both between 0 and 1")
+        if not (0 <= self.over_film <= 1 and 0 <= self.reversed <= 1):
+            raise InputError("over_film and reversed are shares: set both between 0 and 1")
         if min(self.forms) < 0 or abs(sum(self.forms) - 1) > 1e-6:
             raise InputError(f"forms are {self.forms}: use three shares that add up to 1")
 
@@ -147,8 +147,8 @@ def vision_sources(
 
     def shapes(rng: np.random.Generator, longest: int) -> Example:
         clip = clips[int(rng.integers(len(clips)))]
-        if data.turned and rng.random() < data.turned:
-            clip = backwards(clip)
+        if data.reversed and rng.random() < data.reversed:
+            clip = reverse_clip(clip)
         return clip_example(rng, clip, tokenizer, vocabulary, data.forms)
 
     def scenes(rng: np.random.Generator, longest: int) -> Example:

@@ -38,7 +38,7 @@ FPS, SHOWN_SIDE = 4.0, 256
 
 
 def ask_for_frames(
-    served: Served, body: DrawingBody, frames: int, samples: int = 1
+    served: Served, body: DrawingBody, frames: int, tenant: str, samples: int = 1
 ) -> DrawingRequest:
     """The engine's request for so many frames of what a body says, the last without its end.
 
@@ -56,6 +56,7 @@ def ask_for_frames(
         sampling=Sampling(temperature=body.temperature, top_k=body.top_k),
         seed=secrets.randbelow(SEEDS) if body.seed is None else body.seed % SEEDS,
         samples=samples,
+        tenant=tenant,
     )
 
 
@@ -134,7 +135,8 @@ def add_drawing(app: FastAPI, front: Front) -> None:
     async def draw(body: ClipBody, request: Request) -> Response:
         """Draw a clip from words: its frames are events, and the last one has the clip."""
         front.check(body.model)
-        job, wanted = RequestProgress(), ask_for_frames(front.served, body, body.frames)
+        job = RequestProgress(tenant=request.state.tenant)
+        wanted = ask_for_frames(front.served, body, body.frames, job.tenant)
         accepted = front.submit(job, [wanted], [Prompt(wanted.prompt)])
         asked = await while_connected(request, accepted)
         events = _draw_events(front, asked, body.frames)

@@ -18,7 +18,7 @@ async def draw_images(front: Front, body: ImageBody, job: RequestProgress) -> li
 
     Raises InputError when the model draws nothing, or nothing of the size that is asked for.
     """
-    request = ask_for_frames(front.served, body, 1, body.n)
+    request = ask_for_frames(front.served, body, 1, job.tenant, body.n)
     side = front.served.model.codec.config.size
     if body.size not in (None, "auto", f"{side}x{side}"):
         raise InputError(f"this model draws {side}x{side} only: ask for this size", setting="size")

@@ -95,7 +95,7 @@ class VideoJobs:
 
         Raises InputError when the model draws nothing, or nothing of this size or length.
         """
-        ask_for_frames(self._front.served, body, body.frames)
+        ask_for_frames(self._front.served, body, body.frames, tenant)
         side = self._front.served.model.codec.config.size
         if body.size not in (None, "auto", f"{side}x{side}"):
             sentence = f"this model draws {side}x{side} only: ask for this size"
@@ -129,7 +129,7 @@ class VideoJobs:
 
     async def draw(self, job: VideoJob) -> bytes:
         """The clip of a job as a file. Raises InputError when it does not fit the context."""
-        wanted = ask_for_frames(self._front.served, job.body, job.body.frames)
+        wanted = ask_for_frames(self._front.served, job.body, job.body.frames, job.tenant)
         progress = RequestProgress(tenant=job.tenant)
         asked = await self._front.submit(progress, [wanted], [Prompt(wanted.prompt)])
         shown = []

@@ -21,7 +21,7 @@ from ringworld.data.samples import SampleFilm, write_arrays
 from ringworld.media.codec import Codec
 from ringworld.progress import Announce
 from ringworld.tasks.shape_language import caption, questions
-from ringworld.tasks.shapes import Scene, draw, sample_scene, turn_back
+from ringworld.tasks.shapes import Scene, draw, reverse_scene, sample_scene
 from ringworld.text.template import DESCRIBE, SYSTEM
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary
@@ -130,9 +130,9 @@ def clip_example(
     return video_to_text([pairs[i] for i in chosen], clip.codes, tokenizer, vocabulary)
 
 
-def backwards(clip: CodedClip) -> CodedClip:
-    """The clip from its last frame to its first; frames are encoded one by one, so it is exact."""
-    return CodedClip(turn_back(clip.scene), clip.codes[::-1])
+def reverse_clip(clip: CodedClip) -> CodedClip:
+    """The clip in reverse. Frames are encoded one by one, so its codes are those of its frames."""
+    return CodedClip(reverse_scene(clip.scene), clip.codes[::-1])
 
 
 def draw_clips(
@@ -152,7 +152,7 @@ def draw_clips(
         rng = np.random.default_rng((seed, i))
         over = learned[int(rng.integers(len(learned)))] if rng.random() < over_film else None
         scenes.append(sample_scene(rng, max_things=most_things, film=over))
-    kept = cache / f"clips-{seed}-{count}.npz"
+    kept = cache / f"clips-{seed}-{count}-{most_things}-{over_film:g}.npz"
     if not kept.exists():
         announce(f"drawing and encoding {count} clips of moving shapes")
         size = codec.config.size

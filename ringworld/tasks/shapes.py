@@ -162,8 +162,8 @@ def path(thing: Thing, frames: int) -> Float[np.ndarray, "Z 2"]:
     return np.array([thing.x, thing.y]) + share[:, None] * thing.travel * step
 
 
-def turn_back(scene: Scene) -> Scene:
-    """The scene from its end to its beginning: its frames are those of the scene, last first."""
+def reverse_scene(scene: Scene) -> Scene:
+    """The scene in reverse: its frames are those of the scene, last first."""
     way = {step: word for word, step in MOTIONS.items()}
     things = []
     for thing in scene.things:

@@ -10,7 +10,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from ringworld.fetch import fetch
-from ringworld.serve.server import start_engine
+from ringworld.serve.engine_thread import EngineThread
+from ringworld.serve.served import Served
 from tests.page_browser import WIDE, needs_chromium, open_browser
 from tests.serve.test_reports import TRIAL
 from tests.serving import CONFIG, Running, listening
@@ -24,13 +25,10 @@ PATIENCE = 120_000
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Running]:
+def server(tmp_path: Path, engine: tuple[Served, EngineThread]) -> Iterator[Running]:
     (tmp_path / "needle.json").write_text(json.dumps([TRIAL]))
-    config = replace(CONFIG, reports=tmp_path)
-    served, thread = start_engine(config)
-    with listening(config, served, thread) as running:
+    with listening(replace(CONFIG, reports=tmp_path), *engine) as running:
         yield running
-    thread.close()
 
 
 def ask(shown: Page, words: str) -> str:

@@ -15,8 +15,9 @@ from ringworld.chat.ask import draw_captions
 from ringworld.media.clip import read_clip
 from ringworld.media.sampling import FrameSampling
 from ringworld.serve.drawing import FrameCutter
+from ringworld.serve.engine_thread import EngineThread
 from ringworld.serve.reports import choose_reports, find_reports
-from ringworld.serve.server import start_engine
+from ringworld.serve.served import Served
 from ringworld.settings import Sampling
 from ringworld.vocab import Vocabulary
 from tests.serving import CONFIG, Running, listening
@@ -43,12 +44,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(run: Path) -> Iterator[Running]:
-    config = replace(CONFIG, reports=run)
-    served, thread = start_engine(config)
-    with listening(config, served, thread) as running:
+def server(run: Path, engine: tuple[Served, EngineThread]) -> Iterator[Running]:
+    with listening(replace(CONFIG, reports=run), *engine) as running:
         yield running
-    thread.close()
 
 
 def test_reports_are_listed_and_sent_as_they_are(server: Running, run: Path) -> None:

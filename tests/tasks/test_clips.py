@@ -11,13 +11,13 @@ from ringworld.tasks.clips import (
     CLIP_FORMS,
     FRAMES_A_CLIP,
     CodedClip,
-    backwards,
     clip_example,
+    reverse_clip,
     text_to_video,
     video_alone,
 )
 from ringworld.tasks.shape_language import caption
-from ringworld.tasks.shapes import draw, sample_scene, turn_back
+from ringworld.tasks.shapes import draw, reverse_scene, sample_scene
 from ringworld.text.load import load_tokenizer
 from ringworld.weights.codecs import load_codec
 from ringworld.weights.open import open_model
@@ -49,14 +49,14 @@ def test_each_form_of_a_clip_is_as_often_as_asked() -> None:
         assert count(CLIP_FORMS)[name] / 300 == pytest.approx(share, abs=0.09)
     with pytest.raises(InputError, match="forms"):
         Samples(clips=1, seed=0, forms=(0.5, 0.5, 0.5))
-    with pytest.raises(InputError, match="turned"):
-        Samples(clips=1, seed=0, turned=2.0)
+    with pytest.raises(InputError, match="reversed"):
+        Samples(clips=1, seed=0, reversed=2.0)
 
 
-def test_the_codes_of_a_clip_turned_back_are_those_of_its_frames() -> None:
+def test_the_codes_of_a_clip_in_reverse_are_those_of_its_frames() -> None:
     codec, scene = load_codec(NANO / "codec"), sample_scene(np.random.default_rng(4))
-    ahead, back = (draw(each, frames=FRAMES_A_CLIP) for each in (scene, turn_back(scene)))
-    turned = backwards(CodedClip(scene, codec.encode(ahead)))
-    assert turned.scene == turn_back(scene)
+    ahead, back = (draw(each, frames=FRAMES_A_CLIP) for each in (scene, reverse_scene(scene)))
+    found = reverse_clip(CodedClip(scene, codec.encode(ahead)))
+    assert found.scene == reverse_scene(scene)
     # A pixel may round the other way, which rarely moves a code.
-    assert np.mean(turned.codes == codec.encode(back)) > 0.98
+    assert np.mean(found.codes == codec.encode(back)) > 0.98

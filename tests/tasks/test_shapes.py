@@ -23,8 +23,8 @@ from ringworld.tasks.shapes import (
     draw,
     overlap,
     path,
+    reverse_scene,
     sample_scene,
-    turn_back,
 )
 
 FRAMES = 6
@@ -138,9 +138,9 @@ def test_impossible_scenes_are_refused():
         draw(SCENE, frames=0)
 
 
-def test_a_scene_turned_back_has_the_frames_in_the_other_order() -> None:
+def test_a_scene_in_reverse_has_the_frames_in_the_other_order() -> None:
     for scene in scenes(12):
-        ahead, back = draw(scene, frames=FRAMES), draw(turn_back(scene), frames=FRAMES)
+        ahead, back = draw(scene, frames=FRAMES), draw(reverse_scene(scene), frames=FRAMES)
         # Centres are the same but for rounding, so a pixel of an edge may be one step off.
         assert np.abs(ahead[::-1].astype(int) - back).max() <= 1
-    assert facts(turn_back(SCENE)) == {("red", "circle", "right"), ("blue", "square", "still")}
+    assert facts(reverse_scene(SCENE)) == {("red", "circle", "right"), ("blue", "square", "still")}
