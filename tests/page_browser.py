@@ -104,7 +104,10 @@ Answers = Callable[[dict[str, Any]], str]
 
 @dataclass
 class ScriptedServer:
-    """What the page asks, and what it is answered; an answer of "" never comes."""
+    """What the page asks, and what it is answered; an answer of "" never comes.
+
+    An answer that is an error in OpenAI's form has the status 400.
+    """
 
     answers: Answers = lambda body: answer_events("Yes.")
     draws: Answers = lambda body: stream_events([])
@@ -160,7 +163,8 @@ class ScriptedServer:
             told = (self.answers if path.endswith("completions") else self.draws)(body)
             if told:
                 kind = "application/json" if told.startswith("{") else "text/event-stream"
-                route.fulfill(body=told, content_type=kind)
+                status = 400 if told.startswith('{"error"') else 200
+                route.fulfill(status=status, body=told, content_type=kind)
 
 
 def _kind(name: str) -> str:
