@@ -12,7 +12,7 @@ from ringworld.evals.needle import Trial, write_trials
 from ringworld.fetch import fetch
 from ringworld.serve.engine_thread import EngineThread
 from ringworld.serve.served import Served
-from tests.page_browser import WIDE, needs_chromium, open_browser
+from tests.page_browser import PATIENCE, WIDE, needs_chromium, open_browser
 from tests.serve.test_reports import TRIAL
 from tests.serving import CONFIG, Running, listening
 
@@ -20,8 +20,6 @@ pytestmark = [pytest.mark.slow, needs_chromium]
 
 # The model's context of 1,024 tokens holds twelve frames.
 FRAMES_A_SECOND, SECONDS, FRAMES = 0.4, 30, 12
-# Seconds until what computes on two cores is there.
-PATIENCE = 120_000
 
 
 @pytest.fixture
