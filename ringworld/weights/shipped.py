@@ -6,4 +6,5 @@ ASSETS = Path(__file__).parents[1] / "assets"
 NANO = ASSETS / "nano"
 # A codec of the sizes of theirs that keeps more of small shapes. Its codes are not theirs.
 SHAPES_CODEC = ASSETS / "shapes-codec"
-SHIPPED_MODELS = {"nano": NANO}
+NANO_PLAY = ASSETS / "nano-play"
+SHIPPED_MODELS = {"nano": NANO, "nano-play": NANO_PLAY}
