@@ -235,6 +235,7 @@ def nano_play() -> Recipe:
             ModelStage(
                 name="play",
                 context=CONTEXT,
+                rope_theta=PLAY_SIZES.llama.rope_theta,
                 batch=8,
                 loop=Loop(steps=1500, save_every=50),
                 optimizer=Muon(
