@@ -163,10 +163,12 @@ def test_the_codec_of_the_small_world_is_that_of_the_training_page() -> None:
     cells = [
         str(stage.model.codebook),
         str(recipe.batch),
+        f"{recipe.scattered:g}",
         str(stage.training.steps),
         f"{stage.training.learning_rate:g}",
         str(stage.training.warmup),
         str(stage.training.soften),
+        f"{stage.training.dead:g}",
         f"{stage.training.worst:g}",
         str(stage.training.seed),
     ]

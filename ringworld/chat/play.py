@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 from rich.color import Color
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group
 from rich.live import Live
 from rich.segment import Segment
 from rich.style import Style
@@ -177,7 +177,7 @@ class HalfBlocks:
 
     picture: Picture
 
-    def __rich_console__(self, *_: object) -> Iterator[Segment]:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
         """The rows of letters."""
         picture = np.pad(self.picture, ((0, len(self.picture) % 2), (0, 0), (0, 0)), mode="edge")
         for above, below in zip(picture[::2].tolist(), picture[1::2].tolist(), strict=True):

@@ -30,7 +30,6 @@ from ringworld.tasks.play_form import action_ids, episode_example, episode_token
 from ringworld.tasks.play_policies import Episode, draw_episodes
 from ringworld.tasks.play_world import (
     ACTIONS,
-    FLOOR,
     SIDE,
     TILE,
     TILES,
@@ -56,7 +55,7 @@ PLAY_VQGAN = VQGAN(
     multipliers=(1, 2, 4, 4),
     blocks=1,
     groups=4,
-    codebook=32,
+    codebook=16,
     width=16,
 )
 PLAY = "play"  # the one source of the episodes
@@ -91,14 +90,14 @@ PLAY_SIZES = World(
 
 @dataclass(frozen=True, kw_only=True)
 class PlayPictures(PictureData):
-    """Levels of the small world, some of them with any tile in any cell."""
+    """Levels of the small world, with any tile in some of their cells."""
 
     batch: int
     """pictures a step"""
     seed: int
     """draws the pictures"""
     scattered: float
-    """the share of pictures whose cells inside the rim are any tiles"""
+    """the most cells of a picture that show any tile, as a share"""
 
     def __post_init__(self) -> None:
         if self.batch < 1 or not 0 <= self.scattered <= 1:
@@ -121,20 +120,18 @@ class PlayPictures(PictureData):
         def batch(step: int) -> Float[np.ndarray, "Z Y X 3"]:
             rng = np.random.default_rng((self.seed, step))
             levels = [draw_start(rng, held_out=False) for _ in range(self.batch)]
-            scattered = round(self.batch * self.scattered)
-            drawn = [scatter(rng, level) for level in levels[:scattered]] + levels[scattered:]
-            return to_unit(np.stack([draw_level(level) for level in drawn]))
+            drawn = [draw_level(scatter(rng, level, self.scattered)) for level in levels]
+            return to_unit(np.stack(drawn))
 
         rng = np.random.default_rng(SHOWN_SEED)
         unseen = [draw_level(draw_start(rng, held_out=True)) for _ in range(SHOWN_LEVELS)]
         return CodecData(batch, {"held-out levels": np.stack(unseen)})
 
 
-def scatter(rng: np.random.Generator, level: Level) -> Level:
-    """The level's rim with any tiles inside it."""
-    drawn = level.copy()
-    drawn[1:-1, 1:-1] = rng.integers(FLOOR, len(TILES), (SIDE - 2, SIDE - 2))
-    return drawn
+def scatter(rng: np.random.Generator, level: Level, most: float) -> Level:
+    """The level with any tile in some of its cells: a share of them from 0 to `most`."""
+    chosen = rng.random(level.shape) < rng.uniform(0.0, most)
+    return np.where(chosen, rng.integers(len(TILES), size=level.shape, dtype=np.uint8), level)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,11 +215,11 @@ def play_codec() -> Recipe:
                 name="codec",
                 model=PLAY_VQGAN,
                 training=CodecTraining(
-                    steps=600, warmup=50, learning_rate=3e-3, soften=200, worst=0.01
+                    steps=900, warmup=50, learning_rate=3e-3, worst=0.01, dead=0.3, soften=150
                 ),
             ),
         ),
-        data=PlayPictures(batch=16, seed=0, scattered=0.5),
+        data=PlayPictures(batch=8, seed=0, scattered=0.8),
     )
 
 
@@ -237,7 +234,7 @@ def nano_play() -> Recipe:
                 context=CONTEXT,
                 rope_theta=PLAY_SIZES.llama.rope_theta,
                 batch=8,
-                loop=Loop(steps=1500, save_every=50),
+                loop=Loop(steps=1000, save_every=50),
                 optimizer=Muon(
                     schedule="cosine",
                     peak_lr=2e-3,
@@ -252,5 +249,5 @@ def nano_play() -> Recipe:
                 seed=1,
             ),
         ),
-        data=PlayEpisodes(episodes=12000, frames=FRAMES, seed=31),
+        data=PlayEpisodes(episodes=8000, frames=FRAMES, seed=31),
     )

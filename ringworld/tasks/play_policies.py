@@ -24,9 +24,9 @@ from ringworld.tasks.play_world import (
 
 # How often a step is for another push, how often it goes where nothing can move, and the most that
 # are random in an episode.
-NEW_AIM = 0.1
+NEW_AIM = 0.05
 BLOCKED = 0.15
-WILDEST = 0.5
+WILDEST = 0.3
 
 
 @dataclass(frozen=True)

@@ -37,25 +37,27 @@ HELD_OUT = 8
 Level = UInt8[np.ndarray, "8 8"]
 
 COLOURS = {
-    "_": (40, 44, 56),
-    "w": (118, 126, 144),
-    "W": (86, 92, 108),
-    "y": (244, 214, 60),
-    "r": (226, 60, 70),
-    "o": (214, 128, 48),
-    "O": (142, 78, 26),
-    "g": (64, 190, 90),
-    "G": (26, 112, 52),
+    "_": (36, 40, 56),
+    "w": (136, 144, 160),
+    "W": (100, 106, 122),
+    "m": (214, 70, 190),
+    "M": (130, 44, 120),
+    "y": (250, 220, 50),
+    "o": (206, 104, 36),
+    "O": (140, 66, 20),
+    "p": (240, 246, 255),
+    "g": (60, 200, 90),
+    "G": (28, 120, 54),
 }
 _BARE = "________"
 PICTURES = (
     (_BARE,) * 8,
     ("wwwwwwwW",) * 7 + ("WWWWWWWW",),
-    (_BARE, "___rr___", "__rrrr__", "_rrrrrr_", "_rrrrrr_", "__rrrr__", "___rr___", _BARE),
+    ("_MMMMMM_", *("MmmmmmmM",) * 6, "_MMMMMM_"),
     (_BARE, "__yyyy__", *("_yyyyyy_",) * 4, "__yyyy__", _BARE),
-    (_BARE, "_OOOOOO_", *("_OooooO_",) * 4, "_OOOOOO_", _BARE),
-    ("rr____rr", "r_yyyy_r", *("_yyyyyy_",) * 4, "r_yyyy_r", "rr____rr"),
-    (_BARE, "_GGGGGG_", *("_GggggG_",) * 4, "_GGGGGG_", _BARE),
+    ("OOOOOOOO", *("OooooooO",) * 6, "OOOOOOOO"),
+    ("MM____MM", "M_pppp_M", *("_pppppp_",) * 4, "M_pppp_M", "MM____MM"),
+    ("GGGGGGGG", *("GggggggG",) * 6, "GGGGGGGG"),
 )
 TILES = np.array(
     [[[COLOURS[letter] for letter in row] for row in picture] for picture in PICTURES], np.uint8

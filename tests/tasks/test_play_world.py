@@ -144,7 +144,7 @@ def test_episodes_come_from_their_seed_and_obey_the_rules() -> None:
     pushed = np.mean([(np.isin(a, (4, 6)) != np.isin(b, (4, 6))).any() for a, b in pairs])
     assert {action for episode in episodes for action in episode.actions} == set(ACTIONS)
     assert 0.15 < still < 0.5
-    assert pushed > 0.1
+    assert pushed > 0.08
 
 
 def test_an_episode_goes_on_where_no_box_can_be_pushed() -> None:
