@@ -13,7 +13,7 @@ from ringworld.cli.verbs import VERBS
 from ringworld.fetch import ASSETS
 from ringworld.recipes.codec import nano_codec, shapes_codec
 from ringworld.recipes.nano import demo, nano_base, nano_world, reach_theta
-from ringworld.recipes.play import nano_play, play_codec
+from ringworld.recipes.play import PLAY_VQGAN, nano_play, play_codec
 from ringworld.recipes.recipe import Recipe
 from ringworld.recipes.registry import RECIPES, TEMPLATES
 from ringworld.train.model_stage import ModelStage
@@ -159,9 +159,9 @@ def test_the_codec_of_shapes_is_that_of_the_training_page() -> None:
 
 
 def test_the_codec_of_the_small_world_is_that_of_the_training_page() -> None:
-    recipe, (stage,) = play_codec().data, play_codec().stages
+    recipe, (stage, merged) = play_codec().data, play_codec().stages
     cells = [
-        str(stage.model.codebook),
+        f"{stage.model.codebook} -> {PLAY_VQGAN.codebook}",
         str(recipe.batch),
         f"{recipe.scattered:g}",
         str(stage.training.steps),
@@ -169,6 +169,7 @@ def test_the_codec_of_the_small_world_is_that_of_the_training_page() -> None:
         str(stage.training.warmup),
         str(stage.training.soften),
         f"{stage.training.dead:g}",
+        str(merged.levels),
         f"{stage.training.worst:g}",
         str(stage.training.seed),
     ]

@@ -79,7 +79,7 @@ class Playing:
 
     model: Positional[Path] = Path("nano-play")
     """a model of the world: its folder, or the name of the one that ships"""
-    episodes: int = 200
+    episodes: int = 100
     """levels that no training saw, each with actions of its own"""
     steps: int = 30
     """actions of an episode"""

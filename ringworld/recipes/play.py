@@ -5,11 +5,12 @@ nano_play    the shipped model of the world, from fresh weights
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from ringworld.data.example import Example
 from ringworld.data.packing.rows import check_shares
@@ -17,6 +18,7 @@ from ringworld.data.samples import write_arrays
 from ringworld.distributed import first_goes_first
 from ringworld.errors import InputError
 from ringworld.media.codec import Codec
+from ringworld.mesh import on_a_mesh
 from ringworld.models.llama import Llama
 from ringworld.models.vqgan import VQGAN
 from ringworld.models.world import World
@@ -43,9 +45,11 @@ from ringworld.train.fresh_model import FreshModel
 from ringworld.train.loop import Loop
 from ringworld.train.model_stage import ModelData, ModelStage
 from ringworld.train.optimizer import Muon
+from ringworld.train.stage import Stage
 from ringworld.vocab import Vocabulary
 from ringworld.weights.codecs import load_codec
 from ringworld.weights.file_names import CODEC
+from ringworld.weights.folder import save_folder
 from ringworld.weights.open import open_model
 from ringworld.weights.shipped import NANO_PLAY
 
@@ -55,9 +59,10 @@ PLAY_VQGAN = VQGAN(
     multipliers=(1, 2, 4, 4),
     blocks=1,
     groups=4,
-    codebook=16,
+    codebook=len(TILES),
     width=16,
 )
+LEARNED_CODES = 16  # of the codec before those of a tile are merged
 PLAY = "play"  # the one source of the episodes
 SHOWN_LEVELS = 80  # pictures that a codec is measured on
 SHOWN_SEED = 99
@@ -82,7 +87,7 @@ PLAY_SIZES = World(
         eos=2,
         codes=PLAY_VQGAN.codebook,
         codes_per_frame=SIDE**2,
-        vision_rows=PLAY_VQGAN.codebook + 8,
+        vision_rows=16,
     ),
     tied=True,
 )
@@ -206,18 +211,74 @@ def encode_episodes(codec: Codec, played: Sequence[Episode]) -> Int[np.ndarray, 
     return np.concatenate(codes).reshape(len(played), -1, codec.config.side**2)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MergedCodes(Stage[PlayPictures]):
+    """The codec of the stage before, with one code for each tile, whose number is the tile's.
+
+    A code stands for the tile that it is most often found at in levels; those of one tile become
+    their mean, each as heavy as it is frequent.
+    """
+
+    levels: int
+    """how many levels are looked at"""
+    seed: int
+    """draws them"""
+
+    def check(self, data: PlayPictures, source: Path | None, folder: Path) -> None:
+        """Raise InputError when there is nothing to look at."""
+        if self.levels < 1:
+            raise InputError(f"levels is {self.levels}: use 1 or more", setting="levels")
+
+    def kept(self, folder: Path) -> bool:
+        """Whether the codec is there."""
+        return (folder / self.name / CODEC).exists()
+
+    @on_a_mesh
+    def run(
+        self, data: PlayPictures, source: Path | None, folder: Path, announce: Announce
+    ) -> Path:
+        """Write the codec, unless it is there; returns its path.
+
+        Raises InputError when there is a tile that no code stands for.
+        """
+        done = folder / self.name / CODEC
+        if done.exists() or source is None:
+            return done
+        rng = np.random.default_rng(self.seed)
+        levels = np.stack([draw_start(rng, held_out=False) for _ in range(self.levels)])
+        merged = merge_codes(load_codec(source), levels)
+        save_folder(done, "vqgan", merged.config, merged.weights, jnp.bfloat16)
+        return done
+
+
+def merge_codes(codec: Codec, levels: UInt8[np.ndarray, "N 8 8"]) -> Codec:
+    """The codec with a code for each tile. Raises InputError when a tile has no code of its own."""
+    codes = codec.encode(np.stack([draw_level(level) for level in levels]))
+    found = np.zeros((codec.config.codebook, len(TILES)))
+    np.add.at(found, (codes.reshape(-1), levels.reshape(-1)), 1)
+    means = found.sum(1)[:, None] * (found.argmax(1)[:, None] == np.arange(len(TILES)))
+    if not (total := means.sum(0)).all():
+        raise InputError("a tile has no code of its own: train the codec for more steps")
+    book = np.asarray(codec.weights.codebook, np.float32)
+    return Codec(
+        replace(codec.config, codebook=len(TILES)),
+        replace(codec.weights, codebook=jnp.asarray((means / total).T @ book)),
+    )
+
+
 def play_codec() -> Recipe:
-    """The codec of the shipped model of the small world."""
+    """The codec of the shipped model of the small world: one code for each tile."""
     return Recipe(
         name="play-codec",
         stages=(
             CodecStage(
                 name="codec",
-                model=PLAY_VQGAN,
+                model=replace(PLAY_VQGAN, codebook=LEARNED_CODES),
                 training=CodecTraining(
                     steps=900, warmup=50, learning_rate=3e-3, worst=0.01, dead=0.3, soften=150
                 ),
             ),
+            MergedCodes(name="merged", levels=400, seed=0),
         ),
         data=PlayPictures(batch=8, seed=0, scattered=0.8),
     )
@@ -234,7 +295,7 @@ def nano_play() -> Recipe:
                 context=CONTEXT,
                 rope_theta=PLAY_SIZES.llama.rope_theta,
                 batch=8,
-                loop=Loop(steps=1000, save_every=50),
+                loop=Loop(steps=320, save_every=40),
                 optimizer=Muon(
                     schedule="cosine",
                     peak_lr=2e-3,

@@ -14,15 +14,21 @@ from ringworld.recipes.play import (
     CONTEXT,
     FRAMES,
     PLAY_SIZES,
+    PLAY_VQGAN,
     PlayEpisodes,
     PlayPictures,
+    merge_codes,
     nano_play,
-    play_codec,
-    scatter,
 )
 from ringworld.tasks.play_form import action_ids, episode_tokens
 from ringworld.tasks.play_policies import draw_episodes
-from ringworld.tasks.play_world import TILES, draw_level, is_held_out, read_level, sample_level
+from ringworld.tasks.play_world import (
+    TILES,
+    draw_level,
+    is_held_out,
+    read_level,
+    sample_level,
+)
 from ringworld.text.load import load_tokenizer
 from ringworld.train.model_stage import ModelStage
 from ringworld.weights.codecs import load_codec
@@ -44,17 +50,36 @@ def stage() -> ModelStage:
 
 def test_the_shipped_model_is_that_of_its_recipe() -> None:
     assert open_model(NANO_PLAY).config == PLAY_SIZES
-    assert load_codec(NANO_PLAY / "codec").config == play_codec().stages[0].model
+    assert load_codec(NANO_PLAY / "codec").config == PLAY_VQGAN
     assert episode_tokens(FRAMES, PLAY_SIZES.vocabulary) <= CONTEXT + 1
 
 
-def test_the_codec_keeps_every_cell_of_levels_that_it_has_not_seen() -> None:
+def test_the_codec_has_one_code_for_each_tile_and_keeps_every_cell() -> None:
     codec, rng = load_codec(NANO_PLAY / "codec"), np.random.default_rng(8)
     levels = [sample_level(rng) for _ in range(100)]
-    levels += [scatter(rng, level, 0.3) for level in levels[:28]]
-    frames = codec.decode(codec.encode(np.stack([draw_level(level) for level in levels])))
+    codes = codec.encode(np.stack([draw_level(level) for level in levels]))
+    assert np.array_equal(codes.reshape(-1, 8, 8), levels)
+    frames = codec.decode(codes)
     for frame, level in zip(frames, levels, strict=True):
         assert np.array_equal(read_level(frame), level)
+
+
+def test_codes_of_one_tile_become_their_mean() -> None:
+    codec, rng = load_codec(NANO_PLAY / "codec"), np.random.default_rng(8)
+    levels = np.stack([sample_level(rng) for _ in range(64)])
+    book = np.asarray(codec.weights.codebook)
+    # The codes in another order, the first one twice, a little apart, and one that is far away.
+    order = [3, 1, 0, 6, 2, 5, 4, 0]
+    more = np.concatenate([book[order], 100 + book[:1]]).astype(np.float32)
+    more[2] += 1e-3
+    more[7] -= 1e-3
+    config = replace(codec.config, codebook=len(more))
+    split = replace(codec, config=config, weights=replace(codec.weights, codebook=more))
+    merged = merge_codes(split, levels)
+    assert merged.config == PLAY_VQGAN
+    assert np.allclose(merged.weights.codebook, book, atol=2e-3)
+    with pytest.raises(InputError, match="no code of its own"):
+        merge_codes(codec, np.zeros((4, 8, 8), np.uint8))
 
 
 def test_pictures_come_from_the_seed_and_show_every_tile(tmp_path: Path) -> None:
@@ -108,7 +133,7 @@ def test_what_cannot_be_trained_is_refused() -> None:
 @pytest.mark.slow
 def test_a_short_run_learns_what_actions_do(tmp_path: Path) -> None:
     recipe, whole = nano_play(), stage()
-    short = replace(whole, loop=replace(whole.loop, steps=150))
+    short = replace(whole, loop=replace(whole.loop, steps=120))
     recipe = replace(
         recipe,
         stages=(recipe.stages[0], short),
