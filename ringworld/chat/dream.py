@@ -13,9 +13,9 @@ from ringworld.mesh import on_one_device
 from ringworld.models.vqgan import VQGAN, VQGANWeights, decode
 from ringworld.tasks.play_form import action_ids, episode_opening
 from ringworld.tasks.play_world import (
-    SIDE,
-    TILE,
-    Level,
+    CELLS,
+    TILE_SIDE,
+    PlayLevel,
     draw_level,
     draw_start,
     read_level,
@@ -40,10 +40,10 @@ class Dream:
         self._model, self._ids = model, action_ids(model.tokenizer)
         opening = episode_opening(model.tokenizer)
         self._writer = FrameWriter(model.sharded_weights(), model.config, opening)
-        self.frame = np.zeros((SIDE * TILE, SIDE * TILE, 3), np.uint8)
+        self.frame = np.zeros((CELLS * TILE_SIDE, CELLS * TILE_SIDE, 3), np.uint8)
 
     @on_one_device
-    def reset(self, level: Level) -> UInt8[np.ndarray, "64 64 3"]:
+    def reset(self, level: PlayLevel) -> UInt8[np.ndarray, "64 64 3"]:
         """Begin with a level; returns how the codec shows it."""
         codes = self._model.codec.encode(draw_level(level)[None])[0]
         self._writer.begin(codes)
@@ -57,13 +57,15 @@ class Dream:
         return self._show(self._writer.write(self._ids[action]))
 
     @property
-    def level(self) -> Level:
+    def level(self) -> PlayLevel:
         """What the frame shows, cell by cell."""
         return read_level(self.frame)
 
     def _show(self, codes: Int[np.ndarray, "Q"]) -> UInt8[np.ndarray, "64 64 3"]:
         codec = self._model.codec
-        pixels = _decode_frame(codec.weights, jnp.asarray(codes.reshape(SIDE, SIDE)), codec.config)
+        pixels = _decode_frame(
+            codec.weights, jnp.asarray(codes.reshape(CELLS, CELLS)), codec.config
+        )
         self.frame = np.rint((np.asarray(pixels) + 1) * 127.5).astype(np.uint8)
         return self.frame
 
@@ -79,7 +81,10 @@ def _decode_frame(
 def check_world(model: Model) -> None:
     """Raise InputError when a model is none of the small world: its codec loses the tiles."""
     codec = model.codec_or_none
-    if codec is not None and (codec.config.size, codec.config.side) == (SIDE * TILE, SIDE):
+    if codec is not None and (codec.config.size, codec.config.side) == (
+        CELLS * TILE_SIDE,
+        CELLS,
+    ):
         rng = np.random.default_rng(TRIED_SEED)
         levels = np.stack([draw_start(rng, held_out=True) for _ in range(TRIED)])
         frames = codec.decode(codec.encode(np.stack([draw_level(level) for level in levels])))

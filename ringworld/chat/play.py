@@ -30,7 +30,7 @@ from ringworld.mesh import local_mesh
 from ringworld.progress import Announce
 from ringworld.tasks.play_world import (
     ACTIONS,
-    Level,
+    PlayLevel,
     count_goals,
     draw_level,
     draw_start,
@@ -39,7 +39,7 @@ from ringworld.tasks.play_world import (
 from ringworld.weights.model import load_model
 
 UPPER_HALF = "\u2580"
-GAP = 4  # pixels between the dream and the truth
+TRUTH_GAP = 4  # pixels between the dream and the truth
 GROUND = 16  # the grey of the gap
 KEYS = "arrows move, space stays, n is the next level, q leaves"
 STAY, NEXT, LEAVE = " ", "n", ("q", "", "\x1b", "\x04")
@@ -58,7 +58,7 @@ class Game:
     dream: Dream
     with_truth: bool
     seed: int
-    truth: Level = field(init=False)
+    truth: PlayLevel = field(init=False)
     compared: int = 0
     wrong: int = 0
     seconds: float = 0.0
@@ -85,7 +85,7 @@ class Game:
         """The dream, and the truth to its right if that is asked for."""
         if not self.with_truth:
             return self.dream.frame
-        gap = np.full((len(self.dream.frame), GAP, 3), GROUND, np.uint8)
+        gap = np.full((len(self.dream.frame), TRUTH_GAP, 3), GROUND, np.uint8)
         return np.concatenate([self.dream.frame, gap, draw_level(self.truth)], axis=1)
 
     def status(self) -> str:
@@ -153,7 +153,7 @@ def play_keys(game: Game, console: Console, next_key: Callable[[], str]) -> None
         held.enter_context(single_keys())
         view = held.enter_context(Live(console=console, screen=True, auto_refresh=False))
         while True:
-            picture = fit(game.picture(), console.size.width, 2 * (console.size.height - 2))
+            picture = thin_out(game.picture(), console.size.width, 2 * (console.size.height - 2))
             view.update(Group(HalfBlocks(picture), Text(game.status()), Text(KEYS)), refresh=True)
             key = next_key()
             if key in LEAVE:
@@ -164,7 +164,7 @@ def play_keys(game: Game, console: Console, next_key: Callable[[], str]) -> None
                 game.move("stay" if key == STAY else key)
 
 
-def fit(picture: Picture, columns: int, rows: int) -> Picture:
+def thin_out(picture: Picture, columns: int, rows: int) -> UInt8[np.ndarray, "y x 3"]:
     """The picture, or every second, third, ... pixel of it, as many as columns and rows show."""
     high, wide, _ = picture.shape
     every = max(1, -(-wide // columns), -(-high // rows))

@@ -32,10 +32,10 @@ from ringworld.tasks.play_form import action_ids, episode_example, episode_token
 from ringworld.tasks.play_policies import Episode, draw_episodes
 from ringworld.tasks.play_world import (
     ACTIONS,
-    SIDE,
-    TILE,
+    CELLS,
+    TILE_SIDE,
     TILES,
-    Level,
+    PlayLevel,
     draw_level,
     draw_start,
 )
@@ -54,7 +54,7 @@ from ringworld.weights.open import open_model
 from ringworld.weights.shipped import NANO_PLAY
 
 PLAY_VQGAN = VQGAN(
-    size=SIDE * TILE,
+    size=CELLS * TILE_SIDE,
     channels=8,
     multipliers=(1, 2, 4, 4),
     blocks=1,
@@ -86,7 +86,7 @@ PLAY_SIZES = World(
         bos=1,
         eos=2,
         codes=PLAY_VQGAN.codebook,
-        codes_per_frame=SIDE**2,
+        codes_per_frame=CELLS**2,
         vision_rows=16,
     ),
     tied=True,
@@ -113,10 +113,10 @@ class PlayPictures(PictureData):
 
     def check(self, size: int, cache: Path) -> None:
         """Raise InputError when the codec is of another size than the world's frames."""
-        if size != SIDE * TILE:
+        if size != CELLS * TILE_SIDE:
             raise InputError(
-                f"the codec is of {size} pixels and the world's frames are of {SIDE * TILE}: set "
-                "the stage's model.size to this"
+                f"the codec is of {size} pixels and the world's frames are of {CELLS * TILE_SIDE}: "
+                "set the stage's model.size to this"
             )
 
     def open(self, size: int, cache: Path, announce: Announce) -> CodecData:
@@ -133,7 +133,7 @@ class PlayPictures(PictureData):
         return CodecData(batch, {"held-out levels": np.stack(unseen)})
 
 
-def scatter(rng: np.random.Generator, level: Level, most: float) -> Level:
+def scatter(rng: np.random.Generator, level: PlayLevel, most: float) -> PlayLevel:
     """The level with any tile in some of its cells: a share of them from 0 to `most`."""
     chosen = rng.random(level.shape) < rng.uniform(0.0, most)
     return np.where(chosen, rng.integers(len(TILES), size=level.shape, dtype=np.uint8), level)

@@ -15,7 +15,7 @@ from ringworld.tasks.play_world import (
     FLOOR,
     GOAL,
     WALL,
-    Level,
+    PlayLevel,
     draw_start,
     find_path,
     find_player,
@@ -37,7 +37,7 @@ class Episode:
     actions: tuple[str, ...]
 
 
-def play_episode(rng: np.random.Generator, start: Level, steps: int) -> Episode:
+def play_episode(rng: np.random.Generator, start: PlayLevel, steps: int) -> Episode:
     """The start and what so many actions make of it."""
     levels, actions, wild = [start], list[str](), float(rng.uniform(0.0, WILDEST))
     aim: Push | None = None
@@ -73,7 +73,7 @@ class Push:
         down, right = ACTIONS[self.action]
         return self.stand[0] + cells * down, self.stand[1] + cells * right
 
-    def works(self, level: Level) -> bool:
+    def works(self, level: PlayLevel) -> bool:
         """Whether the box is there, can move, and the player can come to push it."""
         there = level[self.stand] not in (WALL, *BOXES) and level[self.box] in BOXES
         if not there or level[self._ahead(2)] not in (FLOOR, GOAL):
@@ -81,7 +81,7 @@ class Push:
         return find_player(level) == self.stand or bool(find_path(level, self.stand))
 
 
-def _choose_push(rng: np.random.Generator, level: Level) -> Push | None:
+def _choose_push(rng: np.random.Generator, level: PlayLevel) -> Push | None:
     """One of the pushes that work, None where none does."""
     found = []
     for row, column in np.argwhere(np.isin(level, BOXES)).tolist():

@@ -23,7 +23,7 @@ from rich.console import Console
 from ringworld.chat import play as play_module
 from ringworld.chat.arrow_keys import read_key, single_keys
 from ringworld.chat.dream import Dream
-from ringworld.chat.play import Game, HalfBlocks, fit, parse_actions, play, play_keys
+from ringworld.chat.play import Game, HalfBlocks, parse_actions, play, play_keys, thin_out
 from ringworld.chat.play_config import PlayRequest
 from ringworld.errors import BadFileError, InputError
 from ringworld.tasks.play_world import draw_level, draw_start, read_level, step
@@ -59,7 +59,8 @@ def test_given_actions_are_played_counted_and_recorded(tmp_path: Path) -> None:
     assert told[-1].startswith("10 frames, ")
     assert re.search(r" a second; \d+ of 10 frames differ from the truth$", told[-1])
     with Image.open(film) as opened:
-        assert (opened.size, opened.n_frames) == ((2 * (64 + 4 + 64), 128), 11)
+        assert opened.size == (2 * (64 + 4 + 64), 128)
+        assert 2 <= opened.n_frames <= 11  # frames that are alike are one
         first = np.asarray(opened.convert("RGB"))
     truth = draw_level(draw_start(np.random.default_rng(3), held_out=True))
     assert np.abs(first[::2, 136::2].astype(int) - truth).max() < 40  # a GIF has 256 colours
@@ -89,15 +90,15 @@ def test_a_picture_is_drawn_as_half_blocks_of_its_colours() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, color_system="truecolor", width=20)
     console.print(HalfBlocks(picture))
     assert console.file.getvalue() == (
-        "\x1b[38;2;1;2;3;48;2;4;5;6m▀\x1b[0m\n\x1b[38;2;7;8;9;48;2;7;8;9m▀\x1b[0m\n\n"
+        "\x1b[38;2;1;2;3;48;2;4;5;6m▀\x1b[0m\n\x1b[38;2;7;8;9;48;2;7;8;9m▀\x1b[0m\n"
     )
 
 
 def test_a_picture_is_thinned_until_it_fits_the_terminal() -> None:
     picture = np.zeros((64, 132, 3), np.uint8)
-    assert fit(picture, 140, 70).shape == (64, 132, 3)
-    assert fit(picture, 80, 44).shape == (32, 66, 3)
-    assert fit(picture, 50, 200).shape[1] <= 50
+    assert thin_out(picture, 140, 70).shape == (64, 132, 3)
+    assert thin_out(picture, 80, 44).shape == (32, 66, 3)
+    assert thin_out(picture, 50, 200).shape[1] <= 50
 
 
 # ---- keys

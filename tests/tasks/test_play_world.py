@@ -8,10 +8,10 @@ from ringworld.tasks.play_policies import draw_episodes, play_episode
 from ringworld.tasks.play_world import (
     ACTIONS,
     BOX,
+    CELLS,
     LETTERS,
-    SIDE,
     TILES,
-    Level,
+    PlayLevel,
     count_goals,
     draw_level,
     draw_start,
@@ -28,10 +28,10 @@ from ringworld.tasks.play_world import (
 )
 
 
-def level(*inside: str) -> Level:
+def level(*inside: str) -> PlayLevel:
     """A level of three rows of six cells at the top, the rest of it empty."""
-    rows = [f"#{row}#" for row in (*inside, *[" " * 6] * (SIDE - 2 - len(inside)))]
-    return parse_level(["#" * SIDE, *rows, "#" * SIDE])
+    rows = [f"#{row}#" for row in (*inside, *[" " * 6] * (CELLS - 2 - len(inside)))]
+    return parse_level(["#" * CELLS, *rows, "#" * CELLS])
 
 
 # Before, action, after: the top rows of the inside.
@@ -80,7 +80,7 @@ def test_a_frame_shows_each_cell_where_it_is() -> None:
 def test_levels_are_read_off_their_frames_also_when_these_are_blurred() -> None:
     rng = np.random.default_rng(0)
     for _ in range(30):
-        true = rng.integers(0, len(LETTERS), (SIDE, SIDE)).astype(np.uint8)
+        true = rng.integers(0, len(LETTERS), (CELLS, CELLS)).astype(np.uint8)
         frame = draw_level(true)
         assert np.array_equal(read_level(frame), true)
         # Half of each pixel from its neighbour below, and noise: what a codec may do at worst.
