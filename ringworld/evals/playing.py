@@ -32,6 +32,7 @@ from ringworld.tasks.play_world import draw_level, possible_actions, read_level
 from ringworld.weights.model import Model, load_model
 
 Levels = UInt8[np.ndarray, "N Z 8 8"]
+Following = UInt8[np.ndarray, "N steps 8 8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +128,7 @@ def read_codes(codec: Codec, codes: Int[np.ndarray, "... Q"], episodes: int) -> 
 
 
 def _count(
-    true: Levels, one: Levels, alone: Levels, played: Sequence[Episode]
+    true: Levels, one: Following, alone: Following, played: Sequence[Episode]
 ) -> dict[str, Proportion]:
     """The figures of what was read of frames after true ones, and after the model's own."""
     before, after = true[:, :-1], true[:, 1:]

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -221,4 +220,3 @@ def test_a_game_without_a_terminal_needs_actions(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(InputError) as refused:
         play(PlayRequest(), print)
     assert refused.value.setting == "actions"
-    assert jax.sharding.get_mesh().empty
