@@ -92,7 +92,7 @@ def continue_scene(
 
 
 def draw_video(wanted: VideoRequest, announce: Announce) -> None:
-    """Draw one clip and write it as .gif or .mp4.
+    """Draw one clip and write it as .gif, .mp4 or .webm.
 
     Raises InputError, before the model is loaded, when the file exists and may not be replaced or
     cannot be written.
@@ -119,7 +119,7 @@ def draw_video(wanted: VideoRequest, announce: Announce) -> None:
 def check_output(path: Path, overwrite: bool) -> None:
     """Raise InputError when a film cannot be written to `path`, before any work is done for it."""
     if path.suffix.lower() not in ANIMATIONS:
-        raise InputError(f"{path.name} must end in .gif or .mp4 to say which kind to write")
+        raise InputError(f"{path.name} must end in .gif, .mp4 or .webm to say which kind to write")
     if path.is_dir():
         raise BadFileError(f"{path} is a folder: name a file")
     if path.exists() and not overwrite:

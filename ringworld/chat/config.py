@@ -78,7 +78,7 @@ class VideoRequest:
     caption: Positional[str]
     """what the clip shows, in words"""
     output: Annotated[Path, arg(aliases=["-o"])]
-    """the file to write: a .gif or .mp4"""
+    """the file to write: a .gif, .mp4 or .webm"""
     overwrite: bool = False
     """replace the file if there is one"""
     frames: int = 6
