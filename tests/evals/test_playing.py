@@ -50,7 +50,7 @@ def test_a_model_that_repeats_the_frame_is_right_where_nothing_moves(
             return self._codes
 
     monkeypatch.setattr(playing, "FrameWriter", Repeats)
-    played = draw_episodes(5, 6, 3, held_out=True)
+    played = draw_episodes(16, 6, 3, held_out=True)
     still = [
         [np.array_equal(a, b) for a, b in zip(each.levels, each.levels[1:], strict=False)]
         for each in played
@@ -59,7 +59,7 @@ def test_a_model_that_repeats_the_frame_is_right_where_nothing_moves(
     blocked = np.array(still) & np.array(moves)
     with jax.set_mesh(local_mesh()):
         found = measure_episodes(model, played)
-    assert found.one_step.right == np.sum(still) and found.one_step.tried == 30
+    assert found.one_step.right == np.sum(still) and found.one_step.tried == 96
     assert found.one_step.chance == pytest.approx(np.mean(still))
     assert found.one_step_nothing_moves.right == found.one_step_nothing_moves.tried
     assert found.one_step_nothing_moves.tried == blocked.sum() > 0
