@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Protocol, runtime_checkable
 
 from tyro.conf import Positional, arg
 
-from ringworld.chat.config import ChatRequest, VideoRequest
+from ringworld.chat.config import ChatRequest, ImageRequest, VideoRequest
 from ringworld.data.questions.config import QA
 from ringworld.errors import UnavailableError
 from ringworld.evals.config import Grid, Perplexity, Shapes
@@ -239,8 +239,19 @@ class Talk(Computes, ChatRequest):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Picture(Computes, ImageRequest):
+    """Draw a still picture from a caption, with classifier-free guidance; a .png."""
+
+    def load(self) -> Action:
+        """Draw."""
+        from ringworld.chat.ask import draw_image
+
+        return lambda announce: draw_image(self, announce)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Video(Computes, VideoRequest):
-    """Draw a clip from a caption, with classifier-free guidance."""
+    """Draw a clip from a caption, with classifier-free guidance; a .gif or .mp4."""
 
     def load(self) -> Action:
         """Draw."""
@@ -336,6 +347,7 @@ VERBS = {
     "eval shapes": Entry(MeasureShapes, "[MODEL]", "clips drawn from words, and the codec"),
     "chat": Entry(Talk, 'MODEL ["QUESTION"]', "talk, about a document, pictures or a film"),
     "serve": Entry(Serve, "[MODEL]", "a model over HTTP as OpenAI's API, and a page"),
+    "generate image": Entry(Picture, 'MODEL "CAPTION" -o F', "a still picture from a caption"),
     "generate video": Entry(Video, 'MODEL "CAPTION" -o F', "a clip from a caption"),
     "convert": Entry(Convert, "SOURCE TARGET", "weights in and out; --add-vision CODEC"),
 }
