@@ -132,7 +132,7 @@ def nano_world() -> Recipe:
                 "clips",
                 1344,
                 6,
-                650,
+                360,
                 1.5e-3,
                 0.0,
                 shares={"pictures": 0.2, "clips": 0.8},
