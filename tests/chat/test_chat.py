@@ -51,15 +51,15 @@ from ringworld.rope import critical_base
 from ringworld.rope_scaling import Llama3, YaRN
 from ringworld.settings import Sampling
 from ringworld.tasks.needle import Needle
-from ringworld.tasks.shape_language import caption, questions
-from ringworld.tasks.shapes import sample_scene
+from ringworld.tasks.shape_language import caption, caption_still, questions
+from ringworld.tasks.shapes import freeze_scene, sample_scene
 from ringworld.text.load import load_tokenizer
-from ringworld.text.template import DESCRIBE, FORMS, IMAGE_PLACEHOLDER
+from ringworld.text.template import DESCRIBE, DESCRIBE_IMAGE, FORMS, IMAGE_PLACEHOLDER
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary
 from ringworld.weights.imported import read_sampling
 from ringworld.weights.model import Model, load_model
-from ringworld.weights.shipped import NANO
+from ringworld.weights.shipped import NANO, NANO_WORLD
 
 WORDS = load_tokenizer(NANO / "tokenizer.json")
 LLAMA = Llama(
@@ -630,6 +630,21 @@ def test_the_shipped_model_says_what_it_knows_in_sentences_it_was_trained_on() -
     assert unknown <= {"a red circle moves left and a blue square stays still"}
     page = (Path(__file__).parents[2] / "docs" / "chat.md").read_text()
     assert all(sentence in page for sentence in listed)
+
+
+def test_nano_world_says_what_it_knows_in_sentences_it_was_trained_on() -> None:
+    about = (NANO_WORLD / "about.txt").read_text()
+    scenes = [sample_scene(np.random.default_rng(i)) for i in range(4000)]
+    stills = [freeze_scene(scene, 0, frames=1) for scene in scenes]
+    known = {asked for scene in scenes for asked, _ in questions(scene)}
+    known |= {DESCRIBE, DESCRIBE_IMAGE, *map(caption, scenes), *map(caption_still, stills)}
+    known |= {caption(still, motion=False) for still in stills}
+    listed = re.findall(r"^  (.+)$", about, re.M) + re.findall(r'"([^"]+)"', about)
+    assert len(listed) > 10
+    assert set(listed) - known <= {
+        "a red circle at the top left and a blue square in the middle",
+        "a red circle moves left and a blue square stays still",
+    }
 
 
 # ---- clips and pictures
