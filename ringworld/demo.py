@@ -59,7 +59,7 @@ from ringworld.train.metrics import METRICS_NAME as METRICS
 from ringworld.train.model_stage import ModelStage
 from ringworld.train.stage import MODEL
 from ringworld.weights.model import Model, load_model
-from ringworld.weights.open import open_model
+from ringworld.weights.open import hash_model, open_model
 from ringworld.weights.shipped import NANO
 
 RING = 8
@@ -101,13 +101,13 @@ def run_demo(folder: Path, announce: Announce) -> Path:
     with clock.timed("needles before"):
         config = base.config.at(NEEDLE_GRID.lengths[-1], base.config.llama.rope_theta)
         untrained = replace(base, config=config)
-        before = find_needles(untrained, shelf, folder / "needle-before.json", announce)
+        before = find_needles(untrained, NANO, shelf, folder / "needle-before.json", announce)
     with clock.timed("training"):
         trained = recipe.run(folder, announce)
     with jax.set_mesh(make_mesh(seq=RING)):
         model = load_model(trained)
     with clock.timed("needles after"):
-        after = find_needles(model, shelf, folder / "needle-after.json", announce)
+        after = find_needles(model, trained, shelf, folder / "needle-after.json", announce)
     with clock.timed("examples"), jax.set_mesh(make_mesh(seq=RING)):
         announce("answering questions about clips, drawing clips and continuing a scene")
         answers = answer_about_clips(model)
@@ -162,8 +162,10 @@ def reconstruct_film(film: SampleFilm, model: Model) -> FilmReconstruction:
     )
 
 
-def find_needles(model: Model, shelf: Shelf, results: Path, announce: Announce) -> list[Trial]:
-    """The needle test of a model over the ring; kept in `results`."""
+def find_needles(
+    model: Model, place: Path, shelf: Shelf, results: Path, announce: Announce
+) -> list[Trial]:
+    """The needle test of a model, which lies at `place`, over the ring; kept in `results`."""
     with jax.set_mesh(make_mesh(seq=RING)):
         return run_needle(
             model.sharded_weights(),
@@ -173,6 +175,7 @@ def find_needles(model: Model, shelf: Shelf, results: Path, announce: Announce) 
             NEEDLE_GRID,
             results,
             announce,
+            of={"model": hash_model(place)},
         )
 
 

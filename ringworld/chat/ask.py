@@ -115,7 +115,7 @@ def continue_scene(
 
 
 def draw_video(wanted: VideoRequest, announce: Announce) -> None:
-    """Draw one clip and write it as .gif or .mp4.
+    """Draw one clip and write it as .gif, .mp4 or .webm.
 
     Raises InputError, before the model is loaded, when the file exists and may not be replaced or
     cannot be written.
@@ -165,7 +165,8 @@ def load_announced(wanted: DrawingRequest, announce: Announce) -> Model:
 def check_output(path: Path, endings: Collection[str], overwrite: bool) -> None:
     """Raise InputError when no such file can be written to `path`, before any work for it."""
     if path.suffix.lower() not in endings:
-        kinds = " or ".join(endings)
+        *some, last = endings
+        kinds = f"{', '.join(some)} or {last}" if some else last
         raise InputError(f"{path.name} must end in {kinds} to say which kind to write")
     if path.is_dir():
         raise BadFileError(f"{path} is a folder: name a file")

@@ -105,7 +105,7 @@ class ImageRequest(DrawingRequest):
 
 @dataclass(frozen=True, kw_only=True)
 class VideoRequest(DrawingRequest):
-    """A clip to draw from a caption, with classifier-free guidance; a .gif or .mp4."""
+    """A clip to draw from a caption, with classifier-free guidance; a .gif, .mp4 or .webm."""
 
     frames: int = 6
     """frames to draw"""

@@ -190,13 +190,27 @@ class MeasureNeedles(Computes):
         from ringworld.evals.measure import measure_needles
         from ringworld.mesh import make_mesh
         from ringworld.weights.model import load_model
+        from ringworld.weights.open import hash_model
 
         def work(announce: Callable[[str], None]) -> None:
             with jax.set_mesh(make_mesh(**asdict(self.mesh))):
                 model = load_model(self.model, self.weights.dtype, self.weights.adapter)
-            named, grid, rules = self.model.name, self.grid, self.rules
+            adapter = self.weights.adapter
+            of = {
+                "model": hash_model(self.model),
+                "dtype": self.weights.dtype,
+                "adapter": None if adapter is None else hash_model(adapter),
+            }
             measure_needles(
-                model, named, grid, self.mesh, self.folder, announce, rules, int8=self.int8
+                model,
+                self.model.name,
+                self.grid,
+                self.mesh,
+                self.folder,
+                announce,
+                self.rules,
+                of=of,
+                int8=self.int8,
             )
 
         return work
@@ -251,7 +265,7 @@ class Picture(Computes, ImageRequest):
 
 @dataclass(frozen=True, kw_only=True)
 class Video(Computes, VideoRequest):
-    """Draw a clip from a caption, with classifier-free guidance; a .gif or .mp4."""
+    """Draw a clip from a caption, with classifier-free guidance; a .gif, .mp4 or .webm."""
 
     def load(self) -> Action:
         """Draw."""

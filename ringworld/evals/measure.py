@@ -1,6 +1,6 @@
 """Needle accuracy of a model folder, as numbers and as a picture."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,13 +28,15 @@ def measure_needles(
     announce: Announce,
     rules: Sequence[Extension],
     *,
+    of: Mapping[str, object],
     int8: bool = False,
 ) -> None:
     """Needle accuracy of a model: `needle.json` and the picture `needle.png` in `out`.
 
-    `named` is what the picture calls the model, and `int8` how keys and values are kept. Haystacks
-    are the held-out books. Lengths beyond the model's context are read by each of the rules. Raises
-    InputError when a prompt does not fit a length.
+    `named` is what the picture calls the model, `of` says which weights it has, and `int8` how keys
+    and values are kept. Haystacks are the held-out books. Lengths beyond the model's context are
+    read by each of the rules. Raises InputError when a prompt does not fit a length, or the folder
+    has results of something else.
     """
     with jax.set_mesh(make_mesh(**asdict(mesh))):
         own, words = model.chat_template, model.tokenizer
@@ -49,6 +51,7 @@ def measure_needles(
             grid,
             out / "needle.json",
             announce,
+            of=of,
             form=form,
             rules=rules,
             int8=int8,

@@ -4,11 +4,11 @@ The words and the scoring are LWM's: the answer is drawn greedily and counts whe
 number. A model with a chat template of its own is asked in that, by the same words: it departs from
 LWM's protocol in what stands around them. The whole prompt with its answer is `length` of the
 model's own tokens. Beyond the model's context its rotary is stretched by a named rule. Results are
-kept after every length, and a run that was stopped goes on.
+kept after every length with what they are of, and a run of the same that was stopped goes on.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -63,17 +63,23 @@ def run_needle(
     results: Path,
     announce: Announce,
     *,
+    of: Mapping[str, object],
     form: Form | None = None,
     rules: Sequence[Extension] = ("plain",),
     int8: bool = False,
 ) -> list[Trial]:
-    """Every trial of the grid, also written to `results` (JSON).
+    """Every trial of the grid, also written to `results` (JSON) with what they are `of`.
+
+    `of` says which weights are measured, in values of JSON; with `int8` and the grid's seed it has
+    to be what a file that is there already says.
 
     `weights` may lie on a mesh that is set. Haystacks are consecutive text of `books`, which the
     model must not have been trained on. Lengths beyond the model's context are tried by each of the
-    rules, on the same prompts. Raises InputError when the books are shorter than a length.
+    rules, on the same prompts. Raises InputError when the books are shorter than a length, or the
+    file has results of something else.
     """
-    trials = read_trials(results)
+    measured = {**of, "int8": int8, "seed": grid.seed}
+    trials = read_trials(results, measured)
     done = {(trial.rule, trial.length, trial.depth, trial.round) for trial in trials}
     pages = np.concatenate(list(books))
     for length in grid.lengths:
@@ -100,7 +106,7 @@ def run_needle(
                 _make_trial(length, depth, turn, needle, tokenizer.decode(ids), rule)
                 for depth, (needle, _), ids in zip(depths, asked, written, strict=True)
             ]
-            _write_trials(results, trials)
+            write_trials(results, trials, measured)
             right = sum(trial.found for trial in trials[-len(depths) :])
             how = f" {rule}" if beyond else ""
             announce(
@@ -141,21 +147,36 @@ def _make_trial(
     return Trial(length, depth, turn, needle.city, needle.number, response, found, rule)
 
 
-def read_trials(path: Path) -> list[Trial]:
-    """The trials kept so far. Raises InputError when the file is not ours."""
+def read_trials(path: Path, measured: Mapping[str, object]) -> list[Trial]:
+    """The trials kept so far. Raises InputError when the file is not ours, or of something else."""
     if not path.exists():
         return []
     try:
-        return [Trial(**trial) for trial in json.loads(path.read_text())["trials"]]
-    except (ValueError, KeyError, TypeError):
+        told = json.loads(path.read_text())
+        trials = [Trial(**trial) for trial in told["trials"]]
+        kept = told.get("measured")
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(
             f"{path} is not a needle result: remove it or use another folder"
         ) from None
+    if not isinstance(kept, dict):
+        raise InputError(
+            f"{path} does not say which model it is of: remove it or use another folder"
+        )
+    others = sorted(name for name in {*kept, *measured} if kept.get(name) != measured.get(name))
+    if others:
+        raise InputError(
+            f"{path} has results of another {' and another '.join(others)}: remove it or use "
+            "another folder"
+        )
+    return trials
 
 
-def _write_trials(path: Path, trials: Iterable[Trial]) -> None:
+def write_trials(path: Path, trials: Iterable[Trial], measured: Mapping[str, object]) -> None:
+    """Keep trials with what they are of."""
+    body = {"measured": measured, "trials": [asdict(trial) for trial in trials]}
     with whole_once(path) as draft:
-        draft.write_text(json.dumps({"trials": [asdict(trial) for trial in trials]}, indent=1))
+        draft.write_text(json.dumps(body, indent=1))
 
 
 def accuracy(

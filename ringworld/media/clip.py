@@ -14,6 +14,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.stream import VideoStream
 from jaxtyping import Float64, UInt8
 from PIL import Image
 
@@ -103,10 +104,10 @@ def frame_shape(size: int, columns: int | None) -> dict[str, int]:
 
 
 def write_animation(path: str | Path, frames: UInt8[np.ndarray, "Z Y X 3"], fps: float) -> None:
-    """Write frames as a looping GIF or an MP4, by the path's suffix, whole or not at all."""
+    """Write frames as a looping GIF, MP4 or WebM, by the path's suffix, whole or not at all."""
     path = Path(path)
     if path.suffix.lower() not in ANIMATIONS:
-        raise InputError(f"{path.name} must end in .gif or .mp4 to say which kind to write.")
+        raise InputError(f"{path.name} must end in .gif, .mp4 or .webm to say which kind to write.")
     if len(frames) == 0 or not 0 < fps < math.inf:
         raise InputError("An animation needs at least one frame and a frame rate above 0.")
     with whole(path) as draft:
@@ -124,15 +125,36 @@ def write_gif(name: str, frames: UInt8[np.ndarray, "Z Y X 3"], fps: float) -> No
 
 def write_mp4(name: str, frames: UInt8[np.ndarray, "Z Y X 3"], fps: float) -> None:
     """An H.264 film (MPEG-4 where the build has no H.264); odd sides are padded by one pixel."""
+    if "libx264" in av.codecs_available:
+        write_film(name, frames, fps, kind="mp4", codec="libx264", options={"crf": "18"})
+    else:
+        write_film(name, frames, fps, kind="mp4", codec="mpeg4", options={})
+
+
+def write_webm(name: str, frames: UInt8[np.ndarray, "Z Y X 3"], fps: float) -> None:
+    """A VP9 film; odd sides are padded by one pixel."""
+    options: dict[str, object] = {"crf": "20", "b": "0", "deadline": "good", "cpu-used": "4"}
+    write_film(name, frames, fps, kind="webm", codec="libvpx-vp9", options=options)
+
+
+def write_film(
+    name: str,
+    frames: UInt8[np.ndarray, "Z Y X 3"],
+    fps: float,
+    *,
+    kind: str,
+    codec: str,
+    options: dict[str, object],
+) -> None:
+    """A film in a container of this kind; odd sides are padded by one pixel."""
     _, high, wide, _ = frames.shape
     frames = np.pad(frames, ((0, 0), (0, high % 2), (0, wide % 2), (0, 0)), mode="edge")
-    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    with av.open(name, "w", format="mp4") as container:
+    with av.open(name, "w", format=kind) as container:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+        assert isinstance(stream, VideoStream), "the codec is one of pictures"
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        if codec == "libx264":
-            stream.options = {"crf": "18"}
+        stream.options = options
         for frame in frames:
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             container.mux(stream.encode(picture))
@@ -140,4 +162,4 @@ def write_mp4(name: str, frames: UInt8[np.ndarray, "Z Y X 3"], fps: float) -> No
 
 
 # The writers of films, by the ending of the file.
-ANIMATIONS = {".gif": write_gif, ".mp4": write_mp4}
+ANIMATIONS = {".gif": write_gif, ".mp4": write_mp4, ".webm": write_webm}

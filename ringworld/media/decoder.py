@@ -56,17 +56,25 @@ IMPORTED_LATE = (TiffImagePlugin, SubtitleStream)  # by the libraries, when it c
 TEXT_LIMIT = 16 << 20  # bytes
 
 
-def confine(*, memory: int, cpu_seconds: int) -> None:
+def confine(*, memory: int, cpu_seconds: int, most_cpu_seconds: int) -> None:
     """Lower this process's limits for good: memory in bytes, processor seconds, nothing opened.
+
+    `allow_processor` may raise those of the processor, to the most.
 
     With no descriptor left to give, `open`, `socket` and `pipe` fail, in every library: what the
     file names, on the disk or on the net, cannot be reached. Nor can anything be written to a file.
     """
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, most_cpu_seconds + 1))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def allow_processor(cpu_seconds: int) -> None:
+    """Let this process compute for so many seconds in all, as far as `confine` has left room."""
+    _, most = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (min(cpu_seconds, most), most))
 
 
 def read_film(film: Film | Animation, ask: dict[str, Any], out: BinaryIO) -> None:
@@ -79,6 +87,7 @@ def read_film(film: Film | Animation, ask: dict[str, Any], out: BinaryIO) -> Non
         bounded = ask["max_frames"] is not None or ask["num_frames"] is not None
         if not bounded and span * Fraction(ask["fps"] or 0) > ask["frames"] + 1:
             raise Fault("frames")
+        allow_processor(ask["cpu_seconds"] + math.ceil(ask["cpu_pace"] * max(span, 0)))
     schedule = make_schedule(film, ask)
     write(out, b"length", math.nan if length is None else float(length))
     for seconds, pixels in sample_frames(film, schedule, ask):
@@ -138,7 +147,8 @@ def main(ask: dict[str, Any]) -> None:
     os.dup2(void, 2)
     av.logging.set_level(None)
     vars(PngImagePlugin).update(MAX_TEXT_CHUNK=TEXT_LIMIT)
-    confine(memory=ask["memory"], cpu_seconds=ask["cpu_seconds"])
+    most = ask["cpu_seconds"] + math.ceil(ask["cpu_pace"] * ask["seconds"])
+    confine(memory=ask["memory"], cpu_seconds=ask["cpu_seconds"], most_cpu_seconds=most)
     try:
         with os.fdopen(0, "rb") as file:
             read_file(file, ask, out)

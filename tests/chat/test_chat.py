@@ -716,7 +716,7 @@ def test_a_clip_that_cannot_be_written_is_refused_before_the_model_is_loaded(
         ask_module.draw_image(
             ImageRequest(model=tmp_path / "none", caption="a", output=tmp_path / "x.png"), print
         )
-    for name, said in (("x.avi", "must end in .gif or .mp4"), ("d.gif", "is a folder")):
+    for name, said in (("x.avi", "must end in .gif, .mp4 or .webm"), ("d.gif", "is a folder")):
         (tmp_path / "d.gif").mkdir(exist_ok=True)
         with pytest.raises(InputError, match=said):
             ask_module.check_output(tmp_path / name, ANIMATIONS, overwrite=True)

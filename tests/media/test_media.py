@@ -3,11 +3,13 @@
 import io
 import math
 import os
+import re
 import signal
 import struct
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
@@ -27,7 +29,7 @@ from ringworld.media.clip import (
     write_animation,
 )
 from ringworld.media.sampling import FrameSampling
-from ringworld.media.sandbox import MediaLimits
+from ringworld.media.sandbox import UNTRUSTED, MediaLimits
 
 SIZE = 32
 
@@ -257,13 +259,64 @@ def test_a_file_of_sound_has_no_pictures(tmp_path):
         ({"pixels": SIDE * SIDE - 1}, "frames of more than 4,095 pixels"),
         ({"frames": 3}, "more than 3 frames"),
         ({"seconds": 1.0}, "lasts longer than 1 s"),
-        ({"timeout": 1e-4}, "takes longer than 0.0001 s"),
+        ({"timeout": 1e-4}, "stood still for 0.0001 s"),
         ({"memory": 64 << 20}, "needs more"),
     ],
 )
 def test_every_limit_is_kept(tmp_path, limits, words):
     path = film(tmp_path / "film.mkv", [k / 10 for k in range(30)])
     assert words in refusal(path, limits=MediaLimits(**limits))
+
+
+def test_a_decoder_that_stands_still_is_given_up(tmp_path, monkeypatch):
+    path = film(tmp_path / "film.mkv", [k / 10 for k in range(30)])
+    start = sandbox.FORK_SERVER.start_decoder
+
+    def start_and_stop(*asked: Any) -> tuple[sandbox.ForkServer, int]:
+        server, process = start(*asked)
+        os.kill(process, signal.SIGSTOP)
+        return server, process
+
+    monkeypatch.setattr(sandbox.FORK_SERVER, "start_decoder", start_and_stop)
+    assert "stood still for 0.5 s" in refusal(path, limits=MediaLimits(timeout=0.5))
+
+
+def test_a_decoder_that_computes_is_waited_for_as_it_does(monkeypatch):
+    """Each look finds it further; time to wait comes of what it has computed since the last."""
+    computed = iter([0.1, 0.25, 0.25])
+    monkeypatch.setattr(sandbox, "count_processor_seconds", lambda process: next(computed))
+    pipe, theirs = os.pipe()
+    server = sandbox.ForkServer.__new__(sandbox.ForkServer)  # of which nothing is asked
+    output = sandbox.DecoderOutput(server, 0, pipe, 0.01)
+    monkeypatch.setattr(sandbox, "SMALLEST_SHARE", 0.2)
+    begun = time.monotonic()
+    assert len(output.read(1)) == 0 and output.diagnose() == "time"
+    assert next(computed, None) is None
+    assert time.monotonic() - begun >= 0.01 + 0.2 * 0.25
+    os.close(pipe)
+    os.close(theirs)
+
+
+def test_what_a_process_computes_is_counted():
+    before, own = sandbox.count_processor_seconds(os.getpid()), time.process_time()
+    while time.process_time() < own + 0.2:
+        pass
+    # The system counts in hundredths, and other threads of the tests may compute too.
+    assert sandbox.count_processor_seconds(os.getpid()) - before >= 0.18
+    assert sandbox.count_processor_seconds(1 << 30) == 0
+
+
+def test_a_longer_part_of_a_film_may_compute_longer(tmp_path):
+    path = film(tmp_path / "film.mp4", [float(k) for k in range(41)])
+    limits = replace(UNTRUSTED, processor=2, pace=0.25, seconds=100.0)
+    for end in (8.0, 20.0):
+        stream = stream_clip(path, FrameSampling(fps=50.0, video_end=end), size=512, limits=limits)
+        next(stream)
+        (decoder,) = decoders()
+        limits_kept = Path(f"/proc/{decoder}/limits").read_text()
+        [kept] = re.findall(r"Max cpu time +(.*?) +seconds", limits_kept)
+        assert kept.split() == [str(2 + int(end / 4)), str(2 + 25 + 1)]
+        stream.close()
 
 
 def test_too_many_frames_are_refused_before_they_are_decoded(tmp_path):
@@ -305,7 +358,7 @@ import importlib.util, os, socket, sys
 spec = importlib.util.spec_from_file_location("forkserver", sys.argv[1])
 forkserver = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(forkserver)
-forkserver.load_decoder().confine(memory=512 << 20, cpu_seconds=5)
+forkserver.load_decoder().confine(memory=512 << 20, cpu_seconds=5, most_cpu_seconds=5)
 deeds = [
     lambda: open("/etc/hostname"),
     lambda: os.open(".", os.O_RDONLY),
@@ -491,7 +544,7 @@ def test_a_picture_comes_through_the_same_door(tmp_path):
         read_image(b"GIF is what this is not", size=SIZE)
 
 
-@pytest.mark.parametrize("name", ["clip.gif", "clip.mp4"])
+@pytest.mark.parametrize("name", ["clip.gif", "clip.mp4", "clip.webm"])
 def test_a_written_animation_reads_back(tmp_path, name):
     frames = np.stack([paint(k, 33) for k in range(6)])
     write_animation(tmp_path / name, frames, 5.0)
@@ -502,7 +555,7 @@ def test_a_written_animation_reads_back(tmp_path, name):
 
 
 def test_an_animation_that_cannot_be_written_leaves_no_file(tmp_path):
-    with pytest.raises(InputError, match=r"must end in \.gif or \.mp4"):
+    with pytest.raises(InputError, match=r"must end in \.gif, \.mp4 or \.webm"):
         write_animation(tmp_path / "clip.png", np.zeros((1, 8, 8, 3), np.uint8), 5.0)
     with pytest.raises(InputError, match="at least one frame"):
         write_animation(tmp_path / "clip.gif", np.zeros((0, 8, 8, 3), np.uint8), 5.0)

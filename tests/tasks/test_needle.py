@@ -23,6 +23,7 @@ from ringworld.weights.shipped import NANO
 # The model is replaced by a reader, which does not look at the weights.
 NOTHING = specs(NANO_SIZES)  # weights that nothing reads
 GRID = Grid(lengths=(256, 512), depths=(0.0, 0.5, 1.0), rounds=2)
+OF = {"model": "abc", "dtype": "float32"}
 
 
 def read_from_prompt(tokenizer, prompt, right: bool) -> list[int]:
@@ -54,7 +55,7 @@ def run(
     monkeypatch.setattr(needle, "write_text", write)
     kept = tmp_path / "needle.json"
     trials = run_needle(
-        NOTHING, NANO_SIZES, tokenizer, books, grid, kept, lambda said: None, form=form
+        NOTHING, NANO_SIZES, tokenizer, books, grid, kept, lambda said: None, form=form, of=OF
     )
     for prompt in asked:
         assert len(prompt) <= max(grid.lengths)
@@ -123,7 +124,16 @@ def test_beyond_the_context_every_rule_is_tried_on_the_same_prompts(
     rules = ("plain", "yarn", "ntk")
     for _ in range(2):  # the second finds everything done
         trials = run_needle(
-            NOTHING, short, words, books, GRID, kept, lambda said: None, rules=rules, int8=True
+            NOTHING,
+            short,
+            words,
+            books,
+            GRID,
+            kept,
+            lambda said: None,
+            rules=rules,
+            int8=True,
+            of=OF,
         )
         assert [trial.rule for trial in trials if trial.length == 512] == [
             rule for rule in rules * 2 for _ in GRID.depths
@@ -137,9 +147,27 @@ def test_beyond_the_context_every_rule_is_tried_on_the_same_prompts(
 
 
 def test_a_file_that_is_no_result_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "needle.json").write_text(json.dumps({"other": 1}))
-    with pytest.raises(InputError, match="not a needle result"):
-        read_trials(tmp_path / "needle.json")
+    for body in ({"other": 1}, [1]):
+        (tmp_path / "needle.json").write_text(json.dumps(body))
+        with pytest.raises(InputError, match="not a needle result"):
+            read_trials(tmp_path / "needle.json", OF)
+
+
+def test_results_of_another_model_or_of_other_settings_are_not_gone_on_from(
+    books, tmp_path, monkeypatch
+) -> None:
+    run(books, tmp_path, GRID, monkeypatch, lambda t, p: [])
+    kept = tmp_path / "needle.json"
+    own = {**OF, "int8": False, "seed": GRID.seed}
+    assert len(read_trials(kept, own)) == 12
+    for name, other in {"model": "abd", "dtype": "int8", "int8": True, "seed": 1}.items():
+        with pytest.raises(InputError, match=f"of another {name}: remove it"):
+            read_trials(kept, own | {name: other})
+    with pytest.raises(InputError, match="another adapter and another model"):
+        read_trials(kept, own | {"model": "x", "adapter": "y"})
+    kept.write_text(json.dumps({"trials": []}))
+    with pytest.raises(InputError, match="which model it is of"):
+        read_trials(kept, own)
 
 
 def test_books_too_short_for_a_haystack_are_refused(books, tmp_path, monkeypatch) -> None:
