@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Protocol, runtime_checkable
 
 from tyro.conf import Positional, arg
 
-from ringworld.chat.config import ChatRequest, VideoRequest
+from ringworld.chat.config import ChatRequest, ImageRequest, VideoRequest
 from ringworld.chat.play_config import PlayRequest
 from ringworld.data.questions.config import QA
 from ringworld.errors import UnavailableError
@@ -278,8 +278,19 @@ class Talk(Computes, ChatRequest):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Picture(Computes, ImageRequest):
+    """Draw a still picture from a caption, with classifier-free guidance; a .png."""
+
+    def load(self) -> Action:
+        """Draw."""
+        from ringworld.chat.ask import draw_image
+
+        return lambda announce: draw_image(self, announce)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Video(Computes, VideoRequest):
-    """Draw a clip from a caption, with classifier-free guidance."""
+    """Draw a clip from a caption, with classifier-free guidance; a .gif, .mp4 or .webm."""
 
     def load(self) -> Action:
         """Draw."""
@@ -377,6 +388,7 @@ VERBS = {
     "play": Entry(Play, "[MODEL]", "a small world that a model dreams, by arrow keys"),
     "chat": Entry(Talk, 'MODEL ["QUESTION"]', "talk, about a document, pictures or a film"),
     "serve": Entry(Serve, "[MODEL]", "a model over HTTP as OpenAI's API, and a page"),
+    "generate image": Entry(Picture, 'MODEL "CAPTION" -o F', "a still picture from a caption"),
     "generate video": Entry(Video, 'MODEL "CAPTION" -o F', "a clip from a caption"),
     "convert": Entry(Convert, "SOURCE TARGET", "weights in and out; --add-vision CODEC"),
 }

@@ -48,7 +48,7 @@ class Perplexity:
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """Clips of moving shapes: drawn from words, asked about, and through the codec alone."""
+    """Pictures and clips of shapes: drawn from words, asked about, and through the codec alone."""
 
     model: Positional[Path] = Path("nano")
     """a world model's folder, the name of one that ships, or the folder of a codec alone"""
@@ -62,7 +62,7 @@ class Shapes:
         default_factory=lambda: Sampling(temperature=1.0)
     )
     folder: Path = Path("runs/shapes")
-    """where shapes.json and shapes.png are written"""
+    """where shapes.json, pictures.png and shapes.png are written"""
     weights: Annotated[WeightOptions, arg(name="")] = WeightOptions()
     mesh: MeshShape = field(default_factory=MeshShape)
 
