@@ -99,9 +99,14 @@ class Param:
         fan_in = math.prod(self.shape[axis] for axis in self.inputs)
         a, b = self._select([*layers, *self.inputs]), self.without_inputs()
         at = len(layers)
+        summed = tuple(range(-1 - len(self.inputs), -1))
         return (
-            dense((*a.shape, rank), (*a.axes, None), fan_in=fan_in),
-            Param((*b.shape[:at], rank, *b.shape[at:]), (*b.axes[:at], None, *b.axes[at:])),
+            dense((*a.shape, rank), (*a.axes, None), fan_in=fan_in, inputs=summed),
+            Param(
+                (*b.shape[:at], rank, *b.shape[at:]),
+                (*b.axes[:at], None, *b.axes[at:]),
+                inputs=(at - len(b.shape) - 1,),
+            ),
         )
 
     def _select(self, kept: list[int]) -> "Param":

@@ -49,7 +49,7 @@ def test_peers_are_compared_at_the_same_prompt_and_the_book_only_with_itself() -
     found = [
         served("prefill", ours, 1.0, 512),
         served("prefill", theirs, 2.0, 512),
-        served("prefill", ours, 100.0, 32768),
+        served("first", ours, 100.0, 32768),
         served("second", ours, 0.5, 32768),
     ]
     ratios = {aim.claim: aim.ratio for aim in serving.list_aims(found)}

@@ -225,6 +225,9 @@ def test_the_nearest_word_is_proposed_for_a_mistyped_one(
         ("data build spec --out f --engine moon", "use one of local, ray"),
         ("chat model who is late", "the word is is one too many"),
         ("generate video model words -o x.gif --frames 0", "(--frames)"),
+        ("generate image model words -o x.png --scale 0", "(--scale)"),
+        ("generate image nano words -o x.gif", "x.gif must end in .png"),
+        ("generate image model words", "--output is missing"),
         ("demo -x", "there is no option -x"),
     ],
 )

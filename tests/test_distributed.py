@@ -146,6 +146,15 @@ def test_a_model_folder_is_read_and_written_by_its_parts_and_is_that_of_one_proc
         assert one["written"] < 1.05 * whole / ran.count
 
 
+def test_initial_weights_are_made_in_parts_and_are_those_of_one_process(ran: Ran) -> None:
+    made = ran.one / "fresh" / "fresh" / MODEL
+    for file in sorted(path for path in made.rglob("*") if path.is_file()):
+        copied = ran.folder / "alone" / "fresh" / MODEL / file.relative_to(made)
+        assert copied.read_bytes() == file.read_bytes(), file.name
+    for one in ran.found("copy"):
+        assert one["begun"] < 1.05 * one["whole"] / ran.count
+
+
 def test_what_processes_compute_of_a_model_is_what_one_does(ran: Ran) -> None:
     needs(ran, "use")
     wanted = ran.alone["use"]

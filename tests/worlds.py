@@ -158,8 +158,10 @@ def train_until_stopped(folder: Path) -> dict[str, Any]:
 
 
 def copy_model(folder: Path) -> dict[str, Any]:
-    """Read `folder/model` onto the mesh and write it to `folder/copy`; bytes of it on this host."""
-    read, written = Bytes(), Bytes()
+    """Write `folder/model` to `folder/copy`, and fresh weights; bytes of both on this host."""
+    read, written, begun = Bytes(), Bytes(), Bytes()
+    with patch.object(tensors_module, "check_numbers", begun.add):
+        RECIPE.stages[0].run(RECIPE.data, None, folder / "alone", print)
     with jax.set_mesh(make_mesh(**asdict(MESH))):
         opened = open_model(folder / "model")
         rules = Rules(embed=("fsdp", "seq"))
@@ -173,7 +175,8 @@ def copy_model(folder: Path) -> dict[str, Any]:
         for x in paths(weights).values()
         for shard in {str(s.index): s for s in x.addressable_shards}.values()
     )
-    return {"read": read.count, "written": written.count, "whole": whole, "held": held}
+    counts = {"read": read.count, "written": written.count, "begun": begun.count}
+    return counts | {"whole": whole, "held": held}
 
 
 @dataclass

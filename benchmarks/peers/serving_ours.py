@@ -44,17 +44,17 @@ def prepare(asked: dict[str, Any]) -> Prepared:
 
         again()
         return Prepared(again, [])
-    if work == "second":
-        read(1)
-        asking = iter(range(1, REPEATS + 1))
+    if work == "book":
 
-        def ask() -> None:
-            words = np.random.default_rng(next(asking)).integers(3, 49152, QUESTION)
-            ids = np.concatenate([prompts[0].tokens, words])
+        def ask(start: int, seed: int) -> None:
+            words = np.random.default_rng(seed).integers(3, 49152, QUESTION)
+            ids = np.concatenate([prompts[0].tokens[start:], words])
             engine.finish(engine.submit(Request(prompt=text(ids, 0.0), max_new_tokens=1)))
 
-        ask()
-        return Prepared(ask, [])
+        for _ in range(2):  # compiles: of another text, a sixteenth as long, asked about twice
+            ask(length - length // 16, 0)
+        asking = iter(range(1, REPEATS + 1))
+        return Prepared(lambda: ask(0, next(asking)), [])
     answers = read(REPEATS * WRITTEN)
 
     def write() -> None:

@@ -1,28 +1,31 @@
-"""What a person asks of a model: questions about a clip, a clip from words, what happens next."""
+"""What a person asks of a model: answers about a clip, drawings from words, what happens next."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import jax
 import numpy as np
 from jaxtyping import Int, UInt8
+from PIL import Image
 
-from ringworld.chat.config import VideoRequest
-from ringworld.data.example import join, open_frames
+from ringworld.chat.config import DrawingRequest, ImageRequest, VideoRequest
+from ringworld.data.example import Example, join, open_frames
 from ringworld.distributed import is_first
 from ringworld.errors import BadFileError, InputError
-from ringworld.files import check_writable
+from ringworld.files import check_writable, whole
 from ringworld.inference.generate import draw_frames, write_text
 from ringworld.media.clip import ANIMATIONS, write_animation
 from ringworld.mesh import make_mesh
 from ringworld.progress import Announce
 from ringworld.settings import Sampling
 from ringworld.tasks.clips import question_prompt, unconditional_prompt, video_prompt
+from ringworld.tasks.stills import image_prompt
 from ringworld.weights.model import Model, load_model
 
 # The longest answer to a question about a clip: a description of three shapes.
 ANSWER_STEPS = 48
+PICTURES = (".png",)
 
 
 def answer_questions(
@@ -55,10 +58,30 @@ def draw_captions(
     seed: int,
 ) -> list[UInt8[np.ndarray, "_ Y X 3"]]:
     """A clip for each caption, with classifier-free guidance against the prompt without one."""
+    prompts = [video_prompt(caption, model.tokenizer) for caption in captions]
+    return _draw(model, prompts, frames, guidance, sampling, seed)
+
+
+def draw_pictures(
+    model: Model, captions: Sequence[str], *, guidance: float, sampling: Sampling, seed: int
+) -> list[UInt8[np.ndarray, "Y X 3"]]:
+    """A picture for each caption, guided as a clip is."""
+    prompts = [image_prompt(caption, model.tokenizer) for caption in captions]
+    return [clip[0] for clip in _draw(model, prompts, 1, guidance, sampling, seed)]
+
+
+def _draw(
+    model: Model,
+    prompts: Sequence[Example],
+    frames: int,
+    guidance: float,
+    sampling: Sampling,
+    seed: int,
+) -> list[UInt8[np.ndarray, "_ Y X 3"]]:
     codes = draw_frames(
         model.sharded_weights(),
-        [video_prompt(caption, model.tokenizer) for caption in captions],
-        [unconditional_prompt(model.tokenizer)] * len(captions),
+        prompts,
+        [unconditional_prompt(model.tokenizer)] * len(prompts),
         model.config,
         frames=frames,
         guidance=guidance,
@@ -97,13 +120,10 @@ def draw_video(wanted: VideoRequest, announce: Announce) -> None:
     Raises InputError, before the model is loaded, when the file exists and may not be replaced or
     cannot be written.
     """
-    check_output(wanted.output, wanted.overwrite)
+    check_output(wanted.output, ANIMATIONS, wanted.overwrite)
     with jax.set_mesh(make_mesh(**asdict(wanted.mesh))):
-        model = load_model(wanted.model, wanted.weights.dtype, wanted.weights.adapter)
-        if model.about:
-            announce(model.about)
         clip = draw_captions(
-            model,
+            load_announced(wanted, announce),
             [wanted.caption],
             frames=wanted.frames,
             guidance=wanted.guidance,
@@ -116,10 +136,38 @@ def draw_video(wanted: VideoRequest, announce: Announce) -> None:
     announce(f"wrote {wanted.output}")
 
 
-def check_output(path: Path, overwrite: bool) -> None:
-    """Raise InputError when a film cannot be written to `path`, before any work is done for it."""
-    if path.suffix.lower() not in ANIMATIONS:
-        raise InputError(f"{path.name} must end in .gif, .mp4 or .webm to say which kind to write")
+def draw_image(wanted: ImageRequest, announce: Announce) -> None:
+    """Draw one picture and write it as .png. Raises InputError as `draw_video` does."""
+    check_output(wanted.output, PICTURES, wanted.overwrite)
+    with jax.set_mesh(make_mesh(**asdict(wanted.mesh))):
+        picture = draw_pictures(
+            load_announced(wanted, announce),
+            [wanted.caption],
+            guidance=wanted.guidance,
+            sampling=wanted.sampling,
+            seed=wanted.seed,
+        )[0]
+    larger = picture.repeat(wanted.scale, axis=0).repeat(wanted.scale, axis=1)
+    if is_first():
+        with whole(wanted.output) as draft:
+            Image.fromarray(larger).save(draft, "png")
+    announce(f"wrote {wanted.output}")
+
+
+def load_announced(wanted: DrawingRequest, announce: Announce) -> Model:
+    """The model that is to draw; what it was trained for is announced."""
+    model = load_model(wanted.model, wanted.weights.dtype, wanted.weights.adapter)
+    if model.about:
+        announce(model.about)
+    return model
+
+
+def check_output(path: Path, endings: Collection[str], overwrite: bool) -> None:
+    """Raise InputError when no such file can be written to `path`, before any work for it."""
+    if path.suffix.lower() not in endings:
+        *some, last = endings
+        kinds = f"{', '.join(some)} or {last}" if some else last
+        raise InputError(f"{path.name} must end in {kinds} to say which kind to write")
     if path.is_dir():
         raise BadFileError(f"{path} is a folder: name a file")
     if path.exists() and not overwrite:

@@ -1,4 +1,4 @@
-"""What can be asked of `ringworld chat` and `ringworld generate video`. Imports no JAX."""
+"""What can be asked of `ringworld chat` and `ringworld generate`. Imports no JAX."""
 
 import math
 from dataclasses import dataclass, field
@@ -70,23 +70,19 @@ class ChatRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoRequest:
-    """A clip to draw from a caption, with classifier-free guidance."""
+class DrawingRequest:
+    """What is drawn from words and how: all that pictures and clips have in common."""
 
     model: Positional[Path]
-    """the folder of a world model"""
+    """the folder of a world model, or the name of one that ships"""
     caption: Positional[str]
-    """what the clip shows, in words"""
+    """what is shown, in words"""
     output: Annotated[Path, arg(aliases=["-o"])]
-    """the file to write: a .gif, .mp4 or .webm"""
+    """the file to write"""
     overwrite: bool = False
     """replace the file if there is one"""
-    frames: int = 6
-    """frames to draw"""
-    fps: float = 4.0
-    """frames per second of the file"""
     scale: int = 1
-    """the side of a drawn pixel in the file: 8 makes a clip of 64 pixels 512 wide"""
+    """the side of a drawn pixel in the file: 8 makes 64 pixels 512 wide"""
     guidance: float = 3.0
     """how far the caption outweighs what the model draws without one; 1 is no guidance"""
     sampling: Annotated[Sampling, arg(name="")] = field(
@@ -99,16 +95,38 @@ class VideoRequest:
 
     def __post_init__(self) -> None:
         check_utf8(self.caption, "caption")
-        for name in ("frames", "scale"):
-            if getattr(self, name) < 1:
-                raise InputError(
-                    f"{name} is {getattr(self, name)} and nothing could be drawn: use 1 or more",
-                    setting=name,
-                )
+        check_drawable(self.scale, "scale")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRequest(DrawingRequest):
+    """A picture to draw from a caption, with classifier-free guidance; a .png."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoRequest(DrawingRequest):
+    """A clip to draw from a caption, with classifier-free guidance; a .gif, .mp4 or .webm."""
+
+    frames: int = 6
+    """frames to draw"""
+    fps: float = 4.0
+    """frames per second of the file"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_drawable(self.frames, "frames")
         if not 0 < self.fps < math.inf:
             raise InputError(
                 f"a film of {self.fps} frames per second cannot be: use more than 0", setting="fps"
             )
+
+
+def check_drawable(number: int, name: str) -> None:
+    """Raise InputError when so many frames, or pixels a pixel, are nothing."""
+    if number < 1:
+        raise InputError(
+            f"{name} is {number} and nothing could be drawn: use 1 or more", setting=name
+        )
 
 
 def check_utf8(given: str, name: str) -> None:

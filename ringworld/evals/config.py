@@ -48,7 +48,7 @@ class Perplexity:
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """Clips of moving shapes: drawn from words, asked about, and through the codec alone."""
+    """Pictures and clips of shapes: drawn from words, asked about, and through the codec alone."""
 
     model: Positional[Path] = Path("nano")
     """a world model's folder, the name of one that ships, or the folder of a codec alone"""
@@ -62,7 +62,7 @@ class Shapes:
         default_factory=lambda: Sampling(temperature=1.0)
     )
     folder: Path = Path("runs/shapes")
-    """where shapes.json and shapes.png are written"""
+    """where shapes.json, pictures.png and shapes.png are written"""
     weights: Annotated[WeightOptions, arg(name="")] = WeightOptions()
     mesh: MeshShape = field(default_factory=MeshShape)
 
@@ -70,4 +70,27 @@ class Shapes:
         if self.scenes < 1:
             raise InputError(
                 f"{self.scenes} scenes measure nothing: use 1 or more", setting="scenes"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Playing:
+    """Episodes of the small world, for a model to go on with: after true frames, and its own."""
+
+    model: Positional[Path] = Path("nano-play")
+    """a model of the world: its folder, or the name of the one that ships"""
+    episodes: int = 100
+    """levels that no training saw, each with actions of its own"""
+    steps: int = 30
+    """actions of an episode"""
+    seed: int = 990_200
+    """of the levels and the actions"""
+    folder: Path = Path("runs/play")
+    """where play.json is written"""
+    weights: Annotated[WeightOptions, arg(name="")] = WeightOptions()
+
+    def __post_init__(self) -> None:
+        if min(self.episodes, self.steps) < 1:
+            raise InputError(
+                f"{self.episodes} episodes of {self.steps} steps measure nothing: use 1 or more"
             )

@@ -1,10 +1,12 @@
-"""What a world model makes of moving shapes: clips drawn from words, questions, and its codec.
+"""What a world model makes of shapes: pictures and clips drawn from words, answers, its codec.
 
-    FOLDER/shapes.json   every figure
-    FOLDER/shapes.png    drawn clips, a row each; of a codec alone there are none
+    FOLDER/shapes.json     every figure
+    FOLDER/pictures.png    drawn pictures, a row for each number of things
+    FOLDER/shapes.png      drawn clips, a row each; of a codec alone there are no drawings
 
 Scenes are drawn from a seed that no recipe draws its clips from. A clip counts as right when the
-judge finds the colour, shape and motion of everything that was asked for, and nothing else.
+judge finds the colour, shape and motion of everything that was asked for, and nothing else; a
+picture when it finds the colour, shape and place.
 """
 
 import json
@@ -23,6 +25,7 @@ from ringworld.data.samples import read_sample_film
 from ringworld.distributed import first_goes_first, is_first
 from ringworld.evals.config import Shapes
 from ringworld.evals.proportion import Proportion
+from ringworld.evals.stills import draw_stills, draw_true, freeze_scenes, judge_stills
 from ringworld.fetch import fetch
 from ringworld.files import whole
 from ringworld.media.codec import Codec
@@ -36,7 +39,8 @@ from ringworld.weights.codecs import is_codec, load_codec
 from ringworld.weights.model import Model, load_model
 
 MOST_THINGS = 3
-SHOWN = 4  # clips of each number of things in the picture
+SHOWN = 4  # clips of each number of things in their sheet
+PICTURES_SHOWN = 12  # pictures of each number of things in theirs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +84,17 @@ def measure_shapes(wanted: Shapes, announce: Announce) -> None:
 def measure_model(
     model: Model, scenes: dict[int, list[Scene]], wanted: Shapes, announce: Announce
 ) -> dict[str, Any]:
-    """The figures of answers and of drawings; the first drawings are put into the picture."""
+    """The figures of answers and of drawings; the first drawings are put into the sheets."""
     answers = measure_answers(model, scenes)
     announce(f"questions about unseen clips: {answers}")
+    pictures, rows = [], []
+    for some in scenes.values():
+        stills = freeze_scenes(some)
+        drawings = draw_stills(model, stills, wanted)
+        pictures.append(judge_stills(drawings, stills, max_things=MOST_THINGS))
+        rows.append(drawings[:PICTURES_SHOWN])
+        announce(f"pictures drawn as asked, things {pictures[-1]}")
+    write_sheet(wanted.folder / "pictures.png", rows)
     drawn, shown = [], []
     for some in scenes.values():
         clips = draw_captions(
@@ -96,11 +108,20 @@ def measure_model(
         drawn.append(judge_clips(clips, some))
         shown += clips[:SHOWN]
         announce(f"clips drawn as asked, things {drawn[-1]}")
+    write_sheet(wanted.folder / "shapes.png", shown)
+    return {
+        "answers": asdict(answers),
+        "pictures": [asdict(each) for each in pictures],
+        "drawn": [asdict(each) for each in drawn],
+    }
+
+
+def write_sheet(path: Path, rows: Sequence[Sequence[UInt8[np.ndarray, "Y X 3"]]]) -> None:
+    """Write rows of equally many pictures of one size as a PNG file."""
     if is_first():
-        rows = [np.concatenate(list(clip), axis=1) for clip in shown]
-        with whole(wanted.folder / "shapes.png") as draft:
-            Image.fromarray(np.concatenate(rows)).save(draft, "png")
-    return {"answers": asdict(answers), "drawn": [asdict(each) for each in drawn]}
+        with whole(path) as draft:
+            sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
+            Image.fromarray(sheet).save(draft, "png")
 
 
 def draw_scenes(things: int, wanted: Shapes) -> list[Scene]:
@@ -119,8 +140,12 @@ def measure_codec(
     with first_goes_first():
         film = read_sample_film(fetch("film"), codec, folder / "data", announce)
     grounds = film.frames[film.held_out]
-    size, figures = codec.config.size, []
+    size, figures, pictures = codec.config.size, [], []
     for some in scenes.values():
+        stills = freeze_scenes(some)
+        kept = codec.decode(codec.encode(draw_true(stills, size)))
+        pictures.append(judge_stills(kept, stills, max_things=MOST_THINGS))
+        announce(f"true pictures through the codec, things {pictures[-1]}")
         clips = np.concatenate([draw(scene, frames=FRAMES_A_CLIP, size=size) for scene in some])
         decoded = codec.decode(codec.encode(clips))
         figures.append(judge_clips(decoded.reshape(len(some), FRAMES_A_CLIP, size, size, 3), some))
@@ -130,7 +155,12 @@ def measure_codec(
     psnr = float(np.mean(-10 * np.log10(error)))
     used = len(np.unique(film.codes))
     announce(f"held-out film: {psnr:.2f} dB; codes in use over the film: {used}")
-    return {"codec": [asdict(each) for each in figures], "film_psnr": psnr, "codes_used": used}
+    return {
+        "codec_pictures": [asdict(each) for each in pictures],
+        "codec": [asdict(each) for each in figures],
+        "film_psnr": psnr,
+        "codes_used": used,
+    }
 
 
 def measure_answers(model: Model, scenes: dict[int, list[Scene]]) -> Proportion:

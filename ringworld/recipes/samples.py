@@ -1,4 +1,4 @@
-"""The data of the nano recipes: books, recall and echo of text, clips and film of vision."""
+"""The data of the nano recipes: books, recall, echo; clips, film and stills."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from ringworld.tasks.clips import (
     video_alone,
 )
 from ringworld.tasks.needle import count_haystack, draw_needles, max_needles, recall_example
+from ringworld.tasks.stills import still_example
 from ringworld.text.load import load_tokenizer
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.train.loop import Measure
@@ -38,7 +39,7 @@ from ringworld.weights.open import open_model
 # Tokens that hold one needle, its question, the answer, and a sentence or two of a book.
 SHORTEST_RECALL = 160
 TEXT = ("books", "recall", "echo")
-VISION = ("clips", "film")
+VISION = ("clips", "film", "pictures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class Samples(ModelData):
     over_film: float = 0.2
     """the share of clips with a film frame as their ground; the others have a plain one"""
     forms: tuple[float, float, float] = CLIP_FORMS
-    """how often a clip is text then video, video then text, and video alone"""
+    """how often a clip or a picture is text then vision, vision then text, and vision alone"""
     reversed: float = 0.0
     """the share of examples that show a clip in reverse, its motions too"""
 
@@ -143,13 +144,18 @@ def vision_sources(
     tokenizer: Tokenizer,
     vocabulary: Vocabulary,
 ) -> dict[str, DrawExample]:
-    """Clips of moving shapes in every form of chat, and stretches of the film."""
+    """Clips of moving shapes in every form of chat, stretches of the film, and stills of clips."""
+
+    def draw_clip(rng: np.random.Generator) -> CodedClip:
+        clip = clips[int(rng.integers(len(clips)))]
+        backwards = data.reversed and rng.random() < data.reversed
+        return reverse_clip(clip) if backwards else clip
 
     def shapes(rng: np.random.Generator, longest: int) -> Example:
-        clip = clips[int(rng.integers(len(clips)))]
-        if data.reversed and rng.random() < data.reversed:
-            clip = reverse_clip(clip)
-        return clip_example(rng, clip, tokenizer, vocabulary, data.forms)
+        return clip_example(rng, draw_clip(rng), tokenizer, vocabulary, data.forms)
+
+    def pictures(rng: np.random.Generator, longest: int) -> Example:
+        return still_example(rng, draw_clip(rng), tokenizer, vocabulary, data.forms)
 
     def scenes(rng: np.random.Generator, longest: int) -> Example:
         runs = film.learned_runs
@@ -158,4 +164,4 @@ def vision_sources(
         start = int(rng.integers(max(len(run) - most, 0) + 1))
         return video_alone(run[start : start + most], tokenizer, vocabulary)
 
-    return dict(zip(VISION, (shapes, scenes), strict=True))
+    return dict(zip(VISION, (shapes, scenes, pictures), strict=True))

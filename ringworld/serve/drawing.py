@@ -8,7 +8,7 @@ import base64
 import io
 import secrets
 import tempfile
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from PIL import Image
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ringworld.data.example import Example
 from ringworld.errors import InputError
 from ringworld.inference.request import Request as DrawingRequest
 from ringworld.media.clip import write_animation
@@ -31,6 +32,7 @@ from ringworld.serve.refusals import explain_error
 from ringworld.serve.served import Served
 from ringworld.settings import Sampling
 from ringworld.tasks.clips import unconditional_prompt, video_prompt
+from ringworld.text.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary
 
 # Of the clip that is sent: frames a second, and the shorter side that a player shows well.
@@ -38,9 +40,16 @@ FPS, SHOWN_SIDE = 4.0, 256
 
 
 def ask_for_frames(
-    served: Served, body: DrawingBody, frames: int, tenant: str, samples: int = 1
+    served: Served,
+    prompt: Callable[[str, Tokenizer], Example],
+    body: DrawingBody,
+    frames: int,
+    tenant: str,
+    samples: int = 1,
 ) -> DrawingRequest:
     """The engine's request for so many frames of what a body says, the last without its end.
+
+    `prompt` makes the prompt of its words, for a picture or for a clip.
 
     Raises InputError when the model draws nothing.
     """
@@ -48,7 +57,7 @@ def ask_for_frames(
     if not vocabulary.codes:
         raise InputError("this model draws nothing: serve a model with vision")
     return DrawingRequest(
-        prompt=video_prompt(body.prompt, words),
+        prompt=prompt(body.prompt, words),
         max_new_tokens=frames * vocabulary.frame_length - 1,
         codes=True,
         guided_from=unconditional_prompt(words) if body.guidance_scale != 1 else None,
@@ -136,7 +145,7 @@ def add_drawing(app: FastAPI, front: Front) -> None:
         """Draw a clip from words: its frames are events, and the last one has the clip."""
         front.check(body.model)
         job = RequestProgress(tenant=request.state.tenant)
-        wanted = ask_for_frames(front.served, body, body.frames, job.tenant)
+        wanted = ask_for_frames(front.served, video_prompt, body, body.frames, job.tenant)
         accepted = front.submit(job, [wanted], [Prompt(wanted.prompt)])
         asked = await while_connected(request, accepted)
         events = _draw_events(front, asked, body.frames)

@@ -11,14 +11,15 @@ from ringworld.serve.conversation import Prompt
 from ringworld.serve.drawing import ask_for_frames, decode_frames, write_png
 from ringworld.serve.front import Front, RequestProgress
 from ringworld.serve.protocol import ImageBody
+from ringworld.tasks.stills import image_prompt
 
 
 async def draw_images(front: Front, body: ImageBody, job: RequestProgress) -> list[JSON]:
-    """The pictures of a request, each the first frame of a clip of what its words say.
+    """The pictures of a request, asked for in the form of `ringworld generate image`.
 
     Raises InputError when the model draws nothing, or nothing of the size that is asked for.
     """
-    request = ask_for_frames(front.served, body, 1, job.tenant, body.n)
+    request = ask_for_frames(front.served, image_prompt, body, 1, job.tenant, body.n)
     side = front.served.model.codec.config.size
     if body.size not in (None, "auto", f"{side}x{side}"):
         raise InputError(f"this model draws {side}x{side} only: ask for this size", setting="size")

@@ -25,7 +25,7 @@ from ringworld.serve.events import while_connected
 from ringworld.serve.front import Front, RequestProgress
 from ringworld.serve.protocol import DrawingBody
 from ringworld.serve.refusals import BusyError, NotFoundError, explain_error
-from ringworld.tasks.clips import FRAMES_A_CLIP
+from ringworld.tasks.clips import FRAMES_A_CLIP, video_prompt
 
 MOST_JOBS, KEPT_BYTES, KEPT_SECONDS = 64, 256 << 20, 3600
 CLIP_TYPES = {"mp4": "video/mp4", "gif": "image/gif", "webm": "video/webm"}
@@ -99,7 +99,7 @@ class VideoJobs:
         Raises InputError when the model draws nothing, or nothing of this size or from a picture.
         """
         body.refuse_unsupported(UNSUPPORTED)
-        ask_for_frames(self._front.served, body, body.frames, tenant)
+        ask_for_frames(self._front.served, video_prompt, body, body.frames, tenant)
         side = self._front.served.model.codec.config.size
         if body.size not in (None, "auto", f"{side}x{side}"):
             sentence = f"this model draws {side}x{side} only: ask for this size"
@@ -133,7 +133,9 @@ class VideoJobs:
 
     async def draw(self, job: VideoJob) -> bytes:
         """The clip of a job as a file. Raises InputError when it does not fit the context."""
-        wanted = ask_for_frames(self._front.served, job.body, job.body.frames, job.tenant)
+        wanted = ask_for_frames(
+            self._front.served, video_prompt, job.body, job.body.frames, job.tenant
+        )
         progress = RequestProgress(tenant=job.tenant)
         asked = await self._front.submit(progress, [wanted], [Prompt(wanted.prompt)])
         shown = []

@@ -52,7 +52,8 @@ def unconditional_prompt(tokenizer: Tokenizer) -> Example:
     return text([*tokenizer.bos_ids, tokenizer.vision_start], 0.0)
 
 
-def _ending(tokenizer: Tokenizer) -> Example:
+def ending(tokenizer: Tokenizer) -> Example:
+    """What follows the last frame: `</vision></s>`, not learned."""
     return text([tokenizer.vision_end, tokenizer.eos], 0.0)
 
 
@@ -60,7 +61,7 @@ def text_to_video(
     wish: str, codes: Int[np.ndarray, "Z Q"], tokenizer: Tokenizer, vocabulary: Vocabulary
 ) -> Example:
     """An example of text then video, of which the frames are learned."""
-    return join([video_prompt(wish, tokenizer), frames(codes, vocabulary, 1.0), _ending(tokenizer)])
+    return join([video_prompt(wish, tokenizer), frames(codes, vocabulary, 1.0), ending(tokenizer)])
 
 
 def video_alone(
@@ -68,7 +69,7 @@ def video_alone(
 ) -> Example:
     """An example of video alone, of which the frames are learned."""
     return join(
-        [unconditional_prompt(tokenizer), frames(codes, vocabulary, 1.0), _ending(tokenizer)]
+        [unconditional_prompt(tokenizer), frames(codes, vocabulary, 1.0), ending(tokenizer)]
     )
 
 

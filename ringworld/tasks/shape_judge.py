@@ -125,17 +125,24 @@ def detect_things(frames: UInt8[np.ndarray, "Z Y X 3"]) -> dict[str, tuple[str, 
     recognition is no shape.
     """
     found = {}
-    least = MIN_AREA * frames[0, :, :, 0].size
     for colour in SHAPE_COLOURS:
-        patches = {
-            z: patch
-            for z, mask in enumerate(mask_colour(frames, colour))
-            if mask.sum() >= least and (patch := largest_component(mask)).sum() >= least
-        }
+        patches = find_patches(frames, colour)
         if 2 * len(patches) >= len(frames):
             fits = [fit_shapes(frames[z], colour, patch) for z, patch in patches.items()]
             found[colour] = (choose_shape(fits), track_motion(patches, len(frames)))
     return found
+
+
+def find_patches(
+    frames: UInt8[np.ndarray, "Z Y X 3"], colour: str
+) -> dict[int, Bool[np.ndarray, "Y X"]]:
+    """The pixels of the thing of a colour in each frame that shows one, by the frame's number."""
+    least = MIN_AREA * frames[0, :, :, 0].size
+    return {
+        z: patch
+        for z, mask in enumerate(mask_colour(frames, colour))
+        if mask.sum() >= least and (patch := largest_component(mask)).sum() >= least
+    }
 
 
 def mask_colour(frames: UInt8[np.ndarray, "Z Y X 3"], colour: str) -> Bool[np.ndarray, "Z Y X"]:

@@ -10,6 +10,11 @@ from ringworld.tasks.shapes import MOTIONS, SHAPE_COLOURS, SHAPES, Scene, Thing
 
 Fact = tuple[str, str, str]
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
+# Where the middle of a picture begins and ends, and the words of its rows and columns.
+PLACE_EDGES = (0.4, 0.6)
+ROWS = ("top", "", "bottom")
+COLUMNS = ("left", "", "right")
+MIDDLE = "in the middle"
 SENTENCE = re.compile(
     rf"\b({'|'.join(SHAPE_COLOURS)})\s+({'|'.join(SHAPES)})\b"
     r"(?:\s+(?:moves|is moving|moving)\s+(?:to the\s+)?(left|right|up|down)\b"
@@ -25,7 +30,32 @@ def describe(thing: Thing, *, motion: bool = True) -> str:
 
 def caption(scene: Scene, *, motion: bool = True) -> str:
     """The scene in words, no full stop, in the order of `SHAPE_COLOURS`; a still has no motion."""
-    *first, last = [describe(thing, motion=motion) for thing in scene.things]
+    return _enumerate([describe(thing, motion=motion) for thing in scene.things])
+
+
+def caption_still(scene: Scene) -> str:
+    """The scene as a still in words, such as "a red circle at the top left", no full stop."""
+    return _enumerate(
+        [
+            f"{describe(thing, motion=False)} {name_place(thing.x, thing.y)}"
+            for thing in scene.things
+        ]
+    )
+
+
+def name_place(x: float, y: float) -> str:
+    """Where in the picture a centre is, such as "at the left"; fractions of the side."""
+    row, column = (_part(value, words) for value, words in ((y, ROWS), (x, COLUMNS)))
+    words = " ".join(word for word in (row, column) if word)
+    return f"at the {words}" if words else MIDDLE
+
+
+def _part(value: float, words: tuple[str, str, str]) -> str:
+    return words[sum(value >= edge for edge in PLACE_EDGES)]
+
+
+def _enumerate(clauses: list[str]) -> str:
+    *first, last = clauses
     return f"{', '.join(first)} and {last}" if first else last
 
 

@@ -173,6 +173,15 @@ def reverse_scene(scene: Scene) -> Scene:
     return replace(scene, things=tuple(things))
 
 
+def freeze_scene(scene: Scene, frame: int, *, frames: int) -> Scene:
+    """The scene as it stands still in one of its `frames` frames, counted from 0."""
+    things = []
+    for thing in scene.things:
+        x, y = path(thing, frames)[frame].tolist()
+        things.append(replace(thing, motion="still", x=x, y=y, travel=0.0))
+    return replace(scene, things=tuple(things))
+
+
 def shape_outline(
     shape: str,
     dx: Float[np.ndarray, "..."],

@@ -24,6 +24,7 @@ from ringworld.errors import InputError
 RENDERER = Path(__file__).with_name("renderer.py")
 # LWM's words: how every conversation begins, and what it adds to the question for a needle.
 DESCRIBE = "Describe the video."
+DESCRIBE_IMAGE = "Describe the image."
 SYSTEM = "You are a helpful assistant."
 ANSWER_RULES = (
     "Don't give information outside the document or repeat your findings. "

@@ -1,14 +1,16 @@
 """A model folder with initial weights: the stage that a ladder from nothing begins with."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from ringworld.distributed import first_says
-from ringworld.mesh import Rules, local_mesh
+from ringworld.mesh import Rules, make_mesh
 from ringworld.models.world import World, WorldWeights, specs
 from ringworld.params import init
 from ringworld.progress import Announce
@@ -19,7 +21,7 @@ from ringworld.weights.open import open_model
 
 @dataclass(frozen=True, kw_only=True)
 class FreshModel(Stage[Data]):
-    """A model folder with initial weights drawn from `seed`.
+    """A model folder with initial weights drawn from `seed`, which all devices hold in parts.
 
     Its tokenizer and codec are copied from the model folder `parts`.
     """
@@ -44,10 +46,17 @@ class FreshModel(Stage[Data]):
         """Write the folder, unless it is there; returns its path."""
         done = folder / self.name / MODEL
         if not first_says(done.exists()):
-            with jax.set_mesh(local_mesh()):
+            with jax.set_mesh(spread_mesh(self.model.llama.model)):
                 weights = fresh_weights(self.model, self.seed, Rules())
             save_model(done, self.model, weights, self.parts, jnp.float32)
         return done
+
+
+def spread_mesh(width: int) -> Mesh:
+    """A mesh of all devices that divides weights of this width over as many as it can."""
+    devices = jax.device_count()
+    parts = math.gcd(width, devices)
+    return make_mesh(data=devices // parts, fsdp=parts)
 
 
 def fresh_weights(config: World, seed: int, rules: Rules) -> WorldWeights:

@@ -110,8 +110,8 @@ def learning_rate(config: AdamW, steps: int, step: jax.Array | int) -> jax.Array
 def make_optimizer(config: Optimizer, steps: int, specs: Any) -> optax.GradientTransformation:
     """The optimizer for `steps` updates of the weights that `specs` describes.
 
-    Weights that are matrices within their block (two axes or more besides "layers") decay; gains
-    and biases do not. Raises InputError when the warm-up does not fit into `steps`.
+    Matrices decay; gains and biases, whose start is a constant and over whose axes no product sums,
+    do not. Raises InputError when the warm-up does not fit into `steps`.
     """
     adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
     chain = optax.chain(
@@ -181,7 +181,7 @@ def _orthogonal_rms(p: Param) -> float:
 
 
 def _is_matrix(p: Param) -> bool:
-    return sum(axis != "layers" for axis in p.axes) >= 2
+    return bool(p.inputs) or p.scale > 0
 
 
 def _schedule(config: AdamW, steps: int) -> optax.Schedule:

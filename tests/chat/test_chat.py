@@ -21,7 +21,7 @@ from PIL import Image
 
 from ringworld.attention.mask import Where
 from ringworld.chat import ask as ask_module
-from ringworld.chat.config import ChatRequest, VideoRequest
+from ringworld.chat.config import ChatRequest, ImageRequest, VideoRequest
 from ringworld.chat.session import Session, Style, find_stops
 from ringworld.chat.terminal import (
     HELP,
@@ -41,6 +41,7 @@ from ringworld.data.example import Example, join, text
 from ringworld.errors import BadFileError, InputError, TooLargeError
 from ringworld.inference import generate
 from ringworld.inference.programs import DECODE_STEPS
+from ringworld.media.clip import ANIMATIONS
 from ringworld.mesh import make_mesh
 from ringworld.models.context_extension import extend_context
 from ringworld.models.llama import Llama
@@ -50,15 +51,15 @@ from ringworld.rope import critical_base
 from ringworld.rope_scaling import Llama3, YaRN
 from ringworld.settings import Sampling
 from ringworld.tasks.needle import Needle
-from ringworld.tasks.shape_language import caption, questions
-from ringworld.tasks.shapes import sample_scene
+from ringworld.tasks.shape_language import caption, caption_still, questions
+from ringworld.tasks.shapes import freeze_scene, sample_scene
 from ringworld.text.load import load_tokenizer
-from ringworld.text.template import DESCRIBE, FORMS, IMAGE_PLACEHOLDER
+from ringworld.text.template import DESCRIBE, DESCRIBE_IMAGE, FORMS, IMAGE_PLACEHOLDER
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary
 from ringworld.weights.imported import read_sampling
 from ringworld.weights.model import Model, load_model
-from ringworld.weights.shipped import NANO
+from ringworld.weights.shipped import NANO, NANO_WORLD
 
 WORDS = load_tokenizer(NANO / "tokenizer.json")
 LLAMA = Llama(
@@ -631,7 +632,22 @@ def test_the_shipped_model_says_what_it_knows_in_sentences_it_was_trained_on() -
     assert all(sentence in page for sentence in listed)
 
 
-# ---- clips
+def test_nano_world_says_what_it_knows_in_sentences_it_was_trained_on() -> None:
+    about = (NANO_WORLD / "about.txt").read_text()
+    scenes = [sample_scene(np.random.default_rng(i)) for i in range(4000)]
+    stills = [freeze_scene(scene, 0, frames=1) for scene in scenes]
+    known = {asked for scene in scenes for asked, _ in questions(scene)}
+    known |= {DESCRIBE, DESCRIBE_IMAGE, *map(caption, scenes), *map(caption_still, stills)}
+    known |= {caption(still, motion=False) for still in stills}
+    listed = re.findall(r"^  (.+)$", about, re.M) + re.findall(r'"([^"]+)"', about)
+    assert len(listed) > 10
+    assert set(listed) - known <= {
+        "a red circle at the top left and a blue square in the middle",
+        "a red circle moves left and a blue square stays still",
+    }
+
+
+# ---- clips and pictures
 
 
 @pytest.fixture
@@ -641,6 +657,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, model: Model) -> np.ndarray:
     known = replace(model, about="it knows a")
     monkeypatch.setattr(ask_module, "load_model", lambda path, *rest: known)
     monkeypatch.setattr(ask_module, "draw_captions", lambda model, captions, **rest: [clip])
+    monkeypatch.setattr(ask_module, "draw_pictures", lambda model, captions, **rest: [clip[0]])
     return clip
 
 
@@ -652,6 +669,23 @@ def test_a_drawn_clip_is_written_larger_and_says_what_the_model_knows(
     assert told == ["it knows a", f"wrote {out}"]
     with Image.open(out) as picture:
         assert picture.size == (18, 12) and picture.n_frames == 2
+
+
+def test_a_drawn_picture_is_written_larger_and_replaces_no_file_unless_it_may(
+    drawn: np.ndarray, tmp_path: Path
+) -> None:
+    out, told = tmp_path / "new" / "picture.png", []
+    wanted = ImageRequest(model=NANO, caption="", output=out, scale=3)
+    ask_module.draw_image(wanted, told.append)
+    assert told == ["it knows a", f"wrote {out}"]
+    with Image.open(out) as picture:
+        assert np.array_equal(np.asarray(picture)[::3, ::3], drawn[0]) and picture.format == "PNG"
+    with pytest.raises(BadFileError, match="exists already") as caught:
+        ask_module.draw_image(wanted, told.append)
+    assert caught.value.setting == "overwrite"
+    ask_module.draw_image(replace(wanted, overwrite=True, scale=1), told.append)
+    with Image.open(out) as picture:
+        assert picture.size == (6, 4)
 
 
 def test_a_drawn_clip_replaces_no_file_unless_it_may(drawn: np.ndarray, tmp_path: Path) -> None:
@@ -678,10 +712,18 @@ def test_a_clip_that_cannot_be_written_is_refused_before_the_model_is_loaded(
         ask_module.draw_video(
             VideoRequest(model=tmp_path / "none", caption="a", output=tmp_path / "x.mp4"), print
         )
+    with pytest.raises(kind, match=os.strerror(code).lower()):
+        ask_module.draw_image(
+            ImageRequest(model=tmp_path / "none", caption="a", output=tmp_path / "x.png"), print
+        )
     for name, said in (("x.avi", "must end in .gif, .mp4 or .webm"), ("d.gif", "is a folder")):
         (tmp_path / "d.gif").mkdir(exist_ok=True)
         with pytest.raises(InputError, match=said):
-            ask_module.check_output(tmp_path / name, overwrite=True)
+            ask_module.check_output(tmp_path / name, ANIMATIONS, overwrite=True)
+    with pytest.raises(InputError, match=r"x[.]gif must end in .png"):
+        ask_module.draw_image(
+            ImageRequest(model=NANO, caption="a", output=tmp_path / "x.gif"), print
+        )
 
 
 @pytest.mark.parametrize("bad", [{"frames": 0}, {"scale": 0}, {"fps": 0.0}, {"fps": float("nan")}])

@@ -8,6 +8,7 @@ import pytest
 from ringworld.errors import InputError
 from ringworld.evals.config import Shapes
 from ringworld.evals.drawings import draw_scenes, judge_clips
+from ringworld.evals.stills import draw_true, freeze_scenes, judge_stills
 from ringworld.tasks.clips import FRAMES_A_CLIP
 from ringworld.tasks.shapes import draw
 
@@ -34,3 +35,14 @@ def test_true_clips_are_right_and_clips_of_other_scenes_are_not() -> None:
     still = np.mean([thing.motion == "still" for scene in scenes for thing in scene.things])
     assert (back.colour, back.motion) == (1.0, pytest.approx(still))
     assert judge_clips(np.zeros((8, FRAMES_A_CLIP, 64, 64, 3), np.uint8), scenes).whole.right == 0
+
+
+def test_true_pictures_are_right_and_pictures_of_other_scenes_are_not() -> None:
+    stills = freeze_scenes(draw_scenes(2, Shapes(scenes=8, seed=5)))
+    pictures = draw_true(stills, 64)
+    true = judge_stills(pictures, stills, max_things=3)
+    assert (true.things, true.whole.right, true.whole.tried) == (2, 8, 8)
+    assert (true.colour, true.shape, true.place) == (1.0, 1.0, 1.0)
+    assert str(true).endswith("colour 1.00, shape 1.00, place 1.00")
+    over = judge_stills(pictures[:, ::-1], stills, max_things=3)
+    assert (over.colour, over.whole.right) == (1.0, 0)

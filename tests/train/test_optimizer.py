@@ -1,6 +1,7 @@
 """AdamW and Muon are what is written down, on any mesh, with decay on matrices alone."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,8 +13,9 @@ from tiny_run import SPECS
 from ringworld.errors import InputError
 from ringworld.mesh import make_mesh
 from ringworld.models.llama import Llama
+from ringworld.models.lora import Lora, adapter_specs
 from ringworld.models.world import World, specs
-from ringworld.params import init, map_specs, paths, stacked
+from ringworld.params import dense, init, map_specs, paths, stacked
 from ringworld.train.optimizer import AdamW, Muon, learning_rate, make_optimizer
 from ringworld.vocab import Vocabulary
 
@@ -130,6 +132,25 @@ BLOCK = Llama(
 WORLD = World(llama=BLOCK, vocabulary=Vocabulary(text=32, bos=1, eos=2))
 MUON = Muon(peak_lr=1e-2, end_lr=1e-3, warmup_steps=2, weight_decay=0.1)
 MATRICES = {"wq": 1, "wk": 1, "wv": 1, "wo": 3, "w_gate": 1, "w_up": 1, "w_down": 2}
+
+
+def test_of_a_model_matrices_and_tables_decay_and_nothing_else() -> None:
+    table = specs(replace(WORLD, llama=replace(BLOCK, qkv_bias=True, qk_norm=True)))
+    optimizer = make_optimizer(AdamW(warmup_steps=0), 2, table)
+    weights = map_specs(lambda p: jnp.ones(p.shape), table)
+    nothing = jax.tree.map(jnp.zeros_like, weights)
+    updates, _ = optimizer.update(nothing, optimizer.init(weights), weights)
+    still = {name for name, update in paths(updates).items() if not update.any()}
+    assert {name.rpartition(".")[2] for name in still} == {
+        *("bq", "bk", "bv"),
+        *("attn_norm", "mlp_norm", "q_norm", "k_norm", "norm"),
+    }
+
+
+def test_both_matrices_of_an_adapter_decay() -> None:
+    assert all(p.inputs for p in paths(adapter_specs(BLOCK, Lora(rank=2))).values())
+    weight = dense((2, 16, 4, 4), ("layers", "embed", "heads", None), fan_in=16, inputs=(-3,))
+    assert [p.inputs for p in weight.low_rank(2)] == [(-2,), (-3,)]
 
 
 def muon_grads(step: int) -> Any:

@@ -21,7 +21,7 @@ def test_a_folder_comes_before_a_name(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nano").mkdir()
     assert find_model(Path("nano")) == Path("nano")
-    with pytest.raises(InputError, match=r"name of a model \(nano, "):
+    with pytest.raises(InputError, match=r"name of a model \(nano, nano-world, "):
         open_model(Path("nano-word"))
 
 

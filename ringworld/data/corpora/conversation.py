@@ -15,7 +15,7 @@ from ringworld.data.corpora.chat_formats import Part, Turn
 from ringworld.data.corpora.encoding import EncodedMedia, Media, wrap_frames
 from ringworld.data.corpora.shards import Record
 from ringworld.data.example import Example, document, join, text
-from ringworld.text.template import DESCRIBE, SYSTEM
+from ringworld.text.template import DESCRIBE, DESCRIBE_IMAGE, SYSTEM
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary
 
@@ -133,7 +133,7 @@ def make_caption(
     if order == "text-vision":
         turns = [Turn("user", (f"Generate {kind} of {caption}",)), Turn("assistant", (media,))]
     else:
-        asked = DESCRIBE.replace("video", "image") if media.still else DESCRIBE
+        asked = DESCRIBE_IMAGE if media.still else DESCRIBE
         turns = [Turn("user", (asked, media)), Turn("assistant", (caption,))]
     return make_conversation(turns, encode, tokenizer)
 

@@ -49,6 +49,7 @@ function showKind() {
   $("count-name").textContent = clip ? "Frames" : "Pictures";
   $("count").max = clip ? 1024 : 4;
   $("count").placeholder = clip ? "6" : "1";
+  $("wish").placeholder = clip ? "a red circle moves left" : "a red circle at the left";
   if (!clip && Number($("count").value) > 4) $("count").value = "";
 }
 
