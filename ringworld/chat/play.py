@@ -25,7 +25,7 @@ from ringworld.chat.dream import Dream
 from ringworld.chat.keyboard import is_interactive
 from ringworld.chat.play_config import PlayRequest
 from ringworld.errors import InputError
-from ringworld.media.clip import write_animation
+from ringworld.media.clip import ANIMATIONS, write_animation
 from ringworld.mesh import local_mesh
 from ringworld.progress import Announce
 from ringworld.tasks.play_world import (
@@ -44,7 +44,7 @@ GROUND = 16  # the grey of the gap
 KEYS = "arrows move, space stays, n is the next level, q leaves"
 STAY, NEXT, LEAVE = " ", "n", ("q", "", "\x1b", "\x04")
 
-Picture = UInt8[np.ndarray, "Y X 3"]
+Screen = UInt8[np.ndarray, "Y X 3"]
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Game:
     compared: int = 0
     wrong: int = 0
     seconds: float = 0.0
-    shown: list[Picture] = field(default_factory=list)
+    shown: list[Screen] = field(default_factory=list)
 
     def begin(self, seed: int) -> None:
         """Begin the level of a seed, one that no training saw."""
@@ -81,7 +81,7 @@ class Game:
         self.wrong += not np.array_equal(self.dream.level, self.truth)
         self.shown.append(self.picture())
 
-    def picture(self) -> Picture:
+    def picture(self) -> Screen:
         """The dream, and the truth to its right if that is asked for."""
         if not self.with_truth:
             return self.dream.frame
@@ -111,7 +111,7 @@ def play(wanted: PlayRequest, announce: Announce) -> None:
         )
     given = None if wanted.actions is None else parse_actions(wanted.actions)
     if wanted.record is not None:
-        check_output(wanted.record, wanted.overwrite)
+        check_output(wanted.record, ANIMATIONS, wanted.overwrite)
     with jax.set_mesh(local_mesh()):
         model = load_model(wanted.model, wanted.weights.dtype, wanted.weights.adapter)
         game = Game(Dream(model), wanted.truth, wanted.level)
@@ -164,7 +164,7 @@ def play_keys(game: Game, console: Console, next_key: Callable[[], str]) -> None
                 game.move("stay" if key == STAY else key)
 
 
-def thin_out(picture: Picture, columns: int, rows: int) -> UInt8[np.ndarray, "y x 3"]:
+def thin_out(picture: Screen, columns: int, rows: int) -> UInt8[np.ndarray, "y x 3"]:
     """The picture, or every second, third, ... pixel of it, as many as columns and rows show."""
     high, wide, _ = picture.shape
     every = max(1, -(-wide // columns), -(-high // rows))
@@ -175,7 +175,7 @@ def thin_out(picture: Picture, columns: int, rows: int) -> UInt8[np.ndarray, "y 
 class HalfBlocks:
     """A picture as letters, each of two pixels one above the other, for rich to print."""
 
-    picture: Picture
+    picture: Screen
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
         """The rows of letters."""
