@@ -13,6 +13,7 @@ from ringworld.cli.verbs import VERBS
 from ringworld.fetch import ASSETS
 from ringworld.recipes.codec import nano_codec, shapes_codec
 from ringworld.recipes.nano import demo, nano_base, nano_world, reach_theta
+from ringworld.recipes.play import PLAY_VQGAN, nano_play, play_codec
 from ringworld.recipes.recipe import Recipe
 from ringworld.recipes.registry import RECIPES, TEMPLATES
 from ringworld.train.model_stage import ModelStage
@@ -157,8 +158,26 @@ def test_the_codec_of_shapes_is_that_of_the_training_page() -> None:
     assert f"| {' | '.join(cells)} |" in TRAINING
 
 
+def test_the_codec_of_the_small_world_is_that_of_the_training_page() -> None:
+    recipe, (stage, merged) = play_codec().data, play_codec().stages
+    cells = [
+        f"{stage.model.codebook} -> {PLAY_VQGAN.codebook}",
+        str(recipe.batch),
+        f"{recipe.scattered:g}",
+        str(stage.training.steps),
+        f"{stage.training.learning_rate:g}",
+        str(stage.training.warmup),
+        str(stage.training.soften),
+        f"{stage.training.dead:g}",
+        str(merged.levels),
+        f"{stage.training.worst:g}",
+        str(stage.training.seed),
+    ]
+    assert f"| {' | '.join(cells)} |" in TRAINING
+
+
 @pytest.mark.parametrize(
-    "recipe", [nano_base(), nano_world(), demo()], ids=lambda recipe: recipe.name
+    "recipe", [nano_base(), nano_world(), nano_play(), demo()], ids=lambda recipe: recipe.name
 )
 def test_the_stages_of_a_recipe_are_those_of_the_training_page(recipe: Recipe) -> None:
     for stage in recipe.stages:

@@ -28,6 +28,8 @@ SUMMARIES = {
     "folder-codec": "a codec of your own films and pictures",
     "nano-base": "the shipped model from fresh weights, at 1K tokens",
     "nano-world": "the shipped model taught to draw moving shapes from words, at 1K tokens",
+    "play-codec": "the codec of the small world with actions, from its tiles",
+    "nano-play": "the shipped model of the small world with actions, from fresh weights",
     "demo": "the shipped model grown from 1K to 4K to 16K tokens on a ring of eight",
     "shards": "a model trained further on your own token shards",
     "lwm-text": "LWM's text ladder: LLaMA-2 7B from 4K to 1M tokens on 256 chips",

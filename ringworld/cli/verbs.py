@@ -15,9 +15,10 @@ from typing import Annotated, Literal, Protocol, runtime_checkable
 from tyro.conf import Positional, arg
 
 from ringworld.chat.config import ChatRequest, ImageRequest, VideoRequest
+from ringworld.chat.play_config import PlayRequest
 from ringworld.data.questions.config import QA
 from ringworld.errors import UnavailableError
-from ringworld.evals.config import Grid, Perplexity, Shapes
+from ringworld.evals.config import Grid, Perplexity, Playing, Shapes
 from ringworld.serve.config import ServeConfig
 from ringworld.settings import Extension, MeshShape, Processes, WeightOptions, WeightType
 
@@ -242,6 +243,30 @@ class MeasureShapes(Computes, Shapes):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeasurePlay(Playing):
+    """What a model makes of the small world with actions: frames, rollouts, actions read back."""
+
+    def load(self) -> Action:
+        """Measure."""
+        prepare_jax()
+        from ringworld.evals.playing import measure_play
+
+        return lambda announce: measure_play(self, announce)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Play(PlayRequest):
+    """Play a level of the small world with arrow keys, as a model dreams it."""
+
+    def load(self) -> Action:
+        """Play."""
+        prepare_jax()
+        from ringworld.chat.play import play
+
+        return lambda announce: play(self, announce)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Talk(Computes, ChatRequest):
     """Talk with a model about documents, pictures and films."""
 
@@ -359,6 +384,8 @@ VERBS = {
         LossByPosition, "MODEL --text F", "loss by position, plain and extended"
     ),
     "eval shapes": Entry(MeasureShapes, "[MODEL]", "clips drawn from words, and the codec"),
+    "eval play": Entry(MeasurePlay, "[MODEL]", "a world with actions: frames, rollouts, actions"),
+    "play": Entry(Play, "[MODEL]", "a small world that a model dreams, by arrow keys"),
     "chat": Entry(Talk, 'MODEL ["QUESTION"]', "talk, about a document, pictures or a film"),
     "serve": Entry(Serve, "[MODEL]", "a model over HTTP as OpenAI's API, and a page"),
     "generate image": Entry(Picture, 'MODEL "CAPTION" -o F', "a still picture from a caption"),

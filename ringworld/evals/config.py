@@ -71,3 +71,26 @@ class Shapes:
             raise InputError(
                 f"{self.scenes} scenes measure nothing: use 1 or more", setting="scenes"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Playing:
+    """Episodes of the small world, for a model to go on with: after true frames, and its own."""
+
+    model: Positional[Path] = Path("nano-play")
+    """a model of the world: its folder, or the name of the one that ships"""
+    episodes: int = 100
+    """levels that no training saw, each with actions of its own"""
+    steps: int = 30
+    """actions of an episode"""
+    seed: int = 990_200
+    """of the levels and the actions"""
+    folder: Path = Path("runs/play")
+    """where play.json is written"""
+    weights: Annotated[WeightOptions, arg(name="")] = WeightOptions()
+
+    def __post_init__(self) -> None:
+        if min(self.episodes, self.steps) < 1:
+            raise InputError(
+                f"{self.episodes} episodes of {self.steps} steps measure nothing: use 1 or more"
+            )

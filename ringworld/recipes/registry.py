@@ -27,6 +27,8 @@ RECIPES: "dict[str, Callable[[], Recipe]]" = {
     "folder-codec": partial(_make, "codec", "folder_codec"),
     "nano-base": partial(_make, "nano", "nano_base"),
     "nano-world": partial(_make, "nano", "nano_world"),
+    "play-codec": partial(_make, "play", "play_codec"),
+    "nano-play": partial(_make, "play", "nano_play"),
     "demo": partial(_make, "nano", "demo"),
     "shards": partial(_make, "shards", "shards"),
     "lwm-text": partial(_make, "lwm", "lwm_text"),

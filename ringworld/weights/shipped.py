@@ -8,4 +8,5 @@ NANO = ASSETS / "nano"
 NANO_WORLD = ASSETS / "nano-world"
 # A codec of the sizes of theirs that keeps more of small shapes. Its codes are not theirs.
 SHAPES_CODEC = ASSETS / "shapes-codec"
-SHIPPED_MODELS = {"nano": NANO, "nano-world": NANO_WORLD}
+NANO_PLAY = ASSETS / "nano-play"
+SHIPPED_MODELS = {"nano": NANO, "nano-world": NANO_WORLD, "nano-play": NANO_PLAY}
