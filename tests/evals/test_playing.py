@@ -30,7 +30,7 @@ def test_the_shipped_model_is_measured_on_levels_that_no_training_saw(tmp_path: 
     found = json.loads((tmp_path / "play" / "play.json").read_text())
     assert found["asked"] == {"episodes": 6, "steps": 10, "seed": 17}
     assert found["codec"] == {"right": 66, "tried": 66, "chance": 0.0}
-    # The shipped model has 99.2 % of 3,000 frames right: 56 of 60 are five standard deviations below.
+    # The shipped model has 99.2 % of 3,000 frames right: 56 of 60 are five standard deviations off.
     assert found["one_step"]["right"] >= 56 and found["one_step"]["tried"] == 60
     assert found["action"]["right"] >= 56
     assert found["rollout"]["tried"] == 6
