@@ -25,7 +25,7 @@ from ringworld.weights.model import Model, load_model
 
 # The longest answer to a question about a clip: a description of three shapes.
 ANSWER_STEPS = 48
-PICTURES = (".png",)
+PICTURE_ENDINGS = (".png",)
 
 
 def answer_questions(
@@ -138,7 +138,7 @@ def draw_video(wanted: VideoRequest, announce: Announce) -> None:
 
 def draw_image(wanted: ImageRequest, announce: Announce) -> None:
     """Draw one picture and write it as .png. Raises InputError as `draw_video` does."""
-    check_output(wanted.output, PICTURES, wanted.overwrite)
+    check_output(wanted.output, PICTURE_ENDINGS, wanted.overwrite)
     with jax.set_mesh(make_mesh(**asdict(wanted.mesh))):
         picture = draw_pictures(
             load_announced(wanted, announce),

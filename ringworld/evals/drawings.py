@@ -94,7 +94,7 @@ def measure_model(
         pictures.append(judge_stills(drawings, stills, max_things=MOST_THINGS))
         rows.append(drawings[:PICTURES_SHOWN])
         announce(f"pictures drawn as asked, things {pictures[-1]}")
-    write_sheet(wanted.folder / "pictures.png", rows)
+    write_drawings(wanted.folder / "pictures.png", rows)
     drawn, shown = [], []
     for some in scenes.values():
         clips = draw_captions(
@@ -108,7 +108,7 @@ def measure_model(
         drawn.append(judge_clips(clips, some))
         shown += clips[:SHOWN]
         announce(f"clips drawn as asked, things {drawn[-1]}")
-    write_sheet(wanted.folder / "shapes.png", shown)
+    write_drawings(wanted.folder / "shapes.png", shown)
     return {
         "answers": asdict(answers),
         "pictures": [asdict(each) for each in pictures],
@@ -116,7 +116,7 @@ def measure_model(
     }
 
 
-def write_sheet(path: Path, rows: Sequence[Sequence[UInt8[np.ndarray, "Y X 3"]]]) -> None:
+def write_drawings(path: Path, rows: Sequence[Sequence[UInt8[np.ndarray, "Y X 3"]]]) -> None:
     """Write rows of equally many pictures of one size as a PNG file."""
     if is_first():
         with whole(path) as draft:

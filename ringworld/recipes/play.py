@@ -295,7 +295,7 @@ def nano_play() -> Recipe:
                 context=CONTEXT,
                 rope_theta=PLAY_SIZES.llama.rope_theta,
                 batch=8,
-                loop=Loop(steps=200, save_every=40),
+                loop=Loop(steps=1000, save_every=40),
                 optimizer=Muon(
                     schedule="cosine",
                     peak_lr=2e-3,

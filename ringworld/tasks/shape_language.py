@@ -12,8 +12,8 @@ Fact = tuple[str, str, str]
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 # Where the middle of a picture begins and ends, and the words of its rows and columns.
 PLACE_EDGES = (0.4, 0.6)
-ROWS = ("top", "", "bottom")
-COLUMNS = ("left", "", "right")
+PLACE_ROWS = ("top", "", "bottom")
+PLACE_COLUMNS = ("left", "", "right")
 MIDDLE = "in the middle"
 SENTENCE = re.compile(
     rf"\b({'|'.join(SHAPE_COLOURS)})\s+({'|'.join(SHAPES)})\b"
@@ -45,7 +45,7 @@ def caption_still(scene: Scene) -> str:
 
 def name_place(x: float, y: float) -> str:
     """Where in the picture a centre is, such as "at the left"; fractions of the side."""
-    row, column = (_part(value, words) for value, words in ((y, ROWS), (x, COLUMNS)))
+    row, column = (_part(value, words) for value, words in ((y, PLACE_ROWS), (x, PLACE_COLUMNS)))
     words = " ".join(word for word in (row, column) if word)
     return f"at the {words}" if words else MIDDLE
 

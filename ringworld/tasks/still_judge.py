@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ringworld.tasks.shape_judge import detect_things, find_patches
-from ringworld.tasks.shape_language import COLUMNS, ROWS, name_place
+from ringworld.tasks.shape_language import PLACE_COLUMNS, PLACE_ROWS, name_place
 from ringworld.tasks.shapes import SHAPE_COLOURS, SHAPES, Scene
 
 # How far outside of a place a thing's middle may be, as a fraction of the picture's side.
@@ -79,5 +79,8 @@ def chance_of_still(scene: Scene, *, max_things: int) -> float:
     Places count as equally likely, which they nearly are.
     """
     count = len(scene.things)
-    words = comb(len(SHAPE_COLOURS), count) * (len(SHAPES) * len(ROWS) * len(COLUMNS)) ** count
+    words = (
+        comb(len(SHAPE_COLOURS), count)
+        * (len(SHAPES) * len(PLACE_ROWS) * len(PLACE_COLUMNS)) ** count
+    )
     return 1 / (max_things * words)
