@@ -2,11 +2,6 @@
 
 import { readKey } from "./settings.js";
 
-/** An Error with the server's sentence, and the field that it names as `param`. */
-function toError({ message, param }) {
-  return Object.assign(new Error(message), { param });
-}
-
 /** The answer to a request. Throws an Error with the server's sentence. */
 async function request(path, body, signal) {
   const key = readKey();
@@ -20,7 +15,7 @@ async function request(path, body, signal) {
   if (answer.ok) return answer;
   if (answer.status === 401) throw new Error("this server needs its key: give it in the settings");
   const told = await answer.json().catch(() => null);
-  throw toError(told?.error ?? { message: `the server answered with status ${answer.status}` });
+  throw new Error(told?.error?.message ?? `the server answered with status ${answer.status}`);
 }
 
 /** The model that is served: its id, `max_model_len` and `vision`. */
@@ -71,7 +66,7 @@ async function readEvents(path, body, signal, onEvent, onNote) {
       if (!part.startsWith("data: ")) continue;
       if (part === "data: [DONE]") return;
       const event = JSON.parse(part.slice(6));
-      if (event.error) throw toError(event.error);
+      if (event.error) throw new Error(event.error.message);
       onEvent(event);
     }
   }
