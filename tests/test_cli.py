@@ -17,10 +17,11 @@ from tyro._docstrings import get_field_docstring
 
 import ringworld
 from ringworld import cli
+from ringworld.cli import verbs
 from ringworld.cli.command import GROUPS, Command
 from ringworld.cli.options import MARKERS, _default, parse_count, parse_options
 from ringworld.cli.recipes import SUMMARIES, prepare_recipe
-from ringworld.cli.verbs import SHIPPED, VERBS
+from ringworld.cli.verbs import SERVE_PACKAGES, SHIPPED, VERBS
 from ringworld.errors import InputError
 from ringworld.recipes.nano import demo
 from ringworld.recipes.recipe import Recipe
@@ -268,6 +269,18 @@ def test_an_error_about_a_setting_names_its_option() -> None:
     assert command.explain(InputError("x", setting="clips")) == "x (--data.clips)"
 
 
+@pytest.mark.parametrize("name", SERVE_PACKAGES)
+def test_a_server_without_a_package_that_it_needs_names_it_and_what_installs_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Among them llguidance, by which answers follow a schema: no server is without it."""
+    monkeypatch.setattr(verbs, "find_spec", lambda asked: None if asked == name else object())
+    code, said = run(capsys, "serve")
+    assert code == 2 and said == (
+        f"ringworld: serving needs {name}: pip install 'ringworld[serve]'\n"
+    )
+
+
 def test_the_library_names_no_option_of_the_command_line() -> None:
     """In string literals; comments of XLA's flags, pip's options and styles of pages are none."""
     allowed = re.compile(r"--(xla_|only-binary|no-|require-hashes|hash=)|var\(--")
@@ -293,6 +306,7 @@ HEAVY = ("jax", "numpy", "av", "tokenizers", "matplotlib", "pyarrow", "orbax", "
 HELP = """
 import contextlib, io, sys
 from ringworld import cli
+from ringworld.cli import verbs
 for words in {words}:
     sys.argv = ["ringworld", *words]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
@@ -450,6 +464,7 @@ def test_a_signal_during_the_imports_ends_the_program_quietly(
 BUSY = """
 import os, signal, sys
 from ringworld import cli
+from ringworld.cli import verbs
 from ringworld.cli.command import Command
 
 class Thread:  # as one of XLA's, which calls into an interpreter that is no more

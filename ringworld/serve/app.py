@@ -61,7 +61,7 @@ def make_app(config: ServeConfig, served: Served, thread: EngineThread) -> Reque
     _add_state(app, front)
     add_reports(app, config.model, config.reports, served.model.about)
     _add_page(app)
-    return RequestGuard(app, config)
+    return RequestGuard(app, config, lambda: front.full)
 
 
 def _add_errors(app: FastAPI) -> None:

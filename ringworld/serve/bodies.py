@@ -1,5 +1,7 @@
 """Bodies of requests: a large one is parsed in a thread, so that the event loop answers others.
 
+A form (multipart) is read as an object of JSON, where a route takes forms.
+
 Python's parser lets nobody else run while it reads one string, half a second for a film of 100 MB.
 Long strings are therefore cut out first, which is a search and a copy, and put back afterwards.
 """
@@ -8,15 +10,20 @@ import asyncio
 import json
 import secrets
 from collections.abc import Callable, Coroutine
+from email.parser import BytesParser
+from email.policy import HTTP
 from typing import Any
 
 from fastapi.routing import APIRoute
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 # Bytes above which a body is parsed in a thread, and above which a string is cut out of it.
 LARGE, LONG = 1 << 20, 1 << 16
 BACKSLASH = ord("\\")
+FORM, MOST_FORM_BYTES = "multipart/form-data", 16 << 20
 
 
 def parse_large(body: bytes) -> Any:
@@ -80,5 +87,50 @@ class BodyRoute(APIRoute):
 
         async def answer(request: Request) -> Response:
             return await handle(BodyRequest(request.scope, request.receive))
+
+        return answer
+
+
+def parse_form(kind: str, body: bytes) -> dict[str, Any]:
+    """The fields of a form, whose `kind` is its Content-Type; a file is {"filename": its name}."""
+    whole = BytesParser(policy=HTTP).parsebytes(f"Content-Type: {kind}\r\n\r\n".encode() + body)
+    fields: dict[str, Any] = {}
+    for part in whole.iter_parts() if whole.is_multipart() else ():
+        name, file = part.get_param("name", header="content-disposition"), part.get_filename()
+        content = part.get_payload(decode=True)
+        if isinstance(name, str) and isinstance(content, bytes):
+            fields[name] = content.decode(errors="replace") if file is None else {"filename": file}
+    return fields
+
+
+class FormRequest(Request):
+    """A request whose form is read as the JSON that its route takes."""
+
+    def __init__(self, kind: str, request: Request) -> None:
+        scope = {**request.scope, "headers": [*request.scope["headers"]]}
+        MutableHeaders(scope=scope)["content-type"] = "application/json"
+        super().__init__(scope, request.receive)
+        self._kind = kind
+
+    async def json(self) -> Any:
+        """The fields of the form. Raises HTTPException for a form that is too large."""
+        body = await self.body()
+        if len(body) > MOST_FORM_BYTES:
+            raise HTTPException(413, f"a form has at most {MOST_FORM_BYTES:,} bytes: send less")
+        return await asyncio.to_thread(parse_form, self._kind, body)
+
+
+class FormRoute(BodyRoute):
+    """A route that takes forms too."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler of the route."""
+        handle, handle_form = super().get_route_handler(), APIRoute.get_route_handler(self)
+
+        async def answer(request: Request) -> Response:
+            kind = request.headers.get("content-type", "")
+            if kind.lower().startswith(FORM):
+                return await handle_form(FormRequest(kind, request))
+            return await handle(request)
 
         return answer

@@ -120,7 +120,7 @@ def _write_mp4(frames: UInt8[np.ndarray, "Z Y X 3"]) -> str:
 
 
 def write_clip(frames: UInt8[np.ndarray, "Z Y X 3"], fps: float, ending: str) -> bytes:
-    """A clip as a file of the kind that its ending says, gif or mp4."""
+    """A clip as a file of the kind that its ending says: gif, mp4 or webm."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"clip.{ending}")
         write_animation(path, frames, fps)

@@ -77,10 +77,15 @@ class Front:
         """Raise UnknownModelError or BusyError before any work is done for a request."""
         if model is not None and model != self.config.name:
             raise UnknownModelError
+        if self.full:
+            raise BusyError
+
+    @property
+    def full(self) -> bool:
+        """Whether as much waits or is made ready as the server lets wait."""
         waiting, tokens = self.thread.queued
         too_many = waiting + self._preparing >= self.config.max_queued_requests
-        if too_many or tokens >= self.config.max_queued_tokens:
-            raise BusyError
+        return too_many or tokens >= self.config.max_queued_tokens
 
     async def ask_chat(self, body: ChatBody, job: RequestProgress) -> Asked:
         """Submit a conversation. Raises InputError for what cannot be answered."""
@@ -106,7 +111,11 @@ class Front:
 
     async def ask_completion(self, body: CompletionBody, job: RequestProgress) -> Asked:
         """Submit prompts. Raises InputError for what cannot be completed."""
-        prompts = await asyncio.to_thread(self._read_prompts, body)
+        self._preparing += 1
+        try:
+            prompts = await asyncio.to_thread(self._read_prompts, body)
+        finally:
+            self._preparing -= 1
         longest = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
         stops = self._stops(body)
         scored = body.echo and body.logprobs is not None

@@ -3,6 +3,7 @@
     Host      a server for this machine answers to this machine's names only (DNS rebinding)
     Origin    a page of another site may not post
     key       every path but those of `OPEN` needs a key, if there is one; it is the tenant
+    queue     what would be computed is refused unread when as much waits as may
     body      a limit of bytes, counted as they come
 
 Answers get the headers that keep a browser from running or loading anything of elsewhere. An error
@@ -12,19 +13,21 @@ that nobody foresaw is answered without its text.
 import hashlib
 import hmac
 import logging
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ringworld.serve.config import LOOPBACK, ServeConfig
-from ringworld.serve.refusals import HttpRefusal, explain_error
+from ringworld.serve.refusals import BusyError, HttpRefusal, explain_error
 
 _LOG = logging.getLogger(__name__)
 # A film of 100 MiB in base64, and the text beside it.
 MOST_BYTES = 150 << 20
 OPEN = ("/", "/health", "/ready")
 OPEN_FOLDER = "/page/"
+UNQUEUED = ("/tokenize", "/detokenize")
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "media-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -46,10 +49,10 @@ class TooManyBytesError(Exception):
 
 
 class RequestGuard:
-    """The application behind these checks, as an ASGI application."""
+    """The application behind these checks, as an ASGI application; `full` tells of the queue."""
 
-    def __init__(self, app: ASGIApp, config: ServeConfig) -> None:
-        self._app, self._config = app, config
+    def __init__(self, app: ASGIApp, config: ServeConfig, full: Callable[[], bool]) -> None:
+        self._app, self._config, self._full = app, config, full
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -107,6 +110,8 @@ class RequestGuard:
         known = sum(hmac.compare_digest(given, key.encode()) for key in keys)
         if keys and not known and path not in OPEN and not path.startswith(OPEN_FOLDER):
             return HttpRefusal(401, "this server needs its key: send it as a Bearer token")
+        if scope["method"] == "POST" and path not in UNQUEUED and self._full():
+            return explain_error(BusyError())
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > MOST_BYTES:
             return TOO_MANY_BYTES

@@ -20,8 +20,10 @@ from ringworld.serve.protocol import (
     MOST_TOKENS,
     Body,
     ChatBody,
+    FormatBody,
     MessageBody,
     PartBody,
+    SchemaBody,
     StopString,
     UrlBody,
 )
@@ -32,7 +34,6 @@ from ringworld.serve.replies import ApiReply
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "tools": (None, []),
     "thinking": (None, {"type": "disabled"}),
-    "output_config": (None,),
     "output_format": (None,),
     "mcp_servers": (None, []),
     "container": (None,),
@@ -103,6 +104,24 @@ class CountBody(Body):
         return ChatBody(model=self.model, messages=[*system, *turns], **more)
 
 
+class OutputFormatBody(Body):
+    """The form of an answer: JSON that a schema allows."""
+
+    type: Literal["json_schema"]
+    wanted: dict[str, Any] = Field(alias="schema")
+
+    def as_format(self) -> FormatBody:
+        """The same for a conversation."""
+        wanted = SchemaBody.model_validate({"schema": self.wanted})
+        return FormatBody(type=self.type, json_schema=wanted)
+
+
+class OutputBody(Body):
+    """How an answer is to be; an `effort` changes nothing here."""
+
+    format: OutputFormatBody | None = None
+
+
 class MessagesBody(CountBody):
     """The body of /v1/messages."""
 
@@ -112,10 +131,13 @@ class MessagesBody(CountBody):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0, le=1 << 30)
     stream: bool = False
+    output_config: OutputBody | None = None
 
     def as_chat(self, **more: Any) -> ChatBody:
         """The same as a conversation."""
+        shaped = self.output_config.format if self.output_config else None
         return super().as_chat(
+            response_format=shaped.as_format() if shaped else None,
             max_tokens=self.max_tokens,
             stop=self.stop_sequences,
             temperature=self.temperature,

@@ -32,12 +32,21 @@ TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "tools": (None, []),
     "functions": (None, []),
+    "modalities": (None, ["text"]),
+    "audio": (None,),
+    "web_search_options": (None,),
     "suffix": (None, ""),
     "min_tokens": (None, 0),
     "prompt_logprobs": (None,),
     "structured_outputs": (None,),
     "guided_json": (None,),
     "guided_regex": (None,),
+}
+# The same of a message.
+UNSUPPORTED_IN_MESSAGES: dict[str, tuple[object, ...]] = {
+    "tool_calls": (None, []),
+    "function_call": (None,),
+    "audio": (None,),
 }
 
 
@@ -186,6 +195,12 @@ class ChatBody(SamplingBody):
     top_logprobs: Alternatives | None = None
     media_io_kwargs: dict[str, dict[str, Any]] | None = None
     mm_processor_kwargs: dict[str, Any] | None = None
+
+    def refuse_unsupported(self, fields: Mapping[str, tuple[object, ...]] = UNSUPPORTED) -> None:
+        """Raise InputError, which names the field, for what the server cannot do."""
+        super().refuse_unsupported(fields)
+        for message in self.messages:
+            message.refuse_unsupported(UNSUPPORTED_IN_MESSAGES)
 
     @property
     def longest(self) -> int | None:

@@ -1,5 +1,6 @@
 """Why a request is not answered, and how each API tells it: OpenAI's form and Anthropic's."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from ringworld.errors import InputError, TooLargeError
 RETRY_AFTER = 5
 # What a client that has gone away is told, in nginx's way.
 CLIENT_GONE = 499
+# A field's name or its place in a list, but not the name of a type that pydantic puts between.
+FIELD = re.compile(r"\w+")
 # Paths whose errors have Anthropic's form.
 MESSAGES = "/v1/messages"
 OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
@@ -91,8 +94,10 @@ def explain_error(error: Exception) -> HttpRefusal:
                 500, "the engine failed and was started anew: send the request again"
             )
         case RequestValidationError():
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"] if part != "body")
+            # Of a field that may have several types, the one that fits furthest is meant.
+            first = max(error.errors(), key=lambda each: len(each["loc"]))
+            parts = [str(part) for part in first["loc"] if part != "body"]
+            place = ".".join(part for part in parts if FIELD.fullmatch(part))
             sentence = f"{place or 'the body'}: {first['msg']}"
             return HttpRefusal(400, sentence, setting=place or None)
         case HTTPException():

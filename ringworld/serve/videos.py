@@ -11,13 +11,14 @@ from secrets import token_hex
 from typing import Any, Literal
 
 import numpy as np
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ringworld.errors import InputError
 from ringworld.serve.answers import JSON
+from ringworld.serve.bodies import FormRoute
 from ringworld.serve.conversation import Prompt
 from ringworld.serve.drawing import FPS, ask_for_frames, follow_frames, write_clip
 from ringworld.serve.events import while_connected
@@ -27,7 +28,9 @@ from ringworld.serve.refusals import BusyError, NotFoundError, explain_error
 from ringworld.tasks.clips import FRAMES_A_CLIP, video_prompt
 
 MOST_JOBS, KEPT_BYTES, KEPT_SECONDS = 64, 256 << 20, 3600
-CLIP_TYPES = {"mp4": "video/mp4", "gif": "image/gif"}
+CLIP_TYPES = {"mp4": "video/mp4", "gif": "image/gif", "webm": "video/webm"}
+# What others draw from besides words: fields whose value must be one of these.
+UNSUPPORTED: dict[str, tuple[object, ...]] = {"input_reference": (None, "")}
 
 
 class VideoBody(DrawingBody):
@@ -37,7 +40,7 @@ class VideoBody(DrawingBody):
     seconds: float | None = Field(None, gt=0, le=1024)
     fps: float = Field(FPS, ge=0.1, le=60)
     size: str | None = None
-    output_format: Literal["mp4", "gif"] = "mp4"
+    output_format: Literal["mp4", "gif", "webm"] = "mp4"
 
     @property
     def frames(self) -> int:
@@ -93,8 +96,9 @@ class VideoJobs:
     def open(self, body: VideoBody, tenant: str) -> VideoJob:
         """A job that has not begun.
 
-        Raises InputError when the model draws nothing, or nothing of this size or length.
+        Raises InputError when the model draws nothing, or nothing of this size or from a picture.
         """
+        body.refuse_unsupported(UNSUPPORTED)
         ask_for_frames(self._front.served, video_prompt, body, body.frames, tenant)
         side = self._front.served.model.codec.config.size
         if body.size not in (None, "auto", f"{side}x{side}"):
@@ -168,8 +172,8 @@ class VideoJobs:
 
 
 def add_videos(app: FastAPI, front: Front) -> None:
-    """Add the routes."""
-    jobs = VideoJobs(front)
+    """Add the routes, which take forms as JSON: OpenAI's clients send forms."""
+    jobs, routes = VideoJobs(front), APIRouter(route_class=FormRoute)
 
     def find(name: str, request: Request) -> VideoJob:
         return jobs.find(name, request.state.tenant)
@@ -177,14 +181,14 @@ def add_videos(app: FastAPI, front: Front) -> None:
     def send(job: VideoJob, content: bytes) -> Response:
         return Response(content, media_type=CLIP_TYPES[job.body.output_format])
 
-    @app.post("/v1/videos/sync")
+    @routes.post("/v1/videos/sync")
     async def draw_now(body: VideoBody, request: Request) -> Response:
         """Draw a clip from words, and answer with the file."""
         front.check(body.model)
         job = jobs.open(body, request.state.tenant)
         return send(job, await while_connected(request, jobs.draw(job)))
 
-    @app.post("/v1/videos")
+    @routes.post("/v1/videos")
     async def draw_later(body: VideoBody, request: Request) -> dict[str, Any]:
         """Begin to draw a clip from words."""
         front.check(body.model)
@@ -192,18 +196,18 @@ def add_videos(app: FastAPI, front: Front) -> None:
         jobs.start(job)
         return job.tell()
 
-    @app.get("/v1/videos")
+    @routes.get("/v1/videos")
     async def list_videos(request: Request) -> dict[str, Any]:
         """The clips that were asked for."""
         data = [job.tell() for job in jobs.list_all(request.state.tenant)]
         return {"object": "list", "data": data, "has_more": False}
 
-    @app.get("/v1/videos/{name}")
+    @routes.get("/v1/videos/{name}")
     async def status(name: str, request: Request) -> dict[str, Any]:
         """How far a clip is."""
         return find(name, request).tell()
 
-    @app.get("/v1/videos/{name}/content")
+    @routes.get("/v1/videos/{name}/content")
     async def content(name: str, request: Request) -> Response:
         """The file of a clip that is finished."""
         job = find(name, request)
@@ -211,8 +215,10 @@ def add_videos(app: FastAPI, front: Front) -> None:
             raise InputError("this video is not finished: ask for its status", setting="video_id")
         return send(job, job.content)
 
-    @app.delete("/v1/videos/{name}")
+    @routes.delete("/v1/videos/{name}")
     async def delete(name: str, request: Request) -> dict[str, Any]:
         """End and forget a clip."""
         jobs.delete(find(name, request))
         return {"id": name, "object": "video.deleted", "deleted": True}
+
+    app.include_router(routes)

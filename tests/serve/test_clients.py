@@ -92,6 +92,8 @@ def test_a_picture_in_a_block_is_the_picture_of_a_part(
     [
         (anthropic.NotFoundError, {"model": "other"}),
         (anthropic.BadRequestError, {"tools": [{"name": "x", "input_schema": {}}]}),
+        (anthropic.BadRequestError, {"messages": user({"type": "tool_result", "content": "x"})}),
+        (anthropic.BadRequestError, {"output_config": {"format": {"type": "xml"}}}),
         (anthropic.BadRequestError, {"messages": [{"role": "assistant", "content": "x"}]}),
         (anthropic.BadRequestError, {"messages": [{"role": "user", "content": BOOK * 3}]}),
         (anthropic.BadRequestError, {"max_tokens": 0}),
@@ -143,6 +145,26 @@ def test_a_response_follows_a_schema(server: Running) -> None:
     assert json.loads(whole.output_text) == {"n": 7}
     _, told = server.post("/v1/responses", **asked)
     assert find_fault("openai", "Response", told) is None
+
+
+def test_a_message_follows_a_schema(server: Running, claude: anthropic.Anthropic) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"n": {"enum": [7]}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    shaped: Any = {"format": {"type": "json_schema", "schema": schema}, "effort": "low"}
+    asked: Any = dict(model="nano", max_tokens=40, messages=user(QUESTION), output_config=shaped)
+    whole = claude.messages.create(**asked)
+    assert whole.content[0].type == "text" and json.loads(whole.content[0].text) == {"n": 7}
+    with claude.messages.stream(**asked) as stream:
+        assert json.loads("".join(stream.text_stream)) == {"n": 7}
+    _, told = server.post("/v1/messages", **asked)
+    assert find_fault("anthropic", "Message", told) is None
+    shaped["format"]["schema"] = {"type": "any"}
+    with pytest.raises(anthropic.BadRequestError, match="cannot be followed"):
+        claude.messages.create(**asked)
 
 
 @pytest.mark.parametrize(

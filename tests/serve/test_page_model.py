@@ -1,18 +1,18 @@
 """The page in a real browser, before the real server with the shipped model and the sample film."""
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Request, expect
 
+from ringworld.evals.needle import Trial, write_trials
 from ringworld.fetch import fetch
 from ringworld.serve.engine_thread import EngineThread
 from ringworld.serve.served import Served
-from tests.page_browser import WIDE, needs_chromium, open_browser
+from tests.page_browser import PATIENCE, WIDE, needs_chromium, open_browser
 from tests.serve.test_reports import TRIAL
 from tests.serving import CONFIG, Running, listening
 
@@ -20,13 +20,11 @@ pytestmark = [pytest.mark.slow, needs_chromium]
 
 # The model's context of 1,024 tokens holds twelve frames.
 FRAMES_A_SECOND, SECONDS, FRAMES = 0.4, 30, 12
-# Seconds until what computes on two cores is there.
-PATIENCE = 120_000
 
 
 @pytest.fixture
 def server(tmp_path: Path, engine: tuple[Served, EngineThread]) -> Iterator[Running]:
-    (tmp_path / "needle.json").write_text(json.dumps([TRIAL]))
+    write_trials(tmp_path / "needle.json", [Trial(**TRIAL, response="7")], {"model": "nano"})
     with listening(replace(CONFIG, reports=tmp_path), *engine) as running:
         yield running
 
@@ -58,7 +56,9 @@ def test_the_sample_film_is_asked_drawn_saved_and_found_again(
     with open_browser() as browser:
         context = browser.new_context(viewport=WIDE)
         places: list[str] = []
+        films: list[int] = []
         context.on("request", lambda request: places.append(request.url))
+        context.on("request", lambda request: films.append(count_films(request)))
         shown = context.new_page()
         shown.goto(base)
         expect(shown.locator("#model")).to_have_text("nano")
@@ -75,9 +75,11 @@ def test_the_sample_film_is_asked_drawn_saved_and_found_again(
         shown.get_by_role("button", name="Frame at 00:20").click()
         moment = shown.evaluate("document.querySelector('#player').currentTime")
         assert moment == pytest.approx(20, abs=1)
+        assert sum(films) == 1
         second = ask(shown, "how many shapes are there?")
         shown.locator("#fork-film").click()
         assert ask(shown, "how many shapes are there?") == second, "it has the same prefix"
+        assert sum(films) == 1, "the film itself was sent once"
         expect(shown.locator("#conversations li")).to_have_count(2)
         draw(shown)
         shown.locator("#tab-reports").click()
@@ -94,6 +96,11 @@ def test_the_sample_film_is_asked_drawn_saved_and_found_again(
         expect(shown.locator("#conversations li")).to_have_count(3, timeout=60_000)
         expect(set_again).to_have_text([first, second])
         assert all(place.startswith((base, "data:", f"blob:{base}")) for place in places)
+
+
+def count_films(request: Request) -> int:
+    """How many films a request holds the bytes of."""
+    return (request.post_data_buffer or b"").count(b"data:video/mp4;base64,")
 
 
 def draw(shown: Page) -> None:

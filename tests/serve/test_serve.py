@@ -399,6 +399,9 @@ def test_frames_are_chosen_by_the_names_of_other_servers() -> None:
     assert parse_data_url("data:;base64,QUI=") == b"AB"
 
 
+CALLED = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function"}]}
+
+
 # --- limits and errors ---------------------------------------------------------------------------
 
 
@@ -420,7 +423,11 @@ def test_what_does_not_fit_is_refused_with_both_numbers(server: Running) -> None
         ({"messages": []}, "messages"),
         ({"messages": user("x"), "n": 9}, "n"),
         ({"messages": user("x"), "temperature": -1}, "temperature"),
-        ({"messages": user("x"), "tools": [{"type": "function"}]}, "tools"),
+        ({"messages": user("x"), "tools": [{"type": "function"}]}, "tools is not supported"),
+        ({"messages": [*user("x"), CALLED]}, "tool_calls is not supported"),
+        ({"messages": [*user("x"), {"role": "tool", "content": "3"}]}, "messages.1.role"),
+        ({"messages": user({"type": "input_audio"})}, "messages.0.content.0.type: Input should be"),
+        ({"messages": user("x"), "modalities": ["text", "audio"]}, "modalities is not supported"),
         ({"messages": user("x"), "response_format": {"type": "xml"}}, "response_format.type"),
         ({"messages": user("x"), "response_format": {"type": "json_schema"}}, "json_schema"),
         ({"messages": user("x"), "response_format": json_schema({"type": "any"})}, "Invalid type"),

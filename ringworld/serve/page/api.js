@@ -2,6 +2,11 @@
 
 import { readKey } from "./settings.js";
 
+/** An Error with the server's sentence, and the field that it names as `param`. */
+function toError({ message, param }) {
+  return Object.assign(new Error(message), { param });
+}
+
 /** The answer to a request. Throws an Error with the server's sentence. */
 async function request(path, body, signal) {
   const key = readKey();
@@ -15,7 +20,7 @@ async function request(path, body, signal) {
   if (answer.ok) return answer;
   if (answer.status === 401) throw new Error("this server needs its key: give it in the settings");
   const told = await answer.json().catch(() => null);
-  throw new Error(told?.error?.message ?? `the server answered with status ${answer.status}`);
+  throw toError(told?.error ?? { message: `the server answered with status ${answer.status}` });
 }
 
 /** The model that is served: its id, `max_model_len` and `vision`. */
@@ -66,7 +71,7 @@ async function readEvents(path, body, signal, onEvent, onNote) {
       if (!part.startsWith("data: ")) continue;
       if (part === "data: [DONE]") return;
       const event = JSON.parse(part.slice(6));
-      if (event.error) throw new Error(event.error.message);
+      if (event.error) throw toError(event.error);
       onEvent(event);
     }
   }

@@ -26,15 +26,32 @@ export function stop() {
 }
 
 /** A message as the API has it: texts before the question, films and pictures behind it. */
-async function toApi({ role, text, files }) {
-  const read = async (file) => ({ type: file.type, content: await readContent(file) });
-  const contents = await Promise.all(files.map(read));
-  const texts = contents.filter(({ type }) => type === "text").map(({ content }) => content);
+async function toApi({ role, text, files }, whole) {
+  const texts = await Promise.all(files.filter(({ type }) => type === "text").map(readContent));
   const words = [...texts, text].filter(Boolean).join("\n\n");
-  const parts = contents
-    .filter(({ type }) => type !== "text")
-    .map(({ type, content }) => ({ type: `${type}_url`, [`${type}_url`]: { url: content } }));
+  const parts = await Promise.all(mediaOf([{ files }]).map((file) => toPart(file, whole)));
   return { role, content: parts.length ? [{ type: "text", text: words }, ...parts] : words };
+}
+
+/** A film or a picture, by the name that it was sent with before unless it is wanted `whole`. */
+async function toPart(file, whole) {
+  const part = { type: `${file.type}_url`, uuid: file.key };
+  if (whole || !file.seen) part[part.type] = { url: await readContent(file) };
+  return part;
+}
+
+/** Ask about messages; with the films' bytes again when the server no longer knows their names. */
+async function askAbout(known, settings, take) {
+  const send = async (whole) => {
+    const messages = await Promise.all(known.map((message) => toApi(message, whole)));
+    await ask({ ...settings, messages }, running.abort.signal, take, tell);
+  };
+  try {
+    await send(false);
+  } catch (error) {
+    if (error.param !== "uuid") throw error;
+    await send(true);
+  }
 }
 
 /** Answer a question, in a new branch where it has answers already. */
@@ -50,7 +67,6 @@ export async function answer(conversation, question, model) {
   let said = "";
   try {
     if (!model) throw new Error("the server has not told its model yet: reload the page");
-    const messages = await Promise.all(known.map(toApi));
     const take = (event) => {
       event.media?.forEach((seen, i) => (mediaOf(known)[i].seen = seen));
       if (event.usage) last.tokens = event.usage.total_tokens;
@@ -59,8 +75,7 @@ export async function answer(conversation, question, model) {
       last.text += piece;
       if (piece || event.media) onChange(conversation, event.media ? null : last);
     };
-    const body = { model: model.id, ...readSettings(), messages };
-    await ask(body, running.abort.signal, take, tell);
+    await askAbout(known, { model: model.id, ...readSettings() }, take);
     if (!last.text) said = "the model answered with nothing";
   } catch (error) {
     const stopped = error.name === "AbortError";

@@ -10,8 +10,9 @@ export function spellLength(tokens) {
   return step ? `${tokens / step[0]}${step[1]}` : tokens.toLocaleString("en");
 }
 
-/** Trials of `ringworld eval needle` as a map for each rule. Throws an Error when they are none. */
-export function showNeedles(trials) {
+/** The result of `ringworld eval needle` as a map for each rule. Throws an Error when it is none. */
+export function showNeedles(result) {
+  const trials = result?.trials;
   const numbers = (trial) => [trial?.length, trial?.depth].every(Number.isFinite);
   if (!Array.isArray(trials) || !trials.length || !trials.every(numbers)) {
     throw new Error("there are no trials in it");

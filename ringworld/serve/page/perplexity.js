@@ -6,8 +6,9 @@ import { spellLength } from "./needles.js";
 const WIDE = 440;
 const HIGH = 220;
 
-/** Curves of `ringworld eval perplexity`. Throws an Error when there are none. */
-export function showPerplexity(curves) {
+/** The result of `ringworld eval perplexity`. Throws an Error when it is none. */
+export function showPerplexity(result) {
+  const curves = result?.curves;
   const fits = (curve) => Number.isFinite(curve?.loss) && curve.buckets?.length === curve.losses?.length;
   if (!Array.isArray(curves) || !curves.length || !curves.every(fits)) {
     throw new Error("there are no curves in it");
