@@ -175,7 +175,7 @@ def find_needles(
             NEEDLE_GRID,
             results,
             announce,
-            of={"model": hash_model(place)},
+            identity={"model": hash_model(place)},
         )
 
 

@@ -95,7 +95,7 @@ class DrawingRequest:
 
     def __post_init__(self) -> None:
         check_utf8(self.caption, "caption")
-        check_drawable(self.scale, "scale")
+        check_positive(self.scale, "scale")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,15 +114,15 @@ class VideoRequest(DrawingRequest):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_drawable(self.frames, "frames")
+        check_positive(self.frames, "frames")
         if not 0 < self.fps < math.inf:
             raise InputError(
                 f"a film of {self.fps} frames per second cannot be: use more than 0", setting="fps"
             )
 
 
-def check_drawable(number: int, name: str) -> None:
-    """Raise InputError when so many frames, or pixels a pixel, are nothing."""
+def check_positive(number: int, name: str) -> None:
+    """Raise InputError when a number of frames, or the scale, is below 1."""
     if number < 1:
         raise InputError(
             f"{name} is {number} and nothing could be drawn: use 1 or more", setting=name

@@ -11,7 +11,8 @@ from ringworld.errors import InputError
 from ringworld.inference.next_frame import FrameWriter
 from ringworld.mesh import on_one_device
 from ringworld.models.vqgan import VQGAN, VQGANWeights, decode
-from ringworld.tasks.play_form import action_ids, episode_opening
+from ringworld.tasks.clips import unconditional_prompt
+from ringworld.tasks.play_form import action_ids
 from ringworld.tasks.play_world import (
     CELLS,
     TILE_SIDE,
@@ -38,7 +39,7 @@ class Dream:
     def __init__(self, model: Model) -> None:
         check_world(model)
         self._model, self._ids = model, action_ids(model.tokenizer)
-        opening = episode_opening(model.tokenizer)
+        opening = unconditional_prompt(model.tokenizer)
         self._writer = FrameWriter(model.sharded_weights(), model.config, opening)
         self.frame = np.zeros((CELLS * TILE_SIDE, CELLS * TILE_SIDE, 3), np.uint8)
 

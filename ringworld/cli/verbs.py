@@ -197,7 +197,7 @@ class MeasureNeedles(Computes):
             with jax.set_mesh(make_mesh(**asdict(self.mesh))):
                 model = load_model(self.model, self.weights.dtype, self.weights.adapter)
             adapter = self.weights.adapter
-            of = {
+            identity = {
                 "model": hash_model(self.model),
                 "dtype": self.weights.dtype,
                 "adapter": None if adapter is None else hash_model(adapter),
@@ -210,7 +210,7 @@ class MeasureNeedles(Computes):
                 self.folder,
                 announce,
                 self.rules,
-                of=of,
+                identity=identity,
                 int8=self.int8,
             )
 

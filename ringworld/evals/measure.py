@@ -28,15 +28,15 @@ def measure_needles(
     announce: Announce,
     rules: Sequence[Extension],
     *,
-    of: Mapping[str, object],
+    identity: Mapping[str, object],
     int8: bool = False,
 ) -> None:
     """Needle accuracy of a model: `needle.json` and the picture `needle.png` in `out`.
 
-    `named` is what the picture calls the model, `of` says which weights it has, and `int8` how keys
-    and values are kept. Haystacks are the held-out books. Lengths beyond the model's context are
-    read by each of the rules. Raises InputError when a prompt does not fit a length, or the folder
-    has results of something else.
+    `named` is what the picture calls the model, `identity` says which weights it has, and `int8`
+    how keys and values are kept. Haystacks are the held-out books. Lengths beyond the model's
+    context are read by each of the rules. Raises InputError when a prompt does not fit a length, or
+    the folder has results of something else.
     """
     with jax.set_mesh(make_mesh(**asdict(mesh))):
         own, words = model.chat_template, model.tokenizer
@@ -51,7 +51,7 @@ def measure_needles(
             grid,
             out / "needle.json",
             announce,
-            of=of,
+            identity=identity,
             form=form,
             rules=rules,
             int8=int8,

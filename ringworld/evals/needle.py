@@ -63,22 +63,22 @@ def run_needle(
     results: Path,
     announce: Announce,
     *,
-    of: Mapping[str, object],
+    identity: Mapping[str, object],
     form: Form | None = None,
     rules: Sequence[Extension] = ("plain",),
     int8: bool = False,
 ) -> list[Trial]:
-    """Every trial of the grid, also written to `results` (JSON) with what they are `of`.
+    """Every trial of the grid, also written to `results` (JSON) with what they are of.
 
-    `of` says which weights are measured, in values of JSON; with `int8` and the grid's seed it has
-    to be what a file that is there already says.
+    `identity` says which weights are measured, in values of JSON. A file that is there already must
+    have the same, and the same `int8` and seed of the grid.
 
     `weights` may lie on a mesh that is set. Haystacks are consecutive text of `books`, which the
     model must not have been trained on. Lengths beyond the model's context are tried by each of the
     rules, on the same prompts. Raises InputError when the books are shorter than a length, or the
     file has results of something else.
     """
-    measured = {**of, "int8": int8, "seed": grid.seed}
+    measured = {**identity, "int8": int8, "seed": grid.seed}
     trials = read_trials(results, measured)
     done = {(trial.rule, trial.length, trial.depth, trial.round) for trial in trials}
     pages = np.concatenate(list(books))

@@ -26,7 +26,8 @@ from ringworld.inference.next_frame import FrameWriter
 from ringworld.media.codec import Codec
 from ringworld.mesh import on_one_device
 from ringworld.progress import Announce
-from ringworld.tasks.play_form import action_ids, episode_opening
+from ringworld.tasks.clips import unconditional_prompt
+from ringworld.tasks.play_form import action_ids
 from ringworld.tasks.play_policies import Episode, draw_episodes
 from ringworld.tasks.play_world import draw_level, possible_actions, read_level
 from ringworld.weights.model import Model, load_model
@@ -83,7 +84,7 @@ def measure_episodes(model: Model, played: Sequence[Episode]) -> PlayFigures:
     codes = model.codec.encode(frames)
     kept = read_codes(model.codec, codes, len(played)) == true
     codes = codes.reshape(*true.shape[:2], -1)
-    ids, opening = action_ids(model.tokenizer), episode_opening(model.tokenizer)
+    ids, opening = action_ids(model.tokenizer), unconditional_prompt(model.tokenizer)
     writer = FrameWriter(model.sharded_weights(), model.config, opening)
     after_true, own = np.zeros_like(codes[:, 1:]), np.zeros_like(codes[:, 1:])
     for i, each in enumerate(played):

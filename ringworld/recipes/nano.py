@@ -93,18 +93,13 @@ def nano_world() -> Recipe:
     colour, shape and place is learned from one frame. Then come clips, and the motions.
     """
 
-    def stage(
-        name: str, context: int, batch: int, steps: int, lr: float, end_lr: float, **rest: Any
-    ) -> ModelStage:
-        quarters = tuple(steps * part // 4 for part in (1, 2, 3))
+    def stage(name: str, *, steps: int, end_lr: float, **rest: Any) -> ModelStage:
         return ModelStage(
             name=name,
-            context=context,
-            batch=batch,
-            loop=Loop(steps=steps, save_every=25, milestones=quarters),
+            loop=Loop(steps=steps, save_every=25),
             optimizer=Muon(
                 schedule="cosine",
-                peak_lr=lr,
+                peak_lr=1.5e-3,
                 end_lr=end_lr,
                 warmup_steps=20,
                 weight_decay=0.02,
@@ -120,21 +115,19 @@ def nano_world() -> Recipe:
         stages=(
             stage(
                 "pictures",
-                512,
-                16,
-                500,
-                1.5e-3,
-                5e-4,
+                context=512,
+                batch=16,
+                steps=500,
+                end_lr=5e-4,
                 shares={"pictures": 0.85, "clips": 0.15},
                 seed=1,
             ),
             stage(
                 "clips",
-                1344,
-                6,
-                360,
-                1.5e-3,
-                0.0,
+                context=1344,
+                batch=6,
+                steps=360,
+                end_lr=0.0,
                 shares={"pictures": 0.2, "clips": 0.8},
                 seed=2,
             ),

@@ -28,7 +28,7 @@ from ringworld.serve.conversation import Prompt
 from ringworld.serve.events import EventStream, while_connected
 from ringworld.serve.front import SEEDS, Asked, Front, RequestProgress
 from ringworld.serve.protocol import ClipBody, DrawingBody
-from ringworld.serve.refusals import explain_error
+from ringworld.serve.refusals import openai_failure
 from ringworld.serve.served import Served
 from ringworld.settings import Sampling
 from ringworld.tasks.clips import unconditional_prompt, video_prompt
@@ -149,4 +149,4 @@ def add_drawing(app: FastAPI, front: Front) -> None:
         accepted = front.submit(job, [wanted], [Prompt(wanted.prompt)])
         asked = await while_connected(request, accepted)
         events = _draw_events(front, asked, body.frames)
-        return EventStream(events, lambda: job.note, lambda e: explain_error(e).openai())
+        return EventStream(events, lambda: job.note, openai_failure, asked.ticket.cancel)

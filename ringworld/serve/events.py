@@ -49,7 +49,8 @@ class EventStream(Response):
 
     Named ones have their `type` as their name, and no such end. While none comes, `note()` is sent
     as a comment when it has changed, and otherwise from time to time. An error becomes an event, as
-    `explain` has it. `events` is closed when the client goes.
+    `explain` has it. `events` is closed when the client goes, and `release()` is called at the end,
+    also when the client went before the first of them.
     """
 
     def __init__(
@@ -57,10 +58,11 @@ class EventStream(Response):
         events: AsyncGenerator[dict[str, Any] | None, None],
         note: Callable[[], str],
         explain: Callable[[Exception], dict[str, Any]],
+        release: Callable[[], None],
         *,
         named: bool = False,
     ) -> None:
-        self._named = named
+        self._named, self._release = named, release
         self._events, self._note, self._explain = events, note, explain
         super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         del self.headers["content-length"]
@@ -72,6 +74,7 @@ class EventStream(Response):
         try:
             await asyncio.wait({writing, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self._release()
             await _end(writing)
             await _end(gone)
 

@@ -117,3 +117,8 @@ EXPLAINED = (
     RequestValidationError,
     HTTPException,
 )
+
+
+def openai_failure(error: Exception) -> dict[str, Any]:
+    """The event of a stream that an error ends, in OpenAI's form."""
+    return explain_error(error).openai()

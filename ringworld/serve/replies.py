@@ -3,6 +3,7 @@
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterable
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -12,7 +13,7 @@ from ringworld.serve.answers import JSON, AnswerChoice, Answers, count_usage
 from ringworld.serve.engine_thread import Update
 from ringworld.serve.events import EventStream, while_connected
 from ringworld.serve.front import Asked, Front, RequestProgress
-from ringworld.serve.refusals import explain_error
+from ringworld.serve.refusals import openai_failure
 
 # A stream that is not accepted after so many seconds begins, to tell how far it is.
 PATIENCE = 1.0
@@ -51,7 +52,7 @@ class ApiReply(ABC):
 
     def failure(self, error: Exception) -> JSON:
         """The event that ends a stream which has failed."""
-        return explain_error(error).openai()
+        return openai_failure(error)
 
     async def whole(self, asked: Asked) -> JSON:
         """The answer when it is complete."""
@@ -103,10 +104,17 @@ async def reply_to(
         if accepted.done():
             accepted.result()
     except BaseException:
-        accepted.cancel()
+        release(accepted)
         raise
-    events = reply.events(accepted)
-    return EventStream(events, lambda: job.note, reply.failure, named=reply.named)
+    events, end = reply.events(accepted), partial(release, accepted)
+    return EventStream(events, lambda: job.note, reply.failure, end, named=reply.named)
+
+
+def release(accepted: asyncio.Future[Asked]) -> None:
+    """End a request in the engine, whether it has accepted it already or not."""
+    if accepted.done() and not accepted.cancelled() and accepted.exception() is None:
+        accepted.result().ticket.cancel()
+    accepted.cancel()
 
 
 async def _wait(accepted: asyncio.Future[Asked]) -> None:

@@ -43,7 +43,12 @@ class CodedClip:
 
 def video_prompt(wish: str, tokenizer: Tokenizer) -> Example:
     """The prompt that asks for a video, up to and with `<vision>`; codes come next."""
-    ids = tokenizer.encode(f"{SYSTEM} USER: Generate a video of {wish} ASSISTANT: ")
+    return drawing_prompt(f"a video of {wish}", tokenizer)
+
+
+def drawing_prompt(wanted: str, tokenizer: Tokenizer) -> Example:
+    """The prompt that asks for "a video of ..." or "an image of ...", up to and with `<vision>`."""
+    ids = tokenizer.encode(f"{SYSTEM} USER: Generate {wanted} ASSISTANT: ")
     return text([*tokenizer.bos_ids, *ids, tokenizer.vision_start], 0.0)
 
 
@@ -61,16 +66,21 @@ def text_to_video(
     wish: str, codes: Int[np.ndarray, "Z Q"], tokenizer: Tokenizer, vocabulary: Vocabulary
 ) -> Example:
     """An example of text then video, of which the frames are learned."""
-    return join([video_prompt(wish, tokenizer), frames(codes, vocabulary, 1.0), ending(tokenizer)])
+    return prompt_to_vision(video_prompt(wish, tokenizer), codes, tokenizer, vocabulary)
+
+
+def prompt_to_vision(
+    prompt: Example, codes: Int[np.ndarray, "Z Q"], tokenizer: Tokenizer, vocabulary: Vocabulary
+) -> Example:
+    """An example of a prompt and the frames that follow it, which are learned."""
+    return join([prompt, frames(codes, vocabulary, 1.0), ending(tokenizer)])
 
 
 def video_alone(
     codes: Int[np.ndarray, "Z Q"], tokenizer: Tokenizer, vocabulary: Vocabulary
 ) -> Example:
     """An example of video alone, of which the frames are learned."""
-    return join(
-        [unconditional_prompt(tokenizer), frames(codes, vocabulary, 1.0), ending(tokenizer)]
-    )
+    return prompt_to_vision(unconditional_prompt(tokenizer), codes, tokenizer, vocabulary)
 
 
 def question_prompt(

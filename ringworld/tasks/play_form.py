@@ -13,6 +13,7 @@ from jaxtyping import Int
 
 from ringworld.data.example import Example, frames, join, open_frames, text
 from ringworld.errors import InputError
+from ringworld.tasks.clips import ending, unconditional_prompt
 from ringworld.tasks.play_world import ACTIONS
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary
@@ -30,11 +31,6 @@ def action_ids(tokenizer: Tokenizer) -> dict[str, int]:
     return {action: ids[0] for action, ids in found.items()}
 
 
-def episode_opening(tokenizer: Tokenizer) -> Example:
-    """What comes before the first frame."""
-    return text([*tokenizer.bos_ids, tokenizer.vision_start], 0.0)
-
-
 def episode_example(
     codes: Int[np.ndarray, "Z Q"],
     actions: Int[np.ndarray, "Z-1"],
@@ -42,12 +38,12 @@ def episode_example(
     vocabulary: Vocabulary,
 ) -> Example:
     """An episode of Z frames as codes and the ids of the actions between them."""
-    parts = [episode_opening(tokenizer), open_frames(codes[:1], vocabulary, 0.0)]
+    parts = [unconditional_prompt(tokenizer), open_frames(codes[:1], vocabulary, 0.0)]
     for i, action in enumerate(actions, 1):
         last = i == len(actions)
         learned = (frames if last else open_frames)(codes[i : i + 1], vocabulary, 1.0)
         parts += [text([int(action)], 0.0), learned]
-    return join([*parts, text([tokenizer.vision_end, tokenizer.eos], 0.0)])
+    return join([*parts, ending(tokenizer)])
 
 
 def episode_tokens(count: int, vocabulary: Vocabulary) -> int:

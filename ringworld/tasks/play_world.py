@@ -7,11 +7,10 @@ seven tiles, so the whole level can be read off a frame, and the action off two.
 """
 
 import zlib
+from collections import deque
 
 import numpy as np
 from jaxtyping import UInt8
-
-from ringworld.errors import InputError
 
 CELLS = 8  # cells in a row, and rows
 TILE_SIDE = 8  # pixels of a cell's side
@@ -24,7 +23,6 @@ ACTIONS: dict[str, tuple[int, int]] = {
     "stay": (0, 0),
 }
 FLOOR, WALL, GOAL, PLAYER, BOX, PLAYER_ON_GOAL, BOX_ON_GOAL = range(7)
-LETTERS = " #.@$+*"  # of the tiles, as the levels of Sokoban are written
 PLAYERS, BOXES = (PLAYER, PLAYER_ON_GOAL), (BOX, BOX_ON_GOAL)
 GOALS = (GOAL, PLAYER_ON_GOAL, BOX_ON_GOAL)
 MOST_WALLS = 8  # inside the rim
@@ -63,23 +61,6 @@ TILES = np.array(
     [[[TILE_COLOURS[letter] for letter in row] for row in picture] for picture in TILE_PICTURES],
     np.uint8,
 )
-
-
-def parse_level(rows: list[str]) -> PlayLevel:
-    """The level that rows of `LETTERS` show.
-
-    Raises InputError when they are not CELLS rows of as many letters with a rim of walls and one
-    player.
-    """
-    known = all(len(row) == CELLS and set(row) <= set(LETTERS) for row in rows)
-    if len(rows) != CELLS or not known:
-        raise InputError(
-            f"a level is {CELLS} rows of {CELLS} of the letters {LETTERS!r}: write it so"
-        )
-    level = np.array([[LETTERS.index(letter) for letter in row] for row in rows], np.uint8)
-    if not is_level(level):
-        raise InputError("a level has one player and walls all round: add what is missing")
-    return level
 
 
 def is_level(level: PlayLevel) -> bool:
@@ -164,11 +145,6 @@ def possible_actions(before: PlayLevel, after: PlayLevel) -> tuple[str, ...]:
     return tuple(action for action in ACTIONS if np.array_equal(step(before, action), after))
 
 
-def show_level(level: PlayLevel) -> str:
-    """The level as rows of `LETTERS`."""
-    return "\n".join("".join(LETTERS[tile] for tile in row) for row in level)
-
-
 def count_goals(level: PlayLevel) -> tuple[int, int]:
     """How many goals have a box on them, and how many there are."""
     return int((level == BOX_ON_GOAL).sum()), int(np.isin(level, GOALS).sum())
@@ -178,9 +154,9 @@ def find_path(level: PlayLevel, to: tuple[int, int]) -> list[str]:
     """The fewest moves that bring the player to a cell without a push; empty without a way."""
     start = find_player(level)
     came: dict[tuple[int, int], tuple[tuple[int, int], str]] = {}
-    seen, edge = {start}, [start]
+    seen, edge = {start}, deque([start])
     while edge and to not in seen:
-        row, column = edge.pop(0)
+        row, column = edge.popleft()
         for action, (down, right) in ACTIONS.items():
             there = (row + down, column + right)
             if there in seen or level[there] not in (FLOOR, GOAL):

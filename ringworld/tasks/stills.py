@@ -11,18 +11,19 @@ tokens of a clip, and teaches what the words of a clip need first: colours, shap
 import numpy as np
 from jaxtyping import Int
 
-from ringworld.data.example import Example, frames, join, text
+from ringworld.data.example import Example
 from ringworld.tasks.clips import (
     FRAMES_A_CLIP,
     TURNS,
     CodedClip,
-    ending,
+    drawing_prompt,
+    prompt_to_vision,
     video_alone,
     video_to_text,
 )
 from ringworld.tasks.shape_language import caption, caption_still, questions
 from ringworld.tasks.shapes import freeze_scene
-from ringworld.text.template import DESCRIBE_IMAGE, SYSTEM
+from ringworld.text.template import DESCRIBE_IMAGE
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary
 
@@ -32,15 +33,14 @@ PLACED = 0.75
 
 def image_prompt(wish: str, tokenizer: Tokenizer) -> Example:
     """The prompt that asks for a picture, up to and with `<vision>`; codes come next."""
-    ids = tokenizer.encode(f"{SYSTEM} USER: Generate an image of {wish} ASSISTANT: ")
-    return text([*tokenizer.bos_ids, *ids, tokenizer.vision_start], 0.0)
+    return drawing_prompt(f"an image of {wish}", tokenizer)
 
 
 def text_to_image(
     wish: str, codes: Int[np.ndarray, "1 Q"], tokenizer: Tokenizer, vocabulary: Vocabulary
 ) -> Example:
     """An example of text then picture, of which the picture is learned."""
-    return join([image_prompt(wish, tokenizer), frames(codes, vocabulary, 1.0), ending(tokenizer)])
+    return prompt_to_vision(image_prompt(wish, tokenizer), codes, tokenizer, vocabulary)
 
 
 def still_example(

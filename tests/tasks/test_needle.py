@@ -23,7 +23,7 @@ from ringworld.weights.shipped import NANO
 # The model is replaced by a reader, which does not look at the weights.
 NOTHING = specs(NANO_SIZES)  # weights that nothing reads
 GRID = Grid(lengths=(256, 512), depths=(0.0, 0.5, 1.0), rounds=2)
-OF = {"model": "abc", "dtype": "float32"}
+IDENTITY = {"model": "abc", "dtype": "float32"}
 
 
 def read_from_prompt(tokenizer, prompt, right: bool) -> list[int]:
@@ -55,7 +55,15 @@ def run(
     monkeypatch.setattr(needle, "write_text", write)
     kept = tmp_path / "needle.json"
     trials = run_needle(
-        NOTHING, NANO_SIZES, tokenizer, books, grid, kept, lambda said: None, form=form, of=OF
+        NOTHING,
+        NANO_SIZES,
+        tokenizer,
+        books,
+        grid,
+        kept,
+        lambda said: None,
+        form=form,
+        identity=IDENTITY,
     )
     for prompt in asked:
         assert len(prompt) <= max(grid.lengths)
@@ -133,7 +141,7 @@ def test_beyond_the_context_every_rule_is_tried_on_the_same_prompts(
             lambda said: None,
             rules=rules,
             int8=True,
-            of=OF,
+            identity=IDENTITY,
         )
         assert [trial.rule for trial in trials if trial.length == 512] == [
             rule for rule in rules * 2 for _ in GRID.depths
@@ -150,7 +158,7 @@ def test_a_file_that_is_no_result_is_refused(tmp_path: Path) -> None:
     for body in ({"other": 1}, [1]):
         (tmp_path / "needle.json").write_text(json.dumps(body))
         with pytest.raises(InputError, match="not a needle result"):
-            read_trials(tmp_path / "needle.json", OF)
+            read_trials(tmp_path / "needle.json", IDENTITY)
 
 
 def test_results_of_another_model_or_of_other_settings_are_not_gone_on_from(
@@ -158,7 +166,7 @@ def test_results_of_another_model_or_of_other_settings_are_not_gone_on_from(
 ) -> None:
     run(books, tmp_path, GRID, monkeypatch, lambda t, p: [])
     kept = tmp_path / "needle.json"
-    own = {**OF, "int8": False, "seed": GRID.seed}
+    own = {**IDENTITY, "int8": False, "seed": GRID.seed}
     assert len(read_trials(kept, own)) == 12
     for name, other in {"model": "abd", "dtype": "int8", "int8": True, "seed": 1}.items():
         with pytest.raises(InputError, match=f"of another {name}: remove it"):
