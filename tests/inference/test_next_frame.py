@@ -1,7 +1,6 @@
 """Frames by guesses are the frames of greedy decoding, code by code, in fewer passes."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -39,13 +38,21 @@ def write_slowly(
     codes: list[int] = []
     for _ in range(WORDS.codes_per_frame):
         given = join([row, text([before], 0.0), _open(codes)])
-        n = len(given)
-        where = Where(jnp.arange(n, dtype=jnp.int32)[None], jnp.ones((1, n), jnp.int32))
-        tokens, vision = jnp.asarray(given.tokens[None]), jnp.asarray(given.vision[None])
-        x = forward(weights, tokens, vision, where, c)
-        codes.append(int((x[0, -1] @ weights.heads.vision)[: WORDS.codes].argmax()))
+        logits = whole_logits(weights, given, c)
+        codes.append(int(logits[len(given) - 1, : WORDS.codes].argmax()))
     whole = open_frames(np.array([codes]), WORDS, 0.0)
     return codes, join([row, text([before], 0.0), whole])
+
+
+def whole_logits(weights: WorldWeights, given: Example, c: World) -> np.ndarray:
+    """The vision logits of a row, and of the padding behind it: one program for every length."""
+    n, room = len(given), c.llama.context
+    tokens, vision = np.zeros((1, room), np.int32), np.zeros((1, room), np.bool_)
+    tokens[0, :n], vision[0, :n] = given.tokens, given.vision
+    positions = np.arange(room, dtype=np.int32)[None]
+    where = Where(positions, (positions < n).astype(np.int32))
+    x = jax.jit(forward, static_argnums=4)(weights, tokens, vision, where, c)
+    return np.asarray(x[0] @ weights.heads.vision)
 
 
 def _open(codes: list[int]) -> Example:
