@@ -1,16 +1,11 @@
 """A level of the small world as a model dreams it: it sees its own frames and nothing else."""
 
-from functools import partial
-
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Int, UInt8
 
 from ringworld.errors import InputError
 from ringworld.inference.next_frame import FrameWriter
 from ringworld.mesh import on_one_device
-from ringworld.models.vqgan import VQGAN, VQGANWeights, decode
 from ringworld.tasks.clips import unconditional_prompt
 from ringworld.tasks.play_form import action_ids
 from ringworld.tasks.play_world import (
@@ -63,20 +58,8 @@ class Dream:
         return read_level(self.frame)
 
     def _show(self, codes: Int[np.ndarray, "Q"]) -> UInt8[np.ndarray, "64 64 3"]:
-        codec = self._model.codec
-        pixels = _decode_frame(
-            codec.weights, jnp.asarray(codes.reshape(CELLS, CELLS)), codec.config
-        )
-        self.frame = np.rint((np.asarray(pixels) + 1) * 127.5).astype(np.uint8)
+        self.frame = self._model.codec.decode(codes[None])[0]
         return self.frame
-
-
-@partial(jax.jit, static_argnames="config")
-def _decode_frame(
-    weights: VQGANWeights, codes: Int[Array, "y x"], config: VQGAN
-) -> Float[Array, "Y X 3"]:
-    """One frame alone, where a codec draws batches."""
-    return decode(weights, codes[None], config)[0]
 
 
 def check_world(model: Model) -> None:

@@ -1,4 +1,4 @@
-"""A codec ready for use: frames to codes and back, in batches of one size.
+"""A codec ready for use: frames to codes and back, in batches of a few sizes.
 
 `Codec` takes and returns bytes and flat rows of codes, as films and training rows hold them;
 `FloatCodec` is the same codec on floats in [-1, 1] and square grids of codes, as papers and other
@@ -18,6 +18,8 @@ from ringworld.models.vqgan import VQGAN, VQGANWeights, decode, encode
 
 # Frames that go through the codec at a time.
 BATCH = 64
+# The sizes of the last batch, each with a program of its own: one picture takes 1/40 of 64.
+SIZES = (1, 8, BATCH)
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,9 @@ _decode = jax.jit(decode, static_argnames="config")
 
 
 def _batches(x: np.ndarray) -> list[np.ndarray]:
-    """Equal batches, the last filled with zeros, so that one program serves all."""
-    padded = np.pad(x, ((0, -len(x) % BATCH),) + ((0, 0),) * (x.ndim - 1))
-    return np.split(padded, len(padded) // BATCH)
+    """Whole batches, and the rest in the smallest that holds it, filled with zeros."""
+    batches = [x[start : start + BATCH] for start in range(0, len(x), BATCH)]
+    rest = len(batches[-1])
+    size = next(size for size in SIZES if size >= rest)
+    batches[-1] = np.pad(batches[-1], ((0, size - rest),) + ((0, 0),) * (x.ndim - 1))
+    return batches
