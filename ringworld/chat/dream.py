@@ -1,5 +1,7 @@
 """A level of the small world as a model dreams it: it sees its own frames and nothing else."""
 
+from copy import copy
+
 import numpy as np
 from jaxtyping import Int, UInt8
 
@@ -34,9 +36,15 @@ class Dream:
     def __init__(self, model: Model) -> None:
         check_world(model)
         self._model, self._ids = model, action_ids(model.tokenizer)
-        opening = unconditional_prompt(model.tokenizer)
-        self._writer = FrameWriter(model.sharded_weights(), model.config, opening)
-        self.frame = np.zeros((CELLS * TILE_SIDE, CELLS * TILE_SIDE, 3), np.uint8)
+        self._weights = model.sharded_weights()
+        self._open()
+
+    @on_one_device
+    def another(self) -> "Dream":
+        """A dream of the same model that no level was shown; the weights are held once."""
+        other = copy(self)
+        other._open()
+        return other
 
     @on_one_device
     def reset(self, level: PlayLevel) -> UInt8[np.ndarray, "64 64 3"]:
@@ -53,13 +61,37 @@ class Dream:
         return self._show(self._writer.write(self._ids[action]))
 
     @property
+    def actions(self) -> tuple[str, ...]:
+        """What can be done in it."""
+        return tuple(self._ids)
+
+    @property
+    def passes(self) -> int:
+        """The passes of the model that all frames so far took."""
+        return self._writer.passes
+
+    @property
     def level(self) -> PlayLevel:
         """What the frame shows, cell by cell."""
         return read_level(self.frame)
 
+    def _open(self) -> None:
+        model = self._model
+        opening = unconditional_prompt(model.tokenizer)
+        self._writer = FrameWriter(self._weights, model.config, opening)
+        self.frame = np.zeros((CELLS * TILE_SIDE, CELLS * TILE_SIDE, 3), np.uint8)
+
     def _show(self, codes: Int[np.ndarray, "Q"]) -> UInt8[np.ndarray, "64 64 3"]:
         self.frame = self._model.codec.decode(codes[None])[0]
         return self.frame
+
+
+def find_dream(model: Model) -> Dream | None:
+    """A dream of a model that has actions, None for another model."""
+    try:
+        return Dream(model)
+    except InputError:
+        return None
 
 
 def check_world(model: Model) -> None:

@@ -22,20 +22,14 @@ from rich.text import Text
 from ringworld.chat.arrow_keys import read_key, single_keys
 from ringworld.chat.ask import check_output
 from ringworld.chat.dream import Dream
+from ringworld.chat.game import Game
 from ringworld.chat.keyboard import is_interactive
 from ringworld.chat.play_config import PlayRequest
 from ringworld.errors import InputError
 from ringworld.media.clip import ANIMATIONS, write_animation
 from ringworld.mesh import local_mesh
 from ringworld.progress import Announce
-from ringworld.tasks.play_world import (
-    ACTIONS,
-    PlayLevel,
-    count_goals,
-    draw_level,
-    draw_start,
-    step,
-)
+from ringworld.tasks.play_world import ACTIONS, count_goals, draw_level
 from ringworld.weights.model import load_model
 
 UPPER_HALF = "\u2580"
@@ -47,38 +41,24 @@ STAY, NEXT, LEAVE = " ", "n", ("q", "", "\x1b", "\x04")
 Screen = UInt8[np.ndarray, "Y X 3"]
 
 
-@dataclass
-class Game:
-    """A dream, the truth beside it, and what came of both.
+@dataclass(kw_only=True)
+class ShownGame(Game):
+    """A game that is shown: how long its frames took, and in `shown` all that there was to see."""
 
-    `compared` are the frames that were, `wrong` those that differ from the truth in any cell, and
-    `shown` all that there was to see.
-    """
-
-    dream: Dream
     with_truth: bool
-    seed: int
-    truth: PlayLevel = field(init=False)
-    compared: int = 0
-    wrong: int = 0
     seconds: float = 0.0
     shown: list[Screen] = field(default_factory=list)
 
     def begin(self, seed: int) -> None:
-        """Begin the level of a seed, one that no training saw."""
-        self.seed = seed
-        self.truth = draw_start(np.random.default_rng(seed), held_out=True)
-        self.dream.reset(self.truth)
+        """Begin the level of a seed, and show it."""
+        super().begin(seed)
         self.shown.append(self.picture())
 
     def move(self, action: str) -> None:
-        """Do an action in the dream, and in truth. Raises InputError for an unknown one."""
+        """Do an action, and show what comes of it. Raises InputError for an unknown one."""
         started = time.perf_counter()
-        self.dream.step(action)
+        super().move(action)
         self.seconds += time.perf_counter() - started
-        self.truth = step(self.truth, action)
-        self.compared += 1
-        self.wrong += not np.array_equal(self.dream.level, self.truth)
         self.shown.append(self.picture())
 
     def picture(self) -> Screen:
@@ -114,7 +94,7 @@ def play(wanted: PlayRequest, announce: Announce) -> None:
         check_output(wanted.record, ANIMATIONS, wanted.overwrite)
     with jax.set_mesh(local_mesh()):
         model = load_model(wanted.model, wanted.weights.dtype, wanted.weights.adapter)
-        game = Game(Dream(model), wanted.truth, wanted.level)
+        game = ShownGame(dream=Dream(model), with_truth=wanted.truth)
         game.begin(wanted.level)
         try:
             if given is None:
@@ -129,7 +109,7 @@ def play(wanted: PlayRequest, announce: Announce) -> None:
     announce(tell(game))
 
 
-def tell(game: Game) -> str:
+def tell(game: ShownGame) -> str:
     """What came of a game, in a line."""
     said = f"{game.compared} frames"
     if game.seconds:
@@ -147,7 +127,7 @@ def parse_actions(written: str) -> list[str]:
     return words
 
 
-def play_keys(game: Game, console: Console, next_key: Callable[[], str]) -> None:
+def play_keys(game: ShownGame, console: Console, next_key: Callable[[], str]) -> None:
     """Play by keys until one leaves. Whatever ends it, the terminal is as it was before."""
     with ExitStack() as held:
         held.enter_context(single_keys())

@@ -22,6 +22,7 @@ from ringworld.serve.front import Front, RequestProgress
 from ringworld.serve.guard import RequestGuard
 from ringworld.serve.messages import CountBody, MessageReply, MessagesBody
 from ringworld.serve.pictures import draw_images
+from ringworld.serve.play import add_play
 from ringworld.serve.protocol import (
     ChatBody,
     CompletionBody,
@@ -57,6 +58,7 @@ def make_app(config: ServeConfig, served: Served, thread: EngineThread) -> Reque
     _add_answers(app, front)
     add_drawing(app, front)
     add_videos(app, front)
+    add_play(app, front)
     _add_tokens(app, front)
     _add_state(app, front)
     add_reports(app, config.model, config.reports, served.model.about)
@@ -68,7 +70,7 @@ def _add_errors(app: FastAPI) -> None:
     async def tell(request: Request, error: Exception) -> JSONResponse:
         return explain_error(error).respond(request.url.path)
 
-    for kind in EXPLAINED:
+    for kind in (*EXPLAINED, Exception):
         app.add_exception_handler(kind, tell)
 
 
@@ -180,6 +182,7 @@ def _add_state(app: FastAPI, front: Front) -> None:
         "root": name,
         "max_model_len": front.served.context,
         "vision": front.media.reads,
+        "actions": list(front.served.actions),
     }
 
     @app.get("/v1/models")

@@ -58,6 +58,7 @@ class ServerMetrics:
         self._registry.register(EngineCollector(thread, codes, model))
         self.prompt_tokens = self._count("prompt_tokens", "tokens of prompts")
         self.generation_tokens = self._count("generation_tokens", "tokens of answers")
+        self.dreamed_frames = self._count("dreamed_frames", "frames of games", OWN)
         self.first_token = self._time("time_to_first_token_seconds", "until the first token")
         self.between_tokens = self._time("inter_token_latency_seconds", "between two tokens")
         self.whole = self._time("e2e_request_latency_seconds", "of a whole request")
@@ -74,8 +75,8 @@ class ServerMetrics:
         """Count an answer that has ended."""
         self._succeeded.labels(self._model, reason).inc()
 
-    def _count(self, name: str, said: str) -> Counter:
-        return Counter(SHARED + name, said, [LABEL], registry=self._registry).labels(self._model)
+    def _count(self, name: str, said: str, whose: str = SHARED) -> Counter:
+        return Counter(whose + name, said, [LABEL], registry=self._registry).labels(self._model)
 
     def _time(self, name: str, said: str) -> Histogram:
         return self._measure(name, said, SECONDS)

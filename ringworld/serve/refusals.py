@@ -12,6 +12,7 @@ from ringworld.errors import InputError, TooLargeError
 
 # Seconds after which a client that was refused for the queue may ask again.
 RETRY_AFTER = 5
+WAITING = "as many requests wait as the server lets wait: try again later"
 # What a client that has gone away is told, in nginx's way.
 CLIENT_GONE = 499
 # A field's name or its place in a list, but not the name of a type that pydantic puts between.
@@ -23,7 +24,7 @@ ANTHROPIC_TYPES = OPENAI_TYPES | {429: "rate_limit_error", 503: "overloaded_erro
 
 
 class BusyError(Exception):
-    """As much waits already as the server lets wait."""
+    """As much waits already as the server lets wait; the text may say of what."""
 
 
 class UnknownModelError(Exception):
@@ -82,7 +83,7 @@ def explain_error(error: Exception) -> HttpRefusal:
         case InputError():
             return HttpRefusal(400, str(error), setting=error.setting)
         case BusyError():
-            sentence = "as many requests wait as the server lets wait: try again later"
+            sentence = str(error) or WAITING
             return HttpRefusal(503, sentence, "queue_full", retry_after=RETRY_AFTER)
         case UnknownModelError():
             sentence = "this server has no model of that name: GET /v1/models lists it"

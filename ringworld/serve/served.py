@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+from ringworld.chat.dream import Dream, find_dream
 from ringworld.chat.session import find_stops
 from ringworld.chat.terminal import choose_template
 from ringworld.inference.engine import Engine, EngineConfig
@@ -20,12 +21,21 @@ from ringworld.weights.model import Model, load_model
 
 @dataclass(frozen=True)
 class Served:
-    """A model with its context, chat template, and the ids that end an answer."""
+    """A model with its context, chat template, and the ids that end an answer.
+
+    `dream` is what games are begun from, None where the model has no actions.
+    """
 
     model: Model
     config: World
     template: str
     stops: tuple[int, ...]
+    dream: Dream | None = None
+
+    @property
+    def actions(self) -> tuple[str, ...]:
+        """What can be done in the world that the model dreams; nothing where it dreams none."""
+        return () if self.dream is None else self.dream.actions
 
     @property
     def words(self) -> Tokenizer:
@@ -69,4 +79,5 @@ def load_served(asked: ServeConfig) -> Served:
         config = extend_context(config, asked.context, asked.rope)
     template = choose_template(model.chat_template, asked.template, has_document=False)
     ends = (config.vocabulary.eos, *model.ends)
-    return Served(model, config, template, find_stops(model.tokenizer, ends, template))
+    stops = find_stops(model.tokenizer, ends, template)
+    return Served(model, config, template, stops, find_dream(model))

@@ -22,7 +22,7 @@ from rich.console import Console
 from ringworld.chat import play as play_module
 from ringworld.chat.arrow_keys import read_key, single_keys
 from ringworld.chat.dream import Dream
-from ringworld.chat.play import Game, HalfBlocks, parse_actions, play, play_keys, thin_out
+from ringworld.chat.play import HalfBlocks, ShownGame, parse_actions, play, play_keys, thin_out
 from ringworld.chat.play_config import PlayRequest
 from ringworld.errors import BadFileError, InputError
 from ringworld.tasks.play_world import draw_level, draw_start, read_level, step
@@ -150,7 +150,7 @@ def test_arrow_keys_of_both_modes_and_letters_are_read_one_by_one(
 def test_keys_move_the_dream_and_the_terminal_is_as_before(
     terminal: PseudoTerminal, dream: Dream
 ) -> None:
-    game = Game(dream, True, 0)
+    game = ShownGame(dream=dream, with_truth=True)
     game.begin(0)
     console = Console(file=io.StringIO(), force_terminal=True, width=140, height=40)
     keys = iter(["up", " ", "?", "left", "n", "down", "q"])
@@ -167,7 +167,7 @@ def test_keys_move_the_dream_and_the_terminal_is_as_before(
 def test_an_error_leaves_the_terminal_as_before(
     terminal: PseudoTerminal, dream: Dream, error: type[BaseException]
 ) -> None:
-    game = Game(dream, False, 0)
+    game = ShownGame(dream=dream, with_truth=False)
     game.begin(0)
     console = Console(file=io.StringIO(), force_terminal=True, width=80, height=30)
 

@@ -23,7 +23,7 @@ async function request(path, body, signal) {
   throw toError(told?.error ?? { message: `the server answered with status ${answer.status}` });
 }
 
-/** The model that is served: its id, `max_model_len` and `vision`. */
+/** The model that is served: its id, `max_model_len`, `vision` and `actions`. */
 export async function findModel() {
   return (await (await request("/v1/models")).json()).data[0];
 }
@@ -47,6 +47,16 @@ export async function drawPictures(body, signal) {
 /** Draw a clip: `onEvent` gets each frame, and the whole clip at the end; `onNote` the progress. */
 export function drawClip(body, signal, onEvent, onNote) {
   return readEvents("/draw", body, signal, onEvent, onNote);
+}
+
+/** Begin a level of the world that the model dreams; `body` has the `seed` of the level. */
+export async function beginGame(body) {
+  return (await request("/v1/play", body)).json();
+}
+
+/** Do an action in a game. */
+export async function playAction(game, action) {
+  return (await request(`/v1/play/${game}`, { action })).json();
 }
 
 /** Ask a question: `onEvent` gets each event of the answer, and `onNote` each word on progress. */

@@ -8,6 +8,7 @@ import { showList, startConversations } from "./conversations.js";
 import { listenToDrawing, setDrawer, stopDrawing } from "./draw.js";
 import { $, tell } from "./elements.js";
 import { listenToFrames } from "./film.js";
+import { listenToPlay, setPlayed, startPlaying } from "./play.js";
 import { fillReports, listenToReports } from "./reports.js";
 import { listenToSettings } from "./settings.js";
 import { listenToTabs, openTab } from "./tabs.js";
@@ -29,6 +30,7 @@ async function connect() {
     $("model").textContent = model.id;
     setModel(model);
     setDrawer(model);
+    setPlayed(model);
     tell("");
     const { about } = await findReports();
     showAbout($("about-talk"), about, use("question"));
@@ -43,10 +45,11 @@ async function connect() {
 }
 
 listenToSettings(connect);
-listenToTabs({ reports: fillReports });
+listenToTabs({ play: startPlaying, reports: fillReports });
 listenToComposer(askNew, () => model?.id);
 listenToDrops(() => openTab("talk"));
 listenToDrawing();
+listenToPlay();
 listenToFrames();
 listenToReports();
 onAnswer((conversation, grown) => {

@@ -1,8 +1,8 @@
-// The three views, as tabs: arrow keys walk among them.
+// The views, as tabs: arrow keys walk among those that are there.
 
 import { $, walkWithArrows } from "./elements.js";
 
-const NAMES = ["talk", "draw", "reports"];
+const NAMES = ["talk", "draw", "play", "reports"];
 const opened = {};
 
 /** Show one view and hide the others. */
@@ -24,5 +24,5 @@ export function listenToTabs(onOpen) {
     $(`tab-${name}`).addEventListener("click", () => openTab(name));
     $(`tab-${name}`).addEventListener("focus", () => openTab(name));
   }
-  walkWithArrows($("tabs"), "[role=tab]");
+  walkWithArrows($("tabs"), "[role=tab]:not([hidden])");
 }
