@@ -99,7 +99,12 @@ def whole_once(path: Path) -> Generator[Path, None, None]:
 
 
 def check_writable(path: Path) -> None:
-    """Raise BadFileError or TooLargeError when `path` cannot be written. Makes its folder."""
+    """Raise BadFileError or TooLargeError when `path` cannot be written. Makes its folder.
+
+    Of several processes the first one asks, as it is the one that writes.
+    """
+    if not is_first():
+        return
     with writing_to(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):

@@ -89,6 +89,33 @@ def test_a_file_where_a_folder_goes_is_one_sentence_and_stays(
 
 @pytest.mark.parametrize(
     "words",
+    [
+        ("eval", "needle"),
+        ("eval", "perplexity", "nano", "--text", "book.txt"),
+        ("eval", "shapes"),
+        ("eval", "play"),
+    ],
+    ids=" ".join,
+)
+def test_an_evaluation_whose_folder_cannot_be_written_ends_before_it_reads_anything(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+) -> None:
+    def opened(*_: object, **__: object) -> None:
+        raise AssertionError("a model or a text is opened first")
+
+    for name in ("evals.perplexity", "evals.drawings", "evals.playing", "weights.model"):
+        monkeypatch.setattr(f"ringworld.{name}.load_model", opened)
+    monkeypatch.setattr("ringworld.evals.perplexity.read_text", opened)
+    (tmp_path / "file").write_text("kept")
+    code, text = run(capsys, *words, "--folder", str(tmp_path / "file" / "within"))
+    assert code == 2 and str(tmp_path / "file") in text and len(text) < ONE_SENTENCE
+
+
+@pytest.mark.parametrize(
+    "words",
     [("demo", "--fast"), ("train", "demo", "--wings", "2"), ("eval", "needle", "--mesh.seq", "x")],
 )
 def test_an_unknown_option_or_value_is_exit_code_2(

@@ -189,11 +189,13 @@ class MeasureNeedles(Computes):
         import jax
 
         from ringworld.evals.measure import measure_needles
+        from ringworld.files import check_writable
         from ringworld.mesh import make_mesh
         from ringworld.weights.model import load_model
         from ringworld.weights.open import hash_model
 
         def work(announce: Callable[[str], None]) -> None:
+            check_writable(self.folder / "needle.json")
             with jax.set_mesh(make_mesh(**asdict(self.mesh))):
                 model = load_model(self.model, self.weights.dtype, self.weights.adapter)
             adapter = self.weights.adapter

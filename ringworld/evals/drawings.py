@@ -27,7 +27,7 @@ from ringworld.evals.config import Shapes
 from ringworld.evals.proportion import Proportion
 from ringworld.evals.stills import draw_stills, draw_true, freeze_scenes, judge_stills
 from ringworld.fetch import fetch
-from ringworld.files import whole
+from ringworld.files import check_writable, whole
 from ringworld.media.codec import Codec
 from ringworld.mesh import make_mesh
 from ringworld.progress import Announce
@@ -62,7 +62,11 @@ class ClipFigures:
 
 
 def measure_shapes(wanted: Shapes, announce: Announce) -> None:
-    """Measure a codec, and what its model draws and answers; `wanted.folder` gets the figures."""
+    """Measure a codec, and what its model draws and answers; `wanted.folder` gets the figures.
+
+    Raises InputError when the model or the folder cannot be used.
+    """
+    check_writable(wanted.folder / "shapes.json")
     scenes = {n: draw_scenes(n, wanted) for n in range(1, MOST_THINGS + 1)}
     with jax.set_mesh(make_mesh(**asdict(wanted.mesh))):
         if is_codec(wanted.model):

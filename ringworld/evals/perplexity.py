@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from ringworld.errors import InputError, TooLargeError
 from ringworld.evals.config import Perplexity
 from ringworld.evals.heatmap import name_length
-from ringworld.files import whole_once
+from ringworld.files import check_writable, whole_once
 from ringworld.inference.generate import score_texts
 from ringworld.mesh import axis_size, make_mesh
 from ringworld.models.context_extension import extend_context
@@ -165,8 +165,10 @@ def read_text(path: Path) -> str:
 def measure_perplexity(config: Perplexity, announce: Announce) -> list[Curve]:
     """The curves of a model, also as `perplexity.json` and `perplexity.png` in `config.folder`.
 
-    Raises InputError when a file cannot be used, or the text is shorter than the context.
+    Raises InputError when a file or the folder cannot be used, or the text is shorter than the
+    context.
     """
+    check_writable(config.folder / "perplexity.json")
     written = read_text(config.text)
     with jax.set_mesh(make_mesh(**asdict(config.mesh))):
         model = load_model(config.model, config.weights.dtype, config.weights.adapter)

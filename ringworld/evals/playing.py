@@ -21,7 +21,7 @@ from jaxtyping import Bool, Int, UInt8
 from ringworld.chat.dream import check_world
 from ringworld.evals.config import Playing
 from ringworld.evals.proportion import Proportion
-from ringworld.files import whole
+from ringworld.files import check_writable, whole
 from ringworld.inference.next_frame import FrameWriter
 from ringworld.media.codec import Codec
 from ringworld.mesh import on_one_device
@@ -63,7 +63,11 @@ class PlayFigures:
 
 @on_one_device
 def measure_play(wanted: Playing, announce: Announce) -> None:
-    """Measure a model of the world; `wanted.folder` gets the figures."""
+    """Measure a model of the world; `wanted.folder` gets the figures.
+
+    Raises InputError when the model or the folder cannot be used.
+    """
+    check_writable(wanted.folder / "play.json")
     model = load_model(wanted.model, wanted.weights.dtype, wanted.weights.adapter)
     check_world(model)
     played = draw_episodes(wanted.episodes, wanted.steps, wanted.seed, held_out=True)
@@ -71,7 +75,6 @@ def measure_play(wanted: Playing, announce: Announce) -> None:
     for line in figures.lines(wanted.steps):
         announce(line)
     asked = {"episodes": wanted.episodes, "steps": wanted.steps, "seed": wanted.seed}
-    wanted.folder.mkdir(parents=True, exist_ok=True)
     with whole(wanted.folder / "play.json") as draft:
         draft.write_text(json.dumps(asdict(figures) | {"asked": asked}, indent=1) + "\n")
     announce(f"wrote {wanted.folder / 'play.json'}")
