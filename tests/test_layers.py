@@ -18,10 +18,11 @@ from ringworld import attention, layers, params
 from ringworld.attention.block import BLOCKWISE
 from ringworld.attention.mask import Where
 from ringworld.batch import Batch
-from ringworld.layers import embed, over_tokens
+from ringworld.layers import FEW_ROWS, embed, over_tokens, product
 from ringworld.mesh import make_mesh, shard
 from ringworld.models.llama import Activations, Llama, blocks_specs, mlp, run_layers
 from ringworld.models.world import World, specs
+from ringworld.params import Int8
 from ringworld.plan import hlo
 from ringworld.settings import MeshShape
 from ringworld.train import loss as loss_module
@@ -351,3 +352,31 @@ def test_what_is_kept_lies_where_the_choice_says() -> None:
     assert len(found["offload"]) == 3
     assert set(found["attention"].values()) == {device}
     assert set(found["offload"].values()) == {host}
+
+
+@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1])
+@pytest.mark.parametrize(
+    ("subscripts", "inputs", "outputs"),
+    [
+        ("td,df->tf", (16,), (40,)),
+        ("td,df->tf", (15,), (40,)),
+        ("btd,dnh->btnh", (16,), (3, 8)),
+        ("btnh,nhd->btd", (4, 8), (16,)),
+    ],
+)
+def test_few_rows_go_through_an_int8_matrix_in_parts_and_give_the_product_of_the_whole(
+    rng: np.random.Generator,
+    rows: int,
+    subscripts: str,
+    inputs: tuple[int, ...],
+    outputs: tuple[int, ...],
+) -> None:
+    x = rng.standard_normal((*(1,) * subscripts.startswith("b"), rows, *inputs), np.float32)
+    values = rng.integers(-127, 128, (*inputs, *outputs), np.int8)
+    scales = rng.random(outputs, np.float32)
+    given = jnp.asarray(x), Int8(jnp.asarray(values), jnp.asarray(scales))
+    found = np.asarray(product(subscripts, *given))
+    wanted = np.einsum(subscripts, x.astype(np.float64), values * scales.astype(np.float64))
+    assert np.abs(found - wanted).max() < TOLERANCE * np.abs(wanted).max()
+    program = str(jax.make_jaxpr(partial(product, subscripts))(*given))
+    assert ("reduce_sum" in program) == (rows <= FEW_ROWS and inputs[0] % 2 == 0)
