@@ -57,7 +57,8 @@ class Aim:
         """Its row of the table."""
         sign = ">=" if self.at_least else "<="
         verdict = "met" if self.met else "missed"
-        return self.claim, f"{self.ratio:.2f}", f"{sign} {self.bound:.2f}", verdict
+        measured = f"{self.ratio:.2f}" if self.ratio >= 0.1 else f"{self.ratio:.2g}"
+        return self.claim, measured, f"{sign} {self.bound:.2f}", verdict
 
 
 AIM_HEAD = ("aim", "measured", "bound", "")
