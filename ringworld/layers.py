@@ -23,7 +23,7 @@ from ringworld.params import Adapted, Int8, Matrix, partitions
 MLP_CHUNK = 2048
 # The parts of an int8 matrix that a CPU multiplies apart, for so many rows at most. With one row a
 # layer of SmolLM2-135M takes 0.33 ms on two cores in two parts, and 0.45 ms in one.
-PARTS, FEW_ROWS = 2, 32
+INPUT_PARTS, FEW_ROWS = 2, 32
 
 
 def placed_rows(x: Array) -> tuple[Any, Any]:
@@ -85,10 +85,10 @@ def _cast_product(subscripts: str, x: Array, values: Array, how: dict[str, Any])
     axis, whole = of_x.find(of_w[0]), jax.typeof(values).sharding.spec.partitions[0] is None
     inputs = math.prod(n for letter, n in zip(of_w, values.shape, strict=True) if letter not in out)
     is_few = axis >= 0 and whole and x.size // inputs <= FEW_ROWS
-    if platform() != "cpu" or not is_few or len(values) % PARTS:
+    if platform() != "cpu" or not is_few or len(values) % INPUT_PARTS:
         return jnp.einsum(subscripts, x, wide, **how)
-    x = x.reshape(*x.shape[:axis], PARTS, -1, *x.shape[axis + 1 :])
-    wide = wide.reshape(PARTS, -1, *values.shape[1:])
+    x = x.reshape(*x.shape[:axis], INPUT_PARTS, -1, *x.shape[axis + 1 :])
+    wide = wide.reshape(INPUT_PARTS, -1, *values.shape[1:])
     place = how["out_sharding"]
     spread = None if place is None else PartitionSpec(None, *place)
     in_parts = f"{of_x[:axis]}z{of_x[axis:]},z{of_w}->z{out}"

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import signal
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -6,6 +6,8 @@ it, and an example in `BROKEN` that shows that it can fail.
 """
 
 import ast
+import builtins
+import dis
 import inspect
 import io
 import keyword
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
+from types import CodeType
 
 import pytest
 
@@ -309,6 +312,28 @@ def annotations_are_values(modules: Modules) -> Iterator[str]:
                         yield module.at(node.lineno, "annotations must be values, not text")
 
 
+def names_are_defined(modules: Modules) -> Iterator[str]:
+    """A function reads no global name that its module does not have: shapes hide that from ruff."""
+    for module in modules:
+        known, read = {"__file__", "__doc__", *vars(builtins)}, list[tuple[int, str]]()
+        codes = [compile(module.text, str(module.path), "exec", dont_inherit=True)]
+        while codes:
+            code = codes.pop()
+            codes += [const for const in code.co_consts if isinstance(const, CodeType)]
+            line = code.co_firstlineno
+            for step in dis.get_instructions(code):
+                line = step.starts_line or line
+                if step.opname == "STORE_GLOBAL" or (
+                    step.opname == "STORE_NAME" and code.co_name == "<module>"
+                ):
+                    known.add(step.argval)
+                elif step.opname == "LOAD_GLOBAL":
+                    read.append((line, step.argval))
+        for line, name in sorted(set(read)):
+            if name not in known:
+                yield module.at(line, f"`{name}` is not defined: import it")
+
+
 def checkers_are_never_silenced(modules: Modules) -> Iterator[str]:
     """What a checker says is put right, not hidden."""
     for module in modules:
@@ -502,6 +527,11 @@ def test_annotations_are_values(package: Modules) -> None:
     kept(annotations_are_values(package))
 
 
+def test_names_are_defined() -> None:
+    folders = ("ringworld", "tests", "benchmarks")
+    kept(names_are_defined([m for folder in folders for m in read(pattern=f"{folder}/**/*.py")]))
+
+
 def test_checkers_are_never_silenced(package: Modules) -> None:
     kept(checkers_are_never_silenced(package))
 
@@ -617,6 +647,11 @@ BROKEN: list[tuple[Rule, dict[str, str], list[str]]] = [
         annotations_are_values,
         {"mesh.py": "\nfrom __future__ import annotations"},
         ["mesh.py:2: "],
+    ),
+    (
+        names_are_defined,
+        {"mesh.py": "import os\ndef f():\n    global x\n    x = os.sep\n    time.sleep(x)"},
+        ["mesh.py:5: `time` is not defined"],
     ),
     (
         checkers_are_never_silenced,

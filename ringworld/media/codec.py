@@ -19,7 +19,7 @@ from ringworld.models.vqgan import VQGAN, VQGANWeights, decode, encode
 # Frames that go through the codec at a time.
 BATCH = 64
 # The sizes of the last batch, each with a program of its own: one picture takes 1/40 of 64.
-SIZES = (1, 8, BATCH)
+BATCH_SIZES = (1, 8, BATCH)
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,6 @@ def _batches(x: np.ndarray) -> list[np.ndarray]:
     """Whole batches, and the rest in the smallest that holds it, filled with zeros."""
     batches = [x[start : start + BATCH] for start in range(0, len(x), BATCH)]
     rest = len(batches[-1])
-    size = next(size for size in SIZES if size >= rest)
+    size = next(size for size in BATCH_SIZES if size >= rest)
     batches[-1] = np.pad(batches[-1], ((0, size - rest),) + ((0, 0),) * (x.ndim - 1))
     return batches

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ringworld.media import codec as codec_module
-from ringworld.media.codec import BATCH, SIZES, Codec
+from ringworld.media.codec import BATCH, BATCH_SIZES, Codec
 from ringworld.models import vqgan
 from ringworld.models.vqgan import VQGAN, vqgan_specs
 from ringworld.params import init
@@ -33,7 +33,7 @@ def test_any_number_of_frames_has_the_codes_and_pixels_of_each_alone(
     frames = rng.integers(0, 256, (count, 16, 16, 3), np.uint8)
     codes = codec.encode(frames)
     pixels = codec.decode(codes)
-    last = min(size for size in SIZES if size >= (count - 1) % BATCH + 1)
+    last = min(size for size in BATCH_SIZES if size >= (count - 1) % BATCH + 1)
     assert ran == 2 * [*[BATCH] * ((count - 1) // BATCH), last]
     floats = frames / np.float32(127.5) - 1
     one = jax.jit(vqgan.encode, static_argnums=2)
