@@ -15,7 +15,7 @@ A row's numbers depend on its own tokens only: masked keys add exact zeros.
 """
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, ParamSpec
 
 import jax
@@ -139,6 +139,13 @@ def _on_the_mesh(seq: str | None) -> Callable[[Callable[P, Attended]], Callable[
     return wrap
 
 
+def _find_places(i: Array, count: int, page: int) -> Int[Array, "count page"]:
+    """The positions of this device's part of the i-th so many pages of a row."""
+    index = i * count + jnp.arange(count, dtype=jnp.int32)
+    first = index * lax.axis_size(AXIS) + lax.axis_index(AXIS)
+    return first[:, None] * page + jnp.arange(page, dtype=jnp.int32)
+
+
 def _walk_rows(
     q: Float[Array, "B K G H"],
     pages: Pages,
@@ -159,8 +166,7 @@ def _walk_rows(
         numbers = lax.dynamic_slice_in_dim(table, i * PAGES_AT_ONCE, PAGES_AT_ONCE, 1)
         near = jax.tree.map(lambda x: x[layer, numbers], pages)
         k, v = _decode(near.k, near.k_scale), _decode(near.v, near.v_scale)
-        index = i * PAGES_AT_ONCE + jnp.arange(PAGES_AT_ONCE, dtype=jnp.int32)
-        at = (index * ring + own)[:, None] * page + jnp.arange(page, dtype=jnp.int32)
+        at = _find_places(i, PAGES_AT_ONCE, page)
         here = positions[:, None, None]
         seen = ((at <= here) & (at > here - window))[:, :, None, None]
         scores = jnp.einsum("bkgh,bjksh->bjkgs", q, k, preferred_element_type=jnp.float32)
@@ -224,7 +230,8 @@ def _walk_chunk(
     """The partial results of a chunk's queries with this device's part of the row merged in.
 
     `queries` are their tiles `[K, G T, H]`, their positions `[T]` in order, and what they have
-    seen so far. The scores of one head and one page fit a core's cache.
+    seen so far. Pages are walked some at a time, and those at the end singly: the scores of one
+    head fit a core's cache.
     """
     tiles, positions, partials = queries
     page, (ring, own) = pages.k.shape[3], (lax.axis_size(AXIS), lax.axis_index(AXIS))
@@ -236,13 +243,11 @@ def _walk_chunk(
     def walk(head: tuple[Array, Partial, Array]) -> Partial:
         q, before, h = head
 
-        def step(j: Array, part: Partial) -> Partial:
-            begin, shape = (layer, table[j], h, 0, 0), (1, 1, 1, *pages.k.shape[3:])
-            near = jax.tree.map(
-                lambda x: lax.dynamic_slice(x, begin[: x.ndim], shape[: x.ndim])[0, 0, 0], pages
-            )
+        def step(count: int, i: Array, part: Partial) -> Partial:
+            numbers = lax.dynamic_slice_in_dim(table, i * count, count)
+            near = jax.tree.map(lambda x: lax.collapse(x[layer, numbers, h], 0, 2), pages)
             k, v = _decode(near.k, near.k_scale), _decode(near.v, near.v_scale)
-            at = (j * ring + own) * page + jnp.arange(page, dtype=jnp.int32)
+            at = _find_places(i, count, page).ravel()
 
             def whole() -> Float[Array, "rows s"]:
                 return jnp.einsum("rh,sh->rs", q, k, preferred_element_type=jnp.float32)
@@ -257,7 +262,10 @@ def _walk_chunk(
                 lambda: forward_tile(part, masked(), v),
             )
 
-        return lax.fori_loop(first, stop, step, before)
+        many = stop // PAGES_AT_ONCE
+        after = lax.fori_loop(first // PAGES_AT_ONCE, many, partial(step, PAGES_AT_ONCE), before)
+        rest = jnp.maximum(first, many * PAGES_AT_ONCE)
+        return lax.fori_loop(rest, stop, partial(step, 1), after)
 
     return lax.map(walk, (tiles, partials, jnp.arange(tiles.shape[0], dtype=jnp.int32)))
 
@@ -290,7 +298,8 @@ def attend_chunk(
 ) -> tuple[Float[Array, "1 T N H"], Pages]:
     """Attention of a chunk of one row, divided over the ring, and the pool with the chunk.
 
-    It begins at position `start` and lies in one page: on a ring it is a whole page.
+    It begins at position `start` and lies in one page: on a ring it is a whole page. The page
+    numbers of the row are as many as for `attend_rows`.
     """
     heads, page = pages.k.shape[2:4]
     ring, own = lax.axis_size(AXIS), lax.axis_index(AXIS)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from ringworld.attention.paged import Pages
+from ringworld.attention.paged import PAGES_AT_ONCE, Pages
 from ringworld.data.example import Example, join, open_frames, text
 from ringworld.errors import InputError
 from ringworld.inference.pool import make_pages
@@ -22,7 +22,8 @@ from ringworld.inference.programs import read_chunk
 from ringworld.mesh import axis_size, replicate
 from ringworld.models.world import World, WorldWeights, gather_heads, read_head
 
-PAGES, OWN = 2, 1  # the pages of the pool, and the one that holds the whole row
+PAGES = 2  # of the pool: one for what belongs to no row, and page 1 for the whole row
+TABLE = (1, *[0] * (PAGES_AT_ONCE - 1))
 
 
 class FrameWriter:
@@ -85,7 +86,7 @@ class FrameWriter:
             self._pages,
             given.tokens[None],
             given.vision[None],
-            np.array([OWN], np.int32),
+            np.array(TABLE, np.int32),
             np.int32(self._length),
             np.int32(0),
             self._c,
@@ -111,7 +112,7 @@ def write_frame(
     head = gather_heads(weights, c).vision
     is_code = jnp.arange(words.vision_rows) < words.codes
     vision = jnp.arange(words.frame_length + 1) > 0
-    table = jnp.array([OWN], jnp.int32)
+    table = jnp.array(TABLE, jnp.int32)
 
     def unsettled(carry: tuple) -> Array:
         return ~carry[2]
