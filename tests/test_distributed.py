@@ -322,6 +322,12 @@ def wait_for_save(folder: Path, more_s: float) -> None:
     time.sleep(more_s)
 
 
+def when_recorded(folder: Path) -> int:
+    """When the run's metrics were written last, in nanoseconds; 0 before that."""
+    record = folder / STAGE.name / METRICS_NAME
+    return record.stat().st_mtime_ns if record.exists() else 0
+
+
 def finish(folder: Path, count: int) -> None:
     """Go on with a run to its end, in so many processes."""
     ended = wait_for(launch([toys(folder, *LONG)] * count))
@@ -367,8 +373,11 @@ def test_sigterm_at_random_moments_saves_one_step_and_the_run_is_that_of_one_und
     finish(tmp_path / "whole", count)
     run, stops = tmp_path / "run", 0
     while not (run / STAGE.name / MODEL).exists():
+        before = when_recorded(run)
         started = launch([toys(run, *LONG)] * count)
-        wait_for_save(run, float(rng.uniform(0, 6)))
+        while when_recorded(run) == before:
+            time.sleep(0.05)
+        time.sleep(float(rng.uniform(0, 2)))
         started[int(rng.integers(count))].send_signal(signal.SIGTERM)
         ended = wait_for(started, timeout=GRACE + 60)
         codes = {one.code for one in ended}
