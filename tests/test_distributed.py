@@ -377,7 +377,7 @@ def test_sigterm_at_random_moments_saves_one_step_and_the_run_is_that_of_one_und
         started = launch([toys(run, *LONG)] * count)
         while when_recorded(run) == before:
             time.sleep(0.05)
-        time.sleep(float(rng.uniform(0, 2)))
+        time.sleep(float(rng.uniform(0, 8)))
         started[int(rng.integers(count))].send_signal(signal.SIGTERM)
         ended = wait_for(started, timeout=GRACE + 60)
         codes = {one.code for one in ended}
