@@ -375,7 +375,7 @@ def test_sigterm_at_random_moments_saves_one_step_and_the_run_is_that_of_one_und
     while not (run / STAGE.name / MODEL).exists():
         before = when_recorded(run)
         started = launch([toys(run, *LONG)] * count)
-        while when_recorded(run) == before:
+        while when_recorded(run) == before and None in [process.poll() for process in started]:
             time.sleep(0.05)
         time.sleep(float(rng.uniform(0, 8)))
         started[int(rng.integers(count))].send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Attention to keys that lie in pages: a row is a table of page numbers, walked page by page.
+"""Attention to keys that lie in pages: a row is a table of page numbers, walked a few at a time.
 
 All rows share one pool. A page holds the keys and values of consecutive tokens of a row: `page` of
 them on each device of the ring, device r the r-th part. Page i of a row begins at position
@@ -139,8 +139,8 @@ def _on_the_mesh(seq: str | None) -> Callable[[Callable[P, Attended]], Callable[
     return wrap
 
 
-def _find_places(i: Array, count: int, page: int) -> Int[Array, "count page"]:
-    """The positions of this device's part of the i-th so many pages of a row."""
+def _find_positions(i: Array, count: int, page: int) -> Int[Array, "count page"]:
+    """The positions that this device holds of pages `i count` to `(i + 1) count` of a row."""
     index = i * count + jnp.arange(count, dtype=jnp.int32)
     first = index * lax.axis_size(AXIS) + lax.axis_index(AXIS)
     return first[:, None] * page + jnp.arange(page, dtype=jnp.int32)
@@ -166,7 +166,7 @@ def _walk_rows(
         numbers = lax.dynamic_slice_in_dim(table, i * PAGES_AT_ONCE, PAGES_AT_ONCE, 1)
         near = jax.tree.map(lambda x: x[layer, numbers], pages)
         k, v = _decode(near.k, near.k_scale), _decode(near.v, near.v_scale)
-        at = _find_places(i, PAGES_AT_ONCE, page)
+        at = _find_positions(i, PAGES_AT_ONCE, page)
         here = positions[:, None, None]
         seen = ((at <= here) & (at > here - window))[:, :, None, None]
         scores = jnp.einsum("bkgh,bjksh->bjkgs", q, k, preferred_element_type=jnp.float32)
@@ -247,7 +247,7 @@ def _walk_chunk(
             numbers = lax.dynamic_slice_in_dim(table, i * count, count)
             near = jax.tree.map(lambda x: lax.collapse(x[layer, numbers, h], 0, 2), pages)
             k, v = _decode(near.k, near.k_scale), _decode(near.v, near.v_scale)
-            at = _find_places(i, count, page).ravel()
+            at = _find_positions(i, count, page).ravel()
 
             def whole() -> Float[Array, "rows s"]:
                 return jnp.einsum("rh,sh->rs", q, k, preferred_element_type=jnp.float32)

@@ -82,7 +82,7 @@ _decode = jax.jit(decode, static_argnames="config")
 
 
 def _batches(x: np.ndarray) -> list[np.ndarray]:
-    """Whole batches, and the rest in the smallest that holds it, filled with zeros."""
+    """Batches of `BATCH`, and a last one of the smallest size that holds the rest, zero-padded."""
     batches = [x[start : start + BATCH] for start in range(0, len(x), BATCH)]
     rest = len(batches[-1])
     size = next(size for size in BATCH_SIZES if size >= rest)
