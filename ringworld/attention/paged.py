@@ -35,8 +35,8 @@ AXIS = "seq"
 # Rows that are walked at one time: of 16 rows of 512 tokens 4 take half the time of 1, and as long
 # as all, and rows of different lengths wait for each other in fours only.
 ROWS_AT_ONCE = 4
-# Pages of a row that are read at one time: a page of 128 tokens is not worth a step of a loop.
-PAGES_AT_ONCE = 4
+# Pages of a row that are read at one time: one of 256 tokens is hardly worth a step of a loop.
+PAGES_AT_ONCE = 2
 
 
 @pytree_dataclass

@@ -17,7 +17,7 @@ from ringworld.settings import MeshShape
 from ringworld.train.fresh_model import FreshModel
 from ringworld.train.loop import Loop
 from ringworld.train.model_stage import ModelStage
-from ringworld.train.optimizer import AdamW, Muon
+from ringworld.train.optimizer import AdamW, Muon, Schedule
 from ringworld.vocab import Vocabulary
 from ringworld.weights.shipped import NANO
 
@@ -90,15 +90,18 @@ def nano_world() -> Recipe:
     """The model that draws what words ask for, from the shipped one and with its codec.
 
     Still pictures come first: they need a quarter of the tokens of a clip, and what words say about
-    colour, shape and place is learned from one frame. Then come clips, and the motions.
+    colour, shape and place is learned from one frame. Then come clips, and the motions; then both,
+    first at a rate that stays, and last at one that falls to 0.
     """
 
-    def stage(name: str, *, steps: int, end_lr: float, **rest: Any) -> ModelStage:
+    def stage(
+        name: str, *, steps: int, end_lr: float, schedule: Schedule = "cosine", **rest: Any
+    ) -> ModelStage:
         return ModelStage(
             name=name,
             loop=Loop(steps=steps, save_every=25),
             optimizer=Muon(
-                schedule="cosine",
+                schedule=schedule,
                 peak_lr=1.5e-3,
                 end_lr=end_lr,
                 warmup_steps=20,
@@ -110,6 +113,11 @@ def nano_world() -> Recipe:
             **rest,
         )
 
+    both: dict[str, Any] = {
+        "context": 464,
+        "batch": 18,
+        "shares": {"pictures": 0.45, "clips": 0.55},
+    }
     return Recipe(
         name="nano-world",
         stages=(
@@ -131,6 +139,8 @@ def nano_world() -> Recipe:
                 shares={"pictures": 0.2, "clips": 0.8},
                 seed=2,
             ),
+            stage("both", steps=400, end_lr=0.0, schedule="constant", seed=3, **both),
+            stage("cool", steps=400, end_lr=0.0, seed=4, **both),
         ),
         data=Samples(
             clips=24000,

@@ -18,6 +18,8 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 from ringworld.errors import InputError
 from ringworld.params import Param, map_specs
 
+Schedule = Literal["cosine", "constant"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW:
@@ -33,7 +35,7 @@ class AdamW:
     """where a "cosine" schedule ends; a "constant" one stays at the peak"""
     warmup_steps: int = 100
     """steps over which the rate rises from 0"""
-    schedule: Literal["cosine", "constant"] = "constant"
+    schedule: Schedule = "constant"
     """the course of the rate after the warm-up"""
     b1: float = 0.9
     """decay of the running mean of gradients"""

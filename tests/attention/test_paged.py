@@ -13,7 +13,7 @@ from ringworld.attention.paged import PAGES_AT_ONCE, Pages, attend_chunk, attend
 from ringworld.mesh import make_mesh, named_sharding
 
 MESHES = [{}, {"seq": 4}, {"data": 2, "seq": 2, "tensor": 2}]
-PAGE, COUNT, COLUMNS = 4, 12, 2 * PAGES_AT_ONCE  # tokens of a page over the ring, pages, columns
+PAGE, COUNT, COLUMNS = 4, 12, 4 * PAGES_AT_ONCE  # tokens of a page over the ring, pages, columns
 ENDLESS = 1 << 30
 
 
