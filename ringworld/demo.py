@@ -19,7 +19,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ringworld.chat.ask import answer_questions, continue_scene, draw_captions
+from ringworld.chat.ask import answer_questions, continue_clips, draw_captions
 from ringworld.data.samples import (
     HELD_MINUTES,
     SampleFilm,
@@ -226,8 +226,8 @@ def continue_film(model: Model, film: SampleFilm) -> Continuation:
     start = int(np.searchsorted(film.seconds, SCENE_START))
     given = slice(start, start + SCENE_GIVEN)
     after = slice(given.stop, given.stop + SCENE_MORE)
-    drawn = continue_scene(
-        model, film.codes[given], frames_more=SCENE_MORE, sampling=DRAWING, seed=0
+    (drawn,) = continue_clips(
+        model, [film.codes[given]], frames_more=SCENE_MORE, sampling=DRAWING, seed=0
     )
     return Continuation(
         start=float(film.seconds[start]),

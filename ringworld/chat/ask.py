@@ -91,19 +91,19 @@ def _draw(
     return [model.codec.decode(clip) for clip in codes]
 
 
-def continue_scene(
+def continue_clips(
     model: Model,
-    given: Int[np.ndarray, "Z Q"],
+    given: Sequence[Int[np.ndarray, "Z Q"]],
     *,
     frames_more: int,
     sampling: Sampling,
     seed: int,
-) -> UInt8[np.ndarray, "more Y X 3"]:
-    """The frames that the model draws after the given ones."""
-    seen = open_frames(given, model.config.vocabulary, 0.0)
+) -> list[UInt8[np.ndarray, "more Y X 3"]]:
+    """The frames that the model draws after those of each clip, without words."""
+    start, words = unconditional_prompt(model.tokenizer), model.config.vocabulary
     codes = draw_frames(
         model.sharded_weights(),
-        [join([unconditional_prompt(model.tokenizer), seen])],
+        [join([start, open_frames(frames, words, 0.0)]) for frames in given],
         [],
         model.config,
         frames=frames_more,
@@ -111,7 +111,7 @@ def continue_scene(
         sampling=sampling,
         seed=seed,
     )
-    return model.codec.decode(codes[0])
+    return [model.codec.decode(clip) for clip in codes]
 
 
 def draw_video(wanted: VideoRequest, announce: Announce) -> None:

@@ -1,4 +1,4 @@
-"""What a world model makes of shapes: pictures and clips drawn from words, answers, its codec.
+"""What a world model makes of shapes: pictures and clips from words, next frames, answers, codec.
 
     FOLDER/shapes.json     every figure
     FOLDER/pictures.png    drawn pictures, a row for each number of things
@@ -6,7 +6,8 @@
 
 Scenes are drawn from a seed that no recipe draws its clips from. A clip counts as right when the
 judge finds the colour, shape and motion of everything that was asked for, and nothing else; a
-picture when it finds the colour, shape and place.
+picture when it finds the colour, shape and place. Half of a clip goes on right when each of the
+other frames is such a picture.
 """
 
 import json
@@ -24,6 +25,7 @@ from ringworld.chat.ask import answer_questions, draw_captions
 from ringworld.data.samples import read_sample_film
 from ringworld.distributed import first_goes_first, is_first
 from ringworld.evals.config import Shapes
+from ringworld.evals.next_frames import measure_next_frames
 from ringworld.evals.proportion import Proportion
 from ringworld.evals.stills import draw_stills, draw_true, freeze_scenes, judge_stills
 from ringworld.fetch import fetch
@@ -113,10 +115,15 @@ def measure_model(
         shown += clips[:SHOWN]
         announce(f"clips drawn as asked, things {drawn[-1]}")
     write_drawings(wanted.folder / "shapes.png", shown)
+    following = []
+    for some in scenes.values():
+        following.append(measure_next_frames(model, some, wanted))
+        announce(f"next frames, things {following[-1]}")
     return {
         "answers": asdict(answers),
         "pictures": [asdict(each) for each in pictures],
         "drawn": [asdict(each) for each in drawn],
+        "next_frames": [asdict(each) for each in following],
     }
 
 

@@ -140,7 +140,7 @@ def nano_world() -> Recipe:
                 seed=2,
             ),
             stage("both", steps=400, end_lr=0.0, schedule="constant", seed=3, **both),
-            stage("cool", steps=400, end_lr=0.0, seed=4, **both),
+            stage("cool", steps=300, end_lr=0.0, seed=4, **both),
         ),
         data=Samples(
             clips=24000,

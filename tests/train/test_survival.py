@@ -36,7 +36,7 @@ from ringworld.mesh import make_mesh
 from ringworld.params import paths
 from ringworld.settings import MeshShape
 from ringworld.train.build import TrainState, abstract_of, make_replay, make_step
-from ringworld.train.checkpoint import FOLDER, Checkpoints
+from ringworld.train.checkpoint import CHECKPOINT_PARTS, FOLDER, Checkpoints
 from ringworld.train.metrics import METRICS_NAME
 
 pytestmark = pytest.mark.slow
@@ -513,7 +513,7 @@ def growth_of_orbax_alone(folder: Path, saves: int) -> float:
     with jax.set_mesh(make_mesh(fsdp=2, seq=2, tensor=2)):
         state = tiny_state()
     for _ in range(saves):
-        for part in filter(None, (paths(state.weights), paths(state.optimizer))):
+        for part in filter(None, (paths(getattr(state, name)) for name in CHECKPOINT_PARTS)):
             with ocp.PyTreeCheckpointer() as orbax:
                 orbax.save(folder / "part", args=ocp.args.PyTreeSave(part))
             shutil.rmtree(folder / "part")
