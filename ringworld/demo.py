@@ -50,7 +50,7 @@ from ringworld.mesh import make_mesh
 from ringworld.progress import Announce
 from ringworld.recipes.nano import demo
 from ringworld.recipes.recipe import Recipe
-from ringworld.settings import Sampling
+from ringworld.settings import DRAWING, GUIDANCE
 from ringworld.tasks.clips import FRAMES_A_CLIP
 from ringworld.tasks.shape_judge import chance_of_exact, score_clip
 from ringworld.tasks.shape_language import caption, possible_answers, questions
@@ -67,10 +67,8 @@ NEEDLE_GRID = Grid(lengths=(1024, 4096, 8192, 16384), depths=(0.0, 0.25, 0.5, 0.
 # Scenes for questions and drawings come from a seed that no recipe draws its clips from.
 UNSEEN = 990_000
 ASKED_CLIPS, DRAWN_CLIPS = 16, 4
-GUIDANCE = 3.0
 # Where `make serve` answers.
 SERVED = "http://127.0.0.1:8000/"
-DRAWING = Sampling(temperature=0.9, top_k=64)
 # A held-out place of the film: the seconds that are given, and how many more are drawn.
 SCENE_START, SCENE_GIVEN, SCENE_MORE = 310, 6, 4
 

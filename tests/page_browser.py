@@ -42,7 +42,13 @@ WIDE, NARROW = {"width": 1600, "height": 1000}, {"width": 400, "height": 860}
 PATIENCE = 120_000
 AXE = "axe-core-4.14.1"
 AXE_SHA256 = "e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745"
-MODEL = {"id": "nano", "max_model_len": 1000, "vision": True, "actions": []}
+MODEL = {
+    "id": "nano",
+    "max_model_len": 1000,
+    "vision": True,
+    "actions": [],
+    "drawing": {"guidance_scale": 2.0, "temperature": 1.0, "top_k": 0, "min_p": 0.05},
+}
 ABOUT = 'It knows "Describe the video." and "how many shapes are there?"; the rest is nonsense.'
 
 

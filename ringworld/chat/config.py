@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from ringworld.errors import InputError
-from ringworld.settings import Extension, MeshShape, Sampling, WeightOptions
+from ringworld.settings import DRAWING, GUIDANCE, Extension, MeshShape, Sampling, WeightOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +83,9 @@ class DrawingRequest:
     """replace the file if there is one"""
     scale: int = 1
     """the side of a drawn pixel in the file: 8 makes 64 pixels 512 wide"""
-    guidance: float = 3.0
+    guidance: float = GUIDANCE
     """how far the caption outweighs what the model draws without one; 1 is no guidance"""
-    sampling: Annotated[Sampling, arg(name="")] = field(
-        default_factory=lambda: Sampling(temperature=1.0, top_k=64)
-    )
+    sampling: Annotated[Sampling, arg(name="")] = DRAWING
     seed: int = 0
     """of the random draws"""
     weights: Annotated[WeightOptions, arg(name="")] = WeightOptions()

@@ -7,7 +7,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from ringworld.errors import InputError
-from ringworld.settings import Extension, MeshShape, Sampling, WeightOptions
+from ringworld.settings import DRAWING, GUIDANCE, Extension, MeshShape, Sampling, WeightOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +56,9 @@ class Shapes:
     """scenes of one, of two and of three things each"""
     seed: int = 990_100
     """of the scenes and of the drawing"""
-    guidance: float = 2.0
+    guidance: float = GUIDANCE
     """how far the caption outweighs what the model draws without one; 1 is no guidance"""
-    sampling: Annotated[Sampling, arg(name="")] = field(
-        default_factory=lambda: Sampling(temperature=1.0)
-    )
+    sampling: Annotated[Sampling, arg(name="")] = DRAWING
     folder: Path = Path("runs/shapes")
     """where shapes.json, pictures.png and shapes.png are written"""
     weights: Annotated[WeightOptions, arg(name="")] = WeightOptions()

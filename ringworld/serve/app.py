@@ -36,6 +36,7 @@ from ringworld.serve.reports import add_reports
 from ringworld.serve.responses import ResponseReply, ResponsesBody
 from ringworld.serve.served import Served
 from ringworld.serve.videos import add_videos
+from ringworld.settings import DRAWING, GUIDANCE
 
 VERSION = installed_version("ringworld")
 # What every route may answer besides what it is there for.
@@ -183,6 +184,12 @@ def _add_state(app: FastAPI, front: Front) -> None:
         "max_model_len": front.served.context,
         "vision": front.media.reads,
         "actions": list(front.served.actions),
+        "drawing": {
+            "guidance_scale": GUIDANCE,
+            "temperature": DRAWING.temperature,
+            "top_k": DRAWING.top_k,
+            "min_p": DRAWING.min_p,
+        },
     }
 
     @app.get("/v1/models")

@@ -62,7 +62,7 @@ def ask_for_frames(
         codes=True,
         guided_from=unconditional_prompt(words) if body.guidance_scale != 1 else None,
         guidance=body.guidance_scale,
-        sampling=Sampling(temperature=body.temperature, top_k=body.top_k),
+        sampling=Sampling(temperature=body.temperature, top_k=body.top_k, min_p=body.min_p),
         seed=secrets.randbelow(SEEDS) if body.seed is None else body.seed % SEEDS,
         samples=samples,
         tenant=tenant,

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ringworld.errors import InputError
 from ringworld.inference.programs import MOST_ALTERNATIVES
 from ringworld.inference.request import MOST_BIASED
-from ringworld.settings import Sampling
+from ringworld.settings import DRAWING, GUIDANCE, Sampling
 from ringworld.tasks.clips import FRAMES_A_CLIP
 
 MOST_ANSWERS = 8
@@ -259,9 +259,10 @@ class DrawingBody(Body):
     prompt: str = Field(min_length=1, max_length=32_000)
     model: str | None = None
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 64)
-    guidance_scale: float = Field(3.0, ge=0, le=100)
-    temperature: float = Field(1.0, ge=0, le=100)
-    top_k: int = Field(64, ge=0, le=1 << 30)
+    guidance_scale: float = Field(GUIDANCE, ge=0, le=100)
+    temperature: float = Field(DRAWING.temperature, ge=0, le=100)
+    top_k: int = Field(DRAWING.top_k, ge=0, le=1 << 30)
+    min_p: float = Field(DRAWING.min_p, ge=0, le=1)
 
 
 class ImageBody(DrawingBody):

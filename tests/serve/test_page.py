@@ -457,7 +457,8 @@ def test_a_clip_is_drawn_saved_and_asked_about(browser: Browser, film: bytes) ->
         "seed": 7,
         "guidance_scale": 2.5,
         "temperature": 0,
-        "top_k": 64,
+        "top_k": 0,
+        "min_p": 0.05,
     }
     with shown.expect_download() as saved:
         shown.get_by_role("button", name="Download").click()

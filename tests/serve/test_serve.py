@@ -61,6 +61,12 @@ def test_the_official_client_lists_asks_streams_and_counts(server: Running) -> N
     client = server.client
     model = client.models.list().data[0]
     assert model.id == "nano" and model.model_dump()["max_model_len"] == 1024
+    assert model.model_dump()["drawing"] == {
+        "guidance_scale": 2.0,
+        "temperature": 1.0,
+        "top_k": 0,
+        "min_p": 0.05,
+    }
     asked = dict(model=model.id, messages=user("What is a city?"), max_tokens=12, seed=1)
     whole = client.chat.completions.create(**asked)
     pieces, usage = "", None

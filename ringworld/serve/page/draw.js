@@ -10,9 +10,12 @@ const SEEDS = 2 ** 31;
 let model = null;
 let running = null; // the AbortController of what is being drawn
 
-/** Use this model from now on. */
+const FIELDS = { guidance: "guidance_scale", "draw-temperature": "temperature", "top-k": "top_k", "min-p": "min_p" };
+
+/** Use this model from now on; empty fields mean what it says in `drawing`. */
 export function setDrawer(found) {
   model = found;
+  for (const [id, name] of Object.entries(FIELDS)) $(id).placeholder = found.drawing[name];
   $("drawing").hidden = !found.vision;
   $("draws-nothing").hidden = found.vision;
 }
@@ -29,9 +32,7 @@ function readWish() {
     prompt: $("wish").value.trim(),
     count: number("count", $("kind-clip").checked ? 6 : 1),
     seed: number("seed", Math.floor(Math.random() * SEEDS)),
-    guidance_scale: number("guidance", 3),
-    temperature: number("draw-temperature", 1),
-    top_k: number("top-k", 64),
+    ...Object.fromEntries(Object.entries(FIELDS).map(([id, name]) => [name, number(id, model.drawing[name])])),
   };
 }
 
@@ -39,8 +40,7 @@ function useWish(wish) {
   $(wish.kind === "clip" ? "kind-clip" : "kind-picture").checked = true;
   showKind();
   $("wish").value = wish.prompt;
-  const fields = { count: "count", seed: "seed", guidance: "guidance_scale", "draw-temperature": "temperature", "top-k": "top_k" };
-  for (const [id, name] of Object.entries(fields)) $(id).value = wish[name];
+  for (const [id, name] of Object.entries({ count: "count", seed: "seed", ...FIELDS })) $(id).value = wish[name];
   $("wish").focus();
 }
 
@@ -88,7 +88,7 @@ function setBusy(busy) {
 function showDrawing(wish) {
   const shown = make("div", { className: "shown" });
   const deeds = make("div", { className: "tools" });
-  const numbers = `seed ${wish.seed} · guidance ${wish.guidance_scale} · temperature ${wish.temperature} · top-k ${wish.top_k}`;
+  const numbers = `seed ${wish.seed} · guidance ${wish.guidance_scale} · temperature ${wish.temperature} · top-k ${wish.top_k} · min-p ${wish.min_p}`;
   const caption = make("figcaption", {}, make("q", {}, wish.prompt), make("span", { className: "quiet" }, numbers));
   deeds.append(button("Use again", () => useWish(wish), { icon: "again", words: "Use again" }));
   const whole = make("li", {}, make("figure", {}, shown, caption, deeds));
