@@ -251,13 +251,18 @@ def choose_rope(model: World, stage: ModelStage, announce: Announce) -> World:
 
 
 def extend_rope(model: World, stage: ModelStage) -> tuple[World, str]:
-    """The model as the stage trains it, and its RoPE base with the reason for it, in words."""
+    """The model as the stage trains it, and its RoPE base with the reason for it, in words.
+
+    Rows that are shorter than the model's context leave it as it is, where they leave its RoPE.
+    """
     before, needed = model.llama, max(stage.context, stage.rope_context or 0)
+    context = stage.context
     reach, theta = before.rope_reach, stage.rope_theta
     if theta is not None and (theta != before.rope_theta or needed > reach):
         grown, reach, why = model.at(needed, theta), needed, "as the stage says"
     elif needed <= reach:
         grown, why = model, f"kept, because it reaches {reach:,} tokens"
+        context = max(before.context, stage.context)
     else:
         grown = extend_context(model, needed, stage.rope)
         why = f"because the old one reaches {reach:,} tokens and {needed:,} are asked for"
@@ -266,8 +271,8 @@ def extend_rope(model: World, stage: ModelStage) -> tuple[World, str]:
     base, scaling = grown.llama.rope_theta, grown.llama.rope_scaling
     old = "" if base == before.rope_theta else f"{before.rope_theta:,.0f} -> "
     by = f" with {type(scaling).__name__} by {scaling.factor:g}" if scaling is not None else ""
-    longer = reach if reach > stage.context else None
-    return grown.at(stage.context, base, longer), f"{old}{base:,.0f}{by}, {why}"
+    longer = reach if reach > context else None
+    return grown.at(context, base, longer), f"{old}{base:,.0f}{by}, {why}"
 
 
 def train_stage(

@@ -287,10 +287,19 @@ def test_a_given_base_and_a_rule_for_one_are_refused_together() -> None:
 
 
 def test_a_base_that_was_chosen_for_more_is_recorded_in_the_model(tmp_path: Path) -> None:
-    ahead = replace(FIRST, context=8, rope_context=CONTEXT)
+    ahead = replace(FIRST, context=2 * CONTEXT, rope_context=4 * CONTEXT)
     done = recipe(ahead).run(tmp_path, quiet)
     llama = open_model(done).config.llama
-    assert (llama.context, llama.rope_context, llama.rope_reach) == (8, CONTEXT, CONTEXT)
+    contexts = (llama.context, llama.rope_context, llama.rope_reach)
+    assert contexts == (2 * CONTEXT, 4 * CONTEXT, 4 * CONTEXT)
+
+
+def test_shorter_rows_leave_the_context_where_they_leave_the_base(tmp_path: Path) -> None:
+    shorter = replace(FIRST, context=CONTEXT // 2)
+    llama = open_model(recipe(shorter).run(tmp_path, quiet)).config.llama
+    assert (llama.context, llama.rope_theta) == (CONTEXT, ONE_LAYER.llama.rope_theta)
+    other = choose_rope(ONE_LAYER, replace(shorter, rope_theta=500.0), quiet)
+    assert (other.llama.context, other.llama.rope_reach) == (CONTEXT // 2, CONTEXT // 2)
 
 
 # ---- weights from stage to stage
