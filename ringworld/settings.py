@@ -112,5 +112,5 @@ class Sampling:
 
 # How frames are drawn where nobody says otherwise: the best of those compared in docs/log.md. A low
 # temperature draws nothing, since at each place the ground is likelier than that a thing begins.
-DRAWING = Sampling(temperature=1.0, min_p=0.15)
+DRAWING = Sampling(temperature=1.0, min_p=0.05)
 GUIDANCE = 2.0

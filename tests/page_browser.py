@@ -47,7 +47,7 @@ MODEL = {
     "max_model_len": 1000,
     "vision": True,
     "actions": [],
-    "drawing": {"guidance_scale": 2.0, "temperature": 1.0, "top_k": 0, "min_p": 0.15},
+    "drawing": {"guidance_scale": 2.0, "temperature": 1.0, "top_k": 0, "min_p": 0.05},
 }
 ABOUT = 'It knows "Describe the video." and "how many shapes are there?"; the rest is nonsense.'
 

@@ -458,7 +458,7 @@ def test_a_clip_is_drawn_saved_and_asked_about(browser: Browser, film: bytes) ->
         "guidance_scale": 2.5,
         "temperature": 0,
         "top_k": 0,
-        "min_p": 0.15,
+        "min_p": 0.05,
     }
     with shown.expect_download() as saved:
         shown.get_by_role("button", name="Download").click()
