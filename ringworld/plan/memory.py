@@ -43,17 +43,17 @@ class StepMemory:
 
 
 def estimate_memory(
-    state: TrainState, c: Llama, rows: int, shape: MeshShape, updates: Updates = EVERY
+    state: TrainState, c: Llama, tokens: int, shape: MeshShape, updates: Updates = EVERY
 ) -> StepMemory:
-    """What a step with this abstract state holds on a device, for `rows` rows of the context."""
+    """What a step of so many tokens with this abstract state holds on a device."""
     parts = updates.accumulate
-    tokens = rows * c.context // (shape.data * shape.fsdp * shape.seq * parts)
+    own = tokens // (shape.data * shape.fsdp * shape.seq * parts)
     trained, _ = divide(state.weights, updates.frozen)
     return StepMemory(
         weights=bytes_held(state.weights),
         moments=bytes_held((state.optimizer, state.guard)),
         gradients=bytes_held(trained) * (2 if parts > 1 else 1),
-        activations=count_activations(c, tokens, shape.tensor),
+        activations=count_activations(c, own, shape.tensor),
     )
 
 

@@ -87,7 +87,7 @@ def preview_stage(stage: ModelStage, before: World) -> StagePreview:
         config=config,
         rope=rope,
         trained=count(divide(trained_specs(config, stage.lora), updates.frozen)[0]),
-        memory=estimate_memory(state, kept, stage.batch, stage.mesh, updates),
+        memory=estimate_memory(state, kept, stage.batch * stage.context, stage.mesh, updates),
     )
 
 

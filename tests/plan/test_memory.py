@@ -43,7 +43,7 @@ def test_weights_and_moments_are_what_the_compiled_step_takes(shape: MeshShape) 
         built, _ = build_stage(stage(shape, CONTEXT, 2), TINY, mesh)
         batch = abstract_batch(mesh, 2, CONTEXT)
         compiled = built.step.lower(built.state, batch).compile()
-    found = estimate_memory(built.state, TINY.llama, 2, shape)
+    found = estimate_memory(built.state, TINY.llama, 2 * TINY.llama.context, shape)
     taken = compiled.memory_analysis().argument_size_in_bytes
     counters = 64  # of steps, and what aligning them adds
     assert found.weights + found.moments + bytes_held(batch) == pytest.approx(taken, abs=counters)
@@ -57,7 +57,7 @@ def test_the_state_and_the_activations_of_7b_at_a_million_tokens_are_those_of_th
     mesh = abstract_mesh(shape)
     with jax.set_mesh(None), jax.sharding.use_abstract_mesh(mesh):
         built, _ = build_stage(one, LWM_7B, mesh)
-    found = estimate_memory(built.state, LWM_7B.llama, 8, shape)
+    found = estimate_memory(built.state, LWM_7B.llama, 8 * LWM_7B.llama.context, shape)
     # 12 bytes a parameter over 8; norms are held whole. As compiled for v5p: 9.5 GiB.
     assert found.weights + found.moments == pytest.approx(12 * 6_807_621_632 / 8, rel=1e-3)
     assert found.gradients == found.weights

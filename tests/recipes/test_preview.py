@@ -79,7 +79,7 @@ def test_a_ladder_for_256_chips_is_shown_without_chips_weights_or_data(
 
 def test_the_base_of_a_stage_is_that_which_the_stages_before_it_leave() -> None:
     seen = [one for one in preview(nano_base()) if isinstance(one, StagePreview)]
-    assert [one.config.llama.context for one in seen] == [64, 256, 1024, 1024]
+    assert [one.config.llama.rope_reach for one in seen] == [1024, 1024, 1024, 16384]
     shipped = open_model(NANO).config.llama
     # NumPy's powers differ in their last bit between kinds of CPU.
     assert seen[-1].config.llama.rope_theta == pytest.approx(shipped.rope_theta, rel=1e-15)

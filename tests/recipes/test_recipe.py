@@ -365,7 +365,7 @@ def test_a_stage_starts_from_a_model_of_others(
     theirs = open_model(path := write(tmp_path))
     stage = replace(longer(1), start=path)
     done = Recipe(name="on", stages=(stage,), data=Toys()).run(tmp_path / "run", quiet)
-    assert CONTEXT < theirs.config.llama.context
+    assert theirs.config.llama.context > CONTEXT
     assert open_model(done).config.llama == theirs.config.llama, "rows are shorter, and it stays"
     assert (tmp_path / "run" / "first" / "start").exists() == (write is lwm_file)
     assert (done / "tokenizer.json").exists() == (theirs.tokenizer is not None)
