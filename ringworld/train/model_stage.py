@@ -255,19 +255,18 @@ def extend_rope(model: World, stage: ModelStage) -> tuple[World, str]:
 
     Rows that are shorter than the model's context leave it as it is, where they leave its RoPE.
     """
-    before, needed = model.llama, max(stage.context, stage.rope_context or 0)
-    context = stage.context
+    before, context = model.llama, stage.context
+    needed = max(context, stage.rope_context or 0)
     reach, theta = before.rope_reach, stage.rope_theta
     if theta is not None and (theta != before.rope_theta or needed > reach):
         grown, reach, why = model.at(needed, theta), needed, "as the stage says"
     elif needed <= reach:
         grown, why = model, f"kept, because it reaches {reach:,} tokens"
-        context = max(before.context, stage.context)
+        context = max(before.context, context)
     else:
         grown = extend_context(model, needed, stage.rope)
         why = f"because the old one reaches {reach:,} tokens and {needed:,} are asked for"
-        why = "kept, as the stage says" if stage.rope == "plain" else why
-        reach = needed
+        reach, why = needed, "kept, as the stage says" if stage.rope == "plain" else why
     base, scaling = grown.llama.rope_theta, grown.llama.rope_scaling
     old = "" if base == before.rope_theta else f"{before.rope_theta:,.0f} -> "
     by = f" with {type(scaling).__name__} by {scaling.factor:g}" if scaling is not None else ""
