@@ -18,7 +18,7 @@ from ringworld.serve.drawing import FrameCutter
 from ringworld.serve.engine_thread import EngineThread
 from ringworld.serve.reports import choose_reports, find_reports
 from ringworld.serve.served import Served
-from ringworld.settings import Sampling
+from ringworld.settings import DRAWING, GUIDANCE
 from ringworld.vocab import Vocabulary
 from tests.serving import CONFIG, Running, listening
 
@@ -102,8 +102,7 @@ def test_a_clip_comes_frame_by_frame_and_whole_at_the_end(server: Running) -> No
     pixels = [
         np.asarray(Image.open(io.BytesIO(base64.b64decode(each["b64_json"])))) for each in frames
     ]
-    sampling = Sampling(temperature=1.0, top_k=64)
-    wanted = dict(frames=3, guidance=3.0, sampling=sampling, seed=5)
+    wanted = dict(frames=3, guidance=GUIDANCE, sampling=DRAWING, seed=5)
     drawn = server.thread.call(
         lambda: draw_captions(server.served.model, [asked["prompt"]], **wanted)
     )
@@ -122,8 +121,8 @@ def test_a_picture_of_the_server_is_what_generate_image_draws(server: Running) -
         lambda: draw_pictures(
             server.served.model,
             [asked["prompt"]],
-            guidance=3.0,
-            sampling=Sampling(temperature=1.0, top_k=64),
+            guidance=GUIDANCE,
+            sampling=DRAWING,
             seed=5,
         )
     )
