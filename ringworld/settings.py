@@ -110,7 +110,7 @@ class Sampling:
             )
 
 
-# How frames are drawn where nobody says otherwise: the best of those compared in docs/log.md. A low
-# temperature draws nothing, since at each place the ground is likelier than that a thing begins.
+# The defaults of all that draws frames. docs/log.md compares others: a larger min-p makes pictures
+# better and takes things out of clips. At a low temperature nothing but the ground is drawn.
 DRAWING = Sampling(temperature=1.0, min_p=0.05)
 GUIDANCE = 2.0

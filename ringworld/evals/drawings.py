@@ -6,8 +6,8 @@
 
 Scenes are drawn from a seed that no recipe draws its clips from. A clip counts as right when the
 judge finds the colour, shape and motion of everything that was asked for, and nothing else; a
-picture when it finds the colour, shape and place. Half of a clip goes on right when each of the
-other frames is such a picture.
+picture when it finds the colour, shape and place. The second half of a clip is right
+when each of its frames is such a picture.
 """
 
 import json

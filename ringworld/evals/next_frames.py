@@ -1,4 +1,4 @@
-"""What a model draws after the first frames of a clip of shapes, and where things are in it."""
+"""The second half of a clip of shapes, drawn by a model from the first half, and its figures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ def judge_next_frames(
     """The figures of the last frames of clips, each beside its true clip and scene."""
     last = [np.repeat(clip[GIVEN - 1 : GIVEN], len(clip) - GIVEN, axis=0) for clip in true]
     right, repeated = (
-        sum(goes_on(frames, scene) for frames, scene in zip(some, scenes, strict=True))
+        sum(follows_scene(frames, scene) for frames, scene in zip(some, scenes, strict=True))
         for some in (drawn, last)
     )
     after = np.stack([clip[GIVEN:] for clip in true]) / 255
@@ -76,7 +76,7 @@ def judge_next_frames(
     )
 
 
-def goes_on(frames: UInt8[np.ndarray, "more Y X 3"], scene: Scene) -> bool:
+def follows_scene(frames: UInt8[np.ndarray, "more Y X 3"], scene: Scene) -> bool:
     """Whether each of a scene's last frames has its colours, shapes and places, and no more."""
     numbers = range(FRAMES_A_CLIP - len(frames), FRAMES_A_CLIP)
     return all(
