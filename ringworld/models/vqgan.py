@@ -31,7 +31,8 @@ class VQGAN:
     of every group norm, `codebook` the number of codes U, `width` the length E of a code's vector,
     `latent_channels` the channels between an encoder or decoder and the 1 x 1 convolution that maps
     them to E or from it (None: E too), `commitment` the weight of the loss that pulls latents to
-    their codes.
+    their codes. With `tiles` the encoder sees `stride` x `stride` pixels at a time, so that a code
+    depends on nothing outside of its tile; LWM's sees the frame, and its group norms all of it.
     """
 
     size: int
@@ -52,6 +53,8 @@ class VQGAN:
     """between the encoder or decoder and the code vectors; without it their length"""
     commitment: float = 0.25
     """the weight of the loss that pulls latents to their codes"""
+    tiles: bool = False
+    """encode each tile of stride x stride pixels by itself; the decoder sees all codes"""
 
     def __post_init__(self) -> None:
         numbers = (self.size, self.channels, *self.multipliers, self.blocks, self.groups)
@@ -190,7 +193,7 @@ def latents(
     """The encoder's vectors for frames in [-1, 1], before they are put to codes."""
     _check(pixels.shape[1:], (config.size, config.size, COLOURS), "frames")
     tower = weights.encoder
-    x = convolve(pixels, tower.conv_in)
+    x = convolve(_cut(pixels, config.stride) if config.tiles else pixels, tower.conv_in)
     for level in tower.levels:
         for block in level.blocks:
             x = _residue(x, block, config)
@@ -199,7 +202,8 @@ def latents(
     for block in tower.mid:
         x = _residue(x, block, config)
     x = jax.nn.silu(normalise(x, tower.norm_out, config.groups))
-    return convolve(convolve(x, tower.conv_out), weights.to_code)
+    found = convolve(convolve(x, tower.conv_out), weights.to_code)
+    return _join(found, config.side) if config.tiles else found
 
 
 def nearest(vectors: Float[Array, "Z y x E"], codebook: Float[Array, "U E"]) -> Int[Array, "Z y x"]:
@@ -290,6 +294,19 @@ def _halve(x: Float[Array, "Z Y X C"], w: Conv) -> Float[Array, "Z y x C"]:
 
 def _double(x: Float[Array, "Z y x C"], w: Conv) -> Float[Array, "Z Y X C"]:
     return convolve(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2), w)
+
+
+def _cut(x: Float[Array, "Z Y X C"], side: int) -> Float[Array, "z side side C"]:
+    """The tiles of `side` x `side` pixels of all frames, row by row."""
+    frames, rows, columns, channels = x.shape
+    apart = (frames, rows // side, side, columns // side, side, channels)
+    tiles = jnp.reshape(x, apart, out_sharding=spec("batch")).swapaxes(2, 3)
+    return jnp.reshape(tiles, (-1, side, side, channels), out_sharding=spec("batch"))
+
+
+def _join(x: Float[Array, "z 1 1 E"], side: int) -> Float[Array, "Z side side E"]:
+    """What was found of the tiles of frames, which have `side` of them a row and a column."""
+    return jnp.reshape(x, (-1, side, side, x.shape[-1]), out_sharding=spec("batch"))
 
 
 def _lookup(codebook: Float[Array, "U E"], codes: Int[Array, "Z y x"]) -> Float[Array, "Z y x E"]:

@@ -44,9 +44,14 @@ def write_diffusers(draft: Path, config: VQGAN, table: Mapping[str, np.ndarray])
 def make_vqmodel_config(c: VQGAN) -> dict[str, Any]:
     """The config.json of diffusers' VQModel.
 
-    Raises InputError when its first level has other channels than its first convolution, which a
-    VQModel cannot have.
+    Raises InputError when its first level has other channels than its first convolution, or it
+    encodes tiles by themselves, which a VQModel cannot have.
     """
+    if c.tiles:
+        raise InputError(
+            "the codec encodes tiles by themselves, which diffusers' VQModel cannot do: keep it "
+            "in our format"
+        )
     if c.multipliers[0] != 1:
         raise InputError(
             f"the codec's first level has {c.multipliers[0]} times the channels of its first "

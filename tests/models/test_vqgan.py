@@ -122,6 +122,28 @@ def test_mesh_does_not_change_codes_or_frames(weights, pixels):
     np.testing.assert_allclose(again, back, atol=1e-5)
 
 
+def test_a_code_of_a_codec_of_tiles_depends_on_its_tile_alone(weights, pixels):
+    tiles = replace(TINY, tiles=True)
+    side = TINY.stride
+    changed = jax.random.uniform(jax.random.key(5), pixels.shape, minval=-1.0, maxval=1.0)
+    changed = changed.at[:, side : 2 * side, :side].set(pixels[:, side : 2 * side, :side])
+    before, after = (latents(weights, some, tiles) for some in (pixels, changed))
+    same = np.zeros(before.shape[1:3], bool)
+    same[1, 0] = True
+    np.testing.assert_array_equal((before == after).all((0, 3)), same)
+    alone = latents(weights, pixels[:, side : 2 * side, :side], replace(tiles, size=side))
+    np.testing.assert_allclose(before[:, 1, 0], alone[:, 0, 0], atol=1e-5)  # sums in another order
+
+
+def test_a_mesh_does_not_change_the_codes_of_tiles(weights, pixels):
+    tiles, frames = replace(TINY, tiles=True), jnp.concatenate([pixels, pixels])
+    codes = encode(weights, frames, tiles)
+    with jax.set_mesh(make_mesh(data=2)):
+        weights, frames = jax.device_get((weights, frames))
+        divided = encode(weights, shard(jnp.asarray(frames), "batch"), tiles)
+    np.testing.assert_array_equal(divided, codes)
+
+
 def test_every_weight_has_the_name_of_one_of_lwms():
     """LWM names parts by class and order; each of ours is one of those, and none is left over."""
     names = {_name_in_lwm(name) for name in paths(vqgan_specs(TINY))}

@@ -199,6 +199,14 @@ def test_the_first_level_may_be_wider_than_the_first_convolution(tmp_path):
         convert(tmp_path / "ours", tmp_path / "theirs", None, lambda said: None)
 
 
+def test_a_codec_of_tiles_stays_in_our_format(tmp_path):
+    tiles = replace(TINY, tiles=True)
+    save_folder(tmp_path / "ours", "vqgan", tiles, init(vqgan_specs(tiles), 0), jnp.float32)
+    assert load_codec(tmp_path / "ours").config == tiles
+    with pytest.raises(InputError, match="tiles by themselves, .* keep it in our format"):
+        convert(tmp_path / "ours", tmp_path / "theirs", None, lambda said: None)
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
