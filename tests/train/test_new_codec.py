@@ -21,9 +21,7 @@ def test_layers_and_words_stay_and_the_vision_table_and_head_begin_anew(tmp_path
     assert stage.kept(tmp_path)
     (_, _, before), (_, _, after) = load_folder(NANO), load_folder(made)
     assert before.keys() == after.keys()
-    changed = {
-        name for name in before if not np.array_equal(before[name], after[name])
-    }
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
     assert changed == {"vision_embed", "heads.vision"}
     assert not np.any(after["heads.vision"])
     frames = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3)).astype(np.uint8)
