@@ -14,6 +14,7 @@ time. A mesh is always set while something is computed; one device is a mesh of 
 """
 
 import gc
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from weakref import ref
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from ringworld.errors import InputError
 from ringworld.settings import MeshShape, WeightAxis
@@ -50,6 +52,7 @@ class Rules:
 
 RULES = Rules()
 GATHERED = Rules(embed=None)
+ALIGNED = 64  # bytes: where the memory of an array begins that XLA takes without a copy
 
 
 def make_mesh(
@@ -196,7 +199,7 @@ def place_parts(
     It is asked once, for the parts that devices of this process hold, each of them once.
     """
     if not mesh_is_set():
-        return jax.numpy.asarray(read([(slice(None),) * len(shape)])[0])
+        return _place_part(read([(slice(None),) * len(shape)]), [None])[0]
     sharding = named_sharding(jax.sharding.get_mesh(), *logical, rules=rules)
     homes: dict[str, tuple[Index, list[jax.Device]]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
@@ -204,21 +207,39 @@ def place_parts(
     parts = read([index for index, _ in homes.values()])[::-1]
     placed: dict[jax.Device, jax.Array] = {}
     for _, devices in homes.values():
-        part = np.asarray(parts.pop())
-        placed |= {device: jax.device_put(part, device) for device in devices}
-        jax.block_until_ready(placed[devices[-1]])
-        copied = ref(part)
-        del part
-        _wait_until_freed(copied)
+        placed |= zip(devices, _place_part(parts, devices), strict=True)
     return jax.make_array_from_single_device_arrays(shape, sharding, list(placed.values()))
 
 
+def empty_on_host(shape: Sequence[int], dtype: DTypeLike) -> np.ndarray:
+    """An array without values that a CPU device takes as its own, where numpy's would be copied.
+
+    JAX copies what does not begin at a multiple of 64 bytes.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    room = np.empty(size + ALIGNED, np.uint8)
+    start = -room.ctypes.data % ALIGNED
+    return room[start : start + size].view(dtype).reshape(shape)
+
+
+def _place_part(parts: list[np.ndarray], devices: Sequence[jax.Device | None]) -> list[jax.Array]:
+    """The last of the parts, which is taken off the list, on each of the devices."""
+    part = np.asarray(parts.pop())
+    placed = jax.block_until_ready([jax.device_put(part, device) for device in devices])
+    address, copied = part.ctypes.data, ref(part)
+    del part
+    if all(x.unsafe_buffer_pointer() != address for x in placed):
+        _wait_until_freed(copied)
+    return placed
+
+
 def _wait_until_freed(copied: ref[np.ndarray]) -> None:
-    """Wait, 20 ms at most, for what JAX has copied from, so that no two large parts stand here.
+    """Wait, a second at most, for what JAX has copied from, so that no two large parts stand here.
 
     A thread of JAX's lets go of it some time after the copy, and Python frees it when it collects.
+    On a busy machine that was seen to take more than 20 ms.
     """
-    for _ in range(20):
+    for _ in range(1000):
         gc.collect(0)
         if copied() is None:
             return

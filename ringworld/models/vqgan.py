@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from ringworld.errors import InputError
@@ -299,14 +300,19 @@ def _double(x: Float[Array, "Z y x C"], w: Conv) -> Float[Array, "Z Y X C"]:
 def _cut(x: Float[Array, "Z Y X C"], side: int) -> Float[Array, "z side side C"]:
     """The tiles of `side` x `side` pixels of all frames, row by row."""
     frames, rows, columns, channels = x.shape
-    apart = (frames, rows // side, side, columns // side, side, channels)
-    tiles = jnp.reshape(x, apart, out_sharding=spec("batch")).swapaxes(2, 3)
-    return jnp.reshape(tiles, (-1, side, side, channels), out_sharding=spec("batch"))
+    apart = _reshape(x, (frames, rows // side, side, columns // side, side, channels))
+    return _reshape(apart.swapaxes(2, 3), (-1, side, side, channels))
 
 
 def _join(x: Float[Array, "z 1 1 E"], side: int) -> Float[Array, "Z side side E"]:
     """What was found of the tiles of frames, which have `side` of them a row and a column."""
-    return jnp.reshape(x, (-1, side, side, x.shape[-1]), out_sharding=spec("batch"))
+    return _reshape(x, (-1, side, side, x.shape[-1]))
+
+
+def _reshape(x: Array, shape: tuple[int, ...]) -> Array:
+    """`x` in another shape, its frames divided over the devices as before."""
+    divided = PartitionSpec(*jax.typeof(x).sharding.spec[:1])
+    return jnp.reshape(x, shape, out_sharding=divided)
 
 
 def _lookup(codebook: Float[Array, "U E"], codes: Int[Array, "Z y x"]) -> Float[Array, "Z y x E"]:

@@ -24,7 +24,7 @@ from jax.typing import DTypeLike
 from ringworld.distributed import barrier, first_says, is_first
 from ringworld.errors import InputError
 from ringworld.files import read_json_object, sync, writing_to
-from ringworld.mesh import RULES, Index, Rules, place, place_parts
+from ringworld.mesh import RULES, Index, Rules, empty_on_host, place, place_parts
 from ringworld.params import Int8, Param, arrays_of, paths
 from ringworld.weights.file_names import CONFIG, TENSORS
 from ringworld.weights.int8 import quantize_matrix, split
@@ -222,7 +222,7 @@ def _read_parts(
     least, most = min(first for first, _ in rows), max(past for _, past in rows)
     pieces = each_piece(name, tensor, least, most)
     entry = next(pieces)  # before there is room for the whole: the config may ask for anything
-    parts = [np.empty([stop - start for start, stop in cut], dtype) for cut in cuts]
+    parts = [empty_on_host([stop - start for start, stop in cut], dtype) for cut in cuts]
     while entry is not None:
         known, row, piece = entry
         for index, (first, past), whole in zip(indices, rows, parts, strict=True):
