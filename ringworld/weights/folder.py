@@ -24,10 +24,10 @@ from jax.typing import DTypeLike
 from ringworld.distributed import barrier, first_says, is_first
 from ringworld.errors import InputError
 from ringworld.files import read_json_object, sync, writing_to
-from ringworld.mesh import RULES, Index, Rules, empty_on_host, place, place_parts
-from ringworld.params import Int8, Param, arrays_of, paths
+from ringworld.mesh import RULES, Index, Rules, empty_on_host, place_parts
+from ringworld.params import Int8, Param, paths
 from ringworld.weights.file_names import CONFIG, TENSORS
-from ringworld.weights.int8 import quantize_matrix, split
+from ringworld.weights.int8 import quantize_weight
 from ringworld.weights.tensors import (
     DividedWeight,
     LazyTensor,
@@ -159,21 +159,22 @@ def fill(
     """The spec table with each Param replaced by the tensor of its name, cast to `dtype`.
 
     With int8, matrices become `Int8` and all else float32. Of one weight after another every
-    process reads the parts that its devices hold on the mesh that is set by `rules`, and of an
-    `Int8` all, as its scales are of whole columns. Raises InputError when a tensor is missing, is
-    not in the table, has another shape or holds what is not a number.
+    process keeps the parts that its devices hold on the mesh that is set by `rules`, and reads no
+    more than these rows; of an `Int8` all, a layer at a time, as its scales are of whole columns.
+    Raises InputError when a tensor is missing, is not in the table, has another shape or holds what
+    is not a number.
     """
     check_table(specs, tensors)
     leaves = []
     for name, param in paths(specs).items():
         if np.dtype(dtype) == np.int8 and param.inputs:
-            whole = _quantize(name, param, tensors[name])
-            parts = arrays_of(param, whole)
-            leaves.append(jax.tree.map(lambda x, p: place(x, *p.axes, rules=rules), whole, parts))
+            values, scales = quantize_weight(name, param, tensors[name])
+            both = param.int8()
+            stored = _place(name, both.values, values, np.int8, rules)
+            leaves.append(Int8(stored, _place(name, both.scales, scales, np.float32, rules)))
             continue
         kind = np.dtype(np.float32) if np.dtype(dtype) == np.int8 else dtype
-        read = partial(_read_parts, name, param, tensors[name], kind)
-        leaves.append(place_parts(param.shape, read, *param.axes, rules=rules))
+        leaves.append(_place(name, param, tensors[name], kind, rules))
     tree = jax.tree.structure(specs, is_leaf=lambda x: isinstance(x, Param))
     return jax.tree.unflatten(tree, leaves)
 
@@ -195,15 +196,11 @@ def check_table(specs: Any, tensors: Mapping[str, np.ndarray | LazyWeight]) -> N
             )
 
 
-def _quantize(name: str, param: Param, tensor: np.ndarray | LazyWeight) -> Int8:
-    """A matrix as int8, quantized layer by layer."""
-    parts, layers = [], split(param, tensor)
-    for known, _, piece in each_piece(name, layers, 0, layers.shape[0]):
-        check_numbers(known, piece)
-        parts.append(quantize_matrix(piece, param.inputs))
-        let_go(piece)
-    values = np.concatenate([part.values for part in parts])
-    return Int8(values, np.concatenate([part.scales for part in parts]))
+def _place(
+    name: str, param: Param, tensor: np.ndarray | LazyWeight, dtype: DTypeLike, rules: Rules
+) -> jax.Array:
+    read = partial(_read_parts, name, param, tensor, dtype)
+    return place_parts(param.shape, read, *param.axes, rules=rules)
 
 
 def _read_parts(

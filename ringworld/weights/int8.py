@@ -17,7 +17,7 @@ from jaxtyping import Float, Float32, Int
 
 from ringworld.errors import BadFileError
 from ringworld.params import Int8, Param, paths
-from ringworld.weights.tensors import LazyTensor, LazyWeight, let_go
+from ringworld.weights.tensors import LazyTensor, LazyWeight, check_numbers, let_go
 
 LARGEST = 127
 VALUES, SCALES = ".values", ".scales"
@@ -44,6 +44,37 @@ def dequantize_matrix(
         return values.astype(np.float32) * np.expand_dims(scales, inputs)
 
 
+def quantize_weight(
+    name: str, param: Param, weight: np.ndarray | LazyWeight
+) -> tuple[LazyWeight, LazyWeight]:
+    """The values and the scales of a matrix, both made of one piece after another when it is read.
+
+    Whoever reads the values first has each piece read once: its scales are kept until they are
+    read. Reading raises InputError for a piece that holds what is not a number.
+    """
+    pieces = split(param, weight)
+    known: dict[int, np.ndarray] = {}
+
+    def read_values(i: int) -> np.ndarray:
+        piece = pieces.reads[i]()
+        check_numbers(pieces.names[i] if pieces.names else name, piece)
+        found = quantize_matrix(piece, param.inputs)
+        let_go(piece)
+        known[i] = found.scales
+        return found.values
+
+    def read_scales(i: int) -> np.ndarray:
+        if i not in known:
+            read_values(i)
+        return known.pop(i)
+
+    numbers = range(len(pieces.reads))
+    values = _typed([partial(read_values, i) for i in numbers], np.int8)
+    scales = _typed([partial(read_scales, i) for i in numbers], np.float32)
+    outputs = param.without_inputs().shape
+    return LazyWeight(param.shape, values), LazyWeight(outputs, scales)
+
+
 def quantize_table(
     specs: Any, table: Mapping[str, np.ndarray | LazyWeight]
 ) -> dict[str, LazyWeight | np.ndarray]:
@@ -53,11 +84,7 @@ def quantize_table(
         if not param.inputs:
             found[name] = table[name]
             continue
-        pieces = split(param, table[name]).reads
-        numbers = [piece.then(partial(_values, inputs=param.inputs)) for piece in pieces]
-        scales = [piece.then(partial(_scales, inputs=param.inputs)) for piece in pieces]
-        found[name + VALUES] = LazyWeight(param.shape, _typed(numbers, np.int8))
-        found[name + SCALES] = LazyWeight(param.without_inputs().shape, _typed(scales, np.float32))
+        found[name + VALUES], found[name + SCALES] = quantize_weight(name, param, table[name])
     return found
 
 
@@ -103,14 +130,6 @@ def _read(values: np.ndarray, scales: np.ndarray, inputs: tuple[int, ...]) -> np
     found = dequantize_matrix(values, scales, inputs)
     let_go(values)
     return found
-
-
-def _values(w: np.ndarray, inputs: tuple[int, ...]) -> np.ndarray:
-    return quantize_matrix(w, inputs).values
-
-
-def _scales(w: np.ndarray, inputs: tuple[int, ...]) -> np.ndarray:
-    return quantize_matrix(w, inputs).scales
 
 
 def _typed(reads: list[Any], dtype: Any) -> tuple[LazyTensor, ...]:

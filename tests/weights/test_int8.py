@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ from ringworld.errors import InputError
 from ringworld.evals.perplexity import cut_passages, measure_losses
 from ringworld.mesh import make_mesh
 from ringworld.models.lora import merge_adapters
-from ringworld.params import paths
+from ringworld.params import Param, paths
 from ringworld.settings import MeshShape
-from ringworld.weights.int8 import dequantize_matrix, quantize_matrix
+from ringworld.weights.int8 import dequantize_matrix, quantize_matrix, quantize_weight
 from ringworld.weights.model import Model, load_model
 from ringworld.weights.save import convert
 from ringworld.weights.shipped import NANO
-from ringworld.weights.tensors import read_tensors
+from ringworld.weights.tensors import LazyTensor, LazyWeight, read_tensors
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = {"llama": {}, "tied": {"tie_word_embeddings": True}, "qwen2": {"model_type": "qwen2"}}
@@ -61,6 +62,29 @@ def test_quantising_what_was_int8_gives_the_same_bits(rng: np.random.Generator) 
     again = quantize_matrix(dequantize_matrix(first.values, first.scales, (-2,)), (-2,))
     np.testing.assert_array_equal(first.values, again.values)
     np.testing.assert_array_equal(first.scales, again.scales)
+
+
+def test_a_matrix_is_quantised_a_layer_at_a_time_and_each_layer_once(
+    rng: np.random.Generator,
+) -> None:
+    w, read = rng.standard_normal((3, 8, 5)).astype(np.float32), list[int]()
+
+    def layer(i: int) -> np.ndarray:
+        read.append(i)
+        return w[i : i + 1]
+
+    reads = tuple(LazyTensor(partial(layer, i), w.dtype) for i in range(3))
+    param = Param(w.shape, ("layers", "embed", "mlp"), inputs=(-2,))
+    values, scales = quantize_weight("w", param, LazyWeight(w.shape, reads, ("a", "b", "c")))
+    assert read == []
+    found = list(zip(values, scales, strict=True))
+    assert read == [0, 1, 2]
+    whole = quantize_matrix(w, (-2,))
+    np.testing.assert_array_equal(np.concatenate([x for x, _ in found]), whole.values)
+    np.testing.assert_array_equal(np.concatenate([x for _, x in found]), whole.scales)
+    w[1, 2, 3] = np.nan
+    with pytest.raises(InputError, match="the tensor b holds NaN"):
+        list(values)
 
 
 @by_family
