@@ -163,26 +163,30 @@ def nano_codec() -> Recipe:
 
 
 def shapes_codec() -> Recipe:
-    """The codec that keeps more of small shapes: the shipped one trained on, mostly on these."""
+    """The codec of nano-world: moving shapes on plain grounds, each tile encoded by itself.
+
+    Where an encoder sees the frame, a thing changes the codes of the ground everywhere; a model of
+    tiles sees the ground's code where nothing is.
+    """
+    model = replace(NANO_VQGAN, codebook=1024, tiles=True)
     return Recipe(
         name="shapes-codec",
         stages=(
             CodecStage(
                 name="codec",
-                model=NANO_VQGAN,
+                model=model,
                 training=CodecTraining(
-                    steps=320, warmup=30, learning_rate=8e-4, seed=1, soften=1, worst=0.01
+                    steps=2500, warmup=100, learning_rate=2e-3, seed=3, worst=0.01
                 ),
             ),
         ),
         data=FilmPictures(
-            mix=PixelMix(size=NANO_VQGAN.size, batch=16, seed=1, shapes=0.8, on_film=0.15),
+            mix=PixelMix(size=model.size, batch=16, seed=3, shapes=1.0, on_film=0.0),
             fps=8.0,
             rows=72,
             columns=128,
             end=490.0,
         ),
-        start=NANO / CODEC,
     )
 
 
