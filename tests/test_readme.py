@@ -146,7 +146,9 @@ def test_the_codec_recipe_is_that_of_the_training_page() -> None:
 
 def test_the_codec_of_shapes_is_that_of_the_training_page() -> None:
     recipe, (stage,) = shapes_codec().data, shapes_codec().stages
+    assert stage.model.tiles
     cells = [
+        f"{stage.model.codebook:,}",
         f"{recipe.mix.shapes:g}",
         f"{recipe.mix.on_film:g}",
         str(stage.training.steps),

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 SUMMARIES = {
     "nano-tokenizer": "the tokenizer of the shipped model, from its books and captions",
     "nano-codec": "the codec of the shipped model, from a film and moving shapes",
-    "shapes-codec": "the codec of the shipped model, trained further on moving shapes",
+    "shapes-codec": "the codec of nano-world, from moving shapes: each tile is encoded by itself",
     "folder-codec": "a codec of your own films and pictures",
     "nano-base": "the shipped model from fresh weights, at 1K tokens",
-    "nano-world": "the shipped model taught to draw moving shapes from words, at 1K tokens",
+    "nano-world": "the shipped model with a codec of shapes, taught to draw what words ask for",
     "play-codec": "the codec of the small world with actions, from its tiles",
     "nano-play": "the shipped model of the small world with actions, from fresh weights",
     "demo": "the shipped model grown from 1K to 4K to 16K tokens on a ring of eight",

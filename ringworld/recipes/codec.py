@@ -55,7 +55,6 @@ from ringworld.weights.codecs import load_codec, open_codec
 from ringworld.weights.file_names import CODEC
 from ringworld.weights.folder import save_folder
 from ringworld.weights.open import hash_model
-from ringworld.weights.shipped import NANO
 from ringworld.weights.vgg import Features, load_features
 
 SHEET = "sheet.png"

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from ringworld.weights.file_names import CODEC
+
 ASSETS = Path(__file__).parents[1] / "assets"
 NANO = ASSETS / "nano"
-# Nano, trained on to draw what words ask for; it has the codec of nano.
+# Nano with the codec of shapes, trained on to draw what words ask for.
 NANO_WORLD = ASSETS / "nano-world"
-# A codec of the sizes of theirs that keeps more of small shapes. Its codes are not theirs.
-SHAPES_CODEC = ASSETS / "shapes-codec"
+SHAPES_CODEC = NANO_WORLD / CODEC
 NANO_PLAY = ASSETS / "nano-play"
 SHIPPED_MODELS = {"nano": NANO, "nano-world": NANO_WORLD, "nano-play": NANO_PLAY}

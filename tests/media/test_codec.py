@@ -1,5 +1,7 @@
 """A codec takes any number of frames, and little for few."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -43,3 +45,21 @@ def test_any_number_of_frames_has_the_codes_and_pixels_of_each_alone(
     shown = [one(codec.weights, x.reshape(1, TINY.side, TINY.side), TINY)[0] for x in codes]
     # Half a step of a byte, and the rounding of float32.
     assert np.abs(pixels - (np.array(shown) + 1) * 127.5).max() < 0.501
+
+
+def test_tiles_that_are_equal_are_encoded_once_and_have_the_codes_of_whole_frames(
+    codec: Codec, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiles, ran = Codec(replace(TINY, tiles=True), codec.weights), list[int]()
+    encode = codec_module._encode
+    monkeypatch.setattr(
+        codec_module, "_encode", lambda w, x, c: ran.append(len(x)) or encode(w, x, c)
+    )
+    few = rng.integers(0, 256, (5, 2, 2, 3), np.uint8)
+    frames = few[rng.integers(5, size=(9, 8, 8))].swapaxes(2, 3).reshape(9, 16, 16, 3)
+    codes = tiles.encode(frames)
+    assert ran == [8], "the five tiles, in the batch that holds them"
+    whole = jax.jit(vqgan.encode, static_argnums=2)
+    alone = whole(codec.weights, frames / np.float32(127.5) - 1, tiles.config)
+    assert np.array_equal(codes, np.asarray(alone).reshape(9, -1))
+    assert len(np.unique(codes)) > 1

@@ -1,6 +1,5 @@
 """A short run of nano-world learns where things are asked for."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,13 +21,11 @@ STEPS, CLIPS, SCENES = 100, 2000, 30
 
 
 def shorten(recipe: Recipe) -> Recipe:
-    """The first stage alone, with fewer steps and clips."""
-    first: Sequence[ModelStage] = [
-        replace(stage, loop=Loop(steps=STEPS))
-        for stage in recipe.stages
-        if isinstance(stage, ModelStage)
-    ][:1]
-    return replace(recipe, stages=tuple(first), data=replace(recipe.data, clips=CLIPS))
+    """The new codec and the first stage behind it, with fewer steps and clips."""
+    codec, first, *_ = recipe.stages
+    assert isinstance(first, ModelStage)
+    stages = (codec, replace(first, loop=Loop(steps=STEPS)))
+    return replace(recipe, stages=stages, data=replace(recipe.data, clips=CLIPS))
 
 
 def measure(model: Path) -> StillFigures:
