@@ -3,30 +3,26 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ringworld.distributed import first_says
 from ringworld.mesh import Rules, make_mesh
 from ringworld.models.world import World, WorldWeights, specs
 from ringworld.params import init
-from ringworld.progress import Announce
-from ringworld.train.stage import MODEL, Data, Stage
+from ringworld.train.stage import Data, StageWithoutSteps
 from ringworld.weights.model import save_model
 from ringworld.weights.open import open_model
 
 
 @dataclass(frozen=True, kw_only=True)
-class FreshModel(Stage[Data]):
+class FreshModel(StageWithoutSteps):
     """A model folder with initial weights drawn from `seed`, which all devices hold in parts.
 
     Its tokenizer and codec are copied from the model folder `parts`.
     """
 
-    reads_data: ClassVar[bool] = False
     model: World
     """the sizes of the model"""
     parts: Path
@@ -38,18 +34,11 @@ class FreshModel(Stage[Data]):
         """Raise InputError when `parts` holds no model."""
         open_model(self.parts)
 
-    def kept(self, folder: Path) -> bool:
-        """Whether the model is there."""
-        return (folder / self.name / MODEL).exists()
-
-    def run(self, data: Data, source: Path | None, folder: Path, announce: Announce) -> Path:
-        """Write the folder, unless it is there; returns its path."""
-        done = folder / self.name / MODEL
-        if not first_says(done.exists()):
-            with jax.set_mesh(spread_mesh(self.model.llama.model)):
-                weights = fresh_weights(self.model, self.seed, Rules())
-            save_model(done, self.model, weights, self.parts, jnp.float32)
-        return done
+    def write(self, made: Path, source: Path | None) -> None:
+        """Write the model folder `made`."""
+        with jax.set_mesh(spread_mesh(self.model.llama.model)):
+            weights = fresh_weights(self.model, self.seed, Rules())
+        save_model(made, self.model, weights, self.parts, jnp.float32)
 
 
 def spread_mesh(width: int) -> Mesh:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
+from ringworld.distributed import first_says
 from ringworld.errors import InputError
 from ringworld.progress import Announce
 
@@ -62,3 +63,25 @@ class Stage(ABC, Generic[D]):
         Returns in one sentence what that changes. Raises InputError when its steps are fixed.
         """
         raise InputError(f"the stage {self.name} has no steps to add: use another folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageWithoutSteps(Stage[Data]):
+    """A stage that writes a model folder and learns nothing."""
+
+    reads_data: ClassVar[bool] = False
+
+    def kept(self, folder: Path) -> bool:
+        """Whether the model is there."""
+        return (folder / self.name / MODEL).exists()
+
+    def run(self, data: Data, source: Path | None, folder: Path, announce: Announce) -> Path:
+        """Write the model folder, unless it is there; returns its path."""
+        done = folder / self.name / MODEL
+        if not first_says(done.exists()):
+            self.write(done, source)
+        return done
+
+    @abstractmethod
+    def write(self, made: Path, source: Path | None) -> None:
+        """Write the model folder `made`; all processes call this."""
