@@ -23,7 +23,6 @@ from ringworld.rope import check_rope
 from ringworld.train.adapters import freeze_base, trained_specs
 from ringworld.train.build import Build
 from ringworld.train.freeze import divide
-from ringworld.train.fresh_model import FreshModel
 from ringworld.train.model_stage import (
     ModelData,
     ModelStage,
@@ -31,7 +30,7 @@ from ringworld.train.model_stage import (
     build_stage,
     extend_rope,
 )
-from ringworld.train.stage import Stage
+from ringworld.train.stage import Stage, StageWithoutSteps
 from ringworld.weights.open import is_folder, open_model
 
 GIB = 1 << 30
@@ -61,14 +60,15 @@ def preview(recipe: Recipe) -> list[Stage[Any] | StagePreview]:
     config: World | None = None
     seen: list[Stage[Any] | StagePreview] = []
     for number, stage in enumerate(recipe.stages):
-        if isinstance(stage, FreshModel):
-            config = stage.model
+        begun = None if number else recipe.start
+        start = stage.start or begun if isinstance(stage, ModelStage) else begun
+        if start is not None and isinstance(stage, ModelStage | StageWithoutSteps):
+            config = read_sizes(start)
+        if isinstance(stage, StageWithoutSteps):
+            config = stage.resize(config)
         if not isinstance(stage, ModelStage):
             seen.append(stage)
             continue
-        start = stage.start or (None if number else recipe.start)
-        if start is not None:
-            config = read_sizes(start)
         if config is None:
             raise InputError(f"the stage {stage.name} has no model: give the recipe a start")
         one = preview_stage(stage, config)

@@ -34,6 +34,10 @@ class FreshModel(StageWithoutSteps):
         """Raise InputError when `parts` holds no model."""
         open_model(self.parts)
 
+    def resize(self, before: World | None) -> World:
+        """The sizes of the model."""
+        return self.model
+
     def write(self, made: Path, source: Path | None) -> None:
         """Write the model folder `made`."""
         with jax.set_mesh(spread_mesh(self.model.llama.model)):

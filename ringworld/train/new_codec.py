@@ -1,12 +1,14 @@
 """The stage that gives a world model another codec, before others teach it the new codes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ringworld.distributed import first_goes_first
 from ringworld.errors import InputError
+from ringworld.models.world import World
 from ringworld.train.stage import Data, StageWithoutSteps
 from ringworld.weights.codecs import open_codec
+from ringworld.weights.joint import name_codes
 from ringworld.weights.open import hash_model
 from ringworld.weights.save import exchange_codec
 
@@ -30,10 +32,16 @@ class NewCodec(StageWithoutSteps):
         """The sha256 of the codec."""
         return {"codec": hash_model(self.codec)}
 
+    def resize(self, before: World | None) -> World:
+        """The sizes of the model with the codec's codes. Raises InputError without a model."""
+        if before is None:
+            raise InputError(f"the stage {self.name} has no model: give the recipe a start")
+        return replace(before, vocabulary=name_codes(before.vocabulary, open_codec(self.codec)[0]))
+
     def write(self, made: Path, source: Path | None) -> None:
         """Write the model folder `made`. Raises InputError when there is no model to start from."""
         if source is None:
-            raise InputError(f"the stage {self.name} has no model to start from: set start")
+            raise InputError(f"the stage {self.name} has no model: give the recipe a start")
         with first_goes_first():
             if not made.exists():
                 made.parent.mkdir(parents=True, exist_ok=True)

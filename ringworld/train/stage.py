@@ -11,6 +11,7 @@ from typing import ClassVar, Generic, TypeVar
 
 from ringworld.distributed import first_says
 from ringworld.errors import InputError
+from ringworld.models.world import World
 from ringworld.progress import Announce
 
 MODEL = "model"
@@ -81,6 +82,13 @@ class StageWithoutSteps(Stage[Data]):
         if not first_says(done.exists()):
             self.write(done, source)
         return done
+
+    @abstractmethod
+    def resize(self, before: World | None) -> World:
+        """The sizes of what it makes of a model of these sizes, or of none.
+
+        Raises InputError when it needs a model.
+        """
 
     @abstractmethod
     def write(self, made: Path, source: Path | None) -> None:

@@ -165,7 +165,7 @@ def fill(
     is not a number.
     """
     check_table(specs, tensors)
-    leaves = []
+    leaves: list[Any] = []
     for name, param in paths(specs).items():
         if np.dtype(dtype) == np.int8 and param.inputs:
             values, scales = quantize_weight(name, param, tensors[name])

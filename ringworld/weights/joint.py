@@ -20,6 +20,7 @@ from tokenizers import Tokenizer as Bpe
 from ringworld.errors import InputError
 from ringworld.models.vqgan import VQGAN
 from ringworld.models.world import World
+from ringworld.vocab import Vocabulary
 from ringworld.weights.imported import Checkpoint
 from ringworld.weights.names import BY_OURS
 from ringworld.weights.tensors import LazyWeight
@@ -95,9 +96,8 @@ def add_vision(
     words = config.vocabulary
     if words.codes:
         raise InputError("this model sees already: add vision to a language model")
-    rows = -(-(codec.codebook + 2) // LOT) * LOT
-    sight = replace(words, codes=codec.codebook, codes_per_frame=codec.side**2, vision_rows=rows)
-    shape = (rows, config.llama.model)
+    sight = name_codes(words, codec)
+    shape = (sight.vision_rows, config.llama.model)
     text = table["text_embed"]
     first = np.asarray(next(iter(text))) if isinstance(text, LazyWeight) else text
     deviation = float(np.std(first[:LOT].astype(np.float32)))
@@ -108,6 +108,12 @@ def add_vision(
     }
     named = tokenizer and name_marks(tokenizer, words.text)
     return replace(config, vocabulary=sight), {**table, **more}, named
+
+
+def name_codes(words: Vocabulary, codec: VQGAN) -> Vocabulary:
+    """The vocabulary with the codes of a codec in the place of those that it has."""
+    rows = -(-(codec.codebook + 2) // LOT) * LOT
+    return replace(words, codes=codec.codebook, codes_per_frame=codec.side**2, vision_rows=rows)
 
 
 def name_marks(tokenizer: bytes, rows: int) -> bytes:
