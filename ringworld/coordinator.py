@@ -1,33 +1,26 @@
 """JAX's coordinator in a process of its own, which outlives each process that computes.
 
 JAX runs it within process 0 and ends a process, with a stack trace and no way to say why, when it
-loses touch with its coordinator. From here it can still tell that process 0 is gone.
+loses touch with its coordinator. From here it can still tell that process 0 is gone. Its address is
+free as soon as process 0 has ended.
 """
 
+import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ringworld.errors import UnavailableError
 
 # How long it stays when process 0 has ended: until the others have learnt of it and have left.
 LINGER_S = 30
-SERVE = """
-import os, signal, sys, time
-from jaxlib import _jax
-for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, signal.SIG_IGN)
-address, count, heartbeat, linger = sys.argv[1], *map(int, sys.argv[2:])
-service = _jax.get_distributed_runtime_service(
-    address, count, heartbeat_timeout=heartbeat, recoverable=True
-)
-print("ready", flush=True)
-sys.stdin.read()
-time.sleep(linger)
-os._exit(0)
-"""
+PROGRAM = Path(__file__).with_name("coordinator_server.py")
 
 
 class Coordinator:
@@ -37,8 +30,9 @@ class Coordinator:
     """
 
     def __init__(self, address: str, count: int, heartbeat_s: int) -> None:
+        numbers = (address.rpartition(":")[2], count, heartbeat_s, LINGER_S)
         self._process = subprocess.Popen(
-            [sys.executable, "-c", SERVE, address, str(count), str(heartbeat_s), str(LINGER_S)],
+            [sys.executable, "-P", str(PROGRAM), *map(str, numbers)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -74,3 +68,39 @@ def apart(heartbeat_s: int) -> Generator[None, None, None]:
         yield
     finally:
         _jax.get_distributed_runtime_service = usual
+
+
+def find_coordinator(address: str, seconds: int) -> None:
+    """Wait until process 0 answers at its address. Raises UnavailableError after so many."""
+    host, _, port = address.rpartition(":")
+    end, why = time.monotonic() + seconds, ""
+    while time.monotonic() < end:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+            return
+        except OSError as error:
+            why = error.strerror or str(error)
+            time.sleep(min(0.2, seconds))
+    raise UnavailableError(
+        f"process 0 did not answer at {address} within {seconds} s ({why.lower()}): start it, or "
+        "give the address at which this machine reaches it",
+        setting="coordinator",
+    )
+
+
+@contextmanager
+def ended_by_signals() -> Generator[None, None, None]:
+    """Have SIGINT and SIGTERM end this process while JAX waits where Python's handlers do not run.
+
+    Handlers belong to the first thread; from others nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -12,7 +12,6 @@ import io
 import itertools
 import json
 import os
-import socket
 import sys
 import threading
 import time
@@ -22,8 +21,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
-from ringworld.coordinator import apart
-from ringworld.errors import InputError, UnavailableError
+from ringworld.coordinator import apart, ended_by_signals, find_coordinator
+from ringworld.errors import InputError
 from ringworld.settings import Processes
 
 T = TypeVar("T")
@@ -72,8 +71,8 @@ def join_processes(asked: Processes, tell: Callable[[str], None]) -> int:
     # It would take SIGTERM away from the training loop, which agrees on a step by itself.
     jax.config.update("jax_enable_preemption_service", False)
     if place.index:
-        _wait_for(place.address, asked.join_timeout)
-    with apart(HEARTBEAT_S), _deadline(asked.join_timeout, place, tell):
+        find_coordinator(place.address, asked.join_timeout)
+    with apart(HEARTBEAT_S), _deadline(asked.join_timeout, place, tell), ended_by_signals():
         jax.distributed.initialize(
             place.address,
             place.count,
@@ -204,10 +203,11 @@ def check_same(said: Mapping[str, object]) -> None:
 
     The values are what JSON can hold.
     """
-    everyone = [json.loads(text) for text in exchange_texts(json.dumps(said, default=str))]
-    for other, theirs in enumerate(everyone):
-        names = {**everyone[0], **theirs}
-        if differs := [name for name in names if everyone[0].get(name) != theirs.get(name)]:
+    # Values are compared as text: what is not a number does not even equal itself.
+    own = {name: json.dumps(value, default=str) for name, value in said.items()}
+    first, *others = [json.loads(text) for text in exchange_texts(json.dumps(own))]
+    for other, theirs in enumerate(others, start=1):
+        if differs := [name for name in first | theirs if first.get(name) != theirs.get(name)]:
             raise InputError(
                 f"process {other} has another {differs[0]} than process 0: start all with the same "
                 "program, command and data"
@@ -341,24 +341,6 @@ def _is_launched() -> bool:
     sizes = [os.environ.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")]
     # Kubernetes sets the second in the pods of an indexed job, which a JobSet is made of.
     return running_in_cloud_tpu_vm or "JOB_COMPLETION_INDEX" in os.environ or sizes != ["1", "1"]
-
-
-def _wait_for(address: str, seconds: int) -> None:
-    """Wait until process 0 answers at its address. Raises UnavailableError after so many."""
-    host, _, port = address.rpartition(":")
-    end, why = time.monotonic() + seconds, ""
-    while time.monotonic() < end:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
-            return
-        except OSError as error:
-            why = error.strerror or str(error)
-            time.sleep(min(0.2, seconds))
-    raise UnavailableError(
-        f"process 0 did not answer at {address} within {seconds} s ({why.lower()}): start it, or "
-        "give the address at which this machine reaches it",
-        setting="coordinator",
-    )
 
 
 @contextmanager

@@ -10,8 +10,15 @@ from ringworld.errors import InputError
 WeightAxis = Literal["fsdp", "seq"]
 # How RoPE is changed for a context beyond the trained one: see `models.context_extension`.
 Extension = Literal["theta", "ntk", "yarn", "plain"]
+SEEDS = 1 << 32  # a seed is a whole number from 0 to below this
 # How weights are held in memory or stored: int8 is for inference.
 WeightType = Literal["float32", "bfloat16", "int8"]
+
+
+def check_seed(seed: int) -> None:
+    """Raise InputError for a seed that cannot be."""
+    if not 0 <= seed < SEEDS:
+        raise InputError(f"the seed is {seed}: use 0 to {SEEDS - 1:,}", setting="seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +105,12 @@ class Sampling:
     """subtracted from the logits of ids as often as the answer holds them; 0 leaves them"""
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        if not (self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1):
             raise InputError(
                 f"temperature {self.temperature}, top_k {self.top_k} and top_p {self.top_p} cannot "
                 "be sampled with: use temperature and top_k from 0 up and top_p in (0, 1]"
             )
-        if not 0 <= self.min_p <= 1 or self.repetition_penalty <= 0:
+        if not (0 <= self.min_p <= 1 and self.repetition_penalty > 0):
             raise InputError(
                 f"min_p {self.min_p} and repetition_penalty {self.repetition_penalty} cannot be "
                 "sampled with: use min_p in [0, 1] and a repetition_penalty above 0"

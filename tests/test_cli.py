@@ -248,6 +248,8 @@ def test_the_nearest_word_is_proposed_for_a_mistyped_one(
         ("chat model --doc", "--doc needs a value"),
         ("chat model --context 100x", "--context is 100x and has to be a whole number"),
         ("chat model --temperature=hot", "--temperature is hot and has to be a number"),
+        ("chat model --top-p nan", "--top-p is nan and has to be a number"),
+        ("chat nano --seed -1 words", "the seed is -1: use 0 to 4,294,967,295"),
         ("eval needle --grid.lengths 1k q", "--grid.lengths is 1k q and has to be"),
         ("data build spec --out f --engine moon", "use one of local, ray"),
         ("chat model who is late", "the word is is one too many"),

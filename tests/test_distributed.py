@@ -4,8 +4,10 @@ import json
 import re
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 
 from ringworld import distributed
+from ringworld.coordinator import Coordinator, find_coordinator
 from ringworld.data.packing.ledger import LEDGER_FILE
 from ringworld.distributed import find_place, join_processes
 from ringworld.errors import InputError, UnavailableError
@@ -261,6 +264,30 @@ def test_a_coordinator_that_does_not_answer_is_named_with_the_time_waited() -> N
         join_processes(asked, print)
 
 
+def test_a_coordinator_has_its_port_alone_and_frees_it_when_process_0_has_ended() -> None:
+    address = f"127.0.0.1:{find_port()}"
+    first = Coordinator(address, 2, 10)
+    with pytest.raises(UnavailableError, match="cannot listen at .*: give another port"):
+        Coordinator(address, 2, 10)
+    with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as within:
+        first.shutdown()
+        second = start_in_time(address)
+        within.settimeout(0.5)
+        with pytest.raises(TimeoutError):  # the service greets it, and does not hang up
+            while within.recv(1 << 10):
+                pass
+    second.shutdown()
+
+
+def start_in_time(address: str) -> Coordinator:
+    """A coordinator at an address that becomes free within seconds."""
+    for _ in range(20):
+        with suppress(UnavailableError):
+            return Coordinator(address, 2, 10)
+        time.sleep(0.1)
+    pytest.fail(f"{address} is not free")
+
+
 # ---- the command line
 
 
@@ -278,11 +305,24 @@ def test_a_process_that_others_do_not_join_says_so(tmp_path: Path) -> None:
 
 
 def test_processes_with_different_commands_end_with_one_sentence(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    ended = wait_for(launch([toys(run), toys(run, "--stages.1.seed", "7")]))
-    assert [one.code for one in ended] == [2, 2] and not run.exists()
-    assert ended[0].err.startswith("ringworld: process 1 has another stages.1.seed than process 0")
-    assert len(ended[0].err.splitlines()) == 1 and ended[1].err == ended[1].out == ""
+    """The second time at the same address, where a coordinator still tells who is gone."""
+    run, port = tmp_path / "run", find_port()
+    for _ in range(2):
+        ended = wait_for(launch([toys(run), toys(run, "--stages.1.seed", "7")], port=port))
+        assert [one.code for one in ended] == [2, 2] and not run.exists()
+        said = ended[0].err
+        assert said.startswith("ringworld: process 1 has another stages.1.seed than process 0")
+        assert len(said.splitlines()) == 1 and ended[1].err == ended[1].out == ""
+
+
+def test_sigterm_ends_a_process_that_waits_for_the_others(tmp_path: Path) -> None:
+    port = find_port()
+    waiting, absent = launch([toys(tmp_path / "run")] * 2, port=port)
+    absent.kill()
+    find_coordinator(f"127.0.0.1:{port}", 60)
+    time.sleep(1)
+    waiting.terminate()
+    assert wait_for([waiting], timeout=30)[0].code in (-signal.SIGTERM, 128 + signal.SIGTERM)
 
 
 def test_a_process_that_fails_alone_ends_all_with_its_sentence(tmp_path: Path) -> None:
@@ -328,9 +368,9 @@ def when_recorded(folder: Path) -> int:
     return record.stat().st_mtime_ns if record.exists() else 0
 
 
-def finish(folder: Path, count: int) -> None:
+def finish(folder: Path, count: int, port: int | None = None) -> None:
     """Go on with a run to its end, in so many processes."""
-    ended = wait_for(launch([toys(folder, *LONG)] * count))
+    ended = wait_for(launch([toys(folder, *LONG)] * count, port=port))
     assert [one.code for one in ended] == [0] * count, ended
 
 
@@ -346,8 +386,8 @@ def test_when_a_process_is_killed_the_others_end_and_the_restart_is_the_run_that
     tmp_path: Path, count: int, victim: int
 ) -> None:
     finish(tmp_path / "whole", count)
-    run = tmp_path / "run"
-    started = launch([toys(run, *LONG)] * count)
+    run, port = tmp_path / "run", find_port()
+    started = launch([toys(run, *LONG)] * count, port=port)
     wait_for_save(run, np.random.default_rng((count, victim)).uniform(0, 1))
     killed = started.pop(victim)
     killed.kill()
@@ -358,7 +398,7 @@ def test_when_a_process_is_killed_the_others_end_and_the_restart_is_the_run_that
     assert told and all(f"process {victim}" in line and "is gone" in line for line in told)
     assert all(len(one.err.splitlines()) <= 20 for one in ended)
     shutil.copytree(run, tmp_path / "other")
-    finish(run, count)
+    finish(run, count, port)
     check_equal_bits(run, tmp_path / "whole")
     finish(tmp_path / "other", 3 - count // 2)  # 2 after 2, 1 after 4
     check_same_run(tmp_path / "other", tmp_path / "whole")
@@ -371,10 +411,10 @@ def test_sigterm_at_random_moments_saves_one_step_and_the_run_is_that_of_one_und
 ) -> None:
     rng = np.random.default_rng(count)
     finish(tmp_path / "whole", count)
-    run, stops = tmp_path / "run", 0
+    run, stops, port = tmp_path / "run", 0, find_port()
     while not (run / STAGE.name / MODEL).exists():
         before = when_recorded(run)
-        started = launch([toys(run, *LONG)] * count)
+        started = launch([toys(run, *LONG)] * count, port=port)
         while when_recorded(run) == before and None in [process.poll() for process in started]:
             time.sleep(0.05)
         time.sleep(float(rng.uniform(0, 8)))

@@ -290,15 +290,19 @@ def find_port() -> int:
 
 
 def launch(
-    commands: Sequence[Sequence[str | Path]], folders: Sequence[Path] = (), typed: str = ""
+    commands: Sequence[Sequence[str | Path]],
+    folders: Sequence[Path] = (),
+    typed: str = "",
+    port: int | None = None,
 ) -> list[subprocess.Popen[str]]:
     """A process for each command of Python, each in one of the folders, or all here.
 
     `typed` is what the first process reads from its standard input; the others read nothing.
+    Without a `port` for the coordinator, one is found.
     """
     count, search = len(commands), [str(ROOT), os.environ.get("PYTHONPATH", "")]
     world = {
-        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{find_port()}",
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port or find_port()}",
         "JAX_NUM_PROCESSES": str(count),
         "JAX_NUM_CPU_DEVICES": str(DEVICES // count),
         "PYTHONPATH": os.pathsep.join(search),

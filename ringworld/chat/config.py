@@ -8,7 +8,15 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from ringworld.errors import InputError
-from ringworld.settings import DRAWING, GUIDANCE, Extension, MeshShape, Sampling, WeightOptions
+from ringworld.settings import (
+    DRAWING,
+    GUIDANCE,
+    Extension,
+    MeshShape,
+    Sampling,
+    WeightOptions,
+    check_seed,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +61,7 @@ class ChatRequest:
             check_utf8(self.question, "question")
             if not self.question.strip():
                 raise InputError("the question is empty: ask something, or leave it out to talk")
+        check_seed(self.seed)
         if self.max_new_tokens < 1:
             raise InputError(
                 f"an answer of {self.max_new_tokens} tokens says nothing: use 1 or more",
@@ -93,6 +102,7 @@ class DrawingRequest:
 
     def __post_init__(self) -> None:
         check_utf8(self.caption, "caption")
+        check_seed(self.seed)
         check_positive(self.scale, "scale")
 
 

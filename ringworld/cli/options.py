@@ -3,6 +3,7 @@
 A whole number may be written `64k` or `1m`, in units of 1,024 and 1,024 x 1,024.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
@@ -68,6 +69,27 @@ def _count_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None
         metavar="INT",
         instance_from_str=lambda words: parse_count(words[0]),
         is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def parse_number(written: str) -> float:
+    """A number, or infinity. Raises ValueError for anything else, NaN too."""
+    if math.isnan(number := float(written)):
+        raise ValueError(written)
+    return number
+
+
+@REGISTRY.primitive_rule
+def _number_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[float] | None:
+    """Numbers, of which NaN is none."""
+    if info.type is not float:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FLOAT",
+        instance_from_str=lambda words: parse_number(words[0]),
+        is_instance=lambda value: isinstance(value, float | int) and not isinstance(value, bool),
         str_from_instance=lambda value: [str(value)],
     )
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool
 from ringworld.data.example import Example
 from ringworld.errors import InputError
 from ringworld.inference.programs import MOST_ALTERNATIVES
-from ringworld.settings import Sampling
+from ringworld.settings import Sampling, check_seed
 
 # The ids that one request may make likelier or less likely.
 MOST_BIASED = 512
@@ -63,6 +63,7 @@ class Request:
                 f"{self.max_new_tokens} tokens cannot be: use 1 or more, and 0 or more for the "
                 "answer"
             )
+        check_seed(self.seed)
         if self.stop_strings and self.spell is None:
             raise InputError("stop strings need the text of ids: give spell")
         if not 0 <= (self.logprobs or 0) <= MOST_ALTERNATIVES:

@@ -107,7 +107,8 @@ def lay_rows(
             rows.leader[i], rows.stops[i, : len(request.stops)] = places[0], request.stops
             for name in NEUTRAL:
                 floats[name][i] = getattr(request.sampling, name)
-            top_k[i], seed[i], sample[i] = request.sampling.top_k, request.seed, row.index
+            top_k[i] = min(request.sampling.top_k, np.iinfo(np.int32).max)
+            seed[i], sample[i] = request.seed, row.index
             if is_penalized(row):
                 rows.marks[i, row.prompt.tokens[~row.prompt.vision]] |= IN_PROMPT
                 np.add.at(rows.marks[i], ids, IN_ANSWER)

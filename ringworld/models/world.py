@@ -150,7 +150,8 @@ def _read_blocks(
     A CPU writes the cast values to memory and reads them again, and XLA would cast all of them
     before the loop over tokens. `axis` is that of the outputs.
     """
-    if not isinstance(head, Int8) or platform() != "cpu":
+    small = not isinstance(head, Int8) or head.values.shape[axis] <= HEAD_BLOCK
+    if small or platform() != "cpu":
         return product(subscripts, x, head)
     size = head.values.shape[axis]
     blocks, rest = divmod(size, HEAD_BLOCK)

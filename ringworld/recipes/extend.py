@@ -28,6 +28,9 @@ from ringworld.weights.shipped import NANO
 class Extend:
     """A model taken to longer contexts, a stage for each.
 
+    What is chosen for the stages can be changed, counted from 0 or for all: `--stages.0.batch 4`,
+    `--stages.all.optimizer muon`.
+
     Raises InputError when the contexts do not grow, or steps and tokens contradict each other.
     """
 
@@ -53,7 +56,14 @@ class Extend:
     """devices to divide each stage over; without it, as many as there are"""
 
     def __post_init__(self) -> None:
-        if not self.contexts or list(self.contexts) != sorted(set(self.contexts)):
+        if not self.contexts:
+            raise InputError("there is no context: give at least one", setting="contexts")
+        for name in ("contexts", "steps", "tokens", "devices", "tokens_per_step"):
+            given = getattr(self, name)
+            numbers = given if isinstance(given, tuple) else () if given is None else (given,)
+            if (least := min(numbers, default=1)) < 1:
+                raise InputError(f"{name} is {least}: make it 1 or more", setting=name)
+        if list(self.contexts) != sorted(set(self.contexts)):
             raise InputError(
                 f"the contexts {' '.join(map(str, self.contexts))} do not grow: give each once, "
                 "the shortest first",

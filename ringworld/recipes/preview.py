@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ringworld.errors import InputError
 from ringworld.mesh import abstract_mesh
-from ringworld.models.world import World
+from ringworld.models.world import World, specs
 from ringworld.params import count
 from ringworld.plan.memory import StepMemory, estimate_memory
 from ringworld.recipes.lwm import PUBLISHED
@@ -22,7 +22,7 @@ from ringworld.recipes.recipe import Recipe
 from ringworld.rope import check_rope
 from ringworld.train.adapters import freeze_base, trained_specs
 from ringworld.train.build import Build
-from ringworld.train.freeze import divide
+from ringworld.train.freeze import check_frozen, divide
 from ringworld.train.model_stage import (
     ModelData,
     ModelStage,
@@ -80,6 +80,7 @@ def preview(recipe: Recipe) -> list[Stage[Any] | StagePreview]:
 def preview_stage(stage: ModelStage, before: World) -> StagePreview:
     """What a stage makes of a model of this config."""
     config, rope = extend_rope(before, stage)
+    check_frozen(specs(config), stage.updates.frozen)
     kept, updates = as_computed(config, stage).llama, freeze_base(stage.updates, config, stage.lora)
     state = build_abstractly(stage, config).state
     return StagePreview(

@@ -29,6 +29,7 @@ FREE = re.compile(
     r"|loop\.(save_every|keep|milestones|log_every|patience|replay_every|sinks)"
     r"|save_every|sheet_every)\b|^data\.(verify|held_out|windows\.may_skip)$"
 )
+STAGE_NAME = re.compile(r"\w[\w.-]*")
 STAGE = re.compile(r"stages\.(\d+)\.")
 STEPS = re.compile(r"stages\.(\d+)\.(loop|training)\.steps")
 
@@ -49,6 +50,17 @@ class Recipe:
     """what the stages are trained on"""
     start: Path | None = None
     """the model that the first stage starts from: a folder, a file, or a name that fetch knows"""
+
+    def __post_init__(self) -> None:
+        """Refuse names of stages that cannot be those of folders of their own beside `data`."""
+        names = ["data", *(stage.name for stage in self.stages)]
+        for number, name in enumerate(names):
+            if not STAGE_NAME.fullmatch(name) or name in names[:number]:
+                raise InputError(
+                    f"a stage is called {name!r}: give each stage a name of its own that a folder "
+                    "can have, other than data",
+                    setting="name",
+                )
 
     def run(self, folder: Path, announce: Announce) -> Path:
         """Do in `folder` what is left of the stages; returns the path of what the last one made.

@@ -63,7 +63,7 @@ class TokenShards(ModelData):
     samples: Samples = Samples(clips=600, seed=0)
     """what the sources samples/books, recall, echo, clips and film are drawn from"""
     verify: bool = True
-    """compare the hash of every shard before training"""
+    """whether the hash of every shard is compared before training"""
     held_out: Path | None = None
     """a UTF-8 text that is not in the shards, for the evaluations of a stage"""
 
@@ -84,7 +84,7 @@ class TokenShards(ModelData):
 
         The model's are those that were made with its tokenizer and its codec.
         """
-        if stage.eval_every:
+        if stage.eval_every or self.held_out is not None:
             self.read_held_out()
         drawn, built = _split(stage.shares)
         if stage.shares:

@@ -26,11 +26,11 @@ from ringworld.media.clip import write_animation
 from ringworld.serve.answers import JSON
 from ringworld.serve.conversation import Prompt
 from ringworld.serve.events import EventStream, while_connected
-from ringworld.serve.front import SEEDS, Asked, Front, RequestProgress
+from ringworld.serve.front import Asked, Front, RequestProgress
 from ringworld.serve.protocol import ClipBody, DrawingBody
 from ringworld.serve.refusals import openai_failure
 from ringworld.serve.served import Served
-from ringworld.settings import Sampling
+from ringworld.settings import SEEDS, Sampling
 from ringworld.tasks.clips import unconditional_prompt, video_prompt
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.vocab import Vocabulary

@@ -24,10 +24,10 @@ from ringworld.serve.metrics import ServerMetrics
 from ringworld.serve.protocol import ChatBody, CompletionBody, SamplingBody
 from ringworld.serve.refusals import BusyError, UnknownModelError
 from ringworld.serve.served import Served
+from ringworld.settings import SEEDS
 
 # The longest answer of a completion that does not say, as OpenAI has it.
 COMPLETION_TOKENS = 16
-SEEDS = 1 << 32
 
 
 @dataclass

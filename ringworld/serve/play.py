@@ -26,9 +26,10 @@ from ringworld.errors import InputError
 from ringworld.serve.answers import JSON
 from ringworld.serve.drawing import write_png
 from ringworld.serve.events import while_connected
-from ringworld.serve.front import SEEDS, Front
+from ringworld.serve.front import Front
 from ringworld.serve.protocol import Body
 from ringworld.serve.refusals import BusyError, NotFoundError
+from ringworld.settings import SEEDS
 from ringworld.tasks.play_world import count_goals, draw_level
 
 T = TypeVar("T")

@@ -21,6 +21,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ringworld.batch import Batch
+from ringworld.errors import InputError
 from ringworld.layers import vary
 from ringworld.mesh import shard, spec
 from ringworld.models.world import (
@@ -107,6 +108,16 @@ def nll_sums(x: Float[Array, "B T D"], heads: Heads, batch: Batch) -> Float[Arra
         in_specs=(spec("batch", "seq", None), of_heads, spec("batch", "seq")),
         out_specs=spec(None),
     )(x, heads, batch)
+
+
+def check_balance(vision_share: float, z_loss: float) -> None:
+    """Raise InputError for weights of the losses that cannot be."""
+    if not (0 <= vision_share <= 1 and z_loss >= 0):
+        raise InputError(
+            f"vision_share is {vision_share} and z_loss {z_loss}: use a share from 0 to 1, and 0 "
+            "or more",
+            setting="z_loss" if 0 <= vision_share <= 1 else "vision_share",
+        )
 
 
 def loss(

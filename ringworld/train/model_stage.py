@@ -40,7 +40,7 @@ from ringworld.train.checkpoint import FOLDER as CHECKPOINTS
 from ringworld.train.checkpoint import find_steps
 from ringworld.train.freeze import check_frozen, divide
 from ringworld.train.loop import Evaluation, Loop, Measure, fit
-from ringworld.train.loss import balance, loss_sums
+from ringworld.train.loss import balance, check_balance, loss_sums
 from ringworld.train.optimizer import AdamW, Muon, learning_rate, make_optimizer
 from ringworld.train.stage import MODEL, Data, Stage
 from ringworld.weights.model import save_model
@@ -152,8 +152,7 @@ class ModelStage(Stage[ModelData]):
                 f"divide into {self.updates.accumulate} parts: change the batch or accumulate",
                 setting="accumulate",
             )
-        if self.z_loss < 0:
-            raise InputError(f"z_loss is {self.z_loss}: make it 0 or more", setting="z_loss")
+        check_balance(self.vision_share, self.z_loss)
 
     @property
     def tokens(self) -> int:

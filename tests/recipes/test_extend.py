@@ -112,7 +112,10 @@ def test_a_mesh_takes_as_many_devices_as_rows_and_width_divide_over(
     ("wrong", "said"),
     [
         ({"contexts": (64, 32)}, "the contexts 64 32 do not grow"),
-        ({"contexts": ()}, "do not grow"),
+        ({"contexts": ()}, "no context: give at least one"),
+        ({"contexts": (0, 1024)}, "contexts is 0: make it 1 or more"),
+        ({"tokens": (-5,)}, "tokens is -5: make it 1 or more"),
+        ({"devices": 0}, "devices is 0: make it 1 or more"),
         ({"steps": (1, 2, 3)}, "there are 3 numbers of steps for 2 contexts"),
         ({"tokens_per_step": 4096}, "4096 tokens a step are less than a row of 16384"),
     ],

@@ -34,6 +34,7 @@ from ringworld.train.fresh_model import FreshModel
 from ringworld.train.loop import Loop
 from ringworld.train.model_stage import ModelData, ModelStage, choose_rope
 from ringworld.train.optimizer import AdamW
+from ringworld.train.stage import Data
 from ringworld.weights.open import open_model
 from ringworld.weights.shipped import NANO
 from ringworld.weights.tensors import read_tensors
@@ -372,6 +373,19 @@ def test_a_stage_starts_from_a_model_of_others(
 
 
 # ---- the registry
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", "", "data", "second"])
+def test_a_stage_has_the_name_of_a_folder_of_its_own(name: str) -> None:
+    stages = (replace(FIRST, name=name), replace(FIRST, name="second"))
+    with pytest.raises(InputError, match=f"{name!r}: give each stage a name|'second': give each"):
+        Recipe(name="names", stages=stages, data=Data())
+
+
+@pytest.mark.parametrize("wrong", [{"vision_share": 1.5}, {"batch": 0}, {"z_loss": -1.0}])
+def test_a_stage_that_would_teach_nothing_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="use a share from 0 to 1|make batch and context 1"):
+        replace(FIRST, **wrong)
 
 
 def test_every_recipe_of_the_registry_is_made_by_its_name() -> None:

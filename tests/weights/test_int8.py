@@ -15,12 +15,14 @@ from safetensors.numpy import save_file
 from test_convert import TOKENS, quiet
 from tiny_hf import write_tiny
 
+from ringworld.data.example import text
 from ringworld.errors import InputError
 from ringworld.evals.perplexity import cut_passages, measure_losses
+from ringworld.inference.generate import draw_frames, write_text
 from ringworld.mesh import make_mesh
 from ringworld.models.lora import merge_adapters
 from ringworld.params import Param, paths
-from ringworld.settings import MeshShape
+from ringworld.settings import MeshShape, Sampling
 from ringworld.weights.int8 import dequantize_matrix, quantize_matrix, quantize_weight
 from ringworld.weights.model import Model, load_model
 from ringworld.weights.save import convert
@@ -106,6 +108,20 @@ def test_a_world_model_reads_codes_in_int8() -> None:
     found, wanted = ours.logits(TOKENS, vision), plain(ours).logits(TOKENS, vision)
     for a, b in ((found.text, wanted.text), (found.vision, wanted.vision)):
         assert float(jnp.abs(a - b).max()) < 1e-5 * float(jnp.abs(b).max())
+
+
+def test_a_world_model_writes_and_draws_in_int8() -> None:
+    """The heads of nano are smaller and larger than what is cast at one time."""
+    ours = load_model(NANO, "int8")
+    prompts = [text([1, 20, 30, 40], 0.0)]
+    greedy: dict[str, Any] = {"sampling": Sampling(), "seed": 0}
+    for model in (ours, plain(ours)):
+        written = write_text(model.weights, prompts, model.config, steps=6, **greedy)
+        drawn = draw_frames(
+            model.weights, prompts, (), model.config, frames=1, guidance=1.0, **greedy
+        )
+        assert written == write_text(ours.weights, prompts, ours.config, steps=6, **greedy)
+        assert drawn.shape == (1, 1, 64)
 
 
 @pytest.mark.parametrize("shape", [MeshShape(fsdp=2, seq=2, tensor=2), MeshShape(seq=8)])

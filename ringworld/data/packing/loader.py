@@ -25,6 +25,10 @@ RowTree = TypeVar("RowTree", Batch, Where)
 def check_rows(context: int, rows: int, shape: MeshShape) -> None:
     """Raise InputError unless `rows` rows of `context` tokens divide over the mesh."""
     groups = shape.data * shape.fsdp
+    if min(context, rows) < 1:
+        raise InputError(
+            f"{rows} rows of {context} tokens teach nothing: make batch and context 1 or more"
+        )
     if rows % groups:
         raise InputError(
             f"{rows} rows do not divide over {groups} groups (data x fsdp): make the batch a "
