@@ -124,10 +124,7 @@ class PlayGames:
     async def move(self, name: str, tenant: str, action: str) -> JSON:
         """Do an action in a game of a tenant. Raises NotFoundError when there is none."""
         async with self._take_turn():
-            self._forget_left()
-            kept = self._games.get(name)
-            if kept is None or kept.tenant != tenant:
-                raise NotFoundError("there is no such game, or it was left too long: begin another")
+            kept = self._find(name, tenant)
             kept.used = time.monotonic()
             self._games.move_to_end(name)
             try:
@@ -135,6 +132,18 @@ class PlayGames:
             except Exception:  # a dream that failed half-way cannot go on
                 del self._games[name]
                 raise
+
+    async def end(self, name: str, tenant: str) -> None:
+        """Forget a game of a tenant. Raises NotFoundError when there is none."""
+        async with self._take_turn():
+            del self._games[self._find(name, tenant).name]
+
+    def _find(self, name: str, tenant: str) -> KeptGame:
+        self._forget_left()
+        kept = self._games.get(name)
+        if kept is None or kept.tenant != tenant:
+            raise NotFoundError("there is no such game, or it was left too long: begin another")
+        return kept
 
     @asynccontextmanager
     async def _take_turn(self) -> AsyncGenerator[None, None]:
@@ -184,3 +193,9 @@ def add_play(app: FastAPI, front: Front) -> None:
     async def move(name: str, body: ActionBody, request: Request) -> dict[str, Any]:
         """Do an action; the frame that the model dreams of it, and the truth beside it."""
         return await while_connected(request, games.move(name, request.state.tenant, body.action))
+
+    @app.delete("/v1/play/{name}")
+    async def end(name: str, request: Request) -> dict[str, Any]:
+        """End a game and forget it."""
+        await games.end(name, request.state.tenant)
+        return {"id": name, "object": "game.deleted", "deleted": True}

@@ -130,6 +130,13 @@ def test_a_game_is_its_tenants_own_and_makes_room_for_newer_ones(
         newer = ask("two")[1]["id"]
         assert go_on("two", other) == 404 and go_on("two", newer) == 200
         assert go_on("one", first) == go_on("one", third) == 200, "no game of another is given up"
+        for key, status in (("two", 404), ("one", 200), ("one", 404)):
+            found, _, answer = server.ask(
+                "DELETE", f"/v1/play/{third}", None, Authorization=f"Bearer {key}"
+            )
+            assert found == status, answer
+        assert go_on("one", third) == 404, "it was deleted"
+        assert ask("one")[0] == 200, "which made room"
         monkeypatch.setattr(play, "KEPT_SECONDS", 0.0)
         assert go_on("one", first) == 404, "it was left too long"
 
