@@ -20,7 +20,7 @@ from ringworld.errors import UnavailableError
 
 # How long it stays when process 0 has ended: until the others have learnt of it and have left.
 LINGER_S = 30
-PROGRAM = Path(__file__).with_name("coordinator_server.py")
+SERVER = Path(__file__).with_name("coordinator_server.py")
 
 
 class Coordinator:
@@ -32,7 +32,7 @@ class Coordinator:
     def __init__(self, address: str, count: int, heartbeat_s: int) -> None:
         numbers = (address.rpartition(":")[2], count, heartbeat_s, LINGER_S)
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(PROGRAM), *map(str, numbers)],
+            [sys.executable, "-P", str(SERVER), *map(str, numbers)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -18,19 +18,19 @@ from contextlib import suppress
 from jaxlib import _jax
 
 HOME = "127.0.0.1"
-CHUNK = 1 << 16
+BLOCK_BYTES = 1 << 16
 
 
-async def forward(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+async def _forward(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
     """Hand on what comes from one side to the other, until one of them ends."""
     with suppress(OSError):
-        while data := await source.read(CHUNK):
+        while data := await source.read(BLOCK_BYTES):
             sink.write(data)
             await sink.drain()
     sink.close()
 
 
-async def serve(port: int, count: int, heartbeat_s: int, linger_s: int) -> None:
+async def _serve(port: int, count: int, heartbeat_s: int, linger_s: int) -> None:
     """Serve `count` processes. Raises OSError when the port is taken."""
     with socket.create_server((HOME, 0)) as free:
         within = free.getsockname()[1]
@@ -40,7 +40,7 @@ async def serve(port: int, count: int, heartbeat_s: int, linger_s: int) -> None:
 
     async def welcome(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         answers, questions = await asyncio.open_connection(HOME, within)
-        await asyncio.gather(forward(reader, questions), forward(answers, writer))
+        await asyncio.gather(_forward(reader, questions), _forward(answers, writer))
 
     door = await asyncio.start_server(welcome, port=port)
     print("ready", flush=True)
@@ -55,7 +55,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     port, count, heartbeat_s, linger_s = map(int, sys.argv[1:])
-    asyncio.run(serve(port, count, heartbeat_s, linger_s))
+    asyncio.run(_serve(port, count, heartbeat_s, linger_s))
     os._exit(0)  # threads of the service would end the interpreter with an abort
 
 

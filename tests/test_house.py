@@ -39,7 +39,7 @@ RANKS = {
         [
             ["errors"],
             ["settings", "config"],
-            ["coordinator"],
+            ["coordinator", "coordinator_server"],
             ["distributed"],
             ["files", "progress"],
             ["fetch", "vocab", "mesh", "cpu", "rope_scaling"],
