@@ -17,7 +17,8 @@ from ringworld.train.model_stage import ModelStage
 from ringworld.weights.model import load_model
 from ringworld.weights.shipped import NANO
 
-STEPS, CLIPS, SCENES = 100, 2000, 30
+# After 100 steps the new codes are not learned yet, and nothing is drawn.
+STEPS, CLIPS, SCENES = 400, 6000, 30
 
 
 def shorten(recipe: Recipe) -> Recipe:
