@@ -1,11 +1,11 @@
-"""The program of a run's coordinator: JAX's service, and the door to it at the run's address.
+"""The program of a run's coordinator: JAX's service, and a TCP proxy to it at the run's address.
 
     coordinator_server.py PORT COUNT HEARTBEAT_S LINGER_S        until its standard input ends
 
-JAX's service shares its port with whoever asks for it, and it has to outlive process 0. So it
-listens within this machine, and only the door has the run's port, which nobody else can have. The
-door is closed as soon as process 0 has ended, and the next run may have one at the same port; those
-who are within stay until they have learnt of the end.
+JAX's service shares its port with whoever asks for it, and it has to outlive process 0. So the
+service listens on the loopback interface, and only the proxy has the run's port, exclusively. The
+proxy stops listening as soon as process 0 has ended, so the next run can use the port at once; open
+connections stay until the other processes have learnt that process 0 is gone.
 """
 
 import asyncio
@@ -17,12 +17,12 @@ from contextlib import suppress
 
 from jaxlib import _jax
 
-HOME = "127.0.0.1"
+LOCAL_ADDRESS = "127.0.0.1"
 BLOCK_BYTES = 1 << 16
 
 
 async def _forward(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-    """Hand on what comes from one side to the other, until one of them ends."""
+    """Copy bytes from one connection to the other until one of them is closed."""
     with suppress(OSError):
         while data := await source.read(BLOCK_BYTES):
             sink.write(data)
@@ -32,20 +32,20 @@ async def _forward(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> 
 
 async def _serve(port: int, count: int, heartbeat_s: int, linger_s: int) -> None:
     """Serve `count` processes. Raises OSError when the port is taken."""
-    with socket.create_server((HOME, 0)) as free:
-        within = free.getsockname()[1]
+    with socket.create_server((LOCAL_ADDRESS, 0)) as free:
+        service_port = free.getsockname()[1]
     service = _jax.get_distributed_runtime_service(
-        f"{HOME}:{within}", count, heartbeat_timeout=heartbeat_s, recoverable=True
+        f"{LOCAL_ADDRESS}:{service_port}", count, heartbeat_timeout=heartbeat_s, recoverable=True
     )
 
-    async def welcome(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        answers, questions = await asyncio.open_connection(HOME, within)
-        await asyncio.gather(_forward(reader, questions), _forward(answers, writer))
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_service, to_service = await asyncio.open_connection(LOCAL_ADDRESS, service_port)
+        await asyncio.gather(_forward(reader, to_service), _forward(from_service, writer))
 
-    door = await asyncio.start_server(welcome, port=port)
+    proxy = await asyncio.start_server(accept, port=port)
     print("ready", flush=True)
     await asyncio.to_thread(sys.stdin.read)
-    door.close()
+    proxy.close()
     await asyncio.sleep(linger_s)
     del service
 

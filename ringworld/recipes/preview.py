@@ -65,7 +65,7 @@ def preview(recipe: Recipe) -> list[Stage[Any] | StagePreview]:
         if start is not None and isinstance(stage, ModelStage | StageWithoutSteps):
             config = read_sizes(start)
         if isinstance(stage, StageWithoutSteps):
-            config = stage.resize(config)
+            config = stage.output_config(config)
         if not isinstance(stage, ModelStage):
             seen.append(stage)
             continue

@@ -34,7 +34,7 @@ class FreshModel(StageWithoutSteps):
         """Raise InputError when `parts` holds no model."""
         open_model(self.parts)
 
-    def resize(self, before: World | None) -> World:
+    def output_config(self, before: World | None) -> World:
         """The sizes of the model."""
         return self.model
 

@@ -8,9 +8,9 @@ from ringworld.errors import InputError
 from ringworld.models.world import World
 from ringworld.train.stage import Data, StageWithoutSteps
 from ringworld.weights.codecs import open_codec
-from ringworld.weights.joint import name_codes
+from ringworld.weights.joint import extend_vocabulary
 from ringworld.weights.open import hash_model
-from ringworld.weights.save import exchange_codec
+from ringworld.weights.save import replace_codec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +32,13 @@ class NewCodec(StageWithoutSteps):
         """The sha256 of the codec."""
         return {"codec": hash_model(self.codec)}
 
-    def resize(self, before: World | None) -> World:
+    def output_config(self, before: World | None) -> World:
         """The sizes of the model with the codec's codes. Raises InputError without a model."""
         if before is None:
             raise InputError(f"the stage {self.name} has no model: give the recipe a start")
-        return replace(before, vocabulary=name_codes(before.vocabulary, open_codec(self.codec)[0]))
+        return replace(
+            before, vocabulary=extend_vocabulary(before.vocabulary, open_codec(self.codec)[0])
+        )
 
     def write(self, made: Path, source: Path | None) -> None:
         """Write the model folder `made`. Raises InputError when there is no model to start from."""
@@ -45,4 +47,4 @@ class NewCodec(StageWithoutSteps):
         with first_goes_first():
             if not made.exists():
                 made.parent.mkdir(parents=True, exist_ok=True)
-                exchange_codec(source, made, self.codec)
+                replace_codec(source, made, self.codec)

@@ -84,7 +84,7 @@ class StageWithoutSteps(Stage[Data]):
         return done
 
     @abstractmethod
-    def resize(self, before: World | None) -> World:
+    def output_config(self, before: World | None) -> World:
         """The sizes of what it makes of a model of these sizes, or of none.
 
         Raises InputError when it needs a model.

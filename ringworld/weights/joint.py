@@ -74,7 +74,7 @@ def split_tables(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, config=config, tensors=tensors)
 
 
-def forget_vision(config: World, table: Table) -> tuple[World, Table]:
+def drop_vision(config: World, table: Table) -> tuple[World, Table]:
     """The language model within a world model: its config and its weights."""
     words = replace(config.vocabulary, codes=0, codes_per_frame=0, vision_rows=0)
     sight = ("vision_embed", "heads.vision")
@@ -96,7 +96,7 @@ def add_vision(
     words = config.vocabulary
     if words.codes:
         raise InputError("this model sees already: add vision to a language model")
-    sight = name_codes(words, codec)
+    sight = extend_vocabulary(words, codec)
     shape = (sight.vision_rows, config.llama.model)
     text = table["text_embed"]
     first = np.asarray(next(iter(text))) if isinstance(text, LazyWeight) else text
@@ -110,7 +110,7 @@ def add_vision(
     return replace(config, vocabulary=sight), {**table, **more}, named
 
 
-def name_codes(words: Vocabulary, codec: VQGAN) -> Vocabulary:
+def extend_vocabulary(words: Vocabulary, codec: VQGAN) -> Vocabulary:
     """The vocabulary with the codes of a codec in the place of those that it has."""
     rows = -(-(codec.codebook + 2) // LOT) * LOT
     return replace(words, codes=codec.codebook, codes_per_frame=codec.side**2, vision_rows=rows)

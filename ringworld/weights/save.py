@@ -47,7 +47,7 @@ from ringworld.weights.file_names import (
 from ringworld.weights.folder import new_folder, write_folder
 from ringworld.weights.huggingface import write_config
 from ringworld.weights.int8 import quantize_table, split
-from ringworld.weights.joint import add_vision, forget_vision, join_tables
+from ringworld.weights.joint import add_vision, drop_vision, join_tables
 from ringworld.weights.names import BY_OURS, Name
 from ringworld.weights.open import Opened, is_ours, open_model
 from ringworld.weights.tensors import LazyTensor, LazyWeight, wider, write_tensors
@@ -99,14 +99,14 @@ def convert(
     announce(f"wrote {dst}: {whose}, {size / 1e6:.1f} MB")
 
 
-def exchange_codec(src: Path, dst: Path, codec: Path) -> None:
+def replace_codec(src: Path, dst: Path, codec: Path) -> None:
     """Write the world model of `src` with another codec, as the new folder `dst`.
 
     Its vision table and head begin anew, as those of a language model to which vision is added.
     Raises InputError when `src` or `codec` cannot be read, or `dst` exists.
     """
     opened = open_model(src)
-    config, table = forget_vision(opened.config, opened.table)
+    config, table = drop_vision(opened.config, opened.table)
     with new_folder(dst) as draft:
         write_ours(draft, _seeing(replace(opened, config=config, table=table), codec))
 

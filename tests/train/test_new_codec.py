@@ -19,7 +19,7 @@ def test_layers_and_words_stay_and_the_vision_table_and_head_begin_anew(tmp_path
     stage = NewCodec(name="codec", codec=SHAPES_CODEC)
     stage.check(Data(), NANO, tmp_path)
     assert not stage.kept(tmp_path)
-    sizes = stage.resize(open_model(NANO).config)
+    sizes = stage.output_config(open_model(NANO).config)
     made = stage.run(Data(), NANO, tmp_path, print)
     assert stage.kept(tmp_path)
     assert open_model(made).config == sizes and sizes.vocabulary.codes == 1024
@@ -42,7 +42,7 @@ def test_without_a_model_to_start_from_it_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="stage codec has no model: give the recipe a start"):
         recipe.run(tmp_path / "run", print)
     with pytest.raises(InputError, match="stage codec has no model: give the recipe a start"):
-        stage.resize(None)
+        stage.output_config(None)
 
 
 def test_a_codec_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
