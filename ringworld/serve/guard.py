@@ -3,6 +3,7 @@
     Host      a server for this machine answers to this machine's names only (DNS rebinding)
     Origin    a page of another site may not post
     key       every path but those of `OPEN` needs a key, if there is one; it is the tenant
+    drain     a server that is about to end takes no new request
     queue     what would be computed is refused unread when as much waits as may
     body      a limit of bytes, counted as they come
 
@@ -20,7 +21,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ringworld.serve.config import LOOPBACK, ServeConfig
-from ringworld.serve.refusals import BusyError, HttpRefusal, explain_error
+from ringworld.serve.refusals import RETRY_AFTER, BusyError, HttpRefusal, explain_error
 
 _LOG = logging.getLogger(__name__)
 # A film of 100 MiB in base64, and the text beside it.
@@ -28,6 +29,8 @@ MOST_BYTES = 150 << 20
 OPEN = ("/", "/health", "/ready")
 OPEN_FOLDER = "/page/"
 UNQUEUED = ("/tokenize", "/detokenize")
+# What a server still tells while it ends.
+UNDRAINED = ("/health", "/metrics")
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "media-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -41,6 +44,7 @@ HEADERS = {
 }
 
 
+ENDING = HttpRefusal(503, "this server is about to end: ask another", retry_after=RETRY_AFTER)
 TOO_MANY_BYTES = HttpRefusal(413, f"the request has more than {MOST_BYTES:,} bytes: send less")
 
 
@@ -53,6 +57,16 @@ class RequestGuard:
 
     def __init__(self, app: ASGIApp, config: ServeConfig, full: Callable[[], bool]) -> None:
         self._app, self._config, self._full = app, config, full
+        self._draining, self._running = False, 0
+
+    def drain(self) -> None:
+        """Refuse every request that comes from now on."""
+        self._draining = True
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is being answered."""
+        return not self._running
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -87,6 +101,7 @@ class RequestGuard:
         if refused is not None:
             await refuse(refused)
             return
+        self._running += 1
         try:
             await self._app(scope, count, tell)
         except TooManyBytesError:
@@ -96,6 +111,8 @@ class RequestGuard:
             _LOG.error("a request failed: %s", type(error).__name__)
             if not begun:
                 await refuse(explain_error(error))
+        finally:
+            self._running -= 1
 
     def _refuse(self, scope: Scope, given: bytes) -> HttpRefusal | None:
         """Why a request is not answered; None when it is."""
@@ -110,6 +127,8 @@ class RequestGuard:
         known = sum(hmac.compare_digest(given, key.encode()) for key in keys)
         if keys and not known and path not in OPEN and not path.startswith(OPEN_FOLDER):
             return HttpRefusal(401, "this server needs its key: send it as a Bearer token")
+        if self._draining and path not in UNDRAINED:
+            return ENDING
         if scope["method"] == "POST" and path not in UNQUEUED and self._full():
             return explain_error(BusyError())
         length = headers.get("content-length", "0")

@@ -1,7 +1,10 @@
 """`ringworld serve`: load the model, listen, and answer until a signal ends it."""
 
+import signal
 import socket
 import sys
+import time
+from types import FrameType
 
 import uvicorn
 
@@ -11,13 +14,40 @@ from ringworld.progress import Announce
 from ringworld.serve.app import make_app
 from ringworld.serve.config import ServeConfig
 from ringworld.serve.engine_thread import EngineThread
+from ringworld.serve.guard import RequestGuard
 from ringworld.serve.served import Served, load_served
 
-# Seconds that answers which are being written have to end after SIGTERM.
+# Seconds that answers which are being written have to end after SIGTERM, and after Ctrl-C.
 DRAIN = 30
 # After so many seconds the engine's Python lets the event loop run. With Python's own 5 ms, each
 # read and write of the loop waits as long, and 200 connections wait a second.
 SWITCH_S = 0.0002
+
+
+class DrainingServer(uvicorn.Server):
+    """Uvicorn that, after SIGTERM, goes on listening until the answers it writes have ended.
+
+    What comes meanwhile is refused with 503, so that a balancer takes the request elsewhere.
+    """
+
+    def __init__(self, config: uvicorn.Config, guard: RequestGuard) -> None:
+        super().__init__(config)
+        self._guard, self._drained_by = guard, float("inf")
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain at the first SIGTERM; end at Ctrl-C and at the next signal."""
+        if sig == signal.SIGTERM and self._drained_by == float("inf"):
+            self._guard.drain()
+            self._drained_by = time.monotonic() + DRAIN
+        else:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to end: asked ten times a second."""
+        if time.monotonic() > self._drained_by:
+            self.force_exit = True  # what is still written is cut
+        drained = self._drained_by < float("inf") and self._guard.idle
+        return await super().on_tick(counter) or self.force_exit or drained
 
 
 def start_engine(config: ServeConfig) -> tuple[Served, EngineThread]:
@@ -48,7 +78,7 @@ def listen(config: ServeConfig) -> socket.socket:
 
 
 def serve(config: ServeConfig, announce: Announce) -> None:
-    """Serve until SIGTERM, after which answers have `DRAIN` seconds to end, or Ctrl-C.
+    """Serve until SIGTERM or Ctrl-C, after which answers have `DRAIN` seconds to end.
 
     Raises InputError when the model cannot be loaded or the address cannot be had.
     """
@@ -58,16 +88,16 @@ def serve(config: ServeConfig, announce: Announce) -> None:
         served, thread = start_engine(config)
         if served.model.about:
             announce(served.model.about)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                make_app(config, served, thread),
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                lifespan="off",
-                timeout_graceful_shutdown=DRAIN,
-            )
+        guard = make_app(config, served, thread)
+        settings = uvicorn.Config(
+            guard,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            timeout_graceful_shutdown=DRAIN,
         )
+        server = DrainingServer(settings, guard)
         host = f"[{config.host}]" if ":" in config.host else config.host
         announce(
             f"{config.name}, {served.context:,} tokens of context, is at "
@@ -78,6 +108,6 @@ def serve(config: ServeConfig, announce: Announce) -> None:
         except SystemExit:
             if not server.should_exit:
                 raise
-            announce("stopped")
         finally:
             thread.close()
+        announce("stopped")

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import selectors
+import signal
 import socket
 import threading
 import time
@@ -21,7 +22,7 @@ from fuzz import change
 from hostile import samples, suspects
 
 from ringworld.fetch import fetch
-from tests.serving import Address, Process, film, serving, user
+from tests.serving import Address, Process, film, picture, serving, user
 
 pytestmark = pytest.mark.slow
 
@@ -182,6 +183,57 @@ def test_an_overload_is_refused_at_once_and_what_was_accepted_ends() -> None:
             f"S4: 200 offered, {200 - len(refused)} answered, {len(refused)} refused, half of them "
             f"within {percentile(refused, 0.5) * 1000:.0f} ms, all within "
             f"{max(refused) * 1000:.0f} ms"
+        )
+
+
+def children(process: int) -> list[int]:
+    """The processes that a process has started and that have not ended."""
+    lists = [path.read_text() for path in Path(f"/proc/{process}/task").glob("*/children")]
+    return [int(word) for each in lists for word in each.split()]
+
+
+def test_a_hundred_killed_decoders_end_only_their_own_requests() -> None:
+    """Each tenth time it is the program that forks them."""
+    path, told = fetch("film"), Counter[int]()
+    film_part = {"type": "video_url", "video_url": {"url": path.as_uri()}}
+    streamed = dict(prompt="It was", max_tokens=60, ignore_eos=True)
+    over, said = threading.Event(), list[str]()
+
+    def talk() -> None:
+        while not over.is_set():
+            said.append(stream_text(server, streamed, []))
+
+    def ask(part: dict[str, Any]) -> int:
+        status, answer = server.post("/v1/chat/completions", messages=user(part), max_tokens=1)
+        assert not LEAKS.search(json.dumps(answer)), answer
+        return status
+
+    def ask_of_picture(shade: int) -> int:
+        """Of a picture that was not read before."""
+        return ask({"type": "image_url", "image_url": {"url": picture(shade)}})
+
+    with serving("--rows", "8", "--allowed-local-media-path", str(path.parent)) as server:
+        alone = stream_text(server, streamed, [])
+        assert ask_of_picture(200) == 200
+        (forks,) = children(server.process.pid)
+        with ThreadPoolExecutor(5) as clients, Pulse(server) as pulse:
+            talkers = [clients.submit(talk) for _ in range(4)]
+            for place in range(100):
+                asked = clients.submit(ask, film_part)
+                while not (decoders := children(forks)) and not asked.done():
+                    time.sleep(0.002)
+                os.kill(forks if place % 10 == 9 else decoders[0], signal.SIGKILL)
+                told[asked.result()] += 1
+                assert ask_of_picture(place) == 200
+                (forks,) = children(server.process.pid)
+            over.set()
+            for each in talkers:
+                each.result()
+        assert set(said) == {alone} and sum(told.values()) == 100 and set(told) <= {400, 500}
+        wait_until_idle(server)
+        print(
+            f"S6: 100 decoders killed, answers {dict(told)}; {len(said)} streams beside them as "
+            f"alone; /health p99 {percentile(pulse.seconds, 0.99) * 1000:.0f} ms"
         )
 
 

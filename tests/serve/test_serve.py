@@ -7,12 +7,11 @@ import io
 import json
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +44,7 @@ from tests.serving import (
     film,
     listening,
     picture,
+    serving,
     user,
     wait_until_idle,
 )
@@ -500,25 +500,26 @@ def test_a_client_that_goes_away_frees_the_engine(server: Running, path: str, st
 
 @pytest.mark.slow
 def test_sigterm_lets_answers_end_and_the_exit_code_is_0() -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ringworld", "serve", "--port", "0"],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    told = next(line for line in process.stderr or () if "http://" in line)
-    port = int(told.rsplit(":", 1)[1])
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
-    body = {"prompt": "Hi", "max_tokens": 600, "ignore_eos": True, "stream": True}
-    connection.request(
-        "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
-    )
-    answer = connection.getresponse()
-    answer.read(50)
-    process.send_signal(signal.SIGTERM)
-    events = answer.read().decode().split("\n\n")
-    assert events[-2] == "data: [DONE]"
-    assert json.loads(events[-3].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
-    assert process.wait(60) == 0
+    with serving() as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
+        body = {"prompt": "Hi", "max_tokens": 1000, "ignore_eos": True, "stream": True}
+        connection.request(
+            "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
+        )
+        answer = connection.getresponse()
+        answer.read(50)
+        server.process.send_signal(signal.SIGTERM)
+        while server.ask("GET", "/ready")[0] == 200:
+            time.sleep(0.01)
+        refused = server.ask("POST", "/v1/completions", {"prompt": "Hi"})
+        assert refused[0] == 503 and int(refused[1]["retry-after"]) > 0
+        assert b"about to end" in refused[2]
+        assert server.ask("GET", "/health")[0] == 200
+        events = answer.read().decode().split("\n\n")
+        assert events[-2] == "data: [DONE]"
+        last = json.loads(events[-3].removeprefix("data: "))
+        assert last["choices"][0]["finish_reason"] == "length"
+        assert server.process.wait(60) == 0
 
 
 def test_a_step_that_fails_is_a_500_and_the_next_request_is_answered(
@@ -535,8 +536,9 @@ def test_a_step_that_fails_is_a_500_and_the_next_request_is_answered(
     assert server.post("/v1/completions", prompt="Hi there", max_tokens=1)[0] == 200
 
 
+@pytest.mark.parametrize("times", [1, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_failure_ends_only_the_request_that_makes_a_step_fail(
-    server: Running, monkeypatch: pytest.MonkeyPatch
+    server: Running, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
     plain = [dict(prompt=word, max_tokens=40, ignore_eos=True) for word in ("It was", "He was")]
     expected = [server.post("/v1/completions", **each)[1]["choices"] for each in plain]
@@ -550,19 +552,20 @@ def test_a_failure_ends_only_the_request_that_makes_a_step_fail(
 
     monkeypatch.setattr(Engine, "step", fail)
     poisoned = dict(prompt=[5, 6, 7, 8, 9, 10, 11, 12, 13], max_tokens=40)
-    held = threading.Event()
-    server.thread.call(lambda: held.wait(30))  # so that all three begin together
-    with ThreadPoolExecutor(3) as clients:
-        good = [clients.submit(server.events, "/v1/completions", **each) for each in plain]
-        bad = clients.submit(server.post, "/v1/completions", **poisoned)
-        while server.thread.queued[0] < 3:
-            time.sleep(0.01)
-        held.set()
-        told = [[json.loads(event) for event in each.result()[:-1]] for each in good]
-    assert bad.result()[0] == 500
-    for events_, choices in zip(told, expected, strict=True):
-        assert "".join(event["choices"][0]["text"] for event in events_) == choices[0]["text"]
-    assert wait_until_idle(server)
+    for _ in range(times):
+        held = threading.Event()
+        server.thread.call(partial(held.wait, 30))  # so that all three begin together
+        with ThreadPoolExecutor(3) as clients:
+            good = [clients.submit(server.events, "/v1/completions", **each) for each in plain]
+            bad = clients.submit(server.post, "/v1/completions", **poisoned)
+            while server.thread.queued[0] < 3:
+                time.sleep(0.01)
+            held.set()
+            told = [[json.loads(event) for event in each.result()[:-1]] for each in good]
+        assert bad.result()[0] == 500
+        for events_, choices in zip(told, expected, strict=True):
+            assert "".join(event["choices"][0]["text"] for event in events_) == choices[0]["text"]
+        assert wait_until_idle(server)
 
 
 def test_nothing_of_a_prompt_is_logged(server: Running, caplog: pytest.LogCaptureFixture) -> None:
