@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve check test test-slow docs bench-attention bench-training bench-weights bench-decode bench-serving bench-drafts bench-data lock clean
+.PHONY: help setup demo serve check test test-slow docs bench-attention bench-training bench-weights bench-decode bench-serving bench-drafts bench-data bench-family lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -79,6 +79,9 @@ bench-serving: setup ## the engine with 1 to 16 requests, beside transformers an
 
 bench-drafts: setup ## one answer with and without guesses of its next tokens
 	@$(BIN)/python -m benchmarks.drafts $(ARGS)
+
+bench-family: setup ## every figure of the models that ship, from their weights; ARGS="--help" lists its options
+	@$(BIN)/python -m benchmarks.family $(ARGS)
 
 bench-data: setup ## text, films, pictures and rows beside the libraries alone; ARGS="--help" lists its options
 	@$(BIN)/python -m benchmarks.data $(ARGS)

@@ -6,6 +6,7 @@ Only A and B are trained. B starts at 0, so an adapter changes nothing before it
 Source: Hu et al., "LoRA" (arXiv 2106.09685).
 """
 
+import math
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -91,8 +92,21 @@ Adapters = dict[str, Adapter]  # by Hugging Face's name of the matrix
 
 
 def adapter_specs(c: Llama, lora: Lora) -> Adapters:
-    """The spec table of the adapters: all that is trained."""
+    """The spec table of the adapters: all that is trained.
+
+    Raises InputError where a rank is above the rank of a matrix, so that nothing is low about it.
+    """
     table = blocks_specs(c)
+    for name in lora.modules:
+        p: Param = getattr(table, MODULES[name])
+        inputs = math.prod(p.shape[axis] for axis in p.inputs)
+        most = min(inputs, math.prod(p.shape[1:]) // inputs)
+        if lora.rank > most:
+            raise InputError(
+                f"adapters of rank {lora.rank} are no smaller than {name}, whose rank is at most "
+                f"{most}: use a smaller rank",
+                setting="rank",
+            )
     return {
         name: Adapter(*getattr(table, MODULES[name]).low_rank(lora.rank)) for name in lora.modules
     }

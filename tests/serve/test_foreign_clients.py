@@ -14,7 +14,7 @@ from benchmarks.environment import make_environment
 from ringworld.inference.generate import score_texts
 from ringworld.weights.model import load_model
 from ringworld.weights.shipped import NANO
-from tests.serving import BOOK, Process, serving
+from tests.serving import BOOK, Process, film, serving, user
 
 pytestmark = pytest.mark.slow
 
@@ -66,6 +66,22 @@ QUESTIONS = [
     {"question": "It was the best of", "choices": ["times", "men", "days"], "label": 0},
     {"question": "And God said, Let there be", "choices": ["light", "a city"], "label": 0},
 ]
+FILMS = """
+task: films
+dataset_path: json
+dataset_kwargs: {data_files: {test: films.jsonl}}
+test_split: test
+output_type: generate_until
+doc_to_visual: !function films.find_films
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
+generation_kwargs: {max_new_tokens: 8, temperature: 0}
+metric_list: [{metric: exact_match}]
+"""
+FIND_FILMS = """
+def find_films(row):
+    return [row["film"]]
+"""
 CHECKS = "not_a_server_error,status_code_conformance,response_schema_conformance"
 # Seconds that schemathesis may take; it tries the operations in turn, all of them first.
 FUZZED = 600
@@ -127,6 +143,43 @@ def test_lm_eval_has_the_scores_of_our_own_scoring(server: Process, tmp_path: Pa
         whole = score([words.bos, *words.encode(row["text"])], 1)
         assert float(found[0][0]) == pytest.approx(whole, rel=1e-5)
     print("lm-eval: 5 choices and 2 texts as scored by us")
+
+
+def test_lmms_eval_shows_films_and_counts_right_answers(tmp_path: Path) -> None:
+    """The answers that we get for the same frames are right, and as many others are wrong."""
+    python, frames = make_environment(Path(__file__).with_name("lmms_eval.txt"), print), 5
+    rows = []
+    with serving("--allowed-local-media-path", str(tmp_path)) as server:
+        for place, asked in enumerate(("What is shown?", "Describe the video.")):
+            film(tmp_path, 8 + place)
+            path = (tmp_path / "film.mp4").rename(tmp_path / f"{place}.mp4")
+            part = {"type": "video_url", "video_url": {"url": path.as_uri()}}
+            status, answer = server.post(
+                "/v1/chat/completions",
+                messages=user(part, {"type": "text", "text": asked}),
+                max_tokens=8,
+                temperature=0,
+                media_io_kwargs={"video": {"num_frames": frames}},
+            )
+            assert status == 200 and answer["choices"][0]["message"]["content"]
+            for said in (answer["choices"][0]["message"]["content"], "something else"):
+                rows.append({"question": asked, "film": str(path), "answer": said})
+        (tmp_path / "films.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / "films.yaml").write_text(FILMS)
+        (tmp_path / "films.py").write_text(FIND_FILMS)
+        place = f"model=nano,base_url=http://127.0.0.1:{server.port}/v1,api_key=none,timeout=300"
+        done = subprocess.run(
+            [python, "-m", "lmms_eval", "--model", "openai", "--model_args"]
+            + [f"{place},pass_video_url=True,max_frames_num={frames}", "--tasks", "films"]
+            + ["--include_path", ".", "--log_samples", "--output_path", "out"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (told,) = tmp_path.glob("out/**/*results.json")
+    assert json.loads(told.read_text())["results"]["films"]["exact_match,none"] == 0.5
 
 
 def test_no_request_of_schemathesis_makes_the_server_fail(server: Process, python: Path) -> None:

@@ -14,7 +14,7 @@ from tiny_stage import toys
 
 from ringworld.errors import InputError
 from ringworld.mesh import make_mesh
-from ringworld.models.lora import Lora, adapters_of
+from ringworld.models.lora import Lora, adapter_specs, adapters_of
 from ringworld.models.world import specs
 from ringworld.params import Adapted, count, paths
 from ringworld.settings import MeshShape, WeightType
@@ -136,3 +136,11 @@ def test_frozen_names_beside_adapters_are_refused(tmp_path: Path) -> None:
 def test_int8_weights_without_adapters_are_not_trained() -> None:
     with pytest.raises(InputError, match="weights of int8 are not trained"):
         Lora(base="int8")
+
+
+def test_a_rank_that_is_not_low_is_refused() -> None:
+    most = TINY.llama.kv_heads * TINY.llama.head_width
+    assert most < TINY.llama.model
+    adapter_specs(TINY.llama, replace(LORA, rank=most))
+    with pytest.raises(InputError, match=f"k_proj, whose rank is at most {most}: use a smaller"):
+        adapter_specs(TINY.llama, replace(LORA, rank=most + 1))

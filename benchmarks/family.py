@@ -1,0 +1,135 @@
+"""`make bench-family`: every figure of the models that ship, from their committed weights.
+
+The scenes, levels and needles come from seeds that no recipe uses. Each evaluation is a command of
+`ringworld eval` and leaves its files in a folder of its own; one that has its figures there already
+is not run again, so a run that was stopped goes on.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from benchmarks.table import describe_machine, draw, markdown, put_between
+from ringworld.evals.needle import Trial
+from ringworld.evals.proportion import Proportion, percent
+from ringworld.evals.story import count_found
+
+HEAD = ("model", "what", "right", "95 %", "a guess")
+NAME = "family"  # the markers of its table in a page
+SEED = 990_100
+THINGS = {1: "one thing", 2: "two things", 3: "three things"}
+DRAWN = {
+    "pictures": "pictures of {} drawn from words",
+    "drawn": "clips of {} drawn from words",
+    "next_frames": "clips of {}: the next three frames",
+}
+KEPT = {
+    "codec_pictures": "true pictures of {} through the codec",
+    "codec": "true clips of {} through the codec",
+}
+PLAYED = {
+    "one_step": "the frame after an action",
+    "one_step_nothing_moves": "the frame after an action that moves nothing",
+    "action": "actions read back from frames",
+    "rollout": "rollouts of {} frames right to the end",
+}
+Row = tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Every figure of the models that ship."""
+
+    folder: Path = Path("runs/family")
+    """where each evaluation leaves its files"""
+    lengths: tuple[int, ...] = (1024, 4096, 8192, 16384)
+    """lengths at which needles are hidden, in tokens"""
+    rounds: int = 2
+    """needles for each length and each of five depths"""
+    scenes: int = 100
+    """scenes of one, two and three things each"""
+    episodes: int = 100
+    """levels of the world with actions"""
+    steps: int = 30
+    """frames of a rollout"""
+    page: Path | None = None
+    """a Markdown page that gets the table, between its markers"""
+
+
+def list_commands(bench: Bench) -> dict[Path, list[str]]:
+    """The words of each command by the file that it leaves in the folder."""
+    depths = [str(depth) for depth in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    needles = ["--grid.lengths", *map(str, bench.lengths), "--grid.depths", *depths]
+    needles += ["--grid.rounds", str(bench.rounds), "--grid.seed", str(SEED)]
+    shapes = ["--scenes", str(bench.scenes), "--seed", str(SEED)]
+    play = ["--episodes", str(bench.episodes), "--steps", str(bench.steps), "--seed", str(SEED)]
+    asked = {
+        "nano/needle": ["needle", "nano", *needles],
+        "nano/shapes": ["shapes", "nano", *shapes],
+        "nano-world/shapes": ["shapes", "nano-world", *shapes],
+        "nano-play/play": ["play", "nano-play", *play],
+    }
+    return {
+        bench.folder / name / f"{words[0]}.json": [
+            *("eval", *words),
+            *("--folder", str(bench.folder / name)),
+        ]
+        for name, words in asked.items()
+    }
+
+
+def make_rows(found: dict[str, dict[str, Any]], steps: int) -> Iterator[Row]:
+    """The rows of the table, from what the evaluations of `list_commands` left."""
+    trials = [Trial(**trial) for trial in found["nano/needle"]["trials"]]
+    for length in sorted({trial.length for trial in trials}):
+        yield _row("nano", f"needles at {length:,} tokens", count_found(trials, length))
+    for model in ("nano", "nano-world"):
+        figures = found[f"{model}/shapes"]
+        yield _row(model, "questions about unseen clips", Proportion(**figures["answers"]))
+        for key, what in (DRAWN | KEPT).items():
+            for each in figures[key]:
+                words = what.format(THINGS[each["things"]])
+                yield _row(model, words, Proportion(**each["whole"]), known=key in DRAWN)
+        yield model, "held-out film through the codec", f"{figures['film_psnr']:.1f} dB", "", ""
+    for key, what in PLAYED.items():
+        yield _row("nano-play", what.format(steps), Proportion(**found["nano-play/play"][key]))
+
+
+def _row(model: str, what: str, counted: Proportion, *, known: bool = True) -> Row:
+    low, high = counted.interval
+    guess = percent(counted.chance) if known else ""
+    right = f"{counted.right:,} of {counted.tried:,}"
+    return model, what, right, f"{100 * low:.0f} to {100 * high:.0f} %", guess
+
+
+def main() -> None:
+    """Measure what is not measured yet, print, and write the table into a page if one is named."""
+    bench, found = tyro.cli(Bench, prog="bench-family"), dict[str, dict[str, Any]]()
+    for place, words in list_commands(bench).items():
+        if not place.exists():
+            print(f"ringworld {' '.join(words)}", file=sys.stderr)
+            code = subprocess.run([sys.executable, "-m", "ringworld", *words]).returncode
+            if code:
+                sys.exit(code)
+        found[str(place.parent.relative_to(bench.folder))] = json.loads(place.read_text())
+    print_table(list(make_rows(found, bench.steps)), bench.page)
+
+
+def print_table(rows: list[Row], page: Path | None) -> None:
+    """Print the table, and write it into a page where one is given."""
+    Console().print(draw("The models that ship", HEAD, rows))
+    if page:
+        text = f"{describe_machine()}.\n\n{markdown(HEAD, rows)}"
+        page.write_text(put_between(page.read_text(encoding="utf-8"), NAME, text), "utf-8")
+        print(f"wrote {page}")
+
+
+if __name__ == "__main__":
+    main()
