@@ -300,6 +300,8 @@ def test_rules_of_stretching_change_the_rotary_and_nothing_else() -> None:
         extend_context(replace(TINY, llama=replace(LLAMA, rope_scaling=llama3)), 4096, "yarn")
     with pytest.raises(InputError, match="holds no question"):
         extend_context(TINY, 1, "yarn")
+    with pytest.raises(InputError, match="use at most 2,147,483,647 tokens"):
+        extend_context(TINY, 10**11, "plain")
 
 
 def test_yarn_and_ntk_stretch_from_the_trained_context_and_theta_from_the_reach() -> None:
