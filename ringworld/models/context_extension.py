@@ -23,6 +23,7 @@ from ringworld.settings import Extension
 
 MOST_TOKENS = 2**31 - 1  # positions are int32
 
+
 def extend_context(c: World, context: int, rule: Extension) -> World:
     """The model's config at `context` tokens. Within the trained context RoPE stays as it is.
 

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Int
@@ -28,6 +29,7 @@ READERS = 2
 # Media whose content is fetched, and names of clients that are kept, at one time.
 FETCHERS, MOST_NAMES = 4, 10_000
 
+K = TypeVar("K")
 Progress = Callable[[float, float], None]
 """Takes the seconds of a film that were read, and the film's length, nan if it is not known."""
 
@@ -109,6 +111,9 @@ class MediaReader:
         self._sources, self._fetchers = sources, ThreadPoolExecutor(FETCHERS)
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="media")
         self._named: OrderedDict[tuple[str, str], bytes] = OrderedDict()
+        # The digest of the content of a data: URL by that of its text: a film that is sent again
+        # need not be decoded from base64, which takes longest of all.
+        self._texts: OrderedDict[bytes, bytes] = OrderedDict()
         self.kept = KeptCodes(room)
         self._locks: dict[bytes, asyncio.Lock] = {}
 
@@ -127,10 +132,25 @@ class MediaReader:
             raise InputError("this model reads text only: leave pictures and films out")
         if shown.url is None:
             return self._recall(shown, tenant)
-        loop = asyncio.get_running_loop()
-        data = await loop.run_in_executor(self._fetchers, self._sources.read, shown.url)
-        digest = (await asyncio.to_thread(hashlib.sha256, data)).digest()
-        key = _make_key(digest, shown)
+        text = await asyncio.to_thread(_hash_data_url, shown.url)
+        digest = self._texts.get(text)
+        found = None if digest is None else self.kept.find(_make_key(digest, shown))
+        if digest is None or found is None:
+            loop = asyncio.get_running_loop()
+            data = await loop.run_in_executor(self._fetchers, self._sources.read, shown.url)
+            digest = (await asyncio.to_thread(hashlib.sha256, data)).digest()
+            found = await self._read_once(data, _make_key(digest, shown), shown, progress)
+            if text:
+                _keep_latest(self._texts, text, digest)
+        if shown.uuid is not None:
+            _keep_latest(self._named, (tenant, shown.uuid), digest)
+        return found
+
+    async def _read_once(
+        self, data: bytes, key: bytes, shown: ShownMedium, progress: Progress
+    ) -> FilmCodes:
+        """The codes under a key, read if they are not kept."""
+        assert self._codec is not None
         lock = self._locks.setdefault(key, asyncio.Lock())
         try:
             async with lock:
@@ -142,8 +162,6 @@ class MediaReader:
         finally:
             if not lock.locked():
                 self._locks.pop(key, None)
-        if shown.uuid is not None:
-            self._name((tenant, shown.uuid), digest)
         return found
 
     def _recall(self, shown: ShownMedium, tenant: str) -> FilmCodes:
@@ -157,12 +175,6 @@ class MediaReader:
                 setting="uuid",
             )
         return found
-
-    def _name(self, name: tuple[str, str], digest: bytes) -> None:
-        self._named[name] = digest
-        self._named.move_to_end(name)
-        if len(self._named) > MOST_NAMES:
-            self._named.popitem(last=False)
 
     async def _read(
         self, data: bytes, sampling: FrameSampling | None, codec: Codec, progress: Progress
@@ -216,6 +228,18 @@ class MediaReader:
 
     def _encode_batch(self, codec: Codec, batch: list[np.ndarray]) -> Int[np.ndarray, "Z Q"]:
         return self._thread.call(lambda: codec.encode(np.stack(batch))).result()
+
+
+def _hash_data_url(url: str) -> bytes:
+    """The digest of a data: URL's text; nothing of other URLs, whose content may change."""
+    return hashlib.sha256(url.encode()).digest() if url[:5].lower() == "data:" else b""
+
+
+def _keep_latest(kept: OrderedDict[K, bytes], name: K, digest: bytes) -> None:
+    kept[name] = digest
+    kept.move_to_end(name)
+    if len(kept) > MOST_NAMES:
+        kept.popitem(last=False)
 
 
 def _make_key(digest: bytes, shown: ShownMedium) -> bytes:

@@ -32,7 +32,7 @@ from ringworld.serve.app import PAGE_FOLDER
 from ringworld.serve.config import ServeConfig
 from ringworld.serve.engine_thread import AnswerPiece, EngineThread
 from ringworld.serve.film_codes import FilmCodes, KeptCodes, choose_frames
-from ringworld.serve.media_sources import parse_data_url
+from ringworld.serve.media_sources import MediaSources, parse_data_url
 from ringworld.serve.served import Served
 from ringworld.text.load import load_tokenizer
 from ringworld.weights.shipped import NANO
@@ -306,6 +306,28 @@ def test_a_film_that_was_named_is_found_again_and_never_another(
     assert status == 400 and told["error"]["param"] == "uuid"
     assert frames(ask(first, None)) == 3
     assert ask(None, None)[0] == 400
+
+
+def test_a_film_that_is_sent_again_is_not_decoded_from_its_text_again(
+    server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, read, fetched = film(tmp_path, 7), MediaSources.read, list[str]()
+
+    def count(self: MediaSources, wanted: str) -> bytes:
+        fetched.append(wanted)
+        return read(self, wanted)
+
+    def ask(**sampling: int) -> Any:
+        shown = user({"type": "video_url", "video_url": {"url": url}})
+        asked = dict(messages=shown, max_tokens=4, media_io_kwargs={"video": sampling})
+        status, answer = server.post("/v1/chat/completions", **asked)
+        assert status == 200
+        return answer["choices"][0]["message"]["content"], answer["usage"]["prompt_tokens"]
+
+    monkeypatch.setattr(MediaSources, "read", count)
+    first = ask(num_frames=3)
+    assert ask(num_frames=3) == first and len(fetched) == 1
+    assert ask(num_frames=4)[1] > first[1] and len(fetched) == 2, "other frames were never taken"
 
 
 def test_the_codes_of_films_left_longest_ago_go_first() -> None:
