@@ -18,7 +18,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, partial, wraps
+from itertools import combinations
 from typing import Any, ParamSpec, TypeVar
 from weakref import ref
 
@@ -27,6 +28,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
+from ringworld.distributed import barrier
 from ringworld.errors import InputError
 from ringworld.settings import MeshShape, WeightAxis
 
@@ -83,7 +85,32 @@ def make_mesh(
             f"a CPU set XLA_FLAGS=--xla_force_host_platform_device_count={shape.devices}"
         )
     grid = np.asarray(available[: shape.devices], dtype=object).reshape(shape.sizes)
-    return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+    mesh = Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+    if devices is None and jax.process_count() > 1 and available[0].platform == "cpu":
+        _connect(mesh)
+    return mesh
+
+
+@cache
+def _connect(mesh: Mesh) -> None:
+    """Sum over each choice of axes once, while all processes are here.
+
+    gloo connects the devices of a sum when they first make it, and waits 30 s for all of them: on a
+    busy machine processes that each compile a step come later than that. Once connected they wait.
+    """
+    barrier()
+    divided = [axis for axis in AXES if mesh.shape[axis] > 1]
+    for count in range(1, len(divided) + 1):
+        for axes in combinations(divided, count):
+            parts = PartitionSpec(axes)
+            add = jax.shard_map(
+                partial(jax.lax.psum, axis_name=axes), mesh=mesh, in_specs=parts, out_specs=spec()
+            )
+            ones = np.ones(math.prod(mesh.shape[axis] for axis in axes), np.float32)
+            x = jax.make_array_from_callback(
+                ones.shape, NamedSharding(mesh, parts), ones.__getitem__
+            )
+            jax.block_until_ready(jax.jit(add)(x))
 
 
 def local_mesh() -> Mesh:

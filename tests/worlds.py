@@ -58,6 +58,7 @@ from ringworld.weights.open import open_model
 from ringworld.weights.shipped import NANO
 
 ROOT = Path(__file__).resolve().parent.parent
+GLOO_WAITS_S = 30  # for a device that it is not connected with
 DEVICES = 4
 CONTEXT, ROWS = 16, 4
 STEPS, SAVE_EVERY, STOP_AT = 6, 2, 2
@@ -271,6 +272,17 @@ def late_clock(ahead: float) -> None:
         distributed.check_clocks()
 
 
+def come_late(folder: Path) -> dict[str, Any]:
+    """The sum over all devices, for which the second process is later than gloo waits."""
+    mesh = make_mesh(**asdict(MESH))
+    if distributed.index() == 1:
+        time.sleep(GLOO_WAITS_S + 5)
+    with jax.set_mesh(mesh):
+        count = mesh.devices.size
+        x = jnp.ones(count, out_sharding=jax.NamedSharding(mesh, jax.P(mesh.axis_names)))
+        return {"sum": float(jnp.sum(x)), "devices": count}
+
+
 CHECKS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "fresh": lambda folder: train(folder / "fresh"),
     "begun": lambda folder: train(folder / "begun"),
@@ -279,6 +291,7 @@ CHECKS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "program": describe_program,
     "use": use,
     "refuse": refuse,
+    "late": come_late,
 }
 
 

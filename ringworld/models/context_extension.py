@@ -21,24 +21,24 @@ from ringworld.rope import rope_theta
 from ringworld.rope_scaling import YaRN
 from ringworld.settings import Extension
 
-MOST_TOKENS = 2**31 - 1  # positions are int32
+MOST_POSITIONS = 2**31 - 1  # positions are int32
 
 
 def extend_context(c: World, context: int, rule: Extension) -> World:
     """The model's config at `context` tokens. Within the trained context RoPE stays as it is.
 
     A model that YaRN has extended is extended further by the same YaRN with a larger factor. Raises
-    InputError for a context below 2 or above `MOST_TOKENS`, or a rule that cannot be added to the
-    model's own RoPE scaling.
+    InputError for a context below 2 or above `MOST_POSITIONS`, or a rule that cannot be added to
+    the model's own RoPE scaling.
     """
     if context < 2:
         raise InputError(
             f"a context of {context} holds no question: use 2 tokens or more", setting="context"
         )
-    if context > MOST_TOKENS:
+    if context > MOST_POSITIONS:
         raise InputError(
             f"a context of {context:,} has more positions than the model counts: use at most "
-            f"{MOST_TOKENS:,} tokens",
+            f"{MOST_POSITIONS:,} tokens",
             setting="context",
         )
     trained, base, width = c.llama.context, c.llama.rope_theta, c.llama.head_width

@@ -182,13 +182,16 @@ def test_lmms_eval_shows_films_and_counts_right_answers(tmp_path: Path) -> None:
     assert json.loads(told.read_text())["results"]["films"]["exact_match,none"] == 0.5
 
 
-def test_no_request_of_schemathesis_makes_the_server_fail(server: Process, python: Path) -> None:
+def test_no_request_of_schemathesis_makes_the_server_fail(
+    server: Process, python: Path, tmp_path: Path
+) -> None:
     program = [str(python), "-m", "schemathesis.cli", "run"]
     place = f"http://127.0.0.1:{server.port}/openapi.json"
     asked = ["--max-examples", "500", "--max-time", str(FUZZED), "--checks", CHECKS]
     asked += ["--request-timeout", "600"]
     done = subprocess.run(
         [*program, place, *asked, "--no-shrink", "--continue-on-failure", "--no-color"],
+        cwd=tmp_path,  # where it keeps what it has found
         capture_output=True,
         text=True,
     )
