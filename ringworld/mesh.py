@@ -67,6 +67,7 @@ def make_mesh(
 ) -> Mesh:
     """An explicit mesh over the first `data * fsdp * seq * tensor` devices.
 
+    Several processes that compute together must all make the same meshes, in the same order.
     Raises InputError when there are fewer devices than the mesh needs, or, where several processes
     compute together, when the devices of one of them would be left out.
     """

@@ -94,7 +94,7 @@ Adapters = dict[str, Adapter]  # by Hugging Face's name of the matrix
 def adapter_specs(c: Llama, lora: Lora) -> Adapters:
     """The spec table of the adapters: all that is trained.
 
-    Raises InputError where a rank is above the rank of a matrix, so that nothing is low about it.
+    Raises InputError when the rank is above that of a matrix: such an adapter is no smaller.
     """
     table = blocks_specs(c)
     for name in lora.modules:

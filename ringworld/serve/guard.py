@@ -3,7 +3,7 @@
     Host      a server for this machine answers to this machine's names only (DNS rebinding)
     Origin    a page of another site may not post
     key       every path but those of `OPEN` needs a key, if there is one; it is the tenant
-    drain     a server that is about to end takes no new request
+    drain     a server that is shutting down takes no new request
     queue     what would be computed is refused unread when as much waits as may
     body      a limit of bytes, counted as they come
 
@@ -29,8 +29,8 @@ MOST_BYTES = 150 << 20
 OPEN = ("/", "/health", "/ready")
 OPEN_FOLDER = "/page/"
 UNQUEUED = ("/tokenize", "/detokenize")
-# What a server still tells while it ends.
-UNDRAINED = ("/health", "/metrics")
+# What is still answered while the server shuts down.
+OPEN_WHILE_DRAINING = ("/health", "/metrics")
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "media-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -44,7 +44,9 @@ HEADERS = {
 }
 
 
-ENDING = HttpRefusal(503, "this server is about to end: ask another", retry_after=RETRY_AFTER)
+DRAINING = HttpRefusal(
+    503, "this server is shutting down: send the request to another", retry_after=RETRY_AFTER
+)
 TOO_MANY_BYTES = HttpRefusal(413, f"the request has more than {MOST_BYTES:,} bytes: send less")
 
 
@@ -127,8 +129,8 @@ class RequestGuard:
         known = sum(hmac.compare_digest(given, key.encode()) for key in keys)
         if keys and not known and path not in OPEN and not path.startswith(OPEN_FOLDER):
             return HttpRefusal(401, "this server needs its key: send it as a Bearer token")
-        if self._draining and path not in UNDRAINED:
-            return ENDING
+        if self._draining and path not in OPEN_WHILE_DRAINING:
+            return DRAINING
         if scope["method"] == "POST" and path not in UNQUEUED and self._full():
             return explain_error(BusyError())
         length = headers.get("content-length", "0")

@@ -535,7 +535,7 @@ def test_sigterm_lets_answers_end_and_the_exit_code_is_0() -> None:
             time.sleep(0.01)
         refused = server.ask("POST", "/v1/completions", {"prompt": "Hi"})
         assert refused[0] == 503 and int(refused[1]["retry-after"]) > 0
-        assert b"about to end" in refused[2]
+        assert b"shutting down" in refused[2]
         assert server.ask("GET", "/health")[0] == 200
         events = answer.read().decode().split("\n\n")
         assert events[-2] == "data: [DONE]"
