@@ -6,7 +6,8 @@
     needles before   the needle test of the shipped model
     training         1K, 4K, 16K tokens over a ring of eight
     needles after    the same needles
-    examples         answer questions, draw clips, continue a scene
+    examples         answer questions and continue a scene
+    family           draw clips with nano-world, play a level in nano-play
     report           one page with everything
 
 Every step keeps its result, so a stopped demo continues where it was. The report comes last.
@@ -20,6 +21,7 @@ import jax
 import numpy as np
 
 from ringworld.chat.ask import answer_questions, continue_clips, draw_captions
+from ringworld.chat.dream import Dream
 from ringworld.data.samples import (
     HELD_MINUTES,
     SampleFilm,
@@ -39,6 +41,7 @@ from ringworld.evals.story import (
     Drawing,
     FilmReconstruction,
     Number,
+    PlayedLevel,
     StageRecord,
     Story,
     count_found,
@@ -46,12 +49,14 @@ from ringworld.evals.story import (
 from ringworld.evals.timing import Clock, describe_machine
 from ringworld.fetch import fetch
 from ringworld.files import whole_once, writing_to
-from ringworld.mesh import make_mesh
+from ringworld.mesh import make_mesh, on_one_device
 from ringworld.progress import Announce
 from ringworld.recipes.nano import demo
 from ringworld.recipes.recipe import Recipe
 from ringworld.settings import DRAWING, GUIDANCE
 from ringworld.tasks.clips import FRAMES_A_CLIP
+from ringworld.tasks.play_policies import draw_episodes
+from ringworld.tasks.play_world import draw_level, read_level
 from ringworld.tasks.shape_judge import chance_of_exact, score_clip
 from ringworld.tasks.shape_language import caption, possible_answers, questions
 from ringworld.tasks.shapes import draw, sample_scene
@@ -60,13 +65,13 @@ from ringworld.train.model_stage import ModelStage
 from ringworld.train.stage import MODEL
 from ringworld.weights.model import Model, load_model
 from ringworld.weights.open import hash_model, open_model
-from ringworld.weights.shipped import NANO
+from ringworld.weights.shipped import NANO, NANO_PLAY, NANO_WORLD
 
 RING = 8
 NEEDLE_GRID = Grid(lengths=(1024, 4096, 8192, 16384), depths=(0.0, 0.25, 0.5, 0.75, 1.0), rounds=2)
 # Scenes for questions and drawings come from a seed that no recipe draws its clips from.
 UNSEEN = 990_000
-ASKED_CLIPS, DRAWN_CLIPS = 16, 4
+ASKED_CLIPS, DRAWN_CLIPS, PLAYED_STEPS = 16, 8, 30
 # Where `make serve` answers.
 SERVED = "http://127.0.0.1:8000/"
 # A held-out place of the film: the seconds that are given, and how many more are drawn.
@@ -107,10 +112,12 @@ def run_demo(folder: Path, announce: Announce) -> Path:
     with clock.timed("needles after"):
         after = find_needles(model, trained, shelf, folder / "needle-after.json", announce)
     with clock.timed("examples"), jax.set_mesh(make_mesh(seq=RING)):
-        announce("answering questions about clips, drawing clips and continuing a scene")
+        announce("answering questions about clips and continuing a scene")
         answers = answer_about_clips(model)
-        drawings = draw_from_captions(model)
         continuation = continue_film(model, film)
+    with clock.timed("family"):
+        announce("drawing clips with nano-world and playing a level in nano-play")
+        drawings, game = draw_from_captions(), play_level()
     story = Story(
         title="A film and a shelf of books become a world model",
         summary=summarise(after, base, recipe),
@@ -120,7 +127,10 @@ def run_demo(folder: Path, announce: Announce) -> Path:
         stages=read_stages(recipe, folder),
         before=before,
         after=after,
+        drawing_model=NANO_WORLD.name,
         drawings=drawings,
+        game_model=NANO_PLAY.name,
+        game=game,
         answers=answers,
         continuation=continuation,
         notes=NOTES,
@@ -199,13 +209,22 @@ def answer_about_clips(model: Model) -> list[Answer]:
     ]
 
 
-def draw_from_captions(model: Model) -> list[Drawing]:
-    """Clips drawn from `DRAWN_CLIPS` captions of unseen scenes, and how the judge scores them."""
+@on_one_device
+def draw_from_captions() -> list[Drawing]:
+    """Clips of one or two things that nano-world draws from captions, and how they are judged.
+
+    They are of `DRAWN_CLIPS` scenes that no training saw.
+    """
     rngs = [np.random.default_rng((UNSEEN + 1, i)) for i in range(DRAWN_CLIPS)]
     scenes = [sample_scene(rng, max_things=1 + i % 2) for i, rng in enumerate(rngs)]
     wishes = [caption(scene) for scene in scenes]
     clips = draw_captions(
-        model, wishes, frames=FRAMES_A_CLIP, guidance=GUIDANCE, sampling=DRAWING, seed=0
+        load_model(NANO_WORLD),
+        wishes,
+        frames=FRAMES_A_CLIP,
+        guidance=GUIDANCE,
+        sampling=DRAWING,
+        seed=0,
     )
     return [
         Drawing(
@@ -217,6 +236,22 @@ def draw_from_captions(model: Model) -> list[Drawing]:
         )
         for wish, clip, scene in zip(wishes, clips, scenes, strict=True)
     ]
+
+
+@on_one_device
+def play_level() -> PlayedLevel:
+    """`PLAYED_STEPS` actions in a level that no training saw, in nano-play and in the simulator."""
+    (played,) = draw_episodes(1, PLAYED_STEPS, UNSEEN, held_out=True)
+    dream = Dream(load_model(NANO_PLAY))
+    drawn = [dream.reset(played.levels[0]), *(dream.step(action) for action in played.actions)]
+    shown = [read_level(frame) for frame in drawn]
+    right = [np.array_equal(a, b) for a, b in zip(shown, played.levels, strict=True)]
+    return PlayedLevel(
+        actions=played.actions,
+        drawn=np.stack(drawn),
+        truth=np.stack([draw_level(level) for level in played.levels]),
+        right=right[1:],
+    )
 
 
 def continue_film(model: Model, film: SampleFilm) -> Continuation:
@@ -291,11 +326,22 @@ def list_numbers(story: Story) -> list[Number]:
             how="greedy answers equal to the truth, one question a clip",
         ),
         Number(
-            what="clips drawn as asked",
+            what=f"clips of one or two things drawn as asked by {story.drawing_model}",
             value=str(story.drawn),
             how="colour, shape and motion of every thing found by a rule, and nothing else found",
         ),
+        *([count_game(story.game, story.game_model)] if story.game else []),
     ]
+
+
+def count_game(game: PlayedLevel, game_model: str) -> Number:
+    """How many frames of a game were right."""
+    return Number(
+        what=f"frames of a level played in {game_model}",
+        value=f"{sum(game.right)} of {len(game.right)}",
+        how="right in every cell, each drawn from the frames that the model drew before it; they "
+        "depend on each other, so there is no interval (`ringworld eval play` has 100 levels)",
+    )
 
 
 NOTES = (

@@ -28,6 +28,7 @@ from ringworld.evals.story import (
     Continuation,
     Drawing,
     Machine,
+    PlayedLevel,
     StageRecord,
     Story,
     count_found,
@@ -249,7 +250,9 @@ def _examples(story: Story) -> str:
         parts += (element("h3", "Answer a question about a clip"), _answers(story))
     if story.continuation:
         parts += (element("h3", "Continue a scene of the film"), _continue(story.continuation))
-    lede = "The same weights read and write words and frames, in one sequence."
+    if story.game:
+        parts += (element("h3", "Play in a small world"), _game(story.game, story.game_model))
+    lede = "A model reads and writes words and frames in one sequence."
     return section("Examples", lede, *parts) if parts else ""
 
 
@@ -264,9 +267,9 @@ def _drawings(story: Story) -> Html:
         shown.append(element("div", clip, words, class_="beside"))
     return figure(
         join_html(shown),
-        f"Exactly as asked: {story.drawn}. A guess is a clip of random things. The judge is a "
-        "rule: it finds each colour in the pixels, fits the three shapes to it and follows its "
-        f"centre. Played at {FPS:g} frames a second.",
+        f"Drawn by {story.drawing_model}. Exactly as asked: {story.drawn}. A guess is a clip of "
+        "random things. The judge is a rule: it finds each colour in the pixels, fits the three "
+        f"shapes to it and follows its centre. Played at {FPS:g} frames a second.",
     )
 
 
@@ -328,6 +331,19 @@ def _continue(scene: Continuation) -> Html:
         f"From {moments[0]}, one frame a second: {_count(seen, 'frame')} given, "
         f"{_count(len(scene.drawn), 'frame')} drawn, and the film's own. Animations play at "
         f"{FPS:g} frames a second.",
+    )
+
+
+def _game(game: PlayedLevel, game_model: str) -> Html:
+    steps = range(len(game.actions))
+    rows = {"the model's": game.drawn[1:], "the truth": game.truth[1:]}
+    strip = filmstrip(rows, [f"{game.actions[i]} {'✓' if game.right[i] else '✗'}" for i in steps])
+    clip = animation(game.drawn, FPS, f"The level as {game_model} draws it")
+    return figure(
+        element("div", clip, strip, class_="beside"),
+        f"{game_model} saw the first frame of a level that no training saw, and then only its own "
+        "frames and the actions. Its frames are above, the simulator's below. "
+        f"{sum(game.right)} of {len(game.right)} frames are right in every cell.",
     )
 
 

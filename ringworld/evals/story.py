@@ -93,6 +93,20 @@ class Continuation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlayedLevel:
+    """A level of the small world that is played: its frames as a model draws them, and the truth.
+
+    Frame 0 is given; `actions[i]` makes frame i + 1, and `right` says which of these are true in
+    every cell.
+    """
+
+    actions: Sequence[str]
+    drawn: ClipFrames
+    truth: ClipFrames
+    right: Sequence[bool]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Number:
     """One measurement: of what, its value with the unit, and how it was measured."""
 
@@ -119,7 +133,10 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Story:
-    """Everything that a report shows; what is empty or None is left out of it."""
+    """Everything that a report shows; what is empty or None is left out of it.
+
+    `drawing_model` and `game_model` name the models of the clips that were drawn and of the game.
+    """
 
     title: str
     summary: str
@@ -129,7 +146,10 @@ class Story:
     stages: Sequence[StageRecord] = ()
     before: Sequence[Trial] = ()
     after: Sequence[Trial] = ()
+    drawing_model: str = ""
     drawings: Sequence[Drawing] = ()
+    game_model: str = ""
+    game: PlayedLevel | None = None
     answers: Sequence[Answer] = ()
     continuation: Continuation | None = None
     numbers: Sequence[Number] = ()

@@ -52,6 +52,8 @@ class ServeConfig:
     """requests that may wait; more are refused with 503"""
     max_queued_tokens: int = 4 << 20
     """tokens of prompts that may wait; more are refused with 503"""
+    drain_seconds: int = 30
+    """how long answers that are being written have to end after SIGTERM or Ctrl-C"""
     fps: float = 1.0
     """frames taken from a film, per second, where a request does not say"""
     allowed_local_media_path: Path | None = None
@@ -70,6 +72,10 @@ class ServeConfig:
                     f"{name} is {getattr(self, name)} and nothing could be served: use 1 or more",
                     setting=name,
                 )
+        if self.drain_seconds < 0:
+            raise InputError(
+                f"drain_seconds is {self.drain_seconds}: use 0 or more", setting="drain_seconds"
+            )
         if not 0 <= self.port < 1 << 16:
             raise InputError(f"there is no port {self.port}: use 0 to 65535", setting="port")
         if not self.is_local and not self.keys and not self.insecure:

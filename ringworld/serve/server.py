@@ -17,8 +17,6 @@ from ringworld.serve.engine_thread import EngineThread
 from ringworld.serve.guard import RequestGuard
 from ringworld.serve.served import Served, load_served
 
-# Seconds that answers which are being written have to end after SIGTERM, and after Ctrl-C.
-DRAIN = 30
 # After so many seconds the engine's Python lets the event loop run. With Python's own 5 ms, each
 # read and write of the loop waits as long, and 200 connections wait a second.
 SWITCH_S = 0.0002
@@ -28,17 +26,19 @@ class DrainingServer(uvicorn.Server):
     """Uvicorn that, after SIGTERM, goes on listening until the answers it writes have ended.
 
     What comes meanwhile is refused with 503, so that a balancer takes the request elsewhere.
+    Answers that have not ended after `drain_seconds` are cut.
     """
 
-    def __init__(self, config: uvicorn.Config, guard: RequestGuard) -> None:
+    def __init__(self, config: uvicorn.Config, guard: RequestGuard, drain_seconds: int) -> None:
         super().__init__(config)
-        self._guard, self._drained_by = guard, float("inf")
+        self._guard, self._drain_seconds = guard, drain_seconds
+        self._drained_by = float("inf")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain at the first SIGTERM; end at Ctrl-C and at the next signal."""
         if sig == signal.SIGTERM and self._drained_by == float("inf"):
             self._guard.drain()
-            self._drained_by = time.monotonic() + DRAIN
+            self._drained_by = time.monotonic() + self._drain_seconds
         else:
             super().handle_exit(sig, frame)
 
@@ -78,7 +78,7 @@ def listen(config: ServeConfig) -> socket.socket:
 
 
 def serve(config: ServeConfig, announce: Announce) -> None:
-    """Serve until SIGTERM or Ctrl-C, after which answers have `DRAIN` seconds to end.
+    """Serve until SIGTERM or Ctrl-C, after which answers have `config.drain_seconds` to end.
 
     Raises InputError when the model cannot be loaded or the address cannot be had.
     """
@@ -95,9 +95,9 @@ def serve(config: ServeConfig, announce: Announce) -> None:
             access_log=False,
             server_header=False,
             lifespan="off",
-            timeout_graceful_shutdown=DRAIN,
+            timeout_graceful_shutdown=config.drain_seconds,
         )
-        server = DrainingServer(settings, guard)
+        server = DrainingServer(settings, guard, config.drain_seconds)
         host = f"[{config.host}]" if ":" in config.host else config.host
         announce(
             f"{config.name}, {served.context:,} tokens of context, is at "

@@ -544,6 +544,22 @@ def test_sigterm_lets_answers_end_and_the_exit_code_is_0() -> None:
         assert server.process.wait(60) == 0
 
 
+@pytest.mark.slow
+def test_an_answer_that_does_not_end_in_time_is_cut_after_sigterm() -> None:
+    with serving("--drain-seconds", "1", "--context", "60000", "--rope", "theta") as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
+        body = {"prompt": "Hi", "max_tokens": 59000, "ignore_eos": True, "stream": True}
+        connection.request(
+            "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
+        )
+        answer = connection.getresponse()
+        answer.read(50)
+        server.process.send_signal(signal.SIGTERM)
+        with pytest.raises(http.client.IncompleteRead):
+            answer.read()
+        assert server.process.wait(60) == 0
+
+
 def test_a_step_that_fails_is_a_500_and_the_next_request_is_answered(
     server: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
