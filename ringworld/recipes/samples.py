@@ -39,7 +39,8 @@ from ringworld.weights.open import open_model
 # Tokens that hold one needle, its question, the answer, and a sentence or two of a book.
 SHORTEST_RECALL = 160
 TEXT = ("books", "recall", "echo")
-VISION = ("clips", "film", "pictures")
+CLIPS, PICTURES, FILM = "clips", "pictures", "film"
+VISION = (CLIPS, FILM, PICTURES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +93,11 @@ class Samples(ModelData):
             sources = text_sources(read_shelf(tokenizer, cache, announce), tokenizer)
             if not set(stage.shares) <= set(sources):
                 codec = load_codec(source / CODEC)
-                film = read_sample_film(fetch("film"), codec, cache, announce)
+                film = None
+                if self.over_film or FILM in stage.shares:
+                    film = read_sample_film(fetch("film"), codec, cache, announce)
                 clips = draw_clips(
-                    film,
+                    () if film is None else film.frames[~film.held_out],
                     codec,
                     self.clips,
                     self.seed,
@@ -139,12 +142,12 @@ def text_sources(shelf: Shelf, tokenizer: Tokenizer) -> dict[str, DrawExample]:
 
 def vision_sources(
     data: Samples,
-    film: SampleFilm,
+    film: SampleFilm | None,
     clips: list[CodedClip],
     tokenizer: Tokenizer,
     vocabulary: Vocabulary,
 ) -> dict[str, DrawExample]:
-    """Clips of moving shapes in every form of chat, stretches of the film, and stills of clips."""
+    """Clips of moving shapes in every form of chat, stills of clips, and stretches of the film."""
 
     def draw_clip(rng: np.random.Generator) -> CodedClip:
         clip = clips[int(rng.integers(len(clips)))]
@@ -157,11 +160,15 @@ def vision_sources(
     def pictures(rng: np.random.Generator, longest: int) -> Example:
         return still_example(rng, draw_clip(rng), tokenizer, vocabulary, data.forms)
 
+    sources: dict[str, DrawExample] = {CLIPS: shapes, PICTURES: pictures}
+    if film is None:
+        return sources
+    runs = film.learned_runs
+
     def scenes(rng: np.random.Generator, longest: int) -> Example:
-        runs = film.learned_runs
         run = runs[int(rng.integers(len(runs)))]
         most = (longest - 4) // vocabulary.frame_length
         start = int(rng.integers(max(len(run) - most, 0) + 1))
         return video_alone(run[start : start + most], tokenizer, vocabulary)
 
-    return dict(zip(VISION, (shapes, scenes, pictures), strict=True))
+    return sources | {FILM: scenes}

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
 from ringworld.data.example import Example, frames, join, text
-from ringworld.data.samples import SampleFilm, write_arrays
+from ringworld.data.samples import write_arrays
 from ringworld.media.codec import Codec
 from ringworld.progress import Announce
 from ringworld.tasks.shape_language import caption, questions
@@ -147,7 +147,7 @@ def reverse_clip(clip: CodedClip) -> CodedClip:
 
 
 def draw_clips(
-    film: SampleFilm,
+    grounds: Sequence[UInt8[np.ndarray, "Y X 3"]] | UInt8[np.ndarray, "n Y X 3"],
     codec: Codec,
     count: int,
     seed: int,
@@ -156,12 +156,14 @@ def draw_clips(
     over_film: float,
     most_things: int,
 ) -> list[CodedClip]:
-    """`count` random scenes with their codes, a share of them over film frames; kept in `cache`."""
-    learned = film.frames[~film.held_out]
+    """`count` random scenes with their codes, kept in `cache`.
+
+    The share `over_film` of them is over one of the frames `grounds`, the others are on plain ones.
+    """
     scenes = []
     for i in range(count):
         rng = np.random.default_rng((seed, i))
-        over = learned[int(rng.integers(len(learned)))] if rng.random() < over_film else None
+        over = grounds[int(rng.integers(len(grounds)))] if rng.random() < over_film else None
         scenes.append(sample_scene(rng, max_things=most_things, film=over))
     kept = cache / f"clips-{seed}-{count}-{most_things}-{over_film:g}.npz"
     if not kept.exists():

@@ -1,0 +1,44 @@
+"""The data of the nano recipes: what a stage reads, and what it does not."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ringworld.data.samples import SampleFilm, Shelf
+from ringworld.recipes import samples as sampled
+from ringworld.recipes.nano import nano_world
+from ringworld.recipes.samples import Samples
+from ringworld.train.model_stage import ModelStage
+from ringworld.weights.shipped import NANO_WORLD
+
+
+def test_a_stage_of_pictures_and_clips_on_plain_grounds_reads_no_film(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = np.arange(3, 900, dtype=np.int32)
+    monkeypatch.setattr(sampled, "read_shelf", lambda *_: Shelf([book], [book]))
+    read = list[str]()
+
+    def read_film(*_: object) -> SampleFilm:
+        read.append("film")
+        frames, seconds = np.full((9, 64, 64, 3), 128, np.uint8), np.arange(9.0)
+        return SampleFilm(frames, seconds, np.zeros((9, 64), np.int32))
+
+    monkeypatch.setattr(sampled, "fetch", Path)
+    monkeypatch.setattr(sampled, "read_sample_film", read_film)
+    whole = nano_world().stages[-1]
+    assert isinstance(whole, ModelStage)
+    stage = replace(whole, batch=2, loop=replace(whole.loop, steps=2))
+
+    def open_stage(data: Samples, stage: ModelStage) -> int:
+        """How often the film was read for it."""
+        read.clear()
+        assert data.open(stage, NANO_WORLD, tmp_path, lambda said: None)
+        return len(read)
+
+    plain = Samples(clips=4, seed=1, over_film=0.0)
+    assert open_stage(plain, stage) == 0
+    assert open_stage(replace(plain, over_film=0.5), stage) == 1
+    assert open_stage(plain, replace(stage, shares={"clips": 0.5, "film": 0.5})) == 1
