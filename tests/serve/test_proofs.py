@@ -181,7 +181,7 @@ def test_an_overload_is_refused_at_once_and_what_was_accepted_ends() -> None:
         wait_until_idle(server)
         paced = offer_in_turn(server, bodies)
         assert paced
-        for name, seconds in (("at once", refused), ("one each 10 ms", paced)):
+        for name, seconds in (("at once", refused), ("one every 10 ms", paced)):
             print(
                 f"S4: 200 offered {name}, {200 - len(seconds)} answered, {len(seconds)} refused, "
                 f"half of them within {percentile(seconds, 0.5) * 1000:.0f} ms, 95 % within "
