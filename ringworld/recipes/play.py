@@ -4,7 +4,6 @@ play_codec   a codec of few codes for the tiles, from fresh weights
 nano_play    the shipped model of the world, from fresh weights
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from ringworld.recipes.recipe import Recipe
 from ringworld.rope import stable_base
 from ringworld.settings import MeshShape
 from ringworld.tasks.play_form import action_ids, episode_example, episode_tokens
-from ringworld.tasks.play_policies import Episode, draw_episodes
+from ringworld.tasks.play_policies import draw_episodes
 from ringworld.tasks.play_world import (
     ACTIONS,
     CELLS,
@@ -67,7 +66,7 @@ PLAY = "play"  # the one source of the episodes
 SHOWN_LEVELS = 80  # pictures that a codec is measured on
 SHOWN_SEED = 99
 FRAMES = 10  # of an episode
-EPISODES_AT_ONCE = 64  # whose frames are encoded together
+CHECKED_EPISODES = 64  # whose frames are encoded, to see that the codes are the tiles
 # A row holds one episode.
 CONTEXT = 664
 PLAY_SIZES = World(
@@ -141,7 +140,7 @@ def scatter(rng: np.random.Generator, level: PlayLevel, most: float) -> PlayLeve
 
 @dataclass(frozen=True, kw_only=True)
 class PlayEpisodes(ModelData):
-    """Episodes of the small world, drawn from `seed`, their frames encoded once."""
+    """Episodes of the small world, drawn from `seed`, as the codes of a codec for its tiles."""
 
     episodes: int
     """how many episodes there are"""
@@ -173,42 +172,51 @@ class PlayEpisodes(ModelData):
     def open(
         self, stage: ModelStage, source: Path, cache: Path, announce: Announce
     ) -> list[Example]:
-        """The episodes as examples; their codes are kept in `cache`."""
+        """The episodes as examples; the levels are kept in `cache`.
+
+        A codec for the tiles has one code for each, whose number is the tile's (`MergedCodes`), so
+        a level is the codes of its frame. Raises InputError when the codec encodes levels
+        otherwise.
+        """
         tokenizer, vocabulary = load_tokenizer(source), open_model(source).config.vocabulary
         ids = action_ids(tokenizer)
         with first_goes_first():
-            codes, actions = self.encode(load_codec(source / CODEC), cache, announce)
+            levels, actions = self.play(cache, announce)
+        check_codec(load_codec(source / CODEC), levels[:CHECKED_EPISODES])
+        codes = levels.reshape(*levels.shape[:2], -1).astype(np.int32)
         names = np.array([*ids.values()], np.int32)
         return [
             episode_example(some, names[acted], tokenizer, vocabulary)
             for some, acted in zip(codes, actions, strict=True)
         ]
 
-    def encode(
-        self, codec: Codec, cache: Path, announce: Announce
-    ) -> tuple[Int[np.ndarray, "N Z Q"], Int[np.ndarray, "N Z-1"]]:
-        """The codes of every episode, and its actions by their number; kept in `cache`."""
-        kept = cache / f"episodes-{self.seed}-{self.episodes}-{self.frames}.npz"
+    def play(
+        self, cache: Path, announce: Announce
+    ) -> tuple[UInt8[np.ndarray, "N Z 8 8"], Int[np.ndarray, "N Z-1"]]:
+        """The levels of every episode, and its actions by their number; kept in `cache`."""
+        kept = cache / f"episodes-{self.seed}-{self.episodes}-{self.frames}-levels.npz"
         if not kept.exists():
-            announce(f"playing and encoding {self.episodes} episodes of {self.frames} frames")
+            announce(f"playing {self.episodes} episodes of {self.frames} frames")
             played = draw_episodes(self.episodes, self.frames - 1, self.seed, held_out=False)
             numbers = {action: number for number, action in enumerate(ACTIONS)}
             write_arrays(
                 kept,
-                codes=encode_episodes(codec, played),
+                levels=np.stack([each.levels for each in played]),
                 actions=np.array([[numbers[x] for x in each.actions] for each in played], np.int32),
             )
         with np.load(kept) as arrays:
-            return arrays["codes"], arrays["actions"]
+            return arrays["levels"], arrays["actions"]
 
 
-def encode_episodes(codec: Codec, played: Sequence[Episode]) -> Int[np.ndarray, "N Z Q"]:
-    """The codes of all frames of episodes of one length."""
-    codes = []
-    for start in range(0, len(played), EPISODES_AT_ONCE):
-        levels = np.concatenate([each.levels for each in played[start : start + EPISODES_AT_ONCE]])
-        codes.append(codec.encode(np.stack([draw_level(level) for level in levels])))
-    return np.concatenate(codes).reshape(len(played), -1, codec.config.side**2)
+def check_codec(codec: Codec, episodes: UInt8[np.ndarray, "N Z 8 8"]) -> None:
+    """Raise InputError when the codes of the frames of episodes are not their tiles."""
+    levels = episodes.reshape(-1, CELLS, CELLS)
+    codes = codec.encode(np.stack([draw_level(level) for level in levels]))
+    if codes.shape[1:] != (CELLS**2,) or (codes != levels.reshape(len(levels), -1)).any():
+        raise InputError(
+            "the codec has not the number of a tile as the code of its cell: use the codec of "
+            "nano-play, or one that the recipe play-codec has trained for longer"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

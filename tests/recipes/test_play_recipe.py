@@ -17,6 +17,7 @@ from ringworld.recipes.play import (
     PLAY_VQGAN,
     PlayEpisodes,
     PlayPictures,
+    check_codec,
     merge_codes,
     nano_play,
 )
@@ -98,14 +99,14 @@ def test_pictures_come_from_the_seed_and_show_every_tile(tmp_path: Path) -> None
         PlayPictures(batch=8, seed=3, scattered=2.0)
 
 
-def test_episodes_are_encoded_once_and_begin_with_levels_that_are_not_held_out(
+def test_episodes_are_played_once_and_begin_with_levels_that_are_not_held_out(
     tmp_path: Path,
 ) -> None:
     data = PlayEpisodes(episodes=5, frames=4, seed=9)
     told: list[str] = []
     made = data.open(stage(), NANO_PLAY, tmp_path, told.append)
     again = data.open(stage(), NANO_PLAY, tmp_path, told.append)
-    assert told == ["playing and encoding 5 episodes of 4 frames"]
+    assert told == ["playing 5 episodes of 4 frames"]
     played, ids = draw_episodes(5, 3, 9, held_out=False), action_ids(load_tokenizer(NANO_PLAY))
     codec, words = load_codec(NANO_PLAY / "codec"), PLAY_SIZES.vocabulary
     for example, same, episode in zip(made, again, played, strict=True):
@@ -118,6 +119,17 @@ def test_episodes_are_encoded_once_and_begin_with_levels_that_are_not_held_out(
         acted = [ids[action] for action in episode.actions]
         assert example.tokens[~example.vision].tolist()[2:-2] == acted
         assert not is_held_out(episode.levels[0])
+
+
+def test_a_codec_whose_codes_are_not_the_tiles_is_refused() -> None:
+    levels = np.stack([each.levels for each in draw_episodes(2, 3, 9, held_out=False)])
+    codec = load_codec(NANO_PLAY / "codec")
+    check_codec(codec, levels)
+    book = np.asarray(codec.weights.codebook)
+    other = replace(codec, weights=replace(codec.weights, codebook=book[::-1].copy()))
+    for wrong in (other, load_codec(NANO / "codec")):
+        with pytest.raises(InputError, match="the code of its cell"):
+            check_codec(wrong, levels)
 
 
 def test_what_cannot_be_trained_is_refused() -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 
 from benchmarks.environment import make_environment
 from ringworld.inference.generate import score_texts
+from ringworld.recipes.nano import NANO_SIZES
+from ringworld.train.fresh_model import FreshModel
 from ringworld.weights.model import load_model
 from ringworld.weights.shipped import NANO
 from tests.serving import BOOK, Process, film, serving, user
@@ -95,6 +98,18 @@ def python() -> Path:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Process]:
     with serving("--max-new-tokens", "4", "--max-queued-requests", "1000000") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """A server of a model of one narrow layer: what it is asked to draw holds up nobody."""
+    llama = replace(NANO_SIZES.llama, layers=1, model=32, mlp=32, heads=1, head_width=32)
+    folder = tmp_path_factory.mktemp("models") / "small"
+    model = replace(NANO_SIZES, llama=llama)
+    FreshModel(name="small", model=model, parts=NANO, seed=0).write(folder, None)
+    asked = ("--max-new-tokens", "4", "--max-queued-requests", "1000000")
+    with serving(str(folder), *asked) as running:
         yield running
 
 
@@ -183,10 +198,10 @@ def test_lmms_eval_shows_films_and_counts_right_answers(tmp_path: Path) -> None:
 
 
 def test_no_request_of_schemathesis_makes_the_server_fail(
-    server: Process, python: Path, tmp_path: Path
+    small_server: Process, python: Path, tmp_path: Path
 ) -> None:
     program = [str(python), "-m", "schemathesis.cli", "run"]
-    place = f"http://127.0.0.1:{server.port}/openapi.json"
+    place = f"http://127.0.0.1:{small_server.port}/openapi.json"
     asked = ["--max-examples", "500", "--max-time", str(FUZZED), "--checks", CHECKS]
     asked += ["--request-timeout", "600"]
     done = subprocess.run(
@@ -198,4 +213,4 @@ def test_no_request_of_schemathesis_makes_the_server_fail(
     print(done.stdout[-2500:])
     assert done.returncode == 0, done.stdout[-6000:]
     assert re.search(r"[1-9][\d,]* (test cases|generated)", done.stdout)
-    assert server.post("/v1/completions", prompt="Hi", max_tokens=1)[0] == 200
+    assert small_server.post("/v1/completions", prompt="Hi", max_tokens=1)[0] == 200
