@@ -214,8 +214,8 @@ def check_codec(codec: Codec, episodes: UInt8[np.ndarray, "N Z 8 8"]) -> None:
     codes = codec.encode(np.stack([draw_level(level) for level in levels]))
     if codes.shape[1:] != (CELLS**2,) or (codes != levels.reshape(len(levels), -1)).any():
         raise InputError(
-            "the codec has not the number of a tile as the code of its cell: use the codec of "
-            "nano-play, or one that the recipe play-codec has trained for longer"
+            "the codes of the codec are not the numbers of the tiles: use the codec of nano-play, "
+            "or train play-codec for more steps"
         )
 
 

@@ -128,7 +128,7 @@ def test_a_codec_whose_codes_are_not_the_tiles_is_refused() -> None:
     book = np.asarray(codec.weights.codebook)
     other = replace(codec, weights=replace(codec.weights, codebook=book[::-1].copy()))
     for wrong in (other, load_codec(NANO / "codec")):
-        with pytest.raises(InputError, match="the code of its cell"):
+        with pytest.raises(InputError, match="not the numbers of the tiles"):
             check_codec(wrong, levels)
 
 

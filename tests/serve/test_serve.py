@@ -39,6 +39,7 @@ from ringworld.weights.shipped import NANO
 from tests.serving import (
     BOOK,
     CONFIG,
+    Address,
     Running,
     data_url,
     film,
@@ -520,16 +521,22 @@ def test_a_client_that_goes_away_frees_the_engine(server: Running, path: str, st
         assert wait_until_idle(server)
 
 
+def begin_stream(server: Address, max_tokens: int) -> http.client.HTTPResponse:
+    """A stream of so many tokens, of which the first have come."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
+    body = {"prompt": "Hi", "max_tokens": max_tokens, "ignore_eos": True, "stream": True}
+    connection.request(
+        "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
+    )
+    answer = connection.getresponse()
+    answer.read(50)
+    return answer
+
+
 @pytest.mark.slow
 def test_sigterm_lets_answers_end_and_the_exit_code_is_0() -> None:
     with serving() as server:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
-        body = {"prompt": "Hi", "max_tokens": 1000, "ignore_eos": True, "stream": True}
-        connection.request(
-            "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
-        )
-        answer = connection.getresponse()
-        answer.read(50)
+        answer = begin_stream(server, 1000)
         server.process.send_signal(signal.SIGTERM)
         while server.ask("GET", "/ready")[0] == 200:
             time.sleep(0.01)
@@ -547,13 +554,7 @@ def test_sigterm_lets_answers_end_and_the_exit_code_is_0() -> None:
 @pytest.mark.slow
 def test_an_answer_that_does_not_end_in_time_is_cut_after_sigterm() -> None:
     with serving("--drain-seconds", "1", "--context", "60000", "--rope", "theta") as server:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
-        body = {"prompt": "Hi", "max_tokens": 59000, "ignore_eos": True, "stream": True}
-        connection.request(
-            "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
-        )
-        answer = connection.getresponse()
-        answer.read(50)
+        answer = begin_stream(server, 59000)
         server.process.send_signal(signal.SIGTERM)
         with pytest.raises(http.client.IncompleteRead):
             answer.read()
