@@ -8,6 +8,7 @@ VERB ...` is the command line, with the recipe "toys" among the others.
 import hashlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -296,10 +297,15 @@ CHECKS: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 
 def find_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return opened.getsockname()[1]
+    """A port that nothing listens on, and that no system gives to a connection meanwhile.
+
+    Those it gives, from 32,768 up, another test may have before this one's process listens.
+    """
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as opened, suppress(OSError):
+            opened.bind(("127.0.0.1", port))
+            return port
 
 
 def launch(
