@@ -27,6 +27,7 @@ SUMMARIES = {
     "shapes-codec": "the codec of nano-world, from moving shapes: each tile is encoded by itself",
     "folder-codec": "a codec of your own films and pictures",
     "nano-base": "the shipped model from fresh weights, at 1K tokens",
+    "nano-text": "the language model of the shipped model, grown from 1K to 64K",
     "nano-world": "the shipped model with a codec of shapes, taught to draw what words ask for",
     "play-codec": "the codec of the small world with actions, from its tiles",
     "nano-play": "the shipped model of the small world with actions, from fresh weights",

@@ -1,6 +1,7 @@
 """The recipes of the nano family: a small world model, and the same grown to a longer context.
 
 nano_base   the shipped model: text first, then the world, from fresh weights, at 1K
+nano_text   the language model within it, grown from 1K to 64K
 nano_world  the shipped model with a codec of tiles, taught to draw what words ask for
 demo        the shipped model grown from 1K to 4K to 16K over a ring of eight
 """
@@ -16,6 +17,7 @@ from ringworld.recipes.samples import Samples
 from ringworld.rope import rope_theta, stable_base
 from ringworld.settings import MeshShape
 from ringworld.train.fresh_model import FreshModel
+from ringworld.train.language_model import LanguageModel
 from ringworld.train.loop import Loop
 from ringworld.train.model_stage import ModelStage
 from ringworld.train.new_codec import NewCodec
@@ -39,17 +41,19 @@ NANO_SIZES = World(
 
 # The length that the shipped model is meant to be taken to.
 REACH = 16384
+# The length of the last stage of nano-text.
+TEXT_REACH = 65536
 
 
-def reach_theta() -> float:
-    """The RoPE base that the law gives the shipped model for `REACH`.
+def reach_theta(length: int = REACH) -> float:
+    """The RoPE base that the law gives the shipped model for a length.
 
     Its last stage is trained at this base, still at 1K, where steps are cheap: after a change of
     base the model draws and describes clips badly for hundreds of steps (docs/log.md), and the demo
     has ninety.
     """
     llama = NANO_SIZES.llama
-    return rope_theta(REACH, llama.head_width, llama.rope_theta, llama.context)
+    return rope_theta(length, llama.head_width, llama.rope_theta, llama.context)
 
 
 def nano_base() -> Recipe:
@@ -88,11 +92,48 @@ def nano_base() -> Recipe:
     )
 
 
+def nano_text() -> Recipe:
+    """The language model of nano, grown from 1K to 64K at the RoPE base that the law gives 64K.
+
+    Its first stage learns the new base at 1K, where steps are cheap; each of the others has rows of
+    four times as many tokens.
+    """
+    stages = []
+    for context, batch, steps, lr in (
+        (1024, 8, 400, 1.2e-3),
+        (4096, 2, 100, 7e-4),
+        (16384, 1, 40, 5e-4),
+        (65536, 1, 8, 3e-4),
+    ):
+        stages.append(
+            ModelStage(
+                name=name_length(context).lower(),
+                context=context,
+                rope_context=TEXT_REACH,
+                batch=batch,
+                loop=Loop(steps=steps, save_every=max(1, 25 * 1024 // context)),
+                optimizer=AdamW(
+                    schedule="cosine", peak_lr=lr, end_lr=lr / 10, warmup_steps=min(20, steps // 4)
+                ),
+                mesh=MeshShape(),
+                shares={"recall": 0.8, "books": 0.2},
+                vision_share=0.0,
+                seed=context,
+            )
+        )
+    return Recipe(
+        name="nano-text",
+        stages=(LanguageModel(name="text"), *stages),
+        data=Samples(clips=0, seed=0),
+        start=NANO,
+    )
+
+
 def nano_world() -> Recipe:
     """The model that draws what words ask for: nano with a codec of tiles, taught anew to see.
 
     Still pictures and clips are learned together, first at a rate that stays and then at one that
-    falls to 0. Each row counts alike, so that a code of a clip counts as much as one of a picture:
+    falls to 0, and once more from the same rate to 0. Each row counts alike, so that a code of a clip counts as much as one of a picture:
     counted by examples, the six frames of a clip are worth one picture.
     """
 
@@ -132,6 +173,13 @@ def nano_world() -> Recipe:
                 loop=Loop(steps=400, save_every=25),
                 shares={"pictures": 0.3, "clips": 0.7},
                 seed=2,
+            ),
+            stage(
+                "more",
+                schedule="cosine",
+                loop=Loop(steps=1600, save_every=25),
+                shares={"pictures": 0.5, "clips": 0.5},
+                seed=3,
             ),
         ),
         data=Samples(

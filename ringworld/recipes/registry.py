@@ -26,6 +26,7 @@ RECIPES: "dict[str, Callable[[], Recipe]]" = {
     "shapes-codec": partial(_make, "codec", "shapes_codec"),
     "folder-codec": partial(_make, "codec", "folder_codec"),
     "nano-base": partial(_make, "nano", "nano_base"),
+    "nano-text": partial(_make, "nano", "nano_text"),
     "nano-world": partial(_make, "nano", "nano_world"),
     "play-codec": partial(_make, "play", "play_codec"),
     "nano-play": partial(_make, "play", "nano_play"),

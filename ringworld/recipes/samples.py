@@ -90,8 +90,10 @@ class Samples(ModelData):
         """The examples of a stage; books, film and clips as ids are kept in `cache`."""
         tokenizer = load_tokenizer(source)
         with first_goes_first():
-            sources = text_sources(read_shelf(tokenizer, cache, announce), tokenizer)
-            if not set(stage.shares) <= set(sources):
+            sources = dict[str, DrawExample]()
+            if set(stage.shares) & set(TEXT):
+                sources |= text_sources(read_shelf(tokenizer, cache, announce), tokenizer)
+            if set(stage.shares) & set(VISION):
                 codec = load_codec(source / CODEC)
                 film = None
                 if self.over_film or FILM in stage.shares:

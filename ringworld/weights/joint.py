@@ -74,12 +74,17 @@ def split_tables(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, config=config, tensors=tensors)
 
 
+def without_vision(config: World) -> World:
+    """The sizes of the language model within a world model."""
+    words = replace(config.vocabulary, codes=0, codes_per_frame=0, vision_rows=0)
+    return replace(config, vocabulary=words)
+
+
 def drop_vision(config: World, table: Table) -> tuple[World, Table]:
     """The language model within a world model: its config and its weights."""
-    words = replace(config.vocabulary, codes=0, codes_per_frame=0, vision_rows=0)
     sight = ("vision_embed", "heads.vision")
     text = {name: weight for name, weight in table.items() if name not in sight}
-    return replace(config, vocabulary=words), text
+    return without_vision(config), text
 
 
 def add_vision(

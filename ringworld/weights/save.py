@@ -111,6 +111,17 @@ def replace_codec(src: Path, dst: Path, codec: Path) -> None:
         write_ours(draft, _seeing(replace(opened, config=config, table=table), codec))
 
 
+def save_language_model(src: Path, dst: Path) -> None:
+    """Write the language model within the world model of `src` as the new folder `dst`.
+
+    Raises InputError when `src` cannot be read or `dst` exists.
+    """
+    opened = open_model(src)
+    config, table = drop_vision(opened.config, opened.table)
+    with new_folder(dst) as draft:
+        write_ours(draft, replace(opened, config=config, table=table, codec=None))
+
+
 def unpack_model(src: Path, folder: Path, announce: Announce) -> Path:
     """The model of a file, or of a name that `fetch` knows, as `folder`, a folder of ours.
 

@@ -14,12 +14,14 @@ from ringworld.train.model_stage import ModelStage
 from ringworld.weights.shipped import NANO_WORLD
 
 
-def test_a_stage_of_pictures_and_clips_on_plain_grounds_reads_no_film(
+def test_a_stage_reads_no_film_and_no_books_that_it_does_not_show(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    book = np.arange(3, 900, dtype=np.int32)
-    monkeypatch.setattr(sampled, "read_shelf", lambda *_: Shelf([book], [book]))
-    read = list[str]()
+    book, read = np.arange(3, 900, dtype=np.int32), list[str]()
+
+    def read_books(*_: object) -> Shelf:
+        read.append("books")
+        return Shelf([book], [book])
 
     def read_film(*_: object) -> SampleFilm:
         read.append("film")
@@ -27,18 +29,20 @@ def test_a_stage_of_pictures_and_clips_on_plain_grounds_reads_no_film(
         return SampleFilm(frames, seconds, np.zeros((9, 64), np.int32))
 
     monkeypatch.setattr(sampled, "fetch", Path)
+    monkeypatch.setattr(sampled, "read_shelf", read_books)
     monkeypatch.setattr(sampled, "read_sample_film", read_film)
     whole = nano_world().stages[-1]
     assert isinstance(whole, ModelStage)
     stage = replace(whole, batch=2, loop=replace(whole.loop, steps=2))
 
-    def open_stage(data: Samples, stage: ModelStage) -> int:
-        """How often the film was read for it."""
+    def open_stage(data: Samples, stage: ModelStage) -> list[str]:
+        """What was read for it."""
         read.clear()
         assert data.open(stage, NANO_WORLD, tmp_path, lambda said: None)
-        return len(read)
+        return list(read)
 
     plain = Samples(clips=4, seed=1, over_film=0.0)
-    assert open_stage(plain, stage) == 0
-    assert open_stage(replace(plain, over_film=0.5), stage) == 1
-    assert open_stage(plain, replace(stage, shares={"clips": 0.5, "film": 0.5})) == 1
+    assert open_stage(plain, stage) == []
+    assert open_stage(replace(plain, over_film=0.5), stage) == ["film"]
+    assert open_stage(plain, replace(stage, shares={"clips": 0.5, "film": 0.5})) == ["film"]
+    assert open_stage(plain, replace(stage, shares={"books": 1.0})) == ["books"]

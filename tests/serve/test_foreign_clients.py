@@ -202,7 +202,8 @@ def test_no_request_of_schemathesis_makes_the_server_fail(
 ) -> None:
     program = [str(python), "-m", "schemathesis.cli", "run"]
     place = f"http://127.0.0.1:{small_server.port}/openapi.json"
-    asked = ["--max-examples", "500", "--checks", CHECKS, "--request-timeout", "600"]
+    asked = ["--max-examples", "500", "--workers", "4", "--request-timeout", "600"]
+    asked += ["--checks", CHECKS]
     done = subprocess.run(
         [*program, place, *asked, "--no-shrink", "--continue-on-failure", "--no-color"],
         cwd=tmp_path,  # where it keeps what it has found
