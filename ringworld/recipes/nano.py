@@ -133,11 +133,12 @@ def nano_world() -> Recipe:
     """The model that draws what words ask for: nano with a codec of tiles, taught anew to see.
 
     Still pictures and clips are learned together, first at a rate that stays and then at one that
-    falls to 0, and once more from the same rate to 0. Each row counts alike, so that a code of a clip counts as much as one of a picture:
-    counted by examples, the six frames of a clip are worth one picture.
+    falls to 0, and once more from the same rate to 0. Each row counts alike, so that a code of a
+    clip counts as much as one of a picture: counted by examples, the six frames of a clip are worth
+    one picture.
     """
 
-    def stage(name: str, *, schedule: Schedule, **rest: Any) -> ModelStage:
+    def stage(name: str, *, schedule: Schedule, devices: int = 2, **rest: Any) -> ModelStage:
         return ModelStage(
             name=name,
             context=464,
@@ -150,7 +151,7 @@ def nano_world() -> Recipe:
                 weight_decay=0.02,
                 update_rms=0.6,
             ),
-            mesh=MeshShape(data=2),
+            mesh=MeshShape(data=devices),
             packing=Packing(weights="rows"),
             vision_share=0.85,
             **rest,
@@ -177,7 +178,8 @@ def nano_world() -> Recipe:
             stage(
                 "more",
                 schedule="cosine",
-                loop=Loop(steps=1600, save_every=25),
+                loop=Loop(steps=1400, save_every=25),
+                devices=1,
                 shares={"pictures": 0.5, "clips": 0.5},
                 seed=3,
             ),

@@ -34,7 +34,7 @@ def parse_large(body: bytes) -> Any:
         rest += body[at:begin]
         if end - begin > LONG and body.find(b"\\", begin, end) < 0:
             rest += f"{mark}{len(cut)}".encode()
-            cut.append(body[begin:end].decode())
+            cut.append(str(memoryview(body)[begin:end], "utf-8"))  # one copy; a slice is another
         else:
             rest += body[begin:end]
         rest += body[end : end + 1]

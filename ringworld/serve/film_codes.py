@@ -28,6 +28,7 @@ from ringworld.serve.media_sources import MediaSources
 READERS = 2
 # Media whose content is fetched, and names of clients that are kept, at one time.
 FETCHERS, MOST_NAMES = 4, 10_000
+HASHED = 1 << 16  # characters of a data: URL that are hashed at one time, as the whole is a copy
 
 K = TypeVar("K")
 Progress = Callable[[float, float], None]
@@ -232,7 +233,12 @@ class MediaReader:
 
 def _hash_data_url(url: str) -> bytes:
     """The digest of a data: URL's text; nothing of other URLs, whose content may change."""
-    return hashlib.sha256(url.encode()).digest() if url[:5].lower() == "data:" else b""
+    if url[:5].lower() != "data:":
+        return b""
+    digest = hashlib.sha256()
+    for begin in range(0, len(url), HASHED):
+        digest.update(url[begin : begin + HASHED].encode())
+    return digest.digest()
 
 
 def _keep_latest(kept: OrderedDict[K, bytes], name: K, digest: bytes) -> None:
