@@ -138,7 +138,7 @@ def nano_world() -> Recipe:
     one picture.
     """
 
-    def stage(name: str, *, schedule: Schedule, devices: int = 2, **rest: Any) -> ModelStage:
+    def stage(name: str, *, schedule: Schedule, **rest: Any) -> ModelStage:
         return ModelStage(
             name=name,
             context=464,
@@ -151,7 +151,7 @@ def nano_world() -> Recipe:
                 weight_decay=0.02,
                 update_rms=0.6,
             ),
-            mesh=MeshShape(data=devices),
+            mesh=MeshShape(data=2),
             packing=Packing(weights="rows"),
             vision_share=0.85,
             **rest,
@@ -179,7 +179,6 @@ def nano_world() -> Recipe:
                 "more",
                 schedule="cosine",
                 loop=Loop(steps=1400, save_every=25),
-                devices=1,
                 shares={"pictures": 0.5, "clips": 0.5},
                 seed=3,
             ),
