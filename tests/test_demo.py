@@ -66,6 +66,7 @@ def story(
     monkeypatch.setattr(demo, "NEEDLE_GRID", Grid(lengths=(256,), depths=(0.0, 1.0), rounds=1))
     monkeypatch.setattr(demo, "ASKED_CLIPS", 2)
     monkeypatch.setattr(demo, "DRAWN_CLIPS", 1)
+    monkeypatch.setattr(demo, "PLAYED_LEVELS", 2)
     monkeypatch.setattr(demo, "PLAYED_STEPS", 3)
     monkeypatch.setattr(demo, "SCENE_GIVEN", 2)
     monkeypatch.setattr(demo, "SCENE_MORE", 1)
@@ -87,7 +88,8 @@ def test_the_demo_tells_its_whole_story_and_a_second_run_repeats_nothing(
         assert word in written
     assert f'href="http://127.0.0.1:{ServeConfig(model=page).port}/"' in written
     assert re.search(r"[012] of 2 \(95 %: \d+ to \d+ %, a guess: (&lt; )?\d+ %\)", written)
-    assert re.search(r"[23] of 3 frames are right in every cell", written)
+    assert len(re.findall(r"[23] of 3 frames right", written)) == 2
+    assert re.search(r"Levels right to the end: [012] of 2 \(95 %: ", written)
     assert len([line for line in said if re.match(r"stage \w+: \d+ tokens at", line)]) == 2
     metrics = (page.parent / "1k" / "metrics.jsonl").read_text()
     page.unlink()

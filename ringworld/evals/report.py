@@ -28,7 +28,6 @@ from ringworld.evals.story import (
     Continuation,
     Drawing,
     Machine,
-    PlayedLevel,
     StageRecord,
     Story,
     count_found,
@@ -250,8 +249,8 @@ def _examples(story: Story) -> str:
         parts += (element("h3", "Answer a question about a clip"), _answers(story))
     if story.continuation:
         parts += (element("h3", "Continue a scene of the film"), _continue(story.continuation))
-    if story.game:
-        parts += (element("h3", "Play in a small world"), _game(story.game, story.game_model))
+    if story.games:
+        parts += (element("h3", "Play in a small world"), _games(story))
     lede = "A model reads and writes words and frames in one sequence."
     return section("Examples", lede, *parts) if parts else ""
 
@@ -334,16 +333,22 @@ def _continue(scene: Continuation) -> Html:
     )
 
 
-def _game(game: PlayedLevel, game_model: str) -> Html:
-    steps = range(len(game.actions))
-    rows = {"the model's": game.drawn[1:], "the truth": game.truth[1:]}
-    strip = filmstrip(rows, [f"{game.actions[i]} {'✓' if game.right[i] else '✗'}" for i in steps])
-    clip = animation(game.drawn, FPS, f"The level as {game_model} draws it")
+def _games(story: Story) -> Html:
+    first, clips = story.games[0], []
+    for game in story.games:
+        clip = animation(game.drawn, FPS, f"A level as {story.game_model} draws it")
+        told = _mark(f"{sum(game.right)} of {len(game.right)} frames right", all(game.right))
+        clips.append(element("div", clip, element("p", told, class_="marks"), class_="card"))
+    marks = [
+        f"{action} {'✓' if right else '✗'}"
+        for action, right in zip(first.actions, first.right, strict=True)
+    ]
+    strip = filmstrip({"the model's": first.drawn[1:], "the truth": first.truth[1:]}, marks)
     return figure(
-        element("div", clip, strip, class_="beside"),
-        f"{game_model} saw the first frame of a level that no training saw, and then only its own "
-        "frames and the actions. Its frames are above, the simulator's below. "
-        f"{sum(game.right)} of {len(game.right)} frames are right in every cell.",
+        join_html([element("div", *clips, class_="cards"), strip]),
+        f"{story.game_model} saw the first frame of each level, which no training saw, and then "
+        "only its own frames and the actions. A frame is right when every cell is. Levels right to "
+        f"the end: {story.played}. Below, the first of them and the simulator's frames.",
     )
 
 

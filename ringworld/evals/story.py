@@ -135,7 +135,7 @@ class Machine:
 class Story:
     """Everything that a report shows; what is empty or None is left out of it.
 
-    `drawing_model` and `game_model` name the models of the clips that were drawn and of the game.
+    `drawing_model` and `game_model` name the models of the clips that were drawn and of the games.
     """
 
     title: str
@@ -149,7 +149,7 @@ class Story:
     drawing_model: str = ""
     drawings: Sequence[Drawing] = ()
     game_model: str = ""
-    game: PlayedLevel | None = None
+    games: Sequence[PlayedLevel] = ()
     answers: Sequence[Answer] = ()
     continuation: Continuation | None = None
     numbers: Sequence[Number] = ()
@@ -165,6 +165,11 @@ class Story:
     def drawn(self) -> Proportion:
         """How many of the clips were drawn exactly as asked."""
         return count_right([(clip.score.exact, clip.chance) for clip in self.drawings])
+
+    @property
+    def played(self) -> Proportion:
+        """How many of the levels were right in every frame. A guess never is."""
+        return count_right([(all(game.right), 0.0) for game in self.games])
 
 
 def count_right(results: Sequence[tuple[bool, float]]) -> Proportion:

@@ -152,9 +152,10 @@ def story() -> Story:
         drawing_model="nano-world",
         drawings=[drawing(rng, scenes[0], scenes[0]), drawing(rng, scenes[1], scenes[2])],
         game_model="nano-play",
-        game=PlayedLevel(
-            actions=("up", "left"), drawn=pictures[:3], truth=pictures[:3], right=(True, False)
-        ),
+        games=[
+            PlayedLevel(actions=("up", "left"), drawn=pictures[:3], truth=pictures[:3], right=right)
+            for right in ((True, False), (True, True), (True, True))
+        ],
         answers=[answer(scenes[3]), answer(scenes[4]), answer(scenes[5], "a cow")],
         continuation=Continuation(
             start=512.0, given=pictures[:4], drawn=blur(pictures[4:12]), truth=pictures[4:12]
@@ -235,7 +236,8 @@ def test_everything_in_the_story_is_on_the_page(html: str, story: Story) -> None
         *(d.caption for d in story.drawings),
         *("guidance 4", "not asked for"),
         *(a.question for a in story.answers),
-        *("Drawn by nano-world", "nano-play saw", "up ✓", "left ✗", "1 of 2 frames are right"),
+        *("Drawn by nano-world", "nano-play saw", "up ✓", "left ✗", "1 of 2 frames right"),
+        "right to the end: 2 of 3 (95 %: ",
         *("a cow", "2 of 3 (95 %: 21 to 94 %, a guess: 20 %)", "08:32", "4 frames given"),
         *(part for n in story.numbers for part in (n.what, n.value, n.how)),
         *("11 min 04 s", "8 virtual CPU devices in a ring", "0.10.2", "3.14 GB"),
@@ -260,7 +262,7 @@ def test_every_picture_has_an_alternative_text(html: str) -> None:
     labels = Reader(html).labels
     assert all(labels) and sum("Needles found:" in label for label in labels) == 2
     moving = [p for p in pictures if (p["src"] or "").startswith("data:image/gif")]
-    assert len(moving) == 2 + 3 + 2 + 1
+    assert len(moving) == 2 + 3 + 2 + 3
 
 
 def test_words_of_the_model_are_never_markup(story: Story, tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def test_lmms_eval_shows_films_and_counts_right_answers(tmp_path: Path) -> None:
     assert json.loads(told.read_text())["results"]["films"]["exact_match,none"] == 0.5
 
 
-# More than one worker makes Python 3.11 fail to parse the lambdas of hypothesis in two of the phases
+# In two of the phases more than one worker makes Python 3.11 fail to parse lambdas of hypothesis
 # ("AST constructor recursion depth mismatch").
 @pytest.mark.parametrize(("phases", "workers"), [("fuzzing", "4"), ("coverage,stateful", "1")])
 def test_no_request_of_schemathesis_makes_the_server_fail(
