@@ -23,18 +23,21 @@ def test_a_width_that_the_environment_says_stays(monkeypatch: pytest.MonkeyPatch
     assert os.environ["XLA_FLAGS"] == "--xla_cpu_prefer_vector_width=128"
 
 
-def test_processes_share_eight_virtual_devices_unless_the_environment_says_how_many() -> None:
+@pytest.mark.parametrize(("asked", "count"), [("4", 2), ("1, devices=1", 1)])
+def test_processes_share_the_virtual_devices_unless_the_environment_says_how_many(
+    asked: str, count: int
+) -> None:
     program = (
-        "import jax; from ringworld.cpu import use_virtual_devices; use_virtual_devices(4); "
-        "print(jax.device_count())"
+        "import jax; from ringworld.cpu import use_virtual_devices; "
+        f"use_virtual_devices({asked}); print(jax.device_count())"
     )
-    for said, count in ((None, 2), ("5", 5)):
+    for said, found in ((None, count), ("5", 5)):
         env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
         env |= {} if said is None else {"JAX_NUM_CPU_DEVICES": said}
         done = subprocess.run(
             [sys.executable, "-c", program], env=env, capture_output=True, text=True
         )
-        assert int(done.stdout) == count, done.stderr
+        assert int(done.stdout) == found, done.stderr
 
 
 def test_many_programs_in_flight_on_eight_devices_do_not_lock_each_other_up() -> None:

@@ -39,12 +39,13 @@ class Verb(Protocol):
         """Import what does the work; return a function that does it and announces how it goes."""
 
 
-def prepare_jax(world: Processes = ALONE) -> None:
+def prepare_jax(world: Processes = ALONE, devices: int | None = None) -> None:
     """Set up what a process must ask of JAX before it is first used.
 
-    It joins the processes that `world` names. Raises InputError as `ringworld.distributed.join`.
+    On a CPU there are `devices` virtual ones, or as many as recipes need. It joins the processes
+    that `world` names. Raises InputError as `ringworld.distributed.join`.
     """
-    from ringworld.cpu import use_virtual_devices, widen_vectors
+    from ringworld.cpu import DEVICES, use_virtual_devices, widen_vectors
     from ringworld.distributed import join_processes, keep_output
 
     def tell(said: str) -> None:
@@ -55,7 +56,7 @@ def prepare_jax(world: Processes = ALONE) -> None:
     count = join_processes(world, tell)
     if count > 1:
         keep_output()
-    use_virtual_devices(count)
+    use_virtual_devices(count, devices or DEVICES)
     widen_vectors()
 
 
@@ -315,7 +316,7 @@ class Serve(ServeConfig):
             raise UnavailableError(
                 f"serving needs {' and '.join(missing)}: pip install 'ringworld[serve]'"
             )
-        prepare_jax()
+        prepare_jax(devices=self.mesh.devices)
         from ringworld.serve.server import serve
 
         return lambda announce: serve(self, announce)

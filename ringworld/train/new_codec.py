@@ -3,10 +3,8 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ringworld.distributed import first_goes_first
-from ringworld.errors import InputError
 from ringworld.models.world import World
-from ringworld.train.stage import Data, StageWithoutSteps
+from ringworld.train.stage import Data, StageWithoutSteps, first_writes
 from ringworld.weights.codecs import open_codec
 from ringworld.weights.joint import extend_vocabulary
 from ringworld.weights.open import hash_model
@@ -34,17 +32,13 @@ class NewCodec(StageWithoutSteps):
 
     def output_config(self, before: World | None) -> World:
         """The sizes of the model with the codec's codes. Raises InputError without a model."""
-        if before is None:
-            raise InputError(f"the stage {self.name} has no model: give the recipe a start")
-        return replace(
-            before, vocabulary=extend_vocabulary(before.vocabulary, open_codec(self.codec)[0])
-        )
+        world = self.need(before)
+        words = extend_vocabulary(world.vocabulary, open_codec(self.codec)[0])
+        return replace(world, vocabulary=words)
 
     def write(self, made: Path, source: Path | None) -> None:
         """Write the model folder `made`. Raises InputError when there is no model to start from."""
-        if source is None:
-            raise InputError(f"the stage {self.name} has no model: give the recipe a start")
-        with first_goes_first():
-            if not made.exists():
-                made.parent.mkdir(parents=True, exist_ok=True)
-                replace_codec(source, made, self.codec)
+        start = self.need(source)
+        with first_writes(made) as missing:
+            if missing:
+                replace_codec(start, made, self.codec)

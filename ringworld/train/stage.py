@@ -5,11 +5,13 @@ of the next stage.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
-from ringworld.distributed import first_says
+from ringworld.distributed import first_goes_first, first_says
 from ringworld.errors import InputError
 from ringworld.models.world import World
 from ringworld.progress import Announce
@@ -25,6 +27,7 @@ class Data:
         return {}
 
 
+S = TypeVar("S")
 D = TypeVar("D", bound=Data, contravariant=True)
 
 
@@ -83,6 +86,12 @@ class StageWithoutSteps(Stage[Data]):
             self.write(done, source)
         return done
 
+    def need(self, start: S | None) -> S:
+        """What the stage starts from. Raises InputError when there is nothing."""
+        if start is None:
+            raise InputError(f"the stage {self.name} has no model: give the recipe a start")
+        return start
+
     @abstractmethod
     def output_config(self, before: World | None) -> World:
         """The sizes of what it makes of a model of these sizes, or of none.
@@ -93,3 +102,13 @@ class StageWithoutSteps(Stage[Data]):
     @abstractmethod
     def write(self, made: Path, source: Path | None) -> None:
         """Write the model folder `made`; all processes call this."""
+
+
+@contextmanager
+def first_writes(made: Path) -> Generator[bool, None, None]:
+    """Whether a model folder is still to be written; the first process goes before the others."""
+    with first_goes_first():
+        missing = not made.exists()
+        if missing:
+            made.parent.mkdir(parents=True, exist_ok=True)
+        yield missing
