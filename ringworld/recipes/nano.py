@@ -132,17 +132,17 @@ def nano_text() -> Recipe:
 def nano_world() -> Recipe:
     """The model that draws what words ask for: nano with a codec of tiles, taught anew to see.
 
-    Still pictures and clips are learned together, first at a rate that stays and then at one that
-    falls to 0, and once more from the same rate to 0. Each row counts alike, so that a code of a
-    clip counts as much as one of a picture: counted by examples, the six frames of a clip are worth
-    one picture.
+    Still pictures and clips are learned together, first at a constant rate, then twice at one that
+    falls from the same peak to 0. Each row counts alike, so that a code of a clip counts as much as
+    one of a picture: counted by examples, the six frames of a clip are worth one picture.
     """
 
-    def stage(name: str, *, schedule: Schedule, **rest: Any) -> ModelStage:
+    def stage(name: str, schedule: Schedule, steps: int, pictures: float, seed: int) -> ModelStage:
         return ModelStage(
             name=name,
             context=464,
             batch=18,
+            loop=Loop(steps=steps, save_every=25),
             optimizer=Muon(
                 schedule=schedule,
                 peak_lr=1.5e-3,
@@ -153,35 +153,18 @@ def nano_world() -> Recipe:
             ),
             mesh=MeshShape(data=2),
             packing=Packing(weights="rows"),
+            shares={"pictures": pictures, "clips": 1 - pictures},
             vision_share=0.85,
-            **rest,
+            seed=seed,
         )
 
     return Recipe(
         name="nano-world",
         stages=(
             NewCodec(name="codec", codec=SHAPES_CODEC),
-            stage(
-                "both",
-                schedule="constant",
-                loop=Loop(steps=1200, save_every=25),
-                shares={"pictures": 0.4, "clips": 0.6},
-                seed=1,
-            ),
-            stage(
-                "cool",
-                schedule="cosine",
-                loop=Loop(steps=400, save_every=25),
-                shares={"pictures": 0.3, "clips": 0.7},
-                seed=2,
-            ),
-            stage(
-                "more",
-                schedule="cosine",
-                loop=Loop(steps=1400, save_every=25),
-                shares={"pictures": 0.5, "clips": 0.5},
-                seed=3,
-            ),
+            stage("both", "constant", 1200, 0.4, seed=1),
+            stage("cool", "cosine", 400, 0.3, seed=2),
+            stage("more", "cosine", 1400, 0.5, seed=3),
         ),
         data=Samples(
             clips=24000,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ringworld.models.world import World
-from ringworld.train.stage import Data, StageWithoutSteps, first_writes
+from ringworld.train.stage import Data, StageWithoutSteps, write_once
 from ringworld.weights.joint import without_vision
 from ringworld.weights.save import save_language_model
 
@@ -18,11 +18,9 @@ class LanguageModel(StageWithoutSteps):
 
     def output_config(self, before: World | None) -> World:
         """The sizes of the language model. Raises InputError without a model."""
-        return without_vision(self.need(before))
+        return without_vision(self.require_start(before))
 
     def write(self, made: Path, source: Path | None) -> None:
         """Write the model folder `made`. Raises InputError when there is no model to start from."""
-        start = self.need(source)
-        with first_writes(made) as missing:
-            if missing:
-                save_language_model(start, made)
+        start = self.require_start(source)
+        write_once(made, lambda: save_language_model(start, made))

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ringworld.models.world import World
-from ringworld.train.stage import Data, StageWithoutSteps, first_writes
+from ringworld.train.stage import Data, StageWithoutSteps, write_once
 from ringworld.weights.codecs import open_codec
 from ringworld.weights.joint import extend_vocabulary
 from ringworld.weights.open import hash_model
@@ -32,13 +32,11 @@ class NewCodec(StageWithoutSteps):
 
     def output_config(self, before: World | None) -> World:
         """The sizes of the model with the codec's codes. Raises InputError without a model."""
-        world = self.need(before)
+        world = self.require_start(before)
         words = extend_vocabulary(world.vocabulary, open_codec(self.codec)[0])
         return replace(world, vocabulary=words)
 
     def write(self, made: Path, source: Path | None) -> None:
         """Write the model folder `made`. Raises InputError when there is no model to start from."""
-        start = self.need(source)
-        with first_writes(made) as missing:
-            if missing:
-                replace_codec(start, made, self.codec)
+        start = self.require_start(source)
+        write_once(made, lambda: replace_codec(start, made, self.codec))

@@ -5,8 +5,7 @@ of the next stage.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
@@ -86,7 +85,7 @@ class StageWithoutSteps(Stage[Data]):
             self.write(done, source)
         return done
 
-    def need(self, start: S | None) -> S:
+    def require_start(self, start: S | None) -> S:
         """What the stage starts from. Raises InputError when there is nothing."""
         if start is None:
             raise InputError(f"the stage {self.name} has no model: give the recipe a start")
@@ -104,11 +103,9 @@ class StageWithoutSteps(Stage[Data]):
         """Write the model folder `made`; all processes call this."""
 
 
-@contextmanager
-def first_writes(made: Path) -> Generator[bool, None, None]:
-    """Whether a model folder is still to be written; the first process goes before the others."""
+def write_once(made: Path, write: Callable[[], None]) -> None:
+    """Have the first process write the model folder `made`, unless it is there; others wait."""
     with first_goes_first():
-        missing = not made.exists()
-        if missing:
+        if not made.exists():
             made.parent.mkdir(parents=True, exist_ok=True)
-        yield missing
+            write()
