@@ -43,6 +43,9 @@ READ_TOGETHER = 2
 # Chunks that are started before an earlier one has ended: the next is ready when a device is, and a
 # cancel waits for two. Dozens can lock up a CPU's devices (ringworld/cpu.py).
 STARTED_AHEAD = 2
+# From this position on a chunk is mostly attention, which takes less of a token the more there are:
+# of nano at 38,656, 256 tokens took 159 ms, 64 took 75 and 16 took 35.
+MOSTLY_ATTENTION = 8192
 
 
 class Engine:
@@ -247,9 +250,13 @@ class Engine:
             self._read_chunk(row)
 
     def _read_chunk(self, row: ActiveRow) -> None:
-        """Read the largest chunk that a prompt fills, or the rest of it in the smallest."""
+        """Read the largest chunk that a prompt fills, or the rest of it in the smallest.
+
+        Far into a row half a chunk is enough: it takes less time than the two smaller ones.
+        """
         start = row.computed
-        size = next((size for size in self._sizes if size <= row.unread), self._sizes[-1])
+        enough = row.unread if start < MOSTLY_ATTENTION else 2 * row.unread - 1
+        size = next((size for size in self._sizes if size <= enough), self._sizes[-1])
         stop = min(start + size, len(row.prompt))
         tokens, vision = np.zeros((1, size), np.int32), np.zeros((1, size), np.bool_)
         tokens[0, : stop - start] = row.prompt.tokens[start:stop]

@@ -14,7 +14,7 @@ from ringworld.errors import InputError
 from ringworld.serve.bodies import BodyRoute
 from ringworld.serve.completions import ChatReply, CompletionReply
 from ringworld.serve.config import ServeConfig
-from ringworld.serve.conversation import make_prompt
+from ringworld.serve.conversation import make_prompt, render_messages
 from ringworld.serve.drawing import add_drawing
 from ringworld.serve.engine_thread import EngineThread
 from ringworld.serve.events import while_connected
@@ -162,7 +162,7 @@ def _tokenize(body: TokenizeBody, served: Served) -> list[int]:
     if body.messages is not None:
         if any(part.type != "text" for message in body.messages for part in message.parts):
             raise InputError("pictures and films have no text ids: leave them out")
-        prompt = make_prompt(body.messages, [], served)
+        prompt = make_prompt(render_messages(body.messages, served), [], served)
         return [int(i) for i in prompt.example.tokens]
     if body.prompt is None:
         raise InputError("there is nothing to tokenize: give prompt or messages", setting="prompt")

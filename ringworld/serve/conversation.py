@@ -45,10 +45,11 @@ def find_shown_media(body: ChatBody, fps: float) -> list[ShownMedium]:
     return found
 
 
-def make_prompt(
-    messages: Sequence[MessageBody], media: Sequence[FilmCodes], served: Served
-) -> Prompt:
-    """The prompt that the model answers. Raises InputError when the template refuses it."""
+def render_messages(messages: Sequence[MessageBody], served: Served) -> str:
+    """The text of a conversation, a placeholder for each picture and film.
+
+    Raises InputError when the template refuses the conversation.
+    """
     words = served.words
     shown: list[Message] = [
         {
@@ -57,13 +58,17 @@ def make_prompt(
         }
         for message in messages
     ]
-    rendered = render(
+    return render(
         served.template,
         shown,
         bos_token=words.bos_name or "",
         eos_token=words.eos_name or "",
     )
-    example = make_example(rendered, [m.codes for m in media], words, served.config)
+
+
+def make_prompt(rendered: str, media: Sequence[FilmCodes], served: Served) -> Prompt:
+    """The prompt that the model answers: a rendered conversation with codes in place."""
+    example = make_example(rendered, [m.codes for m in media], served.words, served.config)
     return Prompt(example, tuple(media))
 
 

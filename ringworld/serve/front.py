@@ -16,9 +16,14 @@ from ringworld.errors import InputError, TooLargeError
 from ringworld.inference.request import Request
 from ringworld.serve.answers import TokenSpeller
 from ringworld.serve.config import ServeConfig
-from ringworld.serve.conversation import Prompt, find_shown_media, make_prompt
+from ringworld.serve.conversation import (
+    Prompt,
+    find_shown_media,
+    make_prompt,
+    render_messages,
+)
 from ringworld.serve.engine_thread import EngineThread, Ticket, Update
-from ringworld.serve.film_codes import MediaReader
+from ringworld.serve.film_codes import FilmCodes, MediaReader, ShownMedium
 from ringworld.serve.media_sources import MediaSources
 from ringworld.serve.metrics import ServerMetrics
 from ringworld.serve.protocol import ChatBody, CompletionBody, SamplingBody
@@ -103,11 +108,21 @@ class Front:
         self._preparing += 1
         try:
             wanted = await asyncio.to_thread(find_shown_media, body, self.config.fps)
-            films = [await self.media.read(m, job.tenant, job.film_progress) for m in wanted]
+            reading = asyncio.ensure_future(self._read_media(wanted, job))
+            try:
+                rendering = asyncio.to_thread(render_messages, body.messages, self.served)
+                rendered, films = await asyncio.gather(rendering, reading)
+            finally:
+                reading.cancel()
             job.note = "reading the prompt"
-            return await asyncio.to_thread(make_prompt, body.messages, films, self.served)
+            return await asyncio.to_thread(make_prompt, rendered, films, self.served)
         finally:
             self._preparing -= 1
+
+    async def _read_media(
+        self, wanted: Sequence[ShownMedium], job: RequestProgress
+    ) -> list[FilmCodes]:
+        return [await self.media.read(m, job.tenant, job.film_progress) for m in wanted]
 
     async def ask_completion(self, body: CompletionBody, job: RequestProgress) -> Asked:
         """Submit prompts. Raises InputError for what cannot be completed."""

@@ -346,6 +346,30 @@ def test_a_cancelled_reading_keeps_its_full_pages(weights: WorldWeights) -> None
     assert again.reused == 32
 
 
+def test_far_into_a_row_half_a_page_is_read_as_a_page(
+    weights: WorldWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, read = list[int](), engines.read_chunk
+
+    def note(*given: Any) -> Any:
+        sizes.append(given[2].shape[1])
+        return read(*given)
+
+    monkeypatch.setattr(engines, "read_chunk", note)
+    monkeypatch.setattr(engines, "MOSTLY_ATTENTION", 40)
+    engine = make(weights)
+    for rest, wanted in ((4, [2, 2]), (5, [PAGE]), (7, [PAGE]), (3, [2, 1])):
+        sizes.clear()
+        request = asked(join([BOOK, words(rest, rest)]), prompt_logprobs=True)
+        answer = engine.finish(engine.submit(request))
+        assert answer.ids == write_slowly(weights, request)
+        assert sizes == [PAGE] * 5 + wanted
+        # Behind the padding the answer is written where the padding stood.
+        assert len(answer.ids) == 9 and len(answer.prompt_scores) == len(request.prompt) - 1
+    hit = engine.finish(engine.submit(asked(join([BOOK, words(5, 5)]))))
+    assert hit.reused == 40 and told(hit) == told(run_alone(engine, hit.request))
+
+
 def test_a_short_question_waits_for_two_chunks_of_a_long_prompt(weights: WorldWeights) -> None:
     engine = make(weights)
     long = engine.submit(asked(words(70, 6)))

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import jsonschema
@@ -26,7 +27,7 @@ from ringworld.inference.engine import Engine
 from ringworld.inference.generate import PAGE, score_texts
 from ringworld.inference.pool import count_page_bytes
 from ringworld.media.sampling import FrameSampling
-from ringworld.serve import events, replies
+from ringworld.serve import events, front, replies
 from ringworld.serve.answers import TextWriter
 from ringworld.serve.app import PAGE_FOLDER
 from ringworld.serve.config import ServeConfig
@@ -329,6 +330,30 @@ def test_a_film_that_is_sent_again_is_not_decoded_from_its_text_again(
     first = ask(num_frames=3)
     assert ask(num_frames=3) == first and len(fetched) == 1
     assert ask(num_frames=4)[1] > first[1] and len(fetched) == 2, "other frames were never taken"
+
+
+def test_a_conversation_is_rendered_while_its_film_is_read(
+    server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, read, render, rendered = (
+        film(tmp_path, 9),
+        MediaSources.read,
+        front.render_messages,
+        Event(),
+    )
+
+    def wait(self: MediaSources, wanted: str) -> bytes:
+        assert rendered.wait(60), "the film is read before the conversation is rendered"
+        return read(self, wanted)
+
+    def tell(*given: Any) -> str:
+        rendered.set()
+        return render(*given)
+
+    monkeypatch.setattr(MediaSources, "read", wait)
+    monkeypatch.setattr(front, "render_messages", tell)
+    shown = user({"type": "video_url", "video_url": {"url": url}})
+    assert server.post("/v1/chat/completions", messages=shown, max_tokens=1)[0] == 200
 
 
 def test_the_codes_of_films_left_longest_ago_go_first() -> None:
