@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Callable, Coroutine
 from email.parser import BytesParser
 from email.policy import HTTP
+from io import BytesIO
 from typing import Any
 
 from fastapi.routing import APIRoute
@@ -69,6 +70,15 @@ def _put_back(value: Any, mark: str, cut: list[str]) -> Any:
 
 class BodyRequest(Request):
     """A request whose JSON is parsed in a thread if there is much of it."""
+
+    async def body(self) -> bytes:
+        """The whole body, which grows as it comes: joining its parts at the end is a copy of it."""
+        if not hasattr(self, "_body"):
+            held = BytesIO()
+            async for part in self.stream():
+                held.write(part)
+            self._body = held.getvalue()  # shares the buffer
+        return self._body
 
     async def json(self) -> Any:
         """The parsed body. Raises ValueError for what is no JSON."""
