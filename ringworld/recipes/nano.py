@@ -99,11 +99,12 @@ def nano_text() -> Recipe:
     four times as many tokens.
     """
     stages = []
-    for context, batch, steps, lr in (
-        (1024, 8, 400, 1.2e-3),
-        (4096, 2, 100, 7e-4),
-        (16384, 1, 40, 5e-4),
-        (65536, 1, 8, 3e-4),
+    rows, ring = MeshShape(data=2), MeshShape(seq=2)
+    for context, batch, steps, lr, mesh in (
+        (1024, 8, 400, 1.2e-3, rows),
+        (4096, 2, 100, 7e-4, rows),
+        (16384, 1, 40, 5e-4, ring),
+        (65536, 1, 8, 3e-4, ring),
     ):
         stages.append(
             ModelStage(
@@ -115,7 +116,7 @@ def nano_text() -> Recipe:
                 optimizer=AdamW(
                     schedule="cosine", peak_lr=lr, end_lr=lr / 10, warmup_steps=min(20, steps // 4)
                 ),
-                mesh=MeshShape(),
+                mesh=mesh,
                 shares={"recall": 0.8, "books": 0.2},
                 vision_share=0.0,
                 seed=context,
