@@ -1,7 +1,7 @@
 """The program that renders foreign chat templates, alone in a process that can harm nobody.
 
-`template` starts it by its path as `python -I renderer.py LIMITS`, writes one JSON
-object to its standard input, {"template", "context"}, and reads one from its standard output:
+`template` starts it by its path as `python -I renderer.py`, writes one JSON object to its standard
+input, {"limits", "template", "context"}, and reads one from its standard output:
 
     {"text": ...}    or    {"fault": WORD, "said": ...}    or nothing, if it had to be ended
 
@@ -29,6 +29,7 @@ WARM_UP = (
     "{% set a = namespace(b='\\n' ~ 1.5) %}{{ [a.b, strftime_now('%B')] | tojson | trim }}",
     "{{ 1 / 0 }}",
 )
+WARM_UP_CHARACTERS = 1000
 
 
 class Refusal(TemplateError):
@@ -133,17 +134,20 @@ def respond(limits: dict[str, int], request: dict[str, Any]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Read the request, set_limits the process, render_template, and report."""
-    limits, out = json.loads(sys.argv[1]), os.fdopen(os.dup(1), "wb")
-    request = json.load(sys.stdin.buffer)
+    """Be ready, read the request, limit the process, render, and report."""
+    out = os.fdopen(os.dup(1), "wb")
     void = os.open(os.devnull, os.O_WRONLY)
     os.dup2(void, 1)
     os.dup2(void, 2)
     os.close(void)
     for template in WARM_UP:
-        respond(limits, {"template": template, "context": {}})
-    set_limits(limits)
-    out.write(json.dumps(respond(limits, request)).encode("utf-8", "surrogatepass"))
+        respond({"characters": WARM_UP_CHARACTERS}, {"template": template, "context": {}})
+    asked = sys.stdin.buffer.read()
+    if not asked:
+        return
+    request = json.loads(asked)
+    set_limits(request["limits"])
+    out.write(json.dumps(respond(request["limits"], request)).encode("utf-8", "surrogatepass"))
     out.flush()
 
 

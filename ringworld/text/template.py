@@ -10,10 +10,13 @@ training. Where a film or a picture stands, the text has
 `IMAGE_PLACEHOLDER`, and codes take its place.
 """
 
+import atexit
 import json
+import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,14 +121,15 @@ def render(
         "bos_token": bos_token,
         "eos_token": eos_token,
     }
-    request = json.dumps({"template": template, "context": context})
+    size = len(json.dumps(context))
     # A template may show what it is given a few times over; a long book takes its own room.
     bounds = {
-        "characters": limits.characters + 4 * len(request),
-        "memory": limits.memory + 32 * len(request),
-        "seconds": limits.seconds + len(request) // 10_000_000,
+        "characters": limits.characters + 4 * size,
+        "memory": limits.memory + 32 * size,
+        "seconds": limits.seconds + size // 10_000_000,
     }
-    answer = _ask(json.dumps(bounds), request, limits.patience)
+    request = json.dumps({"limits": bounds, "template": template, "context": context})
+    answer = _ask(request, limits.patience)
     if "text" in answer:
         return answer["text"]
     said = "".join(c for c in answer.get("said", "") if c.isprintable())[:200]
@@ -135,23 +139,79 @@ def render(
     raise InputError(f"the chat template {sentence}: use another, such as lwm", setting="template")
 
 
-def _ask(bounds: str, request: str, patience: float) -> dict[str, str]:
-    """What the confined process answers; "time" when it had to be ended."""
-    with tempfile.TemporaryDirectory(prefix="ringworld-renderer-") as folder:
-        try:
-            done = subprocess.run(
-                [sys.executable, "-I", "-B", str(RENDERER.resolve()), bounds],
-                input=request.encode(),
-                capture_output=True,
-                timeout=patience,
-                cwd=folder,
-                env={"LC_ALL": "C.UTF-8"},
-                process_group=0,  # a Ctrl-C at the terminal is for who asks
-            )
-        except subprocess.TimeoutExpired:
-            return {"fault": "time"}
+def _ask(request: str, patience: float) -> dict[str, str]:
+    """What a confined process answers; "time" when it had to be ended."""
+    process = RENDERERS.take()
     try:
-        answer = json.loads(done.stdout)
+        said, _ = process.communicate(request.encode(), patience)
+    except subprocess.TimeoutExpired:
+        return {"fault": "time"}
+    finally:
+        _end(process)
+        RENDERERS.refill()
+    try:
+        answer = json.loads(said)
     except ValueError:
-        return {"fault": "time" if done.returncode < 0 else "failed"}
+        return {"fault": "time" if process.returncode < 0 else "failed"}
     return answer if isinstance(answer, dict) else {"fault": "failed"}
+
+
+class StartedRenderers:
+    """Renderers that are started before they are asked, each for one request.
+
+    A request waits for the start of none but the first: 60 ms, and 200 on a slow machine.
+    """
+
+    def __init__(self) -> None:
+        """None is started yet."""
+        self._lock = threading.Lock()
+        self._waiting: subprocess.Popen[bytes] | None = None
+        os.register_at_fork(after_in_child=self._forget)
+        atexit.register(self.close)
+
+    def take(self) -> "subprocess.Popen[bytes]":
+        """A renderer that nobody else asks."""
+        with self._lock:
+            process, self._waiting = self._waiting, None
+        if process is not None and process.poll() is None:
+            return process
+        return _start()
+
+    def refill(self) -> None:
+        """Start the one that is asked next."""
+        with self._lock:
+            if self._waiting is None:
+                self._waiting = _start()
+
+    def close(self) -> None:
+        """End the one that waits."""
+        with self._lock:
+            process, self._waiting = self._waiting, None
+        if process is not None:
+            _end(process)
+
+    def _forget(self) -> None:
+        """A forked process starts renderers of its own."""
+        self._lock, self._waiting = threading.Lock(), None
+
+
+RENDERERS = StartedRenderers()
+
+
+def _start() -> "subprocess.Popen[bytes]":
+    with tempfile.TemporaryDirectory(prefix="ringworld-renderer-") as folder:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-B", str(RENDERER.resolve())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=folder,  # which is gone when it is asked
+            env={"LC_ALL": "C.UTF-8"},
+            process_group=0,  # a Ctrl-C at the terminal is for who asks
+        )
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.kill()
+    with process:
+        pass

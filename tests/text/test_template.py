@@ -12,6 +12,7 @@ import pytest
 from ringworld.errors import InputError
 from ringworld.tasks.clips import question_prompt, video_prompt
 from ringworld.tasks.needle import Needle, prompt
+from ringworld.text import template
 from ringworld.text.load import load_tokenizer
 from ringworld.text.template import (
     FORMS,
@@ -174,6 +175,49 @@ def test_a_ctrl_c_while_a_template_is_rendered_does_not_end_it() -> None:
         start_new_session=True,
     )
     assert done.stdout == "whole\n", done.stderr
+
+
+def test_each_text_has_a_renderer_of_its_own_that_was_started_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ready = template.StartedRenderers()
+    monkeypatch.setattr(template, "RENDERERS", ready)
+    asked = []
+    take = ready.take
+    monkeypatch.setattr(ready, "take", lambda: asked.append(take()) or asked[-1])
+    for i in range(3):
+        waiting = ready._waiting
+        assert render("{{ messages[0].content }}", TURNS[0]) == "Hi"
+        assert (waiting is None) == (i == 0) and waiting in (None, asked[-1])
+    assert len({process.pid for process in asked}) == 3
+    assert all(process.returncode == 0 for process in asked), "each has ended"
+    assert ready._waiting is not None
+    ready._waiting.kill()
+    ready._waiting.wait()
+    assert render("{{ messages[0].content }}", TURNS[0]) == "Hi", "one that has died is not asked"
+    last = ready._waiting
+    ready.close()
+    assert last.poll() is not None and ready._waiting is None
+
+
+def test_no_renderer_outlives_the_process_that_started_it() -> None:
+    program = (
+        "import os, sys\nfrom ringworld.text import template\n"
+        "template.render('x', [])\nprint(template.RENDERERS._waiting.pid, flush=True)\n"
+        "if sys.argv[1] == 'killed': os.kill(os.getpid(), 9)\n"
+    )
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    for how in ("ended", "killed"):
+        done = subprocess.run(
+            [sys.executable, "-c", program, how],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        begun, process = time.monotonic(), Path("/proc", done.stdout.strip())
+        while process.exists():
+            assert time.monotonic() < begun + 30, f"it waits on when its owner is {how}"
+            time.sleep(0.05)
 
 
 def test_a_whole_book_goes_through() -> None:
