@@ -8,6 +8,7 @@ from tyro.conf import Positional, arg
 
 from ringworld.errors import InputError
 from ringworld.settings import DRAWING, GUIDANCE, Extension, MeshShape, Sampling, WeightOptions
+from ringworld.tasks.needle import CITIES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,18 @@ class Grid:
     """prompts for each length and depth"""
     seed: int = 0
     """of the cities, the numbers and the haystacks"""
+    needles: int = 1
+    """needles hidden in each prompt: one at the depth, the others anywhere"""
+    asked: int = 1
+    """how many of them one question asks for, the one at the depth first"""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.asked <= self.needles <= len(CITIES):
+            raise InputError(
+                f"{self.needles} needles are hidden and {self.asked} asked for: hide 1 to "
+                f"{len(CITIES)}, and ask for 1 to as many",
+                setting="needles",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

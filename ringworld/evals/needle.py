@@ -1,10 +1,11 @@
 """The needle test: hide a random number in a book, ask for it, over context lengths and depths.
 
 The words and the scoring are LWM's: the answer is drawn greedily and counts when it contains the
-number. A model with a chat template of its own is asked in that, by the same words: it departs from
-LWM's protocol in what stands around them. The whole prompt with its answer is `length` of the
-model's own tokens. Beyond the model's context its rotary is stretched by a named rule. Results are
-kept after every length with what they are of, and a run of the same that was stopped goes on.
+number; where one question asks for several, each number counts. A model with a chat template of its
+own is asked in that, by the same words: it departs from LWM's protocol in what stands around them.
+The whole prompt with its answer is `length` of the model's own tokens. Beyond the model's context
+its rotary is stretched by a named rule. Results are kept after every length with what they are of,
+and a run of the same that was stopped goes on.
 """
 
 import json
@@ -41,7 +42,8 @@ from ringworld.text.tokenizer import Tokenizer
 class Trial:
     """One needle: where it was hidden, what the model wrote, and whether that held the number.
 
-    `rule` is how the rotary was stretched, "plain" within the model's own context.
+    Of several that one question asks for, `depth` is where the first was hidden. `rule` is how the
+    rotary was stretched, "plain" within the model's own context.
     """
 
     length: int
@@ -79,6 +81,8 @@ def run_needle(
     file has results of something else.
     """
     measured = {**identity, "int8": int8, "seed": grid.seed}
+    if grid.needles > 1:
+        measured |= {"needles": grid.needles, "asked": grid.asked}
     trials = read_trials(results, measured)
     done = {(trial.rule, trial.length, trial.depth, trial.round) for trial in trials}
     pages = np.concatenate(list(books))
@@ -89,9 +93,10 @@ def run_needle(
             depths = [d for d in grid.depths if (rule, length, d, turn) not in done]
             if not depths:
                 continue
-            asked = hide_needles(tokenizer, form, pages, length, depths, (grid.seed, length, turn))
+            seed, counts = (grid.seed, length, turn), (grid.needles, grid.asked)
+            asked = hide_needles(tokenizer, form, pages, length, depths, seed, *counts)
             stretched = extend_context(c, length, rule) if beyond else c
-            steps, drawn = max_answer_tokens(form), Sampling()
+            steps, drawn = max_answer_tokens(form, grid.asked), Sampling()
             prompts = [ids for _, ids in asked]
             written = write_text(
                 weights,
@@ -102,16 +107,16 @@ def run_needle(
                 seed=grid.seed,
                 int8=int8,
             )
-            trials += [
+            new = [
                 _make_trial(length, depth, turn, needle, tokenizer.decode(ids), rule)
-                for depth, (needle, _), ids in zip(depths, asked, written, strict=True)
+                for depth, (needles, _), ids in zip(depths, asked, written, strict=True)
+                for needle in needles
             ]
+            trials += new
             write_trials(results, trials, measured)
-            right = sum(trial.found for trial in trials[-len(depths) :])
+            right = sum(trial.found for trial in new)
             how = f" {rule}" if beyond else ""
-            announce(
-                f"needle: {length} tokens{how}, round {turn + 1}: {right} of {len(depths)} found"
-            )
+            announce(f"needle: {length} tokens{how}, round {turn + 1}: {right} of {len(new)} found")
     return trials
 
 
@@ -122,22 +127,32 @@ def hide_needles(
     length: int,
     depths: Sequence[float],
     seed: tuple[int, ...],
-) -> list[tuple[Needle, Example]]:
-    """A needle for each depth, and the prompt that asks for it."""
+    count: int = 1,
+    asked: int = 1,
+) -> list[tuple[list[Needle], Example]]:
+    """For each depth the needles that are asked for, the first at the depth, and the prompt.
+
+    `count` are hidden and `asked` of them asked for by one question; the others are anywhere.
+    """
     rng = np.random.default_rng(seed)
-    needles = draw_needles(rng, len(depths))
-    asked = []
-    for needle, depth in zip(needles, depths, strict=True):
-        size = count_haystack(length, [needle], tokenizer, form)
+    if count == 1:  # prompts with one needle each have cities that differ
+        hidden = [[needle] for needle in draw_needles(rng, len(depths))]
+    else:
+        hidden = [draw_needles(rng, count) for _ in depths]
+    found = []
+    for needles, depth in zip(hidden, depths, strict=True):
+        wanted = needles[:asked]
+        size = count_haystack(length, needles, tokenizer, form, [wanted])
         if size > len(pages):
             raise InputError(
                 f"the books hold {len(pages)} tokens and a haystack needs {size}: add books or use "
                 "shorter lengths"
             )
         start = int(rng.integers(len(pages) - size + 1))
-        hidden = hide(pages[start : start + size], [needle], [depth], tokenizer)
-        asked.append((needle, text(prompt(hidden, needle, tokenizer, form), 0.0)))
-    return asked
+        at = [depth, *rng.random(count - 1).tolist()]
+        book = hide(pages[start : start + size], needles, at, tokenizer)
+        found.append((wanted, text(prompt(book, wanted, tokenizer, form), 0.0)))
+    return found
 
 
 def _make_trial(

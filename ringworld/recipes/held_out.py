@@ -73,7 +73,7 @@ def measure_held_out(
             seed=SEED,
         )
         found = [
-            needle.found_in(decode(ids)) for (needle, _), ids in zip(asked, written, strict=True)
+            needle.found_in(decode(ids)) for ([needle], _), ids in zip(asked, written, strict=True)
         ]
         return sum(found) / len(found)
 

@@ -125,7 +125,7 @@ def nano_text() -> Recipe:
     return Recipe(
         name="nano-text",
         stages=(LanguageModel(name="text"), *stages),
-        data=Samples(clips=0, seed=0),
+        data=Samples(clips=0, seed=0, together=0.5),
         start=NANO,
     )
 

@@ -38,6 +38,8 @@ from ringworld.weights.open import open_model
 
 # Tokens that hold one needle, its question, the answer, and a sentence or two of a book.
 SHORTEST_RECALL = 160
+# The most needles that one question asks for.
+MOST_TOGETHER = 4
 TEXT = ("books", "recall", "echo")
 CLIPS, PICTURES, FILM = "clips", "pictures", "film"
 VISION = (CLIPS, FILM, PICTURES)
@@ -63,10 +65,15 @@ class Samples(ModelData):
     """how often a clip or a picture is text then vision, vision then text, and vision alone"""
     reversed: float = 0.0
     """the share of examples that show a clip in reverse, its motions too"""
+    together: float = 0.0
+    """the share of books with several needles whose questions ask for several at once"""
 
     def __post_init__(self) -> None:
-        if not (0 <= self.over_film <= 1 and 0 <= self.reversed <= 1):
-            raise InputError("over_film and reversed are shares: set both between 0 and 1")
+        shares = (self.over_film, self.reversed, self.together)
+        if not all(0 <= share <= 1 for share in shares):
+            raise InputError(
+                "over_film, reversed and together are shares: set each between 0 and 1"
+            )
         if min(self.forms) < 0 or abs(sum(self.forms) - 1) > 1e-6:
             raise InputError(f"forms are {self.forms}: use three shares that add up to 1")
 
@@ -92,7 +99,8 @@ class Samples(ModelData):
         with first_goes_first():
             sources = dict[str, DrawExample]()
             if set(stage.shares) & set(TEXT):
-                sources |= text_sources(read_shelf(tokenizer, cache, announce), tokenizer)
+                shelf = read_shelf(tokenizer, cache, announce)
+                sources |= text_sources(shelf, tokenizer, self.together)
             if set(stage.shares) & set(VISION):
                 codec = load_codec(source / CODEC)
                 film = None
@@ -115,12 +123,14 @@ class Samples(ModelData):
         )
 
 
-def text_sources(shelf: Shelf, tokenizer: Tokenizer) -> dict[str, DrawExample]:
+def text_sources(
+    shelf: Shelf, tokenizer: Tokenizer, together: float = 0.0
+) -> dict[str, DrawExample]:
     """Passages of books, needles hidden in them with a question for each, and shuffled echoes.
 
     Lengths of recall are drawn evenly over their logarithm from a quarter of the longest, so that
     each stage sees the lengths it is for. Half of the examples have one needle, the others as many
-    as fit, up to 16.
+    as fit, up to 16. In the share `together` of those each question asks for two to four.
     """
 
     def books(rng: np.random.Generator, longest: int) -> Example:
@@ -132,8 +142,13 @@ def text_sources(shelf: Shelf, tokenizer: Tokenizer) -> dict[str, DrawExample]:
         length = int(np.exp(rng.uniform(np.log(least), np.log(longest + 1))))
         most = 1 if rng.random() < 0.5 else max_needles(length)
         needles = draw_needles(rng, int(rng.integers(1, 1 + most)))
-        passage = draw_passage(rng, shelf.books, count_haystack(length, needles, tokenizer))
-        return recall_example(rng, passage, needles, tokenizer)
+        some = 1
+        if together and len(needles) > 1 and rng.random() < together:
+            some = int(rng.integers(2, 1 + MOST_TOGETHER))
+        asked = [needles[i : i + some] for i in range(0, len(needles), some)]
+        size = count_haystack(length, needles, tokenizer, asked=asked)
+        passage = draw_passage(rng, shelf.books, size)
+        return recall_example(rng, passage, asked, tokenizer)
 
     def echo(rng: np.random.Generator, longest: int) -> Example:
         length = int(rng.integers(8, longest // 2))

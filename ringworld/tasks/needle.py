@@ -17,6 +17,10 @@ from ringworld.text.tokenizer import Tokenizer
 
 # Tokens of an answer: seven digits and the end of the text, with some to spare.
 ANSWER_TOKENS = 16
+# Tokens for each number of an answer that has several: its city may have nine of its own.
+NAMED_TOKENS = 24
+# LWM's rules for a question that asks for several numbers.
+RULES_OF_SEVERAL = "Don't give information outside the document."
 # A model that was not trained on needles answers in a sentence: "The special magic ... number is".
 SENTENCE_TOKENS = 48
 # Noncharacters of Unicode, which stand for the book and the question in a form.
@@ -54,6 +58,21 @@ class Needle:
     def found_in(self, response: str) -> bool:
         """Whether a response contains the number, as LWM judges."""
         return str(self.number) in response
+
+
+def make_question(needles: Sequence[Needle]) -> str:
+    """The question for the numbers of some cities, in LWM's words."""
+    if len(needles) == 1:
+        return needles[0].question
+    *others, last = (needle.city for needle in needles)
+    return f"What are the special magic numbers for {', '.join(others)}, and {last}?"
+
+
+def make_answer(needles: Sequence[Needle]) -> str:
+    """The answer to that question: the number, or each number behind its city."""
+    if len(needles) == 1:
+        return str(needles[0].number)
+    return ", ".join(f"{needle.city} {needle.number}" for needle in needles)
 
 
 @dataclass(frozen=True)
@@ -119,31 +138,42 @@ def _opening(tokenizer: Tokenizer, form: Form | None = None) -> list[int]:
     return [*tokenizer.bos_ids, *tokenizer.encode(f"{SYSTEM} USER: ")]
 
 
-def _ask(needle: Needle, tokenizer: Tokenizer, form: Form | None = None) -> list[int]:
+def _ask(needles: Sequence[Needle], tokenizer: Tokenizer, form: Form | None = None) -> list[int]:
+    question = make_question(needles)
     if form is not None:
-        return tokenizer.encode_spelled(form.after.replace(QUESTION, needle.question))
-    return tokenizer.encode(f" {needle.question} {ANSWER_RULES} ASSISTANT: ")
+        return tokenizer.encode_spelled(form.after.replace(QUESTION, question))
+    rules = ANSWER_RULES if len(needles) == 1 else RULES_OF_SEVERAL
+    return tokenizer.encode(f" {question} {rules} ASSISTANT: ")
 
 
-def _ask_again(needle: Needle, tokenizer: Tokenizer) -> list[int]:
-    return tokenizer.encode(f" USER: {needle.question} ASSISTANT: ")
+def _ask_again(needles: Sequence[Needle], tokenizer: Tokenizer) -> list[int]:
+    return tokenizer.encode(f" USER: {make_question(needles)} ASSISTANT: ")
 
 
-def max_answer_tokens(form: Form | None) -> int:
-    """The most tokens that an answer may have."""
-    return ANSWER_TOKENS if form is None else SENTENCE_TOKENS
+def max_answer_tokens(form: Form | None, numbers: int = 1) -> int:
+    """The most tokens that an answer with so many numbers may have."""
+    if form is not None:
+        return SENTENCE_TOKENS * numbers
+    return ANSWER_TOKENS if numbers == 1 else NAMED_TOKENS * numbers
 
 
 def count_haystack(
-    length: int, needles: Sequence[Needle], tokenizer: Tokenizer, form: Form | None = None
+    length: int,
+    needles: Sequence[Needle],
+    tokenizer: Tokenizer,
+    form: Form | None = None,
+    asked: Sequence[Sequence[Needle]] = (),
 ) -> int:
     """How many haystack tokens fit into `length` beside needles, their questions and answers.
 
-    Raises InputError when the others alone do not fit.
+    `asked` are the needles of each question; without it each has a question of its own. Raises
+    InputError when the others alone do not fit.
     """
     hidden = sum(len(tokenizer.encode(needle.sentence)) for needle in needles)
-    questions = len(_ask(needles[0], tokenizer, form)) + max_answer_tokens(form) * len(needles)
-    questions += sum(len(_ask_again(needle, tokenizer)) for needle in needles[1:])
+    first, *others = asked or [[needle] for needle in needles]
+    questions = len(_ask(first, tokenizer, form))
+    questions += sum(len(_ask_again(some, tokenizer)) for some in others)
+    questions += sum(max_answer_tokens(form, len(some)) for some in (first, *others))
     left = length - len(_opening(tokenizer, form)) - hidden - questions
     if left < 0:
         raise InputError(
@@ -158,9 +188,12 @@ def max_needles(length: int) -> int:
 
 
 def prompt(
-    hidden: Int[np.ndarray, "n"], asked: Needle, tokenizer: Tokenizer, form: Form | None = None
+    hidden: Int[np.ndarray, "n"],
+    asked: Sequence[Needle],
+    tokenizer: Tokenizer,
+    form: Form | None = None,
 ) -> Int[np.ndarray, "m"]:
-    """A book with its needle, the question and the rules, up to where the answer begins.
+    """A book with its needles, one question and the rules, up to where the answer begins.
 
     The words around them are LWM's unless a form is given.
     """
@@ -171,16 +204,20 @@ def prompt(
 def recall_example(
     rng: np.random.Generator,
     haystack: Int[np.ndarray, "n"],
-    needles: Sequence[Needle],
+    asked: Sequence[Sequence[Needle]],
     tokenizer: Tokenizer,
 ) -> Example:
-    """A book with needles at random depths, asked for one by one; only answers are learned."""
+    """A book with needles at random depths; only answers are learned.
+
+    `asked` are the needles of each question, which come in a random order.
+    """
+    needles = [needle for some in asked for needle in some]
     hidden = hide(haystack, needles, rng.random(len(needles)).tolist(), tokenizer)
     parts = [text(_opening(tokenizer), 0.0), text(hidden, 0.0)]
-    for turn, i in enumerate(rng.permutation(len(needles))):
+    for turn, i in enumerate(rng.permutation(len(asked))):
         ask = _ask_again if turn else _ask
         parts += [
-            text(ask(needles[i], tokenizer), 0.0),
-            text([*tokenizer.encode(str(needles[i].number)), tokenizer.eos], 1.0),
+            text(ask(asked[i], tokenizer), 0.0),
+            text([*tokenizer.encode(make_answer(asked[i])), tokenizer.eos], 1.0),
         ]
     return join(parts)

@@ -37,6 +37,7 @@ from ringworld.tasks.needle import (
 from ringworld.text.load import load_tokenizer
 from ringworld.text.tokenizer import SPECIAL, Tokenizer, train_tokenizer
 from ringworld.vocab import Vocabulary
+from ringworld.weights.shipped import NANO
 
 STORY = (
     "It was a dark night. The ring of eight went round and round! Who sees whom? "
@@ -203,12 +204,12 @@ def test_prompt_and_answers_fill_exactly_the_length(
 ) -> None:
     needles = draw_needles(rng, count)
     haystack = haystack_of(tokenizer, needle.count_haystack(length, needles, tokenizer))
-    whole = recall_example(rng, haystack, needles, tokenizer)
+    whole = recall_example(rng, haystack, [[one] for one in needles], tokenizer)
     answers = count * len([*"1234567", "</s>"])
     assert len(whole) == length - count * ANSWER_TOKENS + answers
     if count == 1:
         hidden = hide(haystack, needles, [0.5], tokenizer)
-        assert len(needle.prompt(hidden, needles[0], tokenizer)) == length - ANSWER_TOKENS
+        assert len(needle.prompt(hidden, needles[:1], tokenizer)) == length - ANSWER_TOKENS
 
 
 def test_a_length_without_room_is_refused_with_the_least_that_fits(
@@ -254,7 +255,7 @@ def test_only_the_answers_are_learned_each_after_its_question(
     tokenizer: Tokenizer, rng: np.random.Generator
 ) -> None:
     needles = draw_needles(rng, 3)
-    whole = recall_example(rng, haystack_of(tokenizer, 200), needles, tokenizer)
+    whole = recall_example(rng, haystack_of(tokenizer, 200), [[one] for one in needles], tokenizer)
     assert not whole.vision.any() and set(whole.weights) == {0, 1}
     learned = whole.tokens[whole.weights > 0].tolist()
     answers = [tokenizer.decode(learned[i : i + 8]) for i in range(0, len(learned), 8)]
@@ -392,3 +393,25 @@ def test_what_does_not_divide_over_the_mesh_is_refused() -> None:
     )
     assert "at least 1" in refusal(lambda: MeshShape(seq=0))
     assert "needs 16 devices and there are 8" in refusal(lambda: make_mesh(data=2, seq=8))
+
+
+def test_one_question_asks_for_several_needles_in_lwms_words(rng: np.random.Generator) -> None:
+    tokenizer = load_tokenizer(NANO)
+    story = np.asarray(tokenizer.encode(STORY), np.int32)
+    longest = sorted(CITIES, key=lambda city: -len(tokenizer.encode(f", {city} ")))[:3]
+    needles = [Needle(city, 7_000_001 + i) for i, city in enumerate(longest)]
+    for length in (500, 900):
+        asked = [needles[:2], needles[2:]]
+        size = needle.count_haystack(length, needles, tokenizer, asked=asked)
+        whole = recall_example(rng, np.resize(story, size), asked, tokenizer)
+        assert len(whole) <= length, "answers with their cities fit what is kept for them"
+    chat = tokenizer.decode(whole.tokens.tolist())
+    first, second = (one.city for one in needles[:2])
+    assert f"What are the special magic numbers for {first}, and {second}? " in chat
+    learned = tokenizer.decode(whole.tokens[whole.weights > 0].tolist())
+    assert f"{first} 7000001, {second} 7000002" in learned and "7000003" in learned
+    asked_first = needle.prompt(np.zeros(0, np.int32), needles, tokenizer)
+    assert tokenizer.decode(asked_first.tolist()).endswith(
+        f"numbers for {first}, {second}, and {longest[2]}? Don't give information outside the "
+        "document. ASSISTANT: "
+    )

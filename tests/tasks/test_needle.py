@@ -189,3 +189,27 @@ def test_the_heat_map_is_a_picture_of_every_cell(books, tmp_path, monkeypatch) -
     assert (lengths, depths) == ([256, 512], [0.0, 0.5, 1.0]) and (share == 1).all()
     assert draw_heatmaps({"before": trials, "after": trials}).startswith(b"\x89PNG")
     assert [name_length(n) for n in (1024, 16384, 1 << 20, 1500)] == ["1K", "16K", "1M", "1500"]
+
+
+def test_of_four_needles_two_are_asked_for_and_each_counts(books, tmp_path, monkeypatch) -> None:
+    said = []
+
+    def reader(tokenizer, prompt) -> list[int]:
+        book = tokenizer.decode(prompt.tokens.tolist())
+        said.append(book)
+        cities = book.split("numbers for ")[1].split("?")[0].split(", and ")
+        first = book.split(f"magic {cities[0]} number is: ")[1][:7]
+        return tokenizer.encode(f"{cities[0]} {first}, {cities[1]} 1")
+
+    grid = replace(GRID, lengths=(1024,), needles=4, asked=2)
+    trials = run(books, tmp_path, grid, monkeypatch, reader)
+    assert [trial.found for trial in trials] == [True, False] * 6
+    assert all(book.count("The special magic ") == 4 for book in said)
+    for book, trial in zip(said, trials[::2], strict=True):
+        place = book.index(f"magic {trial.city} number is")
+        assert abs(place / book.index(" What are the") - trial.depth) < 0.2, "the first asked for"
+    with pytest.raises(InputError, match="results of another"):
+        read_trials(tmp_path / "needle.json", {**IDENTITY, "int8": False, "seed": GRID.seed})
+    for needles, asked in ((0, 0), (2, 3), (100, 1)):
+        with pytest.raises(InputError, match="needles are hidden and"):
+            replace(GRID, needles=needles, asked=asked)

@@ -260,7 +260,7 @@ def test_the_forms_are_what_the_shipped_model_was_trained_on() -> None:
     book = np.asarray(words.encode("It was late."))
     asked = [{"role": "user", "content": f"It was late. {needle.question}"}]
     ours = words.encode_spelled(render(FORMS["needle"], asked, **NAMES))
-    assert words.decode(ours) == words.decode(prompt(book, needle, words).tolist())
+    assert words.decode(ours) == words.decode(prompt(book, [needle], words).tolist())
     wish = [{"role": "user", "content": "a red circle"}]
     drawn = words.encode_spelled(render(FORMS["video"], wish, **NAMES))
     assert [*drawn, words.vision_start] == video_prompt("a red circle", words).tokens.tolist()
