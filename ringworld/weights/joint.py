@@ -23,7 +23,7 @@ from ringworld.models.world import World
 from ringworld.vocab import Vocabulary
 from ringworld.weights.imported import Checkpoint
 from ringworld.weights.names import BY_OURS
-from ringworld.weights.tensors import LazyWeight
+from ringworld.weights.tensors import LazyWeight, Table
 
 JOINED = "ringworld"  # the field of a joined model's config.json
 MARKS = ("<vision>", "</vision>")
@@ -38,8 +38,6 @@ JOINS = {
     TEXT_TABLE_NAME: BY_OURS["vision_embed"].hugging_face,
     TEXT_HEAD_NAME: BY_OURS["heads.vision"].hugging_face,
 }
-
-Table = Mapping[str, np.ndarray | LazyWeight]
 
 
 def join_tables(theirs: Mapping[str, LazyWeight]) -> dict[str, LazyWeight]:

@@ -33,6 +33,7 @@ from ringworld.text.load import (
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.weights.adapter import merge_table, read_adapter
 from ringworld.weights.codecs import is_codec, open_codec
+from ringworld.weights.depth import add_layers
 from ringworld.weights.diffusers import write_codec, write_diffusers
 from ringworld.weights.file_names import (
     ABOUT,
@@ -120,6 +121,17 @@ def save_language_model(src: Path, dst: Path) -> None:
     config, table = drop_vision(opened.config, opened.table)
     with new_folder(dst) as draft:
         write_ours(draft, replace(opened, config=config, table=table, codec=None))
+
+
+def save_deeper(src: Path, dst: Path, layers: int) -> None:
+    """Write the model of `src` with so many layers as the new folder `dst`.
+
+    Raises InputError when `src` cannot be read or has more layers, or `dst` exists.
+    """
+    opened = open_model(src)
+    config, table = add_layers(opened.config, opened.table, layers)
+    with new_folder(dst) as draft:
+        write_ours(draft, replace(opened, config=config, table=table))
 
 
 def unpack_model(src: Path, folder: Path, announce: Announce) -> Path:

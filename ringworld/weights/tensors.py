@@ -89,6 +89,10 @@ class LazyWeight:
         return (read() for read in self.reads)
 
 
+Table = Mapping[str, np.ndarray | LazyWeight]
+"""Weights by name."""
+
+
 @dataclass(frozen=True)
 class DividedWeight:
     """A weight that lies on devices: the blocks that this process writes, and where each begins."""
