@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ringworld.text.tokenizer import Tokenizer
-from ringworld.vocab import Vocabulary
+from ringworld.vocab import Vocabulary, grid_ids
 
 
 @dataclass(frozen=True)
@@ -67,3 +67,8 @@ def join(parts: Iterable[Example]) -> Example:
         np.concatenate([p.vision for p in parts]),
         np.concatenate([p.weights for p in parts]),
     )
+
+
+def on_grid(example: Example, vocabulary: Vocabulary) -> Example:
+    """The example as a model of this vocabulary reads it (`ringworld.vocab.grid_ids`)."""
+    return replace(example, tokens=grid_ids(example.tokens, example.vision, vocabulary))

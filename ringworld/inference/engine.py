@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ringworld.attention.paged import PAGES_AT_ONCE
+from ringworld.data.example import on_grid
 from ringworld.errors import InputError, TooLargeError
 from ringworld.inference.config import Counters, EngineConfig
 from ringworld.inference.drafts import Draft, lay_drafts, propose_drafts
@@ -99,7 +100,8 @@ class Engine:
         """
         if request.codes and not self._c.vocabulary.codes:
             raise InputError("this model has no image codes: use a world model to draw")
-        prompts = [request.prompt, *([request.guided_from] if request.guided_from else [])]
+        given = [request.prompt, *([request.guided_from] if request.guided_from else [])]
+        prompts = [on_grid(prompt, self._c.vocabulary) for prompt in given]
         self._check_room(max(map(len, prompts)) + request.max_new_tokens, len(prompts))
         answer = Output(request, [Completion() for _ in range(request.samples)])
         owner = repr((request.tenant, request.content)).encode()

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from ringworld.attention.paged import PAGES_AT_ONCE, Pages
-from ringworld.data.example import Example, join, open_frames, text
+from ringworld.data.example import Example, join, on_grid, open_frames, text
 from ringworld.errors import InputError
 from ringworld.inference.pool import make_pages
 from ringworld.inference.programs import read_chunk
@@ -81,6 +81,7 @@ class FrameWriter:
 
     def _read(self, given: Example, codes: Int[np.ndarray, "Q"]) -> None:
         """Read what comes next in the row, a frame of these codes at its end."""
+        given = on_grid(given, self._c.vocabulary)
         _, _, self._pages = read_chunk(
             self._weights,
             self._pages,
@@ -119,7 +120,8 @@ def write_frame(
 
     def look(carry: tuple) -> tuple:
         guess, passes, _, pages = carry
-        tokens = jnp.concatenate([before[None], guess, jnp.array([words.eof], jnp.int32)])
+        frame = guess + words.grid_offsets
+        tokens = jnp.concatenate([before[None], frame, jnp.array([words.eof], jnp.int32)])
         x, _, pages = read_chunk(
             weights, pages, tokens[None], vision[None], table, start, jnp.int32(0), c
         )

@@ -158,7 +158,12 @@ def _step(
     def attend(q: Array, k: Array, v: Array, pages: Pages, i: Array, window: int) -> Any:
         return attend_rows(q, k, v, pages, i, table, rows.position, window)
 
-    one = rows.token[:, None], rows.vision[:, None], rows.position[:, None]
+    words, token = c.vocabulary, rows.token
+    if words.grid:
+        place = (rows.position - rows.begin) % words.frame_length
+        is_code = rows.vision & (token < words.codes)
+        token = jnp.where(is_code, token + place * words.vision_rows, token)
+    one = token[:, None], rows.vision[:, None], rows.position[:, None]
     x, pages = _through_layers(weights, pages, *one, attend, c)
     return x[:, 0], pages
 

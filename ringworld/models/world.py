@@ -99,8 +99,21 @@ def embed_tokens(
     )
     x = embed(tables[0], tokens, ~vision)
     if tables[1] is not None:
-        x = x + embed(tables[1], tokens, vision)
+        x = x + _embed_vision(tables[1], tokens, vision, c.vocabulary)
     return x.astype(COMPUTE[c.llama.dtype])
+
+
+def _embed_vision(
+    table: Array | Int8, ids: Int[Array, "B T"], vision: Bool[Array, "B T"], words: Vocabulary
+) -> Float[Array, "B T D"]:
+    """The rows of vision ids; on a grid those of a code are its own, its row's and its column's."""
+    if not words.grid:
+        return embed(table, ids, vision)
+    code, place = ids % words.vision_rows, ids // words.vision_rows
+    is_code, row = vision & (code < words.codes), words.first_grid_row + place // words.side
+    column = words.first_grid_row + words.side + place % words.side
+    grid = embed(table, row, is_code) + embed(table, column, is_code)
+    return embed(table, code, vision) + grid
 
 
 def forward(

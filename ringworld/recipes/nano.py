@@ -16,6 +16,7 @@ from ringworld.recipes.recipe import Recipe
 from ringworld.recipes.samples import Samples
 from ringworld.rope import rope_theta, stable_base
 from ringworld.settings import MeshShape
+from ringworld.train.code_grid import CodeGrid
 from ringworld.train.fresh_model import FreshModel
 from ringworld.train.language_model import LanguageModel
 from ringworld.train.loop import Loop
@@ -133,8 +134,10 @@ def nano_text() -> Recipe:
 def nano_world() -> Recipe:
     """The model that draws what words ask for: nano with a codec of tiles, taught anew to see.
 
-    Still pictures and clips are learned together, first at a constant rate, then twice at one that
-    falls from the same peak to 0. Each row counts alike, so that a code of a clip counts as much as
+    Still pictures and clips are learned together, first at a constant rate, then three times at one
+    that falls from the same peak to 0. Before the last time the model is told the row and the
+    column of each code: without them it places things at the right height and in a wrong column.
+    Each row counts alike, so that a code of a clip counts as much as
     one of a picture: counted by examples, the six frames of a clip are worth one picture.
     """
 
@@ -166,6 +169,8 @@ def nano_world() -> Recipe:
             stage("both", "constant", 1200, 0.4, seed=1),
             stage("cool", "cosine", 400, 0.3, seed=2),
             stage("more", "cosine", 1400, 0.5, seed=3),
+            CodeGrid(name="grid"),
+            stage("placed", "cosine", 3600, 0.5, seed=4),
         ),
         data=Samples(
             clips=24000,

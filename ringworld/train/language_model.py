@@ -1,12 +1,13 @@
 """The stage that takes the language model out of a world model, to teach it more text."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ringworld.models.world import World
 from ringworld.train.stage import Data, StageWithoutSteps, write_once
-from ringworld.weights.joint import without_vision
-from ringworld.weights.save import save_language_model
+from ringworld.weights.joint import drop_vision, without_vision
+from ringworld.weights.open import Opened
+from ringworld.weights.save import save_changed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,4 +24,9 @@ class LanguageModel(StageWithoutSteps):
     def write(self, made: Path, source: Path | None) -> None:
         """Write the model folder `made`. Raises InputError when there is no model to start from."""
         start = self.require_start(source)
-        write_once(made, lambda: save_language_model(start, made))
+
+        def change(opened: Opened) -> Opened:
+            config, table = drop_vision(opened.config, opened.table)
+            return replace(opened, config=config, table=table, codec=None)
+
+        write_once(made, lambda: save_changed(start, made, change))

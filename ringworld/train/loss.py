@@ -12,6 +12,7 @@ Chowdhery et al., "PaLM" (arXiv 2204.02311), section 5.
 
 import math
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -131,6 +132,9 @@ def loss_sums(weights: WorldWeights, batch: Batch, c: World) -> Float[Array, "2 
     """The weighted sums of a batch, or of some of its rows: what `nll_sums` returns."""
     batch = _placed(batch)
     x = forward(weights, batch.tokens, batch.vision, batch.where, c)
+    if c.vocabulary.grid:  # what is predicted is a code, wherever it stands
+        codes = batch.targets % c.vocabulary.vision_rows
+        batch = replace(batch, targets=jnp.where(batch.target_vision, codes, batch.targets))
     return nll_sums(x, gather_heads(weights, c, ROWS), batch)
 
 

@@ -13,6 +13,7 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 
 from ringworld.batch import Batch
+from ringworld.data.packing.grid import all_on_grid
 from ringworld.data.packing.ledger import LEDGER_FILE, Ledger
 from ringworld.data.packing.loader import Rows, check_rows, make_batches
 from ringworld.data.packing.pack import PLAN_WINDOW
@@ -295,7 +296,7 @@ def train_stage(
     if is_first() and not find_steps(folder / CHECKPOINTS):
         (folder / LEDGER_FILE).unlink(missing_ok=True)  # of steps that nothing is left of
     mesh = make_mesh(**asdict(stage.mesh))
-    batches = stage_batches(stage, examples, folder)
+    batches = stage_batches(stage, all_on_grid(examples, config.vocabulary), folder)
     with jax.set_mesh(mesh):
         built, optimizer = build_stage(stage, config, mesh)
         state = fit(

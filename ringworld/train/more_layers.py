@@ -6,9 +6,9 @@ from pathlib import Path
 from ringworld.errors import InputError
 from ringworld.models.world import World
 from ringworld.train.stage import Data, StageWithoutSteps, write_once
-from ringworld.weights.depth import place_layers
-from ringworld.weights.open import open_model
-from ringworld.weights.save import save_deeper
+from ringworld.weights.depth import add_layers, place_layers
+from ringworld.weights.open import Opened, open_model
+from ringworld.weights.save import save_changed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,4 +39,9 @@ class MoreLayers(StageWithoutSteps):
     def write(self, made: Path, source: Path | None) -> None:
         """Write the model folder `made`. Raises InputError when there is no model to start from."""
         start = self.require_start(source)
-        write_once(made, lambda: save_deeper(start, made, self.layers))
+
+        def change(opened: Opened) -> Opened:
+            config, table = add_layers(opened.config, opened.table, self.layers)
+            return replace(opened, config=config, table=table)
+
+        write_once(made, lambda: save_changed(start, made, change))

@@ -74,7 +74,7 @@ def split_tables(checkpoint: Checkpoint) -> Checkpoint:
 
 def without_vision(config: World) -> World:
     """The sizes of the language model within a world model."""
-    words = replace(config.vocabulary, codes=0, codes_per_frame=0, vision_rows=0)
+    words = replace(config.vocabulary, codes=0, codes_per_frame=0, vision_rows=0, grid=False)
     return replace(config, vocabulary=words)
 
 
@@ -113,10 +113,23 @@ def add_vision(
     return replace(config, vocabulary=sight), {**table, **more}, named
 
 
+def add_grid(config: World, table: Table) -> tuple[World, Table]:
+    """The world model that is told the row and the column of each code, by rows of zeros.
+
+    Raises InputError when its vision table has no rows to spare, or it has none.
+    """
+    words = replace(config.vocabulary, grid=True)
+    weight = table["vision_embed"]
+    told = np.array(weight if isinstance(weight, np.ndarray) else np.concatenate(list(weight)))
+    told[words.first_grid_row : words.first_grid_row + 2 * words.side] = 0
+    return replace(config, vocabulary=words), {**table, "vision_embed": told}
+
+
 def extend_vocabulary(words: Vocabulary, codec: VQGAN) -> Vocabulary:
     """The vocabulary with the codes of a codec in the place of those that it has."""
     rows = -(-(codec.codebook + 2) // LOT) * LOT
-    return replace(words, codes=codec.codebook, codes_per_frame=codec.side**2, vision_rows=rows)
+    frame = codec.side**2
+    return replace(words, codes=codec.codebook, codes_per_frame=frame, vision_rows=rows, grid=False)
 
 
 def name_marks(tokenizer: bytes, rows: int) -> bytes:

@@ -30,7 +30,7 @@ from ringworld.text.load import (
     read_names,
 )
 from ringworld.text.tokenizer import Tokenizer
-from ringworld.vocab import Vocabulary
+from ringworld.vocab import Vocabulary, grid_ids
 from ringworld.weights.adapter import place_adapters, read_adapter
 from ringworld.weights.codecs import load_codec
 from ringworld.weights.file_names import ABOUT, CHAT_TEMPLATE, CODEC, GENERATION
@@ -112,6 +112,7 @@ class Model:
         }
         columns = [_whole(name, values, ids.shape) for name, values in given.items()]
         _check_ids(columns[0], columns[1] > 0, columns[3] > 0, self.config.vocabulary)
+        columns[0] = grid_ids(columns[0], columns[1] > 0, self.config.vocabulary)
         rows = (shard(jnp.asarray(x), "batch", "seq") for x in columns)
         row, vision, position, segment = rows
         return _logits(

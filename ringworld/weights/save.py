@@ -7,7 +7,7 @@ and unchanged: bfloat16 stays the same bytes.
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,6 @@ from ringworld.text.load import (
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.weights.adapter import merge_table, read_adapter
 from ringworld.weights.codecs import is_codec, open_codec
-from ringworld.weights.depth import add_layers
 from ringworld.weights.diffusers import write_codec, write_diffusers
 from ringworld.weights.file_names import (
     ABOUT,
@@ -106,32 +105,22 @@ def replace_codec(src: Path, dst: Path, codec: Path) -> None:
     Its vision table and head begin anew, as those of a language model to which vision is added.
     Raises InputError when `src` or `codec` cannot be read, or `dst` exists.
     """
-    opened = open_model(src)
-    config, table = drop_vision(opened.config, opened.table)
-    with new_folder(dst) as draft:
-        write_ours(draft, _seeing(replace(opened, config=config, table=table), codec))
+
+    def change(opened: Opened) -> Opened:
+        config, table = drop_vision(opened.config, opened.table)
+        return _seeing(replace(opened, config=config, table=table), codec)
+
+    save_changed(src, dst, change)
 
 
-def save_language_model(src: Path, dst: Path) -> None:
-    """Write the language model within the world model of `src` as the new folder `dst`.
+def save_changed(src: Path, dst: Path, change: Callable[[Opened], Opened]) -> None:
+    """Write the model of `src`, changed, as the new folder `dst`.
 
-    Raises InputError when `src` cannot be read or `dst` exists.
+    Raises InputError when `src` cannot be read or `dst` exists, and as `change` does.
     """
-    opened = open_model(src)
-    config, table = drop_vision(opened.config, opened.table)
+    changed = change(open_model(src))
     with new_folder(dst) as draft:
-        write_ours(draft, replace(opened, config=config, table=table, codec=None))
-
-
-def save_deeper(src: Path, dst: Path, layers: int) -> None:
-    """Write the model of `src` with so many layers as the new folder `dst`.
-
-    Raises InputError when `src` cannot be read or has more layers, or `dst` exists.
-    """
-    opened = open_model(src)
-    config, table = add_layers(opened.config, opened.table, layers)
-    with new_folder(dst) as draft:
-        write_ours(draft, replace(opened, config=config, table=table))
+        write_ours(draft, changed)
 
 
 def unpack_model(src: Path, folder: Path, announce: Announce) -> Path:
@@ -195,6 +184,11 @@ def write_ours(draft: Path, opened: Opened) -> None:
 
 def write_theirs(draft: Path, opened: Opened, shard_bytes: int) -> None:
     """Write a folder for transformers into the folder `draft`, and the codec for diffusers."""
+    if opened.config.vocabulary.grid:
+        raise InputError(
+            "this model is told the row and the column of each code, which no other program does: "
+            "use it with this one"
+        )
     theirs = _theirs(opened.table)
     if opened.config.vocabulary.codes:
         theirs = join_tables(theirs)
