@@ -170,7 +170,7 @@ def nano_world() -> Recipe:
             stage("cool", "cosine", 400, 0.3, seed=2),
             stage("more", "cosine", 1400, 0.5, seed=3),
             CodeGrid(name="grid"),
-            stage("placed", "cosine", 3600, 0.5, seed=4),
+            stage("placed", "cosine", 3000, 0.5, seed=4),
         ),
         data=Samples(
             clips=24000,
