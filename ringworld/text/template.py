@@ -55,6 +55,9 @@ class TemplateLimits:
 
 
 LIMITS = TemplateLimits()
+# So many seconds after a text the next renderer is started. At once it would take a core of two
+# from the model, which reads the text: as long as a start is spared.
+REFILL_S = 0.5
 _LWM = (
     "{{ bos_token }}" + SYSTEM + "{% for message in messages %}"
     "{% if message.role == 'assistant' %} ASSISTANT: {{ message.content }}{{ eos_token }}"
@@ -159,13 +162,13 @@ def _ask(request: str, patience: float) -> dict[str, str]:
 class StartedRenderers:
     """Renderers that are started before they are asked, each for one request.
 
-    A request waits for the start of none but the first: 60 ms, and 200 on a slow machine.
+    Of requests that come after a pause none waits for a start: 60 ms, and 200 on a slow machine.
     """
 
     def __init__(self) -> None:
         """None is started yet."""
-        self._lock = threading.Lock()
         self._waiting: subprocess.Popen[bytes] | None = None
+        self._forget()
         os.register_at_fork(after_in_child=self._forget)
         atexit.register(self.close)
 
@@ -178,21 +181,26 @@ class StartedRenderers:
         return _start()
 
     def refill(self) -> None:
-        """Start the one that is asked next."""
+        """Start the one that is asked next, a little later: what was rendered is read first."""
+        timer = threading.Timer(REFILL_S, self._fill)
+        timer.daemon = True
+        timer.start()
+
+    def _fill(self) -> None:
         with self._lock:
-            if self._waiting is None:
+            if self._waiting is None and not self._closed:
                 self._waiting = _start()
 
     def close(self) -> None:
-        """End the one that waits."""
+        """End the one that waits, and start no other."""
         with self._lock:
-            process, self._waiting = self._waiting, None
+            self._closed, process, self._waiting = True, self._waiting, None
         if process is not None:
             _end(process)
 
     def _forget(self) -> None:
         """A forked process starts renderers of its own."""
-        self._lock, self._waiting = threading.Lock(), None
+        self._lock, self._waiting, self._closed = threading.Lock(), None, False
 
 
 RENDERERS = StartedRenderers()

@@ -182,6 +182,7 @@ def test_each_text_has_a_renderer_of_its_own_that_was_started_before(
 ) -> None:
     ready = template.StartedRenderers()
     monkeypatch.setattr(template, "RENDERERS", ready)
+    monkeypatch.setattr(ready, "refill", ready._fill)
     asked = []
     take = ready.take
     monkeypatch.setattr(ready, "take", lambda: asked.append(take()) or asked[-1])
@@ -203,7 +204,8 @@ def test_each_text_has_a_renderer_of_its_own_that_was_started_before(
 def test_no_renderer_outlives_the_process_that_started_it() -> None:
     program = (
         "import os, sys\nfrom ringworld.text import template\n"
-        "template.render('x', [])\nprint(template.RENDERERS._waiting.pid, flush=True)\n"
+        "template.render('x', [])\ntemplate.RENDERERS._fill()\n"
+        "print(template.RENDERERS._waiting.pid, flush=True)\n"
         "if sys.argv[1] == 'killed': os.kill(os.getpid(), 9)\n"
     )
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
