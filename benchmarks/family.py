@@ -21,6 +21,8 @@ from ringworld.evals.proportion import Proportion, percent
 from ringworld.evals.story import count_found
 
 HEAD = ("model", "what", "right", "95 %", "a guess")
+# Of four needles two are asked for by one question, as in LWM's table.
+SEVERAL = ("--grid.needles", "4", "--grid.asked", "2")
 SEED = 990_300  # of the needles; scenes and levels have seeds of their own by default
 THINGS = {1: "one thing", 2: "two things", 3: "three things"}
 DRAWN = {
@@ -31,6 +33,11 @@ DRAWN = {
 KEPT = {
     "codec_pictures": "true pictures of {} through the codec",
     "codec": "true clips of {} through the codec",
+}
+HIDDEN = {
+    "nano/needle": "needles",
+    "nano-text/needle": "needles",
+    "nano-text/several": "two of four needles",
 }
 PLAYED = {
     "one_step": "the frame after an action",
@@ -47,8 +54,10 @@ class Bench:
 
     folder: Path = Path("runs/family")
     """where each evaluation leaves its files"""
-    lengths: tuple[int, ...] = (1024, 4096, 8192, 16384)
+    lengths: tuple[int, ...] = (1024, 4096, 16384)
     """lengths at which needles are hidden, in tokens"""
+    long: int = 65536
+    """the length that nano-text alone is tried at too; a needle takes 40 s there"""
     rounds: int = 2
     """needles for each length and each of five depths"""
     scenes: int = 100
@@ -62,12 +71,15 @@ class Bench:
 def list_commands(bench: Bench) -> dict[Path, list[str]]:
     """The words of each command by the file that it leaves in the folder."""
     depths = [str(depth) for depth in (0.0, 0.25, 0.5, 0.75, 1.0)]
-    needles = ["--grid.lengths", *map(str, bench.lengths), "--grid.depths", *depths]
-    needles += ["--grid.rounds", str(bench.rounds), "--grid.seed", str(SEED)]
+    grid = ["--grid.depths", *depths, "--grid.rounds", str(bench.rounds)]
+    grid += ["--grid.seed", str(SEED), "--grid.lengths"]
+    lengths = [str(length) for length in bench.lengths]
     shapes = ["--scenes", str(bench.scenes)]
     play = ["--episodes", str(bench.episodes), "--steps", str(bench.steps)]
     asked = {
-        "nano/needle": ["needle", "nano", *needles],
+        "nano/needle": ["needle", "nano", *grid, *lengths],
+        "nano-text/needle": ["needle", "nano-text", *grid, *lengths, str(bench.long)],
+        "nano-text/several": ["needle", "nano-text", *grid, *lengths, *SEVERAL],
         "nano/shapes": ["shapes", "nano", *shapes],
         "nano-world/shapes": ["shapes", "nano-world", *shapes],
         "nano-play/play": ["play", "nano-play", *play],
@@ -83,9 +95,11 @@ def list_commands(bench: Bench) -> dict[Path, list[str]]:
 
 def make_rows(found: dict[str, dict[str, Any]], steps: int) -> Iterator[Row]:
     """The rows of the table, from what the evaluations of `list_commands` left."""
-    trials = [Trial(**trial) for trial in found["nano/needle"]["trials"]]
-    for length in sorted({trial.length for trial in trials}):
-        yield _row("nano", f"needles at {length:,} tokens", count_found(trials, length))
+    for name, what in HIDDEN.items():
+        trials = [Trial(**trial) for trial in found[name]["trials"]]
+        for length in sorted({trial.length for trial in trials}):
+            words = f"{what} at {length:,} tokens"
+            yield _row(name.split("/")[0], words, count_found(trials, length))
     for model in ("nano", "nano-world"):
         figures = found[f"{model}/shapes"]
         yield _row(model, "questions about unseen clips", Proportion(**figures["answers"]))

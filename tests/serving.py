@@ -89,9 +89,10 @@ class Running(Address):
 
 @dataclass(frozen=True, kw_only=True)
 class Process(Address):
-    """A server that is a process of its own."""
+    """A server that is a process of its own; `said` is what it has written since it listens."""
 
     process: subprocess.Popen[str]
+    said: list[str]
 
     def gauge(self, name: str) -> float:
         """The sum of a metric."""
@@ -119,12 +120,15 @@ def serving(*options: str) -> Iterator[Process]:
     )
     assert process.stderr is not None
     told = next(line for line in process.stderr if "http://" in line)
-    threading.Thread(target=process.stderr.read, daemon=True).start()
+    said = list[str]()
+    listener = threading.Thread(target=said.extend, args=(process.stderr,), daemon=True)
+    listener.start()
     try:
-        yield Process(port=int(told.rsplit(":", 1)[1]), process=process)
+        yield Process(port=int(told.rsplit(":", 1)[1]), process=process, said=said)
     finally:
         process.terminate()
         process.wait(60)
+        listener.join()
 
 
 @contextmanager

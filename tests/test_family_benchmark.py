@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from benchmarks.family import Bench, list_commands, make_rows
+from benchmarks.family import HIDDEN, Bench, list_commands, make_rows
 from ringworld.cli.options import parse_options
 from ringworld.cli.verbs import VERBS
 
@@ -23,7 +23,7 @@ def test_each_evaluation_has_its_rows() -> None:
     trials = [dict(trial, length=n, found=n == 1024) for n in (4096, 1024, 4096)]
     played = ("one_step", "one_step_nothing_moves", "action", "rollout")
     found = {
-        "nano/needle": {"trials": trials},
+        **dict.fromkeys(HIDDEN, {"trials": trials}),
         "nano/shapes": shapes(8),
         "nano-world/shapes": shapes(9),
         "nano-play/play": dict.fromkeys(played, counted(7)),
@@ -31,13 +31,14 @@ def test_each_evaluation_has_its_rows() -> None:
     rows = list(make_rows(found, 30))
     assert rows[0][:3] == ("nano", "needles at 1,024 tokens", "1 of 1")
     assert rows[1][:3] == ("nano", "needles at 4,096 tokens", "0 of 2")
-    assert rows[2] == ("nano", "questions about unseen clips", "8 of 10", "49 to 94 %", "50 %")
+    assert rows[5][:3] == ("nano-text", "two of four needles at 4,096 tokens", "0 of 2")
+    assert rows[6] == ("nano", "questions about unseen clips", "8 of 10", "49 to 94 %", "50 %")
     world = {what: right for model, what, right, *_ in rows if model == "nano-world"}
     assert world["clips of three things drawn from words"] == "6 of 10"
     assert world["true clips of one thing through the codec"] == "8 of 10"
     assert world["held-out film through the codec"] == "21.3 dB"
     assert rows[-1][:3] == ("nano-play", "rollouts of 30 frames right to the end", "7 of 10")
-    assert len(rows) == 2 + 2 * (1 + 15 + 1) + 4
+    assert len(rows) == 2 * 3 + 2 * (1 + 15 + 1) + 4
 
 
 def test_the_commands_are_those_of_the_command_line(tmp_path: Path) -> None:

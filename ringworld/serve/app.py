@@ -214,11 +214,13 @@ def _add_state(app: FastAPI, front: Front) -> None:
         """Prometheus metrics."""
         return PlainTextResponse(front.metrics.expose(), media_type="text/plain; version=0.0.4")
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", response_class=Response)
     async def health() -> Response:
         """200 while the engine's thread runs, which is not asked."""
         return Response(status_code=200 if front.thread.alive else 503)
 
+    @app.head("/ready", include_in_schema=False)
     @app.get("/ready", response_class=Response)
     async def ready() -> Response:
         """200 when a request would be accepted now."""

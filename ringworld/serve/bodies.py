@@ -81,11 +81,42 @@ class BodyRequest(Request):
         return self._body
 
     async def json(self) -> Any:
-        """The parsed body. Raises ValueError for what is no JSON."""
+        """The parsed body. Raises HTTPException for what is no JSON, or no text in it."""
         body = await self.body()
         if len(body) <= LARGE:
-            return json.loads(body)
-        return await asyncio.to_thread(parse_large, body)
+            return parse(body, json.loads)
+        return await asyncio.to_thread(parse, body, parse_large)
+
+
+def parse(body: bytes, load: Callable[[bytes], Any]) -> Any:
+    """What `load` makes of a body. Raises HTTPException where that is no JSON, or no text in it."""
+    try:
+        value = load(body)
+        _check_texts(value)
+    except json.JSONDecodeError as error:
+        sentence = f"the body is not JSON: {error.msg.lower()} at character {error.pos}"
+        raise HTTPException(400, sentence) from None
+    except UnicodeEncodeError:
+        sentence = "a text of the body has half a character, of U+D800 to U+DFFF: send whole ones"
+        raise HTTPException(400, sentence) from None
+    except (ValueError, RecursionError):
+        sentence = "the body is not JSON that can be read: send UTF-8, less deep, shorter numbers"
+        raise HTTPException(400, sentence) from None
+    return value
+
+
+def _check_texts(value: Any) -> None:
+    """Raise UnicodeEncodeError for half of a surrogate pair, which JSON can spell."""
+    if isinstance(value, str):
+        if not value.isascii():
+            value.encode()
+    elif isinstance(value, list):
+        for each in value:
+            _check_texts(each)
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            _check_texts(key)
+            _check_texts(each)
 
 
 class BodyRoute(APIRoute):

@@ -39,7 +39,7 @@ def find_shown_media(body: ChatBody, fps: float) -> list[ShownMedium]:
             place = part.image_url if part.type == "image_url" else part.video_url
             url = place.url if place else None
             if not url and part.uuid is None:
-                raise InputError(f"a part of the type {part.type} needs {part.type}: add it")
+                raise InputError(f"a part of the type {part.type} needs {part.type} with a url")
             taken = None if part.type == "image_url" else sampling
             found.append(ShownMedium(url or None, part.uuid, taken))
     return found

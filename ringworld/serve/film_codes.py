@@ -30,6 +30,8 @@ READERS = 2
 FETCHERS, MOST_NAMES = 4, 10_000
 HASHED = 1 << 16  # characters of a data: URL that are hashed at one time, as the whole is a copy
 
+MOST_ASKED = 1_000_000_000  # frames, frames a second, and seconds
+
 K = TypeVar("K")
 Progress = Callable[[float, float], None]
 """Takes the seconds of a film that were read, and the film's length, nan if it is not known."""
@@ -266,6 +268,8 @@ def choose_frames(fps: float, *asked: dict[str, object] | None) -> FrameSampling
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise InputError(f"{name} has to be a number", setting=name)
+            if not abs(value) <= MOST_ASKED:
+                raise InputError(f"{name} is not between 0 and {MOST_ASKED:,}", setting=name)
             if name.endswith("frames") and value != int(value):
                 raise InputError(f"{name} has to be a whole number", setting=name)
             found[name] = int(value) if name.endswith("frames") else float(value)

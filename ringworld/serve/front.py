@@ -149,7 +149,7 @@ class Front:
     ) -> Asked:
         """Hand requests to the engine. Raises InputError when they do not fit."""
         for request in requests:
-            self._check_room(len(request.prompt), request.max_new_tokens)
+            self.check_room(len(request.prompt), request.max_new_tokens)
         ticket = self.thread.submit(requests)
         try:
             await ticket.admitted()
@@ -242,7 +242,8 @@ class Front:
         if any(i >= rows for i in ids):
             raise InputError(f"the id {max(ids)} is none of this model's {rows:,} text ids")
 
-    def _check_room(self, prompt: int, longest: int) -> None:
+    def check_room(self, prompt: int, longest: int) -> None:
+        """Raise TooLargeError when so many tokens and an answer do not fit the context."""
         if prompt + longest > self.served.context:
             raise TooLargeError(
                 f"the prompt has {prompt:,} tokens and its answer may have {longest:,}, and the "

@@ -11,11 +11,12 @@ Answers get the headers that keep a browser from running or loading anything of 
 that nobody foresaw is answered without its text.
 """
 
+import asyncio
 import hashlib
 import hmac
 import logging
+import re
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,6 +25,8 @@ from ringworld.serve.config import LOOPBACK, ServeConfig
 from ringworld.serve.refusals import RETRY_AFTER, BusyError, HttpRefusal, explain_error
 
 _LOG = logging.getLogger(__name__)
+# A Host header: an address of IPv6, or a name or another address, and a port.
+HOST_HEADER = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]+)?")
 # A film of 100 MiB in base64, and the text beside it.
 MOST_BYTES = 150 << 20
 OPEN = ("/", "/health", "/ready")
@@ -106,6 +109,9 @@ class RequestGuard:
         self._running += 1
         try:
             await self._app(scope, count, tell)
+        except asyncio.CancelledError:
+            if not self._draining:  # what is cut at the end of a drain is no error
+                raise
         except TooManyBytesError:
             if not begun:
                 await refuse(TOO_MANY_BYTES)
@@ -120,10 +126,10 @@ class RequestGuard:
         """Why a request is not answered; None when it is."""
         headers, path, keys = Headers(scope=scope), scope["path"], self._config.keys
         host = headers.get("host", "")
-        if not keys and self._config.is_local and _name(host) not in LOOPBACK:
+        if not keys and self._config.is_local and _find_name(host) not in LOOPBACK:
             return HttpRefusal(403, "this server answers to names of its own machine only")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and origin.partition("://")[2] != host:
             return HttpRefusal(403, "pages of other sites may not use this server")
         # All are compared, so that the time says nothing of which it was.
         known = sum(hmac.compare_digest(given, key.encode()) for key in keys)
@@ -139,9 +145,10 @@ class RequestGuard:
         return None
 
 
-def _name(host: str) -> str:
-    """The name in a Host header, without its port."""
-    return urlsplit(f"//{host}").hostname or ""
+def _find_name(host: str) -> str:
+    """The name or the address in a Host header, without its port; "" for what is none."""
+    found = HOST_HEADER.fullmatch(host)
+    return (found[1] or found[2]).lower() if found else ""
 
 
 def _find_key(headers: Headers) -> bytes:

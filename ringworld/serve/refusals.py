@@ -1,6 +1,7 @@
 """Why a request is not answered, and how each API tells it: OpenAI's form and Anthropic's."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,9 @@ WAITING = "as many requests wait as the server lets wait: try again later"
 # What a client that has gone away is told, in nginx's way.
 CLIENT_GONE = 499
 # A field's name or its place in a list, but not the name of a type that pydantic puts between.
-FIELD = re.compile(r"\w+")
+FIELD, TYPES = re.compile(r"\w+"), ("str", "int", "float", "bool")
+# How the kinds of pydantic's errors end that say that a value is of another type.
+OTHER_TYPES = ("_type", "_parsing")
 # Paths whose errors have Anthropic's form.
 MESSAGES = "/v1/messages"
 OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
@@ -95,17 +98,30 @@ def explain_error(error: Exception) -> HttpRefusal:
                 500, "the engine failed and was started anew: send the request again"
             )
         case RequestValidationError():
-            # Of a field that may have several types, the one that fits furthest is meant.
-            first = max(error.errors(), key=lambda each: len(each["loc"]))
-            parts = [str(part) for part in first["loc"] if part != "body"]
-            place = ".".join(part for part in parts if FIELD.fullmatch(part))
-            sentence = f"{place or 'the body'}: {first['msg']}"
-            return HttpRefusal(400, sentence, setting=place or None)
+            return _explain_fields(error)
         case HTTPException():
             return HttpRefusal(error.status_code, str(error.detail))
         case GoneError():
             return HttpRefusal(CLIENT_GONE, "the client has closed the connection")
     return HttpRefusal(500, "the server failed: try again")
+
+
+def _explain_fields(error: RequestValidationError) -> HttpRefusal:
+    """The field that is wrong, and why.
+
+    Of one that may have several types, that is meant which fits but for its value, or else the one
+    that fits furthest.
+    """
+
+    def fit(each: Mapping[str, Any]) -> tuple[bool, int]:
+        return not each["type"].endswith(OTHER_TYPES), len(each["loc"])
+
+    first = max(error.errors(), key=fit)
+    if isinstance(first["input"], bytes):
+        return HttpRefusal(400, "the body is not sent as JSON: set Content-Type: application/json")
+    parts = [str(part) for part in first["loc"] if part != "body"]
+    place = ".".join(part for part in parts if FIELD.fullmatch(part) and part not in TYPES)
+    return HttpRefusal(400, f"{place or 'the body'}: {first['msg']}", setting=place or None)
 
 
 EXPLAINED = (

@@ -96,10 +96,12 @@ class VideoJobs:
     def open(self, body: VideoBody, tenant: str) -> VideoJob:
         """A job that has not begun.
 
-        Raises InputError when the model draws nothing, or nothing of this size or from a picture.
+        Raises InputError when the model draws nothing, or nothing of this size or from a picture,
+        or the clip does not fit its context.
         """
         body.refuse_unsupported(UNSUPPORTED)
-        ask_for_frames(self._front.served, video_prompt, body, body.frames, tenant)
+        wanted = ask_for_frames(self._front.served, video_prompt, body, body.frames, tenant)
+        self._front.check_room(len(wanted.prompt), wanted.max_new_tokens)
         side = self._front.served.model.codec.config.size
         if body.size not in (None, "auto", f"{side}x{side}"):
             sentence = f"this model draws {side}x{side} only: ask for this size"

@@ -114,9 +114,9 @@ def render_template(template: str, context: dict[str, Any], most: int) -> str:
 def respond(limits: dict[str, int], request: dict[str, Any]) -> dict[str, str]:
     """The text, or the fault word and what was said of it."""
     try:
-        return {
-            "text": render_template(request["template"], request["context"], limits["characters"])
-        }
+        text = render_template(request["template"], request["context"], limits["characters"])
+        text.encode()  # half of a surrogate pair is no text, and no tokenizer reads it
+        return {"text": text}
     except Refusal as refusal:
         return {"fault": "refused", "said": str(refusal)}
     except SecurityError:

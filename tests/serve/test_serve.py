@@ -584,6 +584,7 @@ def test_an_answer_that_does_not_end_in_time_is_cut_after_sigterm() -> None:
         with pytest.raises(http.client.IncompleteRead):
             answer.read()
         assert server.process.wait(60) == 0
+    assert not any("Traceback" in line for line in server.said)
 
 
 def test_a_step_that_fails_is_a_500_and_the_next_request_is_answered(
@@ -662,6 +663,61 @@ def test_other_sites_and_other_names_of_this_machine_are_refused(server: Running
     assert server.ask("POST", "/v1/completions", asked, Origin="http://evil.example")[0] == 403
     own = f"http://127.0.0.1:{server.port}"
     assert server.ask("POST", "/v1/completions", asked, Origin=own)[0] == 200
+    for host in ("[::1", "[zz]", "a]b", "evil.example@127.0.0.1", "127.0.0.1/x", "127.0.0.1:a", ""):
+        status, _, answer = server.ask("GET", "/v1/models", Host=host)
+        assert status == 403 and json.loads(answer)["error"]["type"] == "permission_error", host
+    for origin in ("http://[", "", "null", f"{own}/", f"http://evil@127.0.0.1:{server.port}"):
+        assert server.ask("POST", "/v1/completions", asked, Origin=origin)[0] == 403, origin
+    for host in ("localhost", "LocalHost:1", "127.0.0.1:80", "[::1]:80"):
+        assert server.ask("HEAD", "/health", Host=host)[0] == 200, host
+
+
+HALF = {"role": "user", "content": "\ud800"}
+
+
+@pytest.mark.parametrize(
+    "path, body, said",
+    [
+        ("chat/completions", {"messages": [HALF]}, "half a character"),
+        ("chat/completions", {"messages": [HALF], "stream": True}, "half a character"),
+        ("completions", {"prompt": "x", "user": {"\udfff": 1}}, "half a character"),
+        ("messages", {"messages": [HALF], "max_tokens": 1}, "half a character"),
+        ("responses", {"input": "x", "instructions": "\udc00"}, "half a character"),
+        ("completions", b'{"prompt": "x', "the body is not JSON: unterminated string .* 11"),
+        ("completions", b'{"prompt": ' + b"[" * 5000, "the body is not JSON that can be read"),
+        ("completions", b'{"prompt": ' + b"1" * 5000 + b"}", "not JSON that can be read"),
+        ("completions", b'{"prompt": "\xff"}', "not JSON that can be read"),
+        ("completions", {"prompt": ["x"] * 129}, "^prompt: List should have at most 128 items"),
+        ("completions", {"prompt": []}, "^prompt: List should have at least 1 item"),
+        ("completions", {"prompt": None}, "^prompt: Input should be a valid"),
+        ("completions", {"prompt": "x", "stop": ["a"] * 17}, "^stop: List should have at most 16"),
+    ],
+)
+def test_a_body_that_is_no_text_or_no_json_is_a_400_that_says_so(
+    server: Running, path: str, body: Any, said: str
+) -> None:
+    sent = body if isinstance(body, bytes) else json.dumps(body).encode()
+    status, _, answer = server.send("POST", f"/v1/{path}", sent)
+    assert status == 400 and re.search(said, json.loads(answer)["error"]["message"]), answer
+    large = sent[:-1] + b" " * (1 << 20) + sent[-1:]
+    assert server.send("POST", f"/v1/{path}", large)[0] == 400, "in a thread too"
+
+
+def test_a_body_without_the_type_of_json_is_told_so(server: Running) -> None:
+    kind = {"Content-Type": "text/plain"}
+    status, _, answer = server.send("POST", "/v1/completions", b'{"prompt": "x"}', **kind)
+    assert status == 400 and "set Content-Type: application/json" in answer.decode()
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e400", "1" + "0" * 400, "-Infinity", "2e9"])
+@pytest.mark.parametrize("name", ["num_frames", "fps", "video_start"])
+def test_sampling_that_is_no_number_of_this_world_is_a_400(
+    server: Running, name: str, value: str
+) -> None:
+    asked = json.dumps({"messages": user("Hi"), "max_tokens": 1})[:-1]
+    body = f'{asked}, "mm_processor_kwargs": {{"{name}": {value}}}}}'.encode()
+    status, _, answer = server.send("POST", "/v1/chat/completions", body)
+    assert status == 400 and f"{name} is not between 0 and" in answer.decode()
 
 
 def test_an_address_that_others_reach_needs_a_key_or_a_word() -> None:

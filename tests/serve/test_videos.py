@@ -9,6 +9,7 @@ import numpy as np
 import openai
 import pytest
 
+from ringworld.errors import InputError
 from ringworld.media.clip import read_clip
 from ringworld.media.sampling import FrameSampling
 from ringworld.serve import videos
@@ -101,8 +102,15 @@ def test_a_video_that_is_deleted_frees_the_engine_and_one_that_fails_says_why(
     assert server.post("/v1/videos", **ASKED)[0] == 503
     assert server.ask("DELETE", f"/v1/videos/{told['id']}")[0] == 200
     assert wait_until_idle(server)
-    _, told = server.post("/v1/videos", prompt="x", num_frames=1000)
-    failed = wait_for(server, told["id"])
-    assert failed["status"] == "failed" and "1,024" in failed["error"]["message"]
+
+    def fail(*given: Any) -> bytes:
+        raise InputError("a sentence")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(videos, "write_clip", fail)
+        failed = wait_for(server, server.post("/v1/videos", **ASKED)[1]["id"])
+    assert failed["status"] == "failed" and failed["error"]["message"] == "a sentence"
+    status, told = server.post("/v1/videos", prompt="x", num_frames=1000)
+    assert status == 400 and "the model's context is 1,024" in told["error"]["message"]
     assert server.post("/v1/videos", prompt="x", size="720x1280")[0] == 400
     assert server.post("/v1/videos/sync", prompt="x", num_frames=1000)[0] == 400
