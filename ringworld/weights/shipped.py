@@ -10,4 +10,6 @@ NANO = ASSETS / "nano"
 NANO_WORLD = ASSETS / "nano-world"
 SHAPES_CODEC = NANO_WORLD / CODEC
 NANO_PLAY = ASSETS / "nano-play"
-SHIPPED_MODELS = {"nano": NANO, "nano-world": NANO_WORLD, "nano-play": NANO_PLAY}
+# The language model of nano, grown to 64K tokens.
+NANO_TEXT = ASSETS / "nano-text"
+SHIPPED_MODELS = {folder.name: folder for folder in (NANO, NANO_TEXT, NANO_WORLD, NANO_PLAY)}
