@@ -182,12 +182,16 @@ class StartedRenderers:
 
     def refill(self) -> None:
         """Start the one that is asked next, a little later: what was rendered is read first."""
-        timer = threading.Timer(REFILL_S, self._fill)
-        timer.daemon = True
-        timer.start()
+        with self._lock:
+            pending, self._pending = self._pending, True
+        if not pending:
+            timer = threading.Timer(REFILL_S, self._fill)
+            timer.daemon = True
+            timer.start()
 
     def _fill(self) -> None:
         with self._lock:
+            self._pending = False
             if self._waiting is None and not self._closed:
                 self._waiting = _start()
 
@@ -200,7 +204,8 @@ class StartedRenderers:
 
     def _forget(self) -> None:
         """A forked process starts renderers of its own."""
-        self._lock, self._waiting, self._closed = threading.Lock(), None, False
+        self._lock, self._waiting = threading.Lock(), None
+        self._pending = self._closed = False
 
 
 RENDERERS = StartedRenderers()

@@ -4,14 +4,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ringworld.models.world import World
-from ringworld.train.stage import Data, StageWithoutSteps, write_once
+from ringworld.train.changed_model import ChangedModel
+from ringworld.train.stage import Data
 from ringworld.weights.joint import add_grid
 from ringworld.weights.open import Opened, open_model
-from ringworld.weights.save import save_changed
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodeGrid(StageWithoutSteps):
+class CodeGrid(ChangedModel):
     """The model that it starts from, with rows of the vision table that tell where a code stands.
 
     They are 0, so that the model computes what it did until it is trained.
@@ -27,12 +27,7 @@ class CodeGrid(StageWithoutSteps):
         world = self.require_start(before)
         return replace(world, vocabulary=replace(world.vocabulary, grid=True))
 
-    def write(self, made: Path, source: Path | None) -> None:
-        """Write the model folder `made`. Raises InputError when there is no model to start from."""
-        start = self.require_start(source)
-
-        def change(opened: Opened) -> Opened:
-            config, table = add_grid(opened.config, opened.table)
-            return replace(opened, config=config, table=table)
-
-        write_once(made, lambda: save_changed(start, made, change))
+    def change(self, opened: Opened) -> Opened:
+        """The model with the grid."""
+        config, table = add_grid(opened.config, opened.table)
+        return replace(opened, config=config, table=table)

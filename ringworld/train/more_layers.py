@@ -5,14 +5,14 @@ from pathlib import Path
 
 from ringworld.errors import InputError
 from ringworld.models.world import World
-from ringworld.train.stage import Data, StageWithoutSteps, write_once
+from ringworld.train.changed_model import ChangedModel
+from ringworld.train.stage import Data
 from ringworld.weights.depth import add_layers, place_layers
 from ringworld.weights.open import Opened, open_model
-from ringworld.weights.save import save_changed
 
 
 @dataclass(frozen=True, kw_only=True)
-class MoreLayers(StageWithoutSteps):
+class MoreLayers(ChangedModel):
     """The model that it starts from, with copies of some layers that add nothing yet.
 
     What the model computes stays as it is (`ringworld.weights.depth`).
@@ -36,12 +36,7 @@ class MoreLayers(StageWithoutSteps):
         place_layers(world.llama.layers, self.layers)
         return replace(world, llama=replace(world.llama, layers=self.layers))
 
-    def write(self, made: Path, source: Path | None) -> None:
-        """Write the model folder `made`. Raises InputError when there is no model to start from."""
-        start = self.require_start(source)
-
-        def change(opened: Opened) -> Opened:
-            config, table = add_layers(opened.config, opened.table, self.layers)
-            return replace(opened, config=config, table=table)
-
-        write_once(made, lambda: save_changed(start, made, change))
+    def change(self, opened: Opened) -> Opened:
+        """The model with the layers."""
+        config, table = add_layers(opened.config, opened.table, self.layers)
+        return replace(opened, config=config, table=table)

@@ -4,15 +4,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ringworld.models.world import World
-from ringworld.train.stage import Data, StageWithoutSteps, write_once
+from ringworld.train.changed_model import ChangedModel
+from ringworld.train.stage import Data
 from ringworld.weights.codecs import open_codec
 from ringworld.weights.joint import extend_vocabulary
-from ringworld.weights.open import hash_model
+from ringworld.weights.open import Opened, hash_model
 from ringworld.weights.save import replace_codec
 
 
 @dataclass(frozen=True, kw_only=True)
-class NewCodec(StageWithoutSteps):
+class NewCodec(ChangedModel):
     """The model that it starts from, with the codec `codec`.
 
     The layers and the words stay as they are. The vision table and the vision head begin anew,
@@ -36,7 +37,6 @@ class NewCodec(StageWithoutSteps):
         words = extend_vocabulary(world.vocabulary, open_codec(self.codec)[0])
         return replace(world, vocabulary=words)
 
-    def write(self, made: Path, source: Path | None) -> None:
-        """Write the model folder `made`. Raises InputError when there is no model to start from."""
-        start = self.require_start(source)
-        write_once(made, lambda: replace_codec(start, made, self.codec))
+    def change(self, opened: Opened) -> Opened:
+        """The model with the codec."""
+        return replace_codec(opened, self.codec)

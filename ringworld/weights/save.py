@@ -99,18 +99,14 @@ def convert(
     announce(f"wrote {dst}: {whose}, {size / 1e6:.1f} MB")
 
 
-def replace_codec(src: Path, dst: Path, codec: Path) -> None:
-    """Write the world model of `src` with another codec, as the new folder `dst`.
+def replace_codec(opened: Opened, codec: Path) -> Opened:
+    """A world model with another codec.
 
     Its vision table and head begin anew, as those of a language model to which vision is added.
-    Raises InputError when `src` or `codec` cannot be read, or `dst` exists.
+    Raises InputError when `codec` cannot be read.
     """
-
-    def change(opened: Opened) -> Opened:
-        config, table = drop_vision(opened.config, opened.table)
-        return _seeing(replace(opened, config=config, table=table), codec)
-
-    save_changed(src, dst, change)
+    config, table = drop_vision(opened.config, opened.table)
+    return _seeing(replace(opened, config=config, table=table), codec)
 
 
 def save_changed(src: Path, dst: Path, change: Callable[[Opened], Opened]) -> None:
