@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ringworld.errors import InputError
 from ringworld.models.world import World
 from ringworld.train.changed_model import ChangedModel
 from ringworld.train.stage import Data
@@ -23,11 +24,19 @@ class CodeGrid(ChangedModel):
             self.output_config(open_model(source).config)
 
     def output_config(self, before: World | None) -> World:
-        """The sizes of the model. Raises InputError without one, or without room in its table."""
+        """The sizes of the model.
+
+        Raises InputError without one, without room in its table, and for one that is told already.
+        """
         world = self.require_start(before)
+        if world.vocabulary.grid:
+            raise InputError(
+                f"the model of the stage {self.name} is told rows and columns already: leave it out"
+            )
         return replace(world, vocabulary=replace(world.vocabulary, grid=True))
 
     def change(self, opened: Opened) -> Opened:
         """The model with the grid."""
+        self.output_config(opened.config)
         config, table = add_grid(opened.config, opened.table)
         return replace(opened, config=config, table=table)

@@ -20,8 +20,8 @@ from ringworld.train.code_grid import CodeGrid
 from ringworld.train.stage import Data
 from ringworld.vocab import Vocabulary, grid_ids
 from ringworld.weights.model import Model, load_model
-from ringworld.weights.open import open_model
-from ringworld.weights.save import convert
+from ringworld.weights.open import Opened, open_model
+from ringworld.weights.save import convert, save_changed
 from ringworld.weights.shipped import NANO, NANO_WORLD
 
 WORDS = Vocabulary(text=20, bos=1, eos=2, codes=5, codes_per_frame=4, vision_rows=11, grid=True)
@@ -57,14 +57,27 @@ def test_a_table_without_room_for_rows_and_columns_is_refused(change: dict[str, 
         replace(WORDS, **change)
 
 
+def without_grid(opened: Opened) -> Opened:
+    words = replace(opened.config.vocabulary, grid=False)
+    return replace(opened, config=replace(opened.config, vocabulary=words))
+
+
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """nano-world with a grid that is not trained."""
+def untold(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """nano-world without its grid."""
+    folder = tmp_path_factory.mktemp("plain") / "model"
+    save_changed(NANO_WORLD, folder, without_grid)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def told(untold: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a grid that is not trained."""
     folder = tmp_path_factory.mktemp("grid")
     stage = CodeGrid(name="grid")
-    stage.check(Data(), NANO_WORLD, folder)
-    made = stage.run(Data(), NANO_WORLD, folder, print)
-    sizes = stage.output_config(open_model(NANO_WORLD).config)
+    stage.check(Data(), untold, folder)
+    made = stage.run(Data(), untold, folder, print)
+    sizes = stage.output_config(open_model(untold).config)
     assert open_model(made).config == sizes and sizes.vocabulary.grid
     return made
 
@@ -83,10 +96,11 @@ def with_rows(model: Model) -> Model:
 
 
 def test_a_grid_that_is_not_trained_changes_no_bit_and_a_trained_one_tells_places(
+    untold: Path,
     told: Path,
 ) -> None:
     with jax.set_mesh(make_mesh()):
-        before, after = (load_model(folder, "float32") for folder in (NANO_WORLD, told))
+        before, after = (load_model(folder, "float32") for folder in (untold, told))
         shown = clip(before)
         row = shown.tokens[None], shown.vision[None]
         old, new = (model.logits(*row).vision for model in (before, after))
@@ -150,3 +164,8 @@ def test_it_has_no_form_for_other_programs(told: Path, tmp_path: Path) -> None:
 def test_a_table_of_a_model_without_room_is_refused() -> None:
     with pytest.raises(InputError, match="do not tell the rows and columns"):
         CodeGrid(name="grid").check(Data(), NANO, Path())
+
+
+def test_a_model_that_is_told_already_keeps_what_it_learned() -> None:
+    with pytest.raises(InputError, match="told rows and columns already: leave it out"):
+        CodeGrid(name="grid").check(Data(), NANO_WORLD, Path())
