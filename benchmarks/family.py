@@ -56,7 +56,7 @@ class Bench:
     """where each evaluation leaves its files"""
     lengths: tuple[int, ...] = (1024, 4096, 16384)
     """lengths at which needles are hidden, in tokens"""
-    long: int = 65536
+    longest: int = 65536
     """the length that nano-text alone is tried at too; a needle takes 40 s there"""
     rounds: int = 2
     """needles for each length and each of five depths"""
@@ -78,7 +78,7 @@ def list_commands(bench: Bench) -> dict[Path, list[str]]:
     play = ["--episodes", str(bench.episodes), "--steps", str(bench.steps)]
     asked = {
         "nano/needle": ["needle", "nano", *grid, *lengths],
-        "nano-text/needle": ["needle", "nano-text", *grid, *lengths, str(bench.long)],
+        "nano-text/needle": ["needle", "nano-text", *grid, *lengths, str(bench.longest)],
         "nano-text/several": ["needle", "nano-text", *grid, *lengths, *SEVERAL],
         "nano/shapes": ["shapes", "nano", *shapes],
         "nano-world/shapes": ["shapes", "nano-world", *shapes],

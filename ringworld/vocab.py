@@ -4,7 +4,7 @@ Text ids and image codes are two vocabularies in one stream: a boolean beside ea
 table it belongs to. A frame is Q codes and an end marker: `eof` after every frame but the last,
 `eov` after the last. Source: LWM (arXiv 2402.08268), where U = 8192, Q = 256, eof 8192, eov 8193.
 
-With a `grid` a model is told where in its frame a code stands, as DALL-E is (arXiv 2102.12092). It
+With a `grid` codes have 2-D position embeddings, as those of DALL-E (arXiv 2102.12092). A model
 reads code c at place p as the id c + p U (`grid_ids`), U being the rows of the vision table, and
 looks up three of them: the code's, that of the place's row and that of its column.
 """
@@ -38,7 +38,7 @@ class Vocabulary:
     vision_rows: int = 0
     """rows of the vision table: codes, two markers and spares"""
     grid: bool = False
-    """whether the spare rows tell the row and the column of each code in its frame"""
+    """whether spare rows are 2-D position embeddings: of the row and the column of a code"""
 
     def __post_init__(self) -> None:
         if self.text < 1 or min(self.codes, self.codes_per_frame, self.vision_rows) < 0:

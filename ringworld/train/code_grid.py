@@ -1,4 +1,4 @@
-"""The stage that tells a world model the row and the column of each code."""
+"""The stage that gives image codes 2-D position embeddings: of their row and their column."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

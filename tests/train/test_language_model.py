@@ -2,20 +2,17 @@
 
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from ringworld.errors import InputError
-from ringworld.inference.generate import score_texts
-from ringworld.mesh import make_mesh
 from ringworld.recipes.recipe import Recipe
 from ringworld.train.language_model import LanguageModel
 from ringworld.train.stage import Data
 from ringworld.weights.folder import load_folder
-from ringworld.weights.model import load_model
 from ringworld.weights.open import open_model
 from ringworld.weights.shipped import NANO
+from tests.scores import assert_same_scores
 
 
 def test_the_weights_of_text_stay_and_those_of_sight_go(tmp_path: Path) -> None:
@@ -29,12 +26,7 @@ def test_the_weights_of_text_stay_and_those_of_sight_go(tmp_path: Path) -> None:
     assert before.keys() - after.keys() == {"vision_embed", "heads.vision"}
     for name, weight in after.items():
         np.testing.assert_array_equal(weight, before[name], err_msg=name)
-    with jax.set_mesh(make_mesh()):
-        models = [load_model(folder, "float32") for folder in (NANO, made)]
-        rows = np.random.default_rng(0).integers(3, 2048, (2, 24))
-        scores = [score_texts(model.sharded_weights(), rows, model.config) for model in models]
-    # Two programs that sum in the same order; float32 has 1e-7.
-    np.testing.assert_allclose(*scores, rtol=1e-6)
+    assert_same_scores((NANO, made))
 
 
 def test_without_a_model_to_start_from_it_says_so(tmp_path: Path) -> None:

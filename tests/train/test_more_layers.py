@@ -3,21 +3,18 @@
 from dataclasses import replace
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from ringworld.errors import InputError
-from ringworld.inference.generate import score_texts
-from ringworld.mesh import make_mesh
 from ringworld.train.more_layers import MoreLayers
 from ringworld.train.stage import Data
 from ringworld.weights.depth import OUTPUTS, place_layers
 from ringworld.weights.folder import load_folder
-from ringworld.weights.model import load_model
 from ringworld.weights.open import open_model
 from ringworld.weights.save import convert
 from ringworld.weights.shipped import NANO
+from tests.scores import assert_same_scores
 
 
 def test_copies_are_spread_evenly_behind_the_layers_that_they_copy() -> None:
@@ -50,12 +47,7 @@ def test_a_deeper_model_computes_what_it_did(tmp_path: Path, theirs: bool) -> No
         for at, (layer, copied) in enumerate(place_layers(4, 6)):
             wanted = old[name][layer] * (0 if copied and name in OUTPUTS else 1)
             np.testing.assert_array_equal(weight[at], wanted, err_msg=name)
-    with jax.set_mesh(make_mesh()):
-        models = [load_model(folder, "float32") for folder in (NANO, made)]
-        rows = np.random.default_rng(0).integers(3, 2048, (2, 24))
-        scores = [score_texts(model.sharded_weights(), rows, model.config) for model in models]
-    # Layers that add 0 change no bit; two programs that sum in the same order agree to 1e-6.
-    np.testing.assert_allclose(*scores, rtol=1e-6)
+    assert_same_scores((NANO, made))
 
 
 def test_without_a_model_to_start_from_it_says_so(tmp_path: Path) -> None:
