@@ -25,7 +25,7 @@ from ringworld.serve.app import make_app
 from ringworld.serve.config import ServeConfig
 from ringworld.serve.engine_thread import EngineThread
 from ringworld.serve.served import Served
-from ringworld.serve.server import listen
+from ringworld.serve.server import listen, make_settings
 from ringworld.weights.shipped import NANO
 
 BOOK = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 20
@@ -136,9 +136,7 @@ def listening(config: ServeConfig, served: Served, thread: EngineThread) -> Iter
     """A server in threads of this process."""
     listener = listen(config)
     app = make_app(config, served, thread)
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=5)
-    )
+    server = uvicorn.Server(make_settings(app, drain_seconds=5))
     running = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     running.start()
     try:

@@ -15,6 +15,7 @@ from ringworld.serve.app import make_app
 from ringworld.serve.config import ServeConfig
 from ringworld.serve.engine_thread import EngineThread
 from ringworld.serve.guard import RequestGuard
+from ringworld.serve.http_versions import HttpProtocol
 from ringworld.serve.served import Served, load_served
 
 # After so many seconds the engine's Python lets the event loop run. With Python's own 5 ms, each
@@ -48,6 +49,19 @@ class DrainingServer(uvicorn.Server):
             self.force_exit = True  # what is still written is cut
         drained = self._drained_by < float("inf") and self._guard.idle
         return await super().on_tick(counter) or self.force_exit or drained
+
+
+def make_settings(app: RequestGuard, drain_seconds: int) -> uvicorn.Config:
+    """How uvicorn serves the app: HTTP/1.0 and 1.1, without a log of its own."""
+    return uvicorn.Config(
+        app,
+        http=HttpProtocol,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        timeout_graceful_shutdown=drain_seconds,
+    )
 
 
 def start_engine(config: ServeConfig) -> tuple[Served, EngineThread]:
@@ -89,15 +103,9 @@ def serve(config: ServeConfig, announce: Announce) -> None:
         if served.model.about:
             announce(served.model.about)
         guard = make_app(config, served, thread)
-        settings = uvicorn.Config(
-            guard,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            timeout_graceful_shutdown=config.drain_seconds,
+        server = DrainingServer(
+            make_settings(guard, config.drain_seconds), guard, config.drain_seconds
         )
-        server = DrainingServer(settings, guard, config.drain_seconds)
         host = f"[{config.host}]" if ":" in config.host else config.host
         announce(
             f"{config.name}, {served.context:,} tokens of context, is at "
