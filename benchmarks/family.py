@@ -26,6 +26,7 @@ SEVERAL = ("--grid.needles", "4", "--grid.asked", "2")
 SEED = 990_300  # of the needles; scenes and levels have seeds of their own by default
 THINGS = {1: "one thing", 2: "two things", 3: "three things"}
 DRAWN = {
+    "captions": "captions of unseen clips of {}",
     "pictures": "pictures of {} drawn from words",
     "drawn": "clips of {} drawn from words",
     "next_frames": "clips of {}: the next three frames",
@@ -107,6 +108,9 @@ def make_rows(found: dict[str, dict[str, Any]], steps: int) -> Iterator[Row]:
             for each in figures[key]:
                 words = what.format(THINGS[each["things"]])
                 yield _row(model, words, Proportion(**each["whole"]), known=key in DRAWN)
+        for each in figures["captions"]:
+            words = f"F1 of captions of unseen clips of {THINGS[each['things']]}"
+            yield model, words, f"{each['f1']:.3f}", "", ""
         yield model, "held-out film through the codec", f"{figures['film_psnr']:.1f} dB", "", ""
     for key, what in PLAYED.items():
         yield _row("nano-play", what.format(steps), Proportion(**found["nano-play/play"][key]))

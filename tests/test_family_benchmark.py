@@ -15,7 +15,9 @@ def counted(right: int) -> dict[str, Any]:
 def shapes(right: int) -> dict[str, Any]:
     each = [{"things": n, "whole": counted(right - n)} for n in (1, 2, 3)]
     names = ("pictures", "drawn", "next_frames", "codec_pictures", "codec")
-    return {"answers": counted(right), "film_psnr": 21.34, **dict.fromkeys(names, each)}
+    captions = [{**some, "f1": 0.9} for some in each]
+    whole = {"answers": counted(right), "captions": captions, "film_psnr": 21.34}
+    return {**whole, **dict.fromkeys(names, each)}
 
 
 def test_each_evaluation_has_its_rows() -> None:
@@ -36,9 +38,11 @@ def test_each_evaluation_has_its_rows() -> None:
     world = {what: right for model, what, right, *_ in rows if model == "nano-world"}
     assert world["clips of three things drawn from words"] == "6 of 10"
     assert world["true clips of one thing through the codec"] == "8 of 10"
+    assert world["captions of unseen clips of two things"] == "7 of 10"
+    assert world["F1 of captions of unseen clips of two things"] == "0.900"
     assert world["held-out film through the codec"] == "21.3 dB"
     assert rows[-1][:3] == ("nano-play", "rollouts of 30 frames right to the end", "7 of 10")
-    assert len(rows) == 2 * 3 + 2 * (1 + 15 + 1) + 4
+    assert len(rows) == 2 * 3 + 2 * (1 + 18 + 3 + 1) + 4
 
 
 def test_the_commands_are_those_of_the_command_line(tmp_path: Path) -> None:

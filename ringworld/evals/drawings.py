@@ -21,9 +21,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from ringworld.chat.ask import answer_questions, draw_captions
+from ringworld.chat.ask import draw_captions
 from ringworld.data.samples import read_sample_film
 from ringworld.distributed import first_goes_first, is_first
+from ringworld.evals.answers import measure_answers, measure_captions
 from ringworld.evals.config import Shapes
 from ringworld.evals.next_frames import measure_next_frames
 from ringworld.evals.proportion import Proportion
@@ -35,7 +36,7 @@ from ringworld.mesh import make_mesh
 from ringworld.progress import Announce
 from ringworld.tasks.clips import FRAMES_A_CLIP
 from ringworld.tasks.shape_judge import ClipScore, chance_of_exact, score_clip
-from ringworld.tasks.shape_language import caption, possible_answers, questions
+from ringworld.tasks.shape_language import caption
 from ringworld.tasks.shapes import Scene, draw, sample_scene
 from ringworld.weights.codecs import is_codec, load_codec
 from ringworld.weights.model import Model, load_model
@@ -93,6 +94,9 @@ def measure_model(
     """The figures of answers and of drawings; the first drawings are put into the sheets."""
     answers = measure_answers(model, scenes)
     announce(f"questions about unseen clips: {answers}")
+    captions = [measure_captions(model, s, max_things=MOST_THINGS) for s in scenes.values()]
+    for each in captions:
+        announce(f"captions of unseen clips, things {each}")
     pictures, rows = [], []
     for some in scenes.values():
         stills = freeze_scenes(some)
@@ -121,6 +125,7 @@ def measure_model(
         announce(f"next frames, things {following[-1]}")
     return {
         "answers": asdict(answers),
+        "captions": [asdict(each) for each in captions],
         "pictures": [asdict(each) for each in pictures],
         "drawn": [asdict(each) for each in drawn],
         "next_frames": [asdict(each) for each in following],
@@ -172,18 +177,6 @@ def measure_codec(
         "film_psnr": psnr,
         "codes_used": used,
     }
-
-
-def measure_answers(model: Model, scenes: dict[int, list[Scene]]) -> Proportion:
-    """One question about each scene, answered greedily."""
-    some = [scene for each in scenes.values() for scene in each]
-    asked = [(pairs := questions(scene))[5 * i % len(pairs)] for i, scene in enumerate(some)]
-    size = model.codec.config.size
-    codes = [model.codec.encode(draw(scene, frames=FRAMES_A_CLIP, size=size)) for scene in some]
-    written = answer_questions(model, [question for question, _ in asked], codes)
-    chances = [1 / len(possible_answers(question)) for question, _ in asked]
-    right = sum(words == truth for words, (_, truth) in zip(written, asked, strict=True))
-    return Proportion(right, len(some), float(np.mean(chances)))
 
 
 def judge_clips(
