@@ -17,8 +17,8 @@ from ringworld.text.tokenizer import Tokenizer
 
 # Tokens of an answer: seven digits and the end of the text, with some to spare.
 ANSWER_TOKENS = 16
-# Tokens for each number of an answer that has several: its city may have nine of its own.
-NAMED_TOKENS = 24
+# Tokens for each needle of an answer that has several: its city may have nine of its own.
+NAMED_TOKENS = 28
 # LWM's rules for a question that asks for several numbers.
 RULES_OF_SEVERAL = "Don't give information outside the document."
 # A model that was not trained on needles answers in a sentence: "The special magic ... number is".
@@ -69,10 +69,13 @@ def make_question(needles: Sequence[Needle]) -> str:
 
 
 def make_answer(needles: Sequence[Needle]) -> str:
-    """The answer to that question: the number, or each number behind its city."""
+    """The answer to that question: the number, or each needle in its own words, one a line.
+
+    So every number follows the tokens that it follows in the book, and a model can copy it.
+    """
     if len(needles) == 1:
         return str(needles[0].number)
-    return ", ".join(f"{needle.city} {needle.number}" for needle in needles)
+    return "\n".join(needle.sentence.strip() for needle in needles)
 
 
 @dataclass(frozen=True)
@@ -170,10 +173,12 @@ def count_haystack(
     InputError when the others alone do not fit.
     """
     hidden = sum(len(tokenizer.encode(needle.sentence)) for needle in needles)
-    first, *others = asked or [[needle] for needle in needles]
-    questions = len(_ask(first, tokenizer, form))
-    questions += sum(len(_ask_again(some, tokenizer)) for some in others)
-    questions += sum(max_answer_tokens(form, len(some)) for some in (first, *others))
+    asked = asked or [[needle] for needle in needles]
+    again = [len(_ask_again(some, tokenizer)) for some in asked]
+    # Any of them may come first, with its rules.
+    rules = max(len(_ask(s, tokenizer, form)) - n for s, n in zip(asked, again, strict=True))
+    answers = sum(max_answer_tokens(form, len(some)) for some in asked)
+    questions = sum(again) + rules + answers
     left = length - len(_opening(tokenizer, form)) - hidden - questions
     if left < 0:
         raise InputError(

@@ -403,13 +403,16 @@ def test_one_question_asks_for_several_needles_in_lwms_words(rng: np.random.Gene
     for length in (500, 900):
         asked = [needles[:2], needles[2:]]
         size = needle.count_haystack(length, needles, tokenizer, asked=asked)
-        whole = recall_example(rng, np.resize(story, size), asked, tokenizer)
-        assert len(whole) <= length, "answers with their cities fit what is kept for them"
+        for _ in range(6):  # each question comes first in some
+            whole = recall_example(rng, np.resize(story, size), asked, tokenizer)
+            assert length - 40 < len(whole) <= length, "answers fit what is kept for them"
     chat = tokenizer.decode(whole.tokens.tolist())
     first, second = (one.city for one in needles[:2])
     assert f"What are the special magic numbers for {first}, and {second}? " in chat
     learned = tokenizer.decode(whole.tokens[whole.weights > 0].tolist())
-    assert f"{first} 7000001, {second} 7000002" in learned and "7000003" in learned
+    words = "The special magic {} number is: {}"
+    answers = f"{words.format(first, 7_000_001)}\n{words.format(second, 7_000_002)}"
+    assert answers in learned and "7000003" in learned.replace(answers, "")
     asked_first = needle.prompt(np.zeros(0, np.int32), needles, tokenizer)
     assert tokenizer.decode(asked_first.tolist()).endswith(
         f"numbers for {first}, {second}, and {longest[2]}? Don't give information outside the "
