@@ -126,7 +126,7 @@ def nano_text() -> Recipe:
     return Recipe(
         name="nano-text",
         stages=(LanguageModel(name="text"), *stages),
-        data=Samples(clips=0, seed=0, together=0.5),
+        data=Samples(clips=0, seed=0, together=0.7),
         start=NANO,
     )
 
@@ -134,14 +134,24 @@ def nano_text() -> Recipe:
 def nano_world() -> Recipe:
     """The model that draws what words ask for: nano with a codec of tiles, taught anew to see.
 
-    Still pictures and clips are learned together, first at a constant rate, then three times at one
-    that falls from the same peak to 0. Before the last time the model is told the row and the
+    Still pictures and clips are learned together, first at a constant rate, then four times at one
+    that falls from the same peak to 0. From the stage "placed" on the model is told the row and the
     column of each code: without them it places things at the right height and in a wrong column.
-    Each row counts alike, so that a code of a clip counts as much as
-    one of a picture: counted by examples, the six frames of a clip are worth one picture.
+    The last stage has questions of their own beside those that other clips and pictures come with.
+    Each row counts alike, so that a code of a clip counts as much as one of a picture: counted by
+    examples, the six frames of a clip are worth one picture.
     """
 
-    def stage(name: str, schedule: Schedule, steps: int, pictures: float, seed: int) -> ModelStage:
+    def stage(
+        name: str,
+        schedule: Schedule,
+        steps: int,
+        pictures: float,
+        seed: int,
+        questions: float = 0.0,
+        vision_share: float = 0.85,
+    ) -> ModelStage:
+        shares = {"pictures": pictures, "clips": 1 - (pictures + questions), "questions": questions}
         return ModelStage(
             name=name,
             context=464,
@@ -157,8 +167,8 @@ def nano_world() -> Recipe:
             ),
             mesh=MeshShape(data=2),
             packing=Packing(weights="rows"),
-            shares={"pictures": pictures, "clips": 1 - pictures},
-            vision_share=0.85,
+            shares={name: share for name, share in shares.items() if share},
+            vision_share=vision_share,
             seed=seed,
         )
 
@@ -171,6 +181,7 @@ def nano_world() -> Recipe:
             stage("more", "cosine", 1400, 0.5, seed=3),
             CodeGrid(name="grid"),
             stage("placed", "cosine", 3000, 0.5, seed=4),
+            stage("asked", "cosine", 4000, 0.3, seed=5, questions=0.2, vision_share=0.8),
         ),
         data=Samples(
             clips=24000,

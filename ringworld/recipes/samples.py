@@ -1,4 +1,4 @@
-"""The data of the nano recipes: books, recall, echo; clips, film and stills."""
+"""The data of the nano recipes: books, recall, echo; clips, film, stills and questions."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +41,10 @@ SHORTEST_RECALL = 160
 # The most needles that one question asks for.
 MOST_TOGETHER = 4
 TEXT = ("books", "recall", "echo")
-CLIPS, PICTURES, FILM = "clips", "pictures", "film"
-VISION = (CLIPS, FILM, PICTURES)
+CLIPS, PICTURES, QUESTIONS, FILM = "clips", "pictures", "questions", "film"
+VISION = (CLIPS, FILM, PICTURES, QUESTIONS)
+# The forms of a clip or a picture of which all are vision, then text.
+ASKED = (0.0, 1.0, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +166,10 @@ def vision_sources(
     tokenizer: Tokenizer,
     vocabulary: Vocabulary,
 ) -> dict[str, DrawExample]:
-    """Clips of moving shapes in every form of chat, stills of clips, and stretches of the film."""
+    """Clips of moving shapes and stills of them in every form of chat, and stretches of the film.
+
+    The source of questions has clips and stills as often, each only ever asked about.
+    """
 
     def draw_clip(rng: np.random.Generator) -> CodedClip:
         clip = clips[int(rng.integers(len(clips)))]
@@ -177,7 +182,11 @@ def vision_sources(
     def pictures(rng: np.random.Generator, longest: int) -> Example:
         return still_example(rng, draw_clip(rng), tokenizer, vocabulary, data.forms)
 
-    sources: dict[str, DrawExample] = {CLIPS: shapes, PICTURES: pictures}
+    def questions(rng: np.random.Generator, longest: int) -> Example:
+        example = clip_example if rng.random() < 0.5 else still_example
+        return example(rng, draw_clip(rng), tokenizer, vocabulary, ASKED)
+
+    sources: dict[str, DrawExample] = {CLIPS: shapes, PICTURES: pictures, QUESTIONS: questions}
     if film is None:
         return sources
     runs = film.learned_runs
