@@ -111,6 +111,11 @@ def make_rows(found: dict[str, dict[str, Any]], steps: int) -> Iterator[Row]:
         for each in figures["captions"]:
             words = f"F1 of captions of unseen clips of {THINGS[each['things']]}"
             yield model, words, f"{each['f1']:.3f}", "", ""
+        ahead = figures["film_ahead"]
+        words = "held-out film, nearer than its last frame repeated"
+        yield _row(model, words, Proportion(**ahead["nearer"]))
+        errors = f"{ahead['error']:.4f}", f"{ahead['repeated_error']:.4f}"
+        yield model, "its squared error, and that of the last frame", " / ".join(errors), "", ""
         yield model, "held-out film through the codec", f"{figures['film_psnr']:.1f} dB", "", ""
     for key, what in PLAYED.items():
         yield _row("nano-play", what.format(steps), Proportion(**found["nano-play/play"][key]))

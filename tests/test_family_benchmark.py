@@ -16,7 +16,9 @@ def shapes(right: int) -> dict[str, Any]:
     each = [{"things": n, "whole": counted(right - n)} for n in (1, 2, 3)]
     names = ("pictures", "drawn", "next_frames", "codec_pictures", "codec")
     captions = [{**some, "f1": 0.9} for some in each]
+    ahead = {"nearer": counted(right), "error": 0.02, "repeated_error": 0.03}
     whole = {"answers": counted(right), "captions": captions, "film_psnr": 21.34}
+    whole |= {"film_ahead": ahead}
     return {**whole, **dict.fromkeys(names, each)}
 
 
@@ -40,9 +42,11 @@ def test_each_evaluation_has_its_rows() -> None:
     assert world["true clips of one thing through the codec"] == "8 of 10"
     assert world["captions of unseen clips of two things"] == "7 of 10"
     assert world["F1 of captions of unseen clips of two things"] == "0.900"
+    assert world["held-out film, nearer than its last frame repeated"] == "9 of 10"
+    assert world["its squared error, and that of the last frame"] == "0.0200 / 0.0300"
     assert world["held-out film through the codec"] == "21.3 dB"
     assert rows[-1][:3] == ("nano-play", "rollouts of 30 frames right to the end", "7 of 10")
-    assert len(rows) == 2 * 3 + 2 * (1 + 18 + 3 + 1) + 4
+    assert len(rows) == 2 * 3 + 2 * (1 + 18 + 3 + 3) + 4
 
 
 def test_the_commands_are_those_of_the_command_line(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ Scenes are drawn from a seed that no recipe draws its clips from. A clip counts 
 judge finds the colour, shape and motion of everything that was asked for, and nothing else; a
 picture when it finds the colour, shape and place. The second half of a clip is right
 when each of its frames is such a picture.
+The sample film, of which every model may have seen the minutes that are not held out, goes through
+the codec, and a model goes on with what is held out.
 """
 
 import json
@@ -22,10 +24,11 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from ringworld.chat.ask import draw_captions
-from ringworld.data.samples import read_sample_film
+from ringworld.data.samples import SampleFilm, read_sample_film
 from ringworld.distributed import first_goes_first, is_first
 from ringworld.evals.answers import measure_answers, measure_captions
 from ringworld.evals.config import Shapes
+from ringworld.evals.film_ahead import measure_film_ahead
 from ringworld.evals.next_frames import measure_next_frames
 from ringworld.evals.proportion import Proportion
 from ringworld.evals.stills import draw_stills, draw_true, freeze_scenes, judge_stills
@@ -77,9 +80,11 @@ def measure_shapes(wanted: Shapes, announce: Announce) -> None:
         else:
             model = load_model(wanted.model, wanted.weights.dtype)
             codec = model.codec
-        figures = measure_codec(codec, scenes, wanted.folder, announce)
+        with first_goes_first():
+            film = read_sample_film(fetch("film"), codec, wanted.folder / "data", announce)
+        figures = measure_codec(codec, scenes, film, announce)
         if model is not None:
-            figures |= measure_model(model, scenes, wanted, announce)
+            figures |= measure_model(model, scenes, film, wanted, announce)
     if is_first():
         asked = {"scenes": wanted.scenes, "seed": wanted.seed, "guidance": wanted.guidance}
         figures["asked"] = {**asked, "sampling": asdict(wanted.sampling)}
@@ -89,7 +94,11 @@ def measure_shapes(wanted: Shapes, announce: Announce) -> None:
 
 
 def measure_model(
-    model: Model, scenes: dict[int, list[Scene]], wanted: Shapes, announce: Announce
+    model: Model,
+    scenes: dict[int, list[Scene]],
+    film: SampleFilm,
+    wanted: Shapes,
+    announce: Announce,
 ) -> dict[str, Any]:
     """The figures of answers and of drawings; the first drawings are put into the sheets."""
     answers = measure_answers(model, scenes)
@@ -123,12 +132,15 @@ def measure_model(
     for some in scenes.values():
         following.append(measure_next_frames(model, some, wanted))
         announce(f"next frames, things {following[-1]}")
+    ahead = measure_film_ahead(model, film, wanted)
+    announce(f"held-out film gone on with: {ahead}")
     return {
         "answers": asdict(answers),
         "captions": [asdict(each) for each in captions],
         "pictures": [asdict(each) for each in pictures],
         "drawn": [asdict(each) for each in drawn],
         "next_frames": [asdict(each) for each in following],
+        "film_ahead": asdict(ahead),
     }
 
 
@@ -150,11 +162,9 @@ def draw_scenes(things: int, wanted: Shapes) -> list[Scene]:
 
 
 def measure_codec(
-    codec: Codec, scenes: dict[int, list[Scene]], folder: Path, announce: Announce
+    codec: Codec, scenes: dict[int, list[Scene]], film: SampleFilm, announce: Announce
 ) -> dict[str, Any]:
     """What is left of true clips after the codec: no model that draws with it can do better."""
-    with first_goes_first():
-        film = read_sample_film(fetch("film"), codec, folder / "data", announce)
     grounds = film.frames[film.held_out]
     size, figures, pictures = codec.config.size, [], []
     for some in scenes.values():
