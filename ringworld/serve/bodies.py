@@ -15,6 +15,7 @@ from email.policy import HTTP
 from io import BytesIO
 from typing import Any
 
+import numpy as np
 from fastapi.routing import APIRoute
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
@@ -33,7 +34,7 @@ def parse_large(body: bytes) -> Any:
     while (begin := body.find(b'"', at) + 1) > 0:
         end = _find_end(body, begin)
         rest += body[at:begin]
-        if end - begin > LONG and body.find(b"\\", begin, end) < 0:
+        if end - begin > LONG and _is_plain(body, begin, end):
             rest += f"{mark}{len(cut)}".encode()
             cut.append(str(memoryview(body)[begin:end], "utf-8"))  # one copy; a slice is another
         else:
@@ -42,6 +43,12 @@ def parse_large(body: bytes) -> Any:
         at = end + 1
     rest += body[at:]
     return _put_back(json.loads(bytes(rest)), mark, cut)
+
+
+def _is_plain(body: bytes, begin: int, end: int) -> bool:
+    """Whether a string has no escape, and no control character, which JSON forbids."""
+    inside = np.frombuffer(body, np.uint8, end - begin, begin)
+    return body.find(b"\\", begin, end) < 0 and int(inside.min()) >= ord(" ")
 
 
 def _find_end(body: bytes, begin: int) -> int:

@@ -122,7 +122,16 @@ class Front:
     async def _read_media(
         self, wanted: Sequence[ShownMedium], job: RequestProgress
     ) -> list[FilmCodes]:
-        return [await self.media.read(m, job.tenant, job.film_progress) for m in wanted]
+        films = []
+        for number, medium in enumerate(wanted, 1):
+            try:
+                films.append(await self.media.read(medium, job.tenant, job.film_progress))
+            except InputError as error:
+                if len(wanted) == 1:
+                    raise
+                where = f"medium {number} of {len(wanted)}"
+                raise type(error)(f"{where}: {error}", setting=error.setting) from None
+        return films
 
     async def ask_completion(self, body: CompletionBody, job: RequestProgress) -> Asked:
         """Submit prompts. Raises InputError for what cannot be completed."""

@@ -27,7 +27,9 @@ def test_a_body_that_is_cut_is_the_same(value: Any, long: int) -> None:
             assert bodies.parse_large(body) == json.loads(body)
 
 
-@pytest.mark.parametrize("body", [b'"', b'{"a": "', b'["x" "y"]', b"\\", b'"\\', b"", b'"a\xff"'])
+@pytest.mark.parametrize(
+    "body", [b'"a\nb"', b'["\x00"]', b'"', b'{"a": "', b'["x" "y"]', b"\\", b'"\\', b"", b'"a\xff"']
+)
 def test_what_is_no_json_is_none_when_it_is_cut(body: bytes, monkeypatch: Any) -> None:
     monkeypatch.setattr(bodies, "LONG", 0)
     with pytest.raises(ValueError):

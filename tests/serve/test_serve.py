@@ -398,6 +398,19 @@ def test_the_arguments_of_a_request_say_which_frames_are_taken(
         assert details["video_frames"] == frames, arguments
 
 
+def test_a_refusal_says_which_of_several_media_cannot_be_read(server: Running) -> None:
+    good, broken = picture(), "data:image/png;base64,????"
+    for urls, words in (
+        ((good, broken), "medium 2 of 2: the data: URL is not valid base64"),
+        ((broken, good, good), "medium 1 of 3: the data: URL is not valid base64"),
+        ((broken,), "the data: URL is not valid base64"),
+    ):
+        parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+        messages = user(*parts, {"type": "text", "text": "Which?"})
+        status, answer = server.post("/v1/chat/completions", messages=messages, max_tokens=1)
+        assert status == 400 and answer["error"]["message"].startswith(words)
+
+
 def test_a_picture_of_a_conversation_stands_where_it_was_shown(server: Running) -> None:
     shown = {"type": "image_url", "image_url": {"url": picture()}}
     messages = [
