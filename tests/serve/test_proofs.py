@@ -137,9 +137,10 @@ class Clients:
     def ask(self, name: int, body: dict[str, Any]) -> None:
         """Send a completion over a connection of its own, which the answer ends."""
         data, place = json.dumps(body).encode(), socket.create_connection(("127.0.0.1", self._port))
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         kind = f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
         self._said[place] = (name, time.monotonic(), bytearray())
-        place.sendall(f"POST /v1/completions HTTP/1.0\r\nHost: localhost\r\n{kind}".encode() + data)
+        place.sendall(f"{head}{kind}".encode() + data)
         self._waiting.register(place, selectors.EVENT_READ)
 
     def answers(self) -> Iterator[tuple[int, float, bytes, bytes]]:
@@ -159,7 +160,20 @@ class Clients:
                 place.close()
                 del self._said[place]
                 head, _, answer = bytes(said).partition(b"\r\n\r\n")
+                if b"transfer-encoding: chunked" in head.lower():
+                    answer = join_chunks(answer)
                 yield name, first.pop(place), head, answer
+
+
+def join_chunks(body: bytes) -> bytes:
+    """What a body in chunks says (RFC 9112, section 7.1); the chunk that ends it has to be there."""
+    parts = list[bytes]()
+    while not body.startswith(b"0\r\n\r\n"):
+        size, _, body = body.partition(b"\r\n")
+        length = int(size, 16)
+        parts.append(body[:length])
+        body = body[length + 2 :]
+    return b"".join(parts)
 
 
 def test_an_overload_is_refused_at_once_and_what_was_accepted_ends() -> None:
