@@ -166,7 +166,7 @@ class Clients:
 
 
 def join_chunks(body: bytes) -> bytes:
-    """What a body in chunks says (RFC 9112, section 7.1); the chunk that ends it has to be there."""
+    """What a body in chunks says (RFC 9112, section 7.1); the last, empty one has to be there."""
     parts = list[bytes]()
     while not body.startswith(b"0\r\n\r\n"):
         size, _, body = body.partition(b"\r\n")
