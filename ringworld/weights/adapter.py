@@ -21,6 +21,7 @@ from ringworld.files import read_json_object
 from ringworld.mesh import fetch_whole, place
 from ringworld.models.llama import Llama, blocks_specs
 from ringworld.models.lora import MODULES, Adapter, Adapters, Lora
+from ringworld.weights.file_names import CONFIG
 from ringworld.weights.folder import new_folder
 from ringworld.weights.int8 import split
 from ringworld.weights.names import BY_OURS
@@ -117,6 +118,23 @@ def read_adapter(path: Path, c: Llama) -> tuple[Adapters, float]:
             "matrix: use the model that the adapter was trained for"
         )
     return found, alpha / rank
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a folder holds an adapter and no model."""
+    return (path / ADAPTER_CONFIG).is_file() and not (path / CONFIG).is_file()
+
+
+def find_base(path: Path) -> Path | None:
+    """The model that an adapter's config names: a name, or a path, from the adapter's folder too.
+
+    None where it names none.
+    """
+    base = read_json_object(path / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        return None
+    beside = path / base
+    return beside if beside.exists() else Path(base)
 
 
 def place_adapters(adapters: Adapters, c: Llama) -> Adapters:

@@ -167,7 +167,7 @@ def _logits(
 def load_model(
     path: Path | str, dtype: DTypeLike = jnp.float32, adapter: Path | None = None
 ) -> Model:
-    """The model of a folder of ours or of Hugging Face's, on the mesh that is set.
+    """The model of a folder of ours, of Hugging Face's or of an adapter, on the mesh that is set.
 
     Weights are read one at a time, cast to `dtype` and placed, so that there is never more than one
     of them beside those that are placed. With int8, matrices become `params.Int8`. The
@@ -188,7 +188,8 @@ def load_model(
     model = Model(opened.config, weights, words, codec, opened.chat_template, opened.ends)
     if not path.is_dir():  # beside a single file may lie anything
         return model
-    return replace(model, sampling=read_sampling(opened.home), about=read_about(opened.home))
+    about = read_about(path) or read_about(opened.home)
+    return replace(model, sampling=read_sampling(opened.home), about=about)
 
 
 def read_words(opened: Opened, is_folder: bool) -> Tokenizer | None:

@@ -6,7 +6,7 @@ cast and placed, or written.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from ringworld.files import hash_file
 from ringworld.models.world import World, specs
 from ringworld.params import Param, paths
 from ringworld.text.load import read_tokenizer
+from ringworld.weights.adapter import find_base, is_adapter, merge_table, read_adapter
 from ringworld.weights.file_names import CHAT_TEMPLATE, CODEC, CONFIG, LWM_FILES
 from ringworld.weights.folder import (
     check_table,
@@ -62,11 +63,14 @@ class Opened:
 def open_model(path: Path) -> Opened:
     """The model of a folder of ours or of Hugging Face's, of a .gguf file or of LWM's file.
 
+    The folder of an adapter is the model that its config names, with the adapter merged into it.
     The name of a shipped model stands for its folder, and that of a model that `fetch` knows for
     its file, which is brought if need be. Raises InputError when it is none of these, or when a
     file is missing or broken.
     """
     path = find_model(path)
+    if is_adapter(path):
+        return merge_adapter(open_model(_find_base(path)), path)
     if is_ours(path):
         return _open_ours(path)
     checkpoint = split_tables(read_checkpoint(path))
@@ -82,6 +86,24 @@ def open_model(path: Path) -> Opened:
     )
 
 
+def merge_adapter(opened: Opened, adapter: Path) -> Opened:
+    """The opened model with the adapter of a folder added to its weights."""
+    llama = opened.config.llama
+    return replace(opened, table=merge_table(opened.table, *read_adapter(adapter, llama), llama))
+
+
+def _find_base(adapter: Path) -> Path:
+    """The model of an adapter. Raises InputError when it names none that is there."""
+    named = find_base(adapter)
+    base = None if named is None else find_model(named)
+    if base is None or not base.exists() or is_adapter(base):
+        of = "no model" if named is None else f"{named}, which is no model here"
+        raise InputError(
+            f"{adapter} is an adapter of {of}: give the model, and the adapter with --adapter"
+        )
+    return base
+
+
 def find_model(path: Path) -> Path:
     """What a name stands for where there is no such path: a shipped model, or one to fetch."""
     if path.exists():
@@ -94,15 +116,17 @@ def find_model(path: Path) -> Path:
 def is_folder(path: Path) -> bool:
     """Whether a model is a folder of weights, with its tokenizer beside them.
 
-    It is none when it is one file of GGUF or LWM, alone in a folder or not, or a name for `fetch`.
+    It is none when it is one file of GGUF or LWM, alone in a folder or not, an adapter, or a name
+    for `fetch`.
     """
-    return is_ours(path) or any(path.glob("*.safetensors*"))
+    return is_ours(path) or (not is_adapter(path) and any(path.glob("*.safetensors*")))
 
 
 def hash_model(path: Path) -> str | None:
     """The sha256 of a model: of its config, weights, tokenizer and codec; None without a model.
 
-    It is known without opening it: a name that `fetch` knows is known by the file that it brings.
+    That of an adapter is also of the model that it is for. It is known without opening it: a name
+    that `fetch` knows is known by the file that it brings.
     """
     path = find_model(path)
     if path.is_file():
@@ -110,6 +134,8 @@ def hash_model(path: Path) -> str | None:
     names = ("config.json", "*.safetensors", "*.gguf", "tokenizer.json", "codec/*")
     files = sorted(file for name in names for file in path.glob(name) if file.is_file())
     lines = [f"{file.relative_to(path).as_posix()} {hash_file(file)}\n" for file in files]
+    if is_adapter(path) and (base := find_base(path)) is not None:
+        lines.append(f"base {hash_model(base)}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest() if lines else None
 
 

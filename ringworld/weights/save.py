@@ -31,7 +31,6 @@ from ringworld.text.load import (
     parse_tokenizer,
 )
 from ringworld.text.tokenizer import Tokenizer
-from ringworld.weights.adapter import merge_table, read_adapter
 from ringworld.weights.codecs import is_codec, open_codec
 from ringworld.weights.diffusers import write_codec, write_diffusers
 from ringworld.weights.file_names import (
@@ -49,7 +48,7 @@ from ringworld.weights.huggingface import write_config
 from ringworld.weights.int8 import quantize_table, split
 from ringworld.weights.joint import add_vision, drop_vision, join_tables
 from ringworld.weights.names import BY_OURS, Name
-from ringworld.weights.open import Opened, is_ours, open_model
+from ringworld.weights.open import Opened, is_ours, merge_adapter, open_model
 from ringworld.weights.tensors import LazyTensor, LazyWeight, wider, write_tensors
 
 # What others wrote about words and sampling, carried along unread.
@@ -87,7 +86,7 @@ def convert(
     else:
         opened = open_model(src)
         opened = opened if add_vision is None else _seeing(opened, add_vision)
-        opened = opened if adapter is None else _merge(opened, adapter)
+        opened = opened if adapter is None else merge_adapter(opened, adapter)
         opened = opened if dtype is None else _cast(opened, dtype)
         with new_folder(dst) as draft:
             if outwards:
@@ -144,12 +143,6 @@ def _seeing(opened: Opened, codec: Path) -> Opened:
         opened.config, opened.table, opened.tokenizer, open_codec(codec)[0]
     )
     return replace(opened, config=config, table=table, tokenizer=tokenizer, codec=codec)
-
-
-def _merge(opened: Opened, adapter: Path) -> Opened:
-    """The opened model with the adapter of a folder added to its weights."""
-    llama = opened.config.llama
-    return replace(opened, table=merge_table(opened.table, *read_adapter(adapter, llama), llama))
 
 
 def _cast(opened: Opened, dtype: WeightType) -> Opened:

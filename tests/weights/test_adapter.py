@@ -28,7 +28,8 @@ from ringworld.models.lora import (
 from ringworld.settings import MeshShape
 from ringworld.weights.adapter import ADAPTER_CONFIG, ADAPTER_TENSORS, read_adapter, save_adapter
 from ringworld.weights.model import Model, load_model
-from ringworld.weights.save import convert
+from ringworld.weights.open import hash_model, is_folder
+from ringworld.weights.save import convert, unpack_model
 
 # The same sums in another order, of logits as large as 1: what merging may change.
 MERGED = 1e-5
@@ -77,6 +78,43 @@ def test_an_adapter_beside_the_weights_has_the_logits_of_one_merged_into_them(
     assert float(jnp.abs(plain - wanted).max()) > 1e-2, "the adapter changes what is compared"
     there = Model(beside.config, merge_adapters(beside.weights, beside.config), None, None)
     assert_close(there.logits(TOKENS).text, wanted)
+
+
+@pytest.mark.parametrize("base", ["../base", "base", "ABSOLUTE"])
+def test_the_folder_of_an_adapter_is_the_model_with_the_adapter_merged_in(
+    tiny: Path, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny)
+    said = json.loads((tiny / "adapter" / ADAPTER_CONFIG).read_text())
+    said["base_model_name_or_path"] = str(tiny / "base") if base == "ABSOLUTE" else base
+    (tiny / "adapter" / ADAPTER_CONFIG).write_text(json.dumps(said))
+    convert(tiny / "base", tiny / "merged", None, quiet, adapter=tiny / "adapter")
+    wanted = load_model(tiny / "merged").logits(TOKENS)
+    found = load_model(tiny / "adapter")
+    assert equal(found.logits(TOKENS), wanted)
+    (tiny / "adapter" / "about.txt").write_text("It was taught to answer.")
+    assert load_model(tiny / "adapter").about == "It was taught to answer."
+    assert not is_folder(tiny / "adapter"), "a stage unpacks it before it starts from it"
+    assert equal(
+        load_model(unpack_model(tiny / "adapter", tiny / "own", quiet)).logits(TOKENS), wanted
+    )
+
+
+def test_the_hash_of_an_adapter_is_of_its_model_too(tiny: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tiny)
+    known = {hash_model(tiny / "adapter"), hash_model(tiny / "base")}
+    with (tiny / "base" / "config.json").open("a") as file:
+        file.write("\n")
+    assert len(known | {hash_model(tiny / "adapter")}) == 3
+
+
+@pytest.mark.parametrize("base", ["nowhere", "", "../adapter", None])
+def test_an_adapter_without_its_model_is_no_model(tiny: Path, base: str | None) -> None:
+    file = tiny / "adapter" / ADAPTER_CONFIG
+    said = {**json.loads(file.read_text()), "base_model_name_or_path": base}
+    file.write_text(json.dumps(said))
+    with pytest.raises(InputError, match="is an adapter of .*: give the model, and the adapter"):
+        load_model(tiny / "adapter")
 
 
 def test_an_adapter_on_int8_weights_has_the_logits_of_their_sum(tiny: Path) -> None:
