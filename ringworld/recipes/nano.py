@@ -142,7 +142,8 @@ def nano_world() -> Recipe:
     Still pictures and clips are learned together, first at a constant rate, then four times at one
     that falls from the same peak to 0. From the stage "placed" on the model is told the row and the
     column of each code: without them it places things at the right height and in a wrong column.
-    The last stage has questions of their own beside those that other clips and pictures come with.
+    The last stage has questions of their own beside those that other clips and pictures come with,
+    and rows in which a clip has room for eight of them.
     Each row counts alike, so that a code of a clip counts as much as one of a picture: counted by
     examples, the six frames of a clip are worth one picture.
     """
@@ -155,12 +156,14 @@ def nano_world() -> Recipe:
         seed: int,
         questions: float = 0.0,
         vision_share: float = 0.85,
+        context: int = 464,
+        batch: int = 18,
     ) -> ModelStage:
         shares = {"pictures": pictures, "clips": 1 - (pictures + questions), "questions": questions}
         return ModelStage(
             name=name,
-            context=464,
-            batch=18,
+            context=context,
+            batch=batch,
             loop=Loop(steps=steps, save_every=25),
             optimizer=Muon(
                 schedule=schedule,
@@ -177,6 +180,7 @@ def nano_world() -> Recipe:
             seed=seed,
         )
 
+    longer = {"context": 608, "batch": 14}
     return Recipe(
         name="nano-world",
         stages=(
@@ -186,7 +190,7 @@ def nano_world() -> Recipe:
             stage("more", "cosine", 1400, 0.5, seed=3),
             CodeGrid(name="grid"),
             stage("placed", "cosine", 3000, 0.5, seed=4),
-            stage("asked", "cosine", 4000, 0.3, seed=5, questions=0.2, vision_share=0.8),
+            stage("asked", "cosine", 3000, 0.3, 5, questions=0.2, vision_share=0.8, **longer),
         ),
         data=Samples(
             clips=24000,

@@ -177,14 +177,14 @@ def vision_sources(
         return reverse_clip(clip) if backwards else clip
 
     def shapes(rng: np.random.Generator, longest: int) -> Example:
-        return clip_example(rng, draw_clip(rng), tokenizer, vocabulary, data.forms)
+        return clip_example(rng, draw_clip(rng), tokenizer, vocabulary, data.forms, longest)
 
     def pictures(rng: np.random.Generator, longest: int) -> Example:
-        return still_example(rng, draw_clip(rng), tokenizer, vocabulary, data.forms)
+        return still_example(rng, draw_clip(rng), tokenizer, vocabulary, data.forms, longest)
 
     def questions(rng: np.random.Generator, longest: int) -> Example:
         example = clip_example if rng.random() < 0.5 else still_example
-        return example(rng, draw_clip(rng), tokenizer, vocabulary, ASKED)
+        return example(rng, draw_clip(rng), tokenizer, vocabulary, ASKED, longest)
 
     sources: dict[str, DrawExample] = {CLIPS: shapes, PICTURES: pictures, QUESTIONS: questions}
     if film is None:

@@ -106,17 +106,28 @@ def video_to_text(
     codes: Int[np.ndarray, "Z Q"],
     tokenizer: Tokenizer,
     vocabulary: Vocabulary,
+    longest: int | None = None,
 ) -> Example:
     """An example of video then (question, answer) turns, of which the answers are learned.
 
-    The first question comes before the video, the others follow the answer before them.
+    The first question comes before the video, the others follow the answer before them. With
+    `longest` the turns end before one that does not fit so many tokens: in a row of its own it
+    would be answered without the video.
     """
-    parts = [question_prompt(turns[0][0], codes, tokenizer, vocabulary)]
-    for i, (asked, answer) in enumerate(turns):
-        if i > 0:
-            parts.append(text(tokenizer.encode(f" USER: {asked} ASSISTANT:"), 0.0))
-        parts.append(text([*tokenizer.encode_answer(answer), tokenizer.eos], 1.0))
-    return join(parts)
+    (first, answer), *others = turns
+    whole = join([question_prompt(first, codes, tokenizer, vocabulary), _say(answer, tokenizer)])
+    for asked, answer in others:
+        question = text(tokenizer.encode(f" USER: {asked} ASSISTANT:"), 0.0)
+        more = join([whole, question, _say(answer, tokenizer)])
+        if longest is not None and len(more) > longest:
+            break
+        whole = more
+    return whole
+
+
+def _say(answer: str, tokenizer: Tokenizer) -> Example:
+    """An answer and its end, which are learned."""
+    return text([*tokenizer.encode_answer(answer), tokenizer.eos], 1.0)
 
 
 def clip_example(
@@ -125,10 +136,12 @@ def clip_example(
     tokenizer: Tokenizer,
     vocabulary: Vocabulary,
     forms: tuple[float, float, float] = CLIP_FORMS,
+    longest: int | None = None,
 ) -> Example:
     """One of three forms, each as often as `forms` says.
 
-    They are text then video, video then text, and video alone.
+    They are text then video, video then text with as many turns as fit `longest` tokens, and video
+    alone.
     """
     form = rng.choice(3, p=forms)
     words = caption(clip.scene)
@@ -138,7 +151,7 @@ def clip_example(
         return video_alone(clip.codes, tokenizer, vocabulary)
     pairs = [(DESCRIBE, words), *questions(clip.scene)]
     chosen = rng.permutation(len(pairs))[:TURNS]
-    return video_to_text([pairs[i] for i in chosen], clip.codes, tokenizer, vocabulary)
+    return video_to_text([pairs[i] for i in chosen], clip.codes, tokenizer, vocabulary, longest)
 
 
 def reverse_clip(clip: CodedClip) -> CodedClip:

@@ -49,10 +49,12 @@ def still_example(
     tokenizer: Tokenizer,
     vocabulary: Vocabulary,
     forms: tuple[float, float, float],
+    longest: int | None = None,
 ) -> Example:
     """One frame of a clip in one of three forms, each as often as `forms` says.
 
-    They are text then picture, picture then text, and picture alone.
+    They are text then picture, picture then text with as many turns as fit `longest` tokens, and
+    picture alone.
     """
     number = int(rng.integers(FRAMES_A_CLIP))
     scene = freeze_scene(clip.scene, number, frames=FRAMES_A_CLIP)
@@ -65,4 +67,4 @@ def still_example(
         return video_alone(codes, tokenizer, vocabulary)
     pairs = [(DESCRIBE_IMAGE, caption_still(scene)), *questions(scene, motion=False)]
     chosen = rng.permutation(len(pairs))[:TURNS]
-    return video_to_text([pairs[i] for i in chosen], codes, tokenizer, vocabulary)
+    return video_to_text([pairs[i] for i in chosen], codes, tokenizer, vocabulary, longest)

@@ -53,6 +53,25 @@ def test_each_form_of_a_clip_is_as_often_as_asked() -> None:
         Samples(clips=1, seed=0, reversed=2.0)
 
 
+def test_no_question_is_asked_where_its_clip_has_not_fit() -> None:
+    tokenizer, words, asked = (
+        load_tokenizer(NANO),
+        open_model(NANO).config.vocabulary,
+        (0.0, 1.0, 0.0),
+    )
+    for seed in range(40):
+        rng = (np.random.default_rng(seed) for _ in range(3))
+        whole, short, least = (
+            clip_example(next(rng), coded(seed), tokenizer, words, asked, longest)
+            for longest in (None, 480, 1)
+        )
+        for part in (short, least):
+            assert part.tokens.tolist() == whole.tokens[: len(part)].tolist()
+            assert part.tokens[-1] == tokenizer.eos, "it ends with an answer"
+        assert least.weights.any() and len(least) <= len(short) <= max(480, len(least))
+        assert len(whole) - len(short) < 40 or len(short) > 440, "what fits is asked"
+
+
 def test_the_codes_of_a_clip_in_reverse_are_those_of_its_frames() -> None:
     codec, scene = load_codec(NANO / "codec"), sample_scene(np.random.default_rng(4))
     ahead, back = (draw(each, frames=FRAMES_A_CLIP) for each in (scene, reverse_scene(scene)))
