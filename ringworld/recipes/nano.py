@@ -1,15 +1,17 @@
 """The recipes of the nano family: a small world model, and the same grown to a longer context.
 
-nano_base   the shipped model: text first, then the world, from fresh weights, at 1K
-nano_text   the language model within it, grown from 1K to 64K
-nano_world  the shipped model with a codec of tiles, taught to draw what words ask for
-demo        the shipped model grown from 1K to 4K to 16K over a ring of eight
+nano_base        the shipped model: text first, then the world, from fresh weights, at 1K
+nano_text        the language model within it, grown from 1K to 64K
+nano_world       the shipped model with a codec of tiles, taught to draw what words ask for
+nano_world_chat  an adapter for nano_world, which answers questions about what it sees
+demo             the shipped model grown from 1K to 4K to 16K over a ring of eight
 """
 
 from typing import Any
 
 from ringworld.data.packing.rows import Packing
 from ringworld.models.llama import Llama
+from ringworld.models.lora import Lora
 from ringworld.models.world import World
 from ringworld.progress import name_length
 from ringworld.recipes.recipe import Recipe
@@ -24,7 +26,7 @@ from ringworld.train.model_stage import ModelStage
 from ringworld.train.new_codec import NewCodec
 from ringworld.train.optimizer import AdamW, Muon, Schedule
 from ringworld.vocab import Vocabulary
-from ringworld.weights.shipped import NANO, SHAPES_CODEC
+from ringworld.weights.shipped import NANO, NANO_WORLD, SHAPES_CODEC
 
 NANO_SIZES = World(
     llama=Llama(
@@ -190,7 +192,7 @@ def nano_world() -> Recipe:
             stage("more", "cosine", 1400, 0.5, seed=3),
             CodeGrid(name="grid"),
             stage("placed", "cosine", 3000, 0.5, seed=4),
-            stage("asked", "cosine", 3000, 0.3, 5, questions=0.2, vision_share=0.8, **longer),
+            stage("asked", "cosine", 2200, 0.3, 5, questions=0.2, vision_share=0.8, **longer),
         ),
         data=Samples(
             clips=24000,
@@ -200,6 +202,30 @@ def nano_world() -> Recipe:
             reversed=0.5,
         ),
         start=NANO,
+    )
+
+
+def nano_world_chat() -> Recipe:
+    """An adapter for nano-world that answers: questions and captions alone, of fresh clips."""
+    return Recipe(
+        name="nano-world-chat",
+        stages=(
+            ModelStage(
+                name="chat",
+                context=608,
+                batch=14,
+                loop=Loop(steps=500, save_every=25),
+                optimizer=AdamW(schedule="cosine", peak_lr=3e-3, end_lr=0.0, warmup_steps=20),
+                mesh=MeshShape(data=2),
+                lora=Lora(rank=16),
+                packing=Packing(weights="rows"),
+                shares={"questions": 1.0},
+                vision_share=0.0,
+                seed=6,
+            ),
+        ),
+        data=Samples(clips=12000, seed=22, over_film=0.0, reversed=0.5),
+        start=NANO_WORLD,
     )
 
 

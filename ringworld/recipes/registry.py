@@ -28,6 +28,7 @@ RECIPES: "dict[str, Callable[[], Recipe]]" = {
     "nano-base": partial(_make, "nano", "nano_base"),
     "nano-text": partial(_make, "nano", "nano_text"),
     "nano-world": partial(_make, "nano", "nano_world"),
+    "nano-world-chat": partial(_make, "nano", "nano_world_chat"),
     "play-codec": partial(_make, "play", "play_codec"),
     "nano-play": partial(_make, "play", "nano_play"),
     "demo": partial(_make, "nano", "demo"),
