@@ -42,7 +42,9 @@ def measure_answers(model: Model, scenes: dict[int, list[Scene]]) -> Proportion:
     """One question about each scene, answered greedily."""
     some = [scene for each in scenes.values() for scene in each]
     asked = [(pairs := questions(scene))[5 * i % len(pairs)] for i, scene in enumerate(some)]
-    written = answer_questions(model, [question for question, _ in asked], encode(model, some))
+    written = answer_questions(
+        model, [question for question, _ in asked], encode_scenes(model, some)
+    )
     chances = [1 / len(possible_answers(question)) for question, _ in asked]
     right = sum(words == truth for words, (_, truth) in zip(written, asked, strict=True))
     return Proportion(right, len(some), float(np.mean(chances)))
@@ -50,7 +52,7 @@ def measure_answers(model: Model, scenes: dict[int, list[Scene]]) -> Proportion:
 
 def measure_captions(model: Model, scenes: Sequence[Scene], *, max_things: int) -> CaptionFigures:
     """What the model says when it is asked to describe each scene, written greedily."""
-    written = answer_questions(model, [DESCRIBE] * len(scenes), encode(model, scenes))
+    written = answer_questions(model, [DESCRIBE] * len(scenes), encode_scenes(model, scenes))
     return judge_captions(written, scenes, max_things=max_things)
 
 
@@ -75,7 +77,7 @@ def judge_captions(
     )
 
 
-def encode(model: Model, scenes: Sequence[Scene]) -> list[Int[np.ndarray, "_ Q"]]:
+def encode_scenes(model: Model, scenes: Sequence[Scene]) -> list[Int[np.ndarray, "_ Q"]]:
     """The codes of each scene's clip."""
     size = model.codec.config.size
     return [model.codec.encode(draw(scene, frames=FRAMES_A_CLIP, size=size)) for scene in scenes]

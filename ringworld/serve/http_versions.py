@@ -11,7 +11,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 # Bytes of a request line; h11 has this bound too, httptools has none.
-LONGEST_LINE = 65_536
+REQUEST_LINE_BYTES = 65_536
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -28,10 +28,10 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._opening = (self._opening + data).lstrip(b"\r\n")
         line, end, _ = self._opening.partition(b"\n")
-        if not end and len(line) <= LONGEST_LINE:
+        if not end and len(line) <= REQUEST_LINE_BYTES:
             return
         data, self._opening = self._opening, None
-        if len(line) > LONGEST_LINE:
+        if len(line) > REQUEST_LINE_BYTES:
             self.send_400_response("The request line is too long.")
         elif line.rstrip().endswith(b" HTTP/1.0"):
             self._leave_to_h11(data)
