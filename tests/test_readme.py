@@ -12,7 +12,15 @@ import pytest
 from ringworld.cli.verbs import VERBS
 from ringworld.fetch import ASSETS
 from ringworld.recipes.codec import nano_codec, shapes_codec
-from ringworld.recipes.nano import REACH, demo, nano_base, nano_text, nano_world, reach_theta
+from ringworld.recipes.nano import (
+    REACH,
+    demo,
+    nano_base,
+    nano_text,
+    nano_world,
+    nano_world_chat,
+    reach_theta,
+)
 from ringworld.recipes.play import PLAY_VQGAN, nano_play, play_codec
 from ringworld.recipes.recipe import Recipe
 from ringworld.recipes.registry import RECIPES, TEMPLATES
@@ -180,7 +188,7 @@ def test_the_codec_of_the_small_world_is_that_of_the_training_page() -> None:
 
 @pytest.mark.parametrize(
     "recipe",
-    [nano_base(), nano_text(), nano_world(), nano_play(), demo()],
+    [nano_base(), nano_text(), nano_world(), nano_world_chat(), nano_play(), demo()],
     ids=lambda recipe: recipe.name,
 )
 def test_the_stages_of_a_recipe_are_those_of_the_training_page(recipe: Recipe) -> None:
