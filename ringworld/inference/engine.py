@@ -175,6 +175,14 @@ class Engine:
             yield answer.ids[told:]
             told = len(answer.ids)
 
+    def reserve(self, pages: int) -> None:
+        """Make room for so many pages, or as many as the cache has, before they are needed.
+
+        A pool that grows is another shape, for which every program is compiled again.
+        """
+        if (least := min(pages, self._most)) > self._book.count:
+            self._grow(least)
+
     def forget(self) -> None:
         """Free the pages that are kept for later requests."""
         self._book.forget()

@@ -18,6 +18,10 @@ from ringworld.text.grammar import SchemaReader
 from ringworld.text.tokenizer import Tokenizer
 from ringworld.weights.model import Model, load_model
 
+# Pages of each row that the cache has from the start: a thousand tokens. While the cache grows, the
+# engine compiles for seconds and does nothing else.
+PAGES_A_ROW = 4
+
 
 @dataclass(frozen=True)
 class Served:
@@ -65,7 +69,9 @@ class Served:
         codes = asked.code_bytes if self.config.vocabulary.codes else 0
         room = min(asked.cache_bytes - codes, useful)
         limits = EngineConfig(cache_bytes=room, rows=asked.rows, page=PAGE, int8=asked.int8)
-        return Engine(self.model.sharded_weights(), self.config, limits)
+        engine = Engine(self.model.sharded_weights(), self.config, limits)
+        engine.reserve(1 + asked.rows * PAGES_A_ROW)
+        return engine
 
 
 def load_served(asked: ServeConfig) -> Served:

@@ -419,6 +419,19 @@ def test_a_request_waits_until_there_is_room_for_its_longest_answer(weights: Wor
     assert told(fresh.finish(fresh.submit(second.request))) == told(second)
 
 
+def test_room_that_is_reserved_is_there_from_the_start_and_is_no_more_than_the_cache(
+    weights: WorldWeights,
+) -> None:
+    grown, reserved, whole = (make(weights, pages=16) for _ in range(3))
+    reserved.reserve(8)
+    whole.reserve(1000)
+    at_start, small = reserved.counters.bytes, grown.counters.bytes
+    assert at_start == 4 * small and whole.counters.bytes == 8 * small
+    wanted, found = (run_alone(engine, asked(words(40))) for engine in (grown, reserved))
+    assert told(found) == told(wanted)
+    assert grown.counters.bytes > small and reserved.counters.bytes == at_start
+
+
 def test_what_can_never_fit_is_refused_with_both_numbers(weights: WorldWeights) -> None:
     with pytest.raises(TooLargeError, match=r"take 100 tokens and the model's context is 96"):
         make(weights).submit(asked(words(90), 10))
