@@ -17,8 +17,8 @@ from ringworld.text.tokenizer import Tokenizer
 
 # Tokens of an answer: seven digits and the end of the text, with some to spare.
 ANSWER_TOKENS = 16
-# Tokens for each needle of an answer that has several: its city may have nine of its own.
-NAMED_TOKENS = 28
+# Tokens for each number of an answer that has several: its city may have nine of its own.
+NAMED_TOKENS = 24
 # LWM's rules for a question that asks for several numbers.
 RULES_OF_SEVERAL = "Don't give information outside the document."
 # A model that was not trained on needles answers in a sentence: "The special magic ... number is".
@@ -69,13 +69,10 @@ def make_question(needles: Sequence[Needle]) -> str:
 
 
 def make_answer(needles: Sequence[Needle]) -> str:
-    """The answer to that question: the number, or each needle in its own words, one a line.
-
-    So every number follows the tokens that it follows in the book, and a model can copy it.
-    """
+    """The answer to that question: the number, or each number behind its city."""
     if len(needles) == 1:
         return str(needles[0].number)
-    return "\n".join(needle.sentence.strip() for needle in needles)
+    return ", ".join(f"{needle.city} {needle.number}" for needle in needles)
 
 
 @dataclass(frozen=True)

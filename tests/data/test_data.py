@@ -410,9 +410,7 @@ def test_one_question_asks_for_several_needles_in_lwms_words(rng: np.random.Gene
     first, second = (one.city for one in needles[:2])
     assert f"What are the special magic numbers for {first}, and {second}? " in chat
     learned = tokenizer.decode(whole.tokens[whole.weights > 0].tolist())
-    words = "The special magic {} number is: {}"
-    answers = f"{words.format(first, 7_000_001)}\n{words.format(second, 7_000_002)}"
-    assert answers in learned and "7000003" in learned.replace(answers, "")
+    assert f"{first} 7000001, {second} 7000002" in learned and "7000003" in learned
     asked_first = needle.prompt(np.zeros(0, np.int32), needles, tokenizer)
     assert tokenizer.decode(asked_first.tolist()).endswith(
         f"numbers for {first}, {second}, and {longest[2]}? Don't give information outside the "
