@@ -209,7 +209,7 @@ def nano_world_chat() -> Recipe:
                 name="chat",
                 context=608,
                 batch=14,
-                loop=Loop(steps=500, save_every=25),
+                loop=Loop(steps=300, save_every=25),
                 optimizer=AdamW(schedule="cosine", peak_lr=3e-3, end_lr=0.0, warmup_steps=20),
                 mesh=MeshShape(data=2),
                 lora=Lora(rank=16),
