@@ -134,7 +134,8 @@ def hash_model(path: Path) -> str | None:
     names = ("config.json", "*.safetensors", "*.gguf", "tokenizer.json", "codec/*")
     files = sorted(file for name in names for file in path.glob(name) if file.is_file())
     lines = [f"{file.relative_to(path).as_posix()} {hash_file(file)}\n" for file in files]
-    if is_adapter(path) and (base := find_base(path)) is not None:
+    base = find_base(path) if is_adapter(path) else None
+    if base is not None and not is_adapter(base):
         lines.append(f"base {hash_model(base)}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest() if lines else None
 

@@ -115,6 +115,7 @@ def test_an_adapter_without_its_model_is_no_model(tiny: Path, base: str | None) 
     file.write_text(json.dumps(said))
     with pytest.raises(InputError, match="is an adapter of .*: give the model, and the adapter"):
         load_model(tiny / "adapter")
+    assert hash_model(tiny / "adapter") is not None, "with --adapter it needs no model of its own"
 
 
 def test_an_adapter_on_int8_weights_has_the_logits_of_their_sum(tiny: Path) -> None:
