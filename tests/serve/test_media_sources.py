@@ -155,8 +155,8 @@ def test_no_hostile_address_is_ever_connected_to() -> None:
                 with pytest.raises(InputError) as refused:
                     sources.read(url.replace(PORT, str(port)))
                 assert not any(char.isdigit() for char in str(refused.value).replace("64", ""))
-        with socket.create_connection(("127.0.0.1", port)):
-            pass
+        with socket.create_connection(("127.0.0.1", port)) as last:
+            assert last.recv(1) == b"", "who is counted is closed"
     assert dialled == []
     assert len(came) == 1, "the one that shows that the listener counts"
 
