@@ -29,6 +29,7 @@ SUMMARIES = {
     "nano-base": "the shipped model from fresh weights, at 1K tokens",
     "nano-text": "the language model of the shipped model, grown from 1K to 64K",
     "nano-world": "the shipped model with a codec of shapes, taught to draw what words ask for",
+    "nano-world-chat": "an adapter for nano-world that answers questions about clips and pictures",
     "play-codec": "the codec of the small world with actions, from its tiles",
     "nano-play": "the shipped model of the small world with actions, from fresh weights",
     "demo": "the shipped model grown from 1K to 4K to 16K tokens on a ring of eight",

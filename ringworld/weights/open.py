@@ -99,7 +99,7 @@ def _find_base(adapter: Path) -> Path:
     if base is None or not base.exists() or is_adapter(base):
         of = "no model" if named is None else f"{named}, which is no model here"
         raise InputError(
-            f"{adapter} is an adapter of {of}: give the model, and the adapter with --adapter"
+            f"{adapter} is an adapter of {of}: give the model, and this as its adapter"
         )
     return base
 
