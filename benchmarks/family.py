@@ -111,7 +111,7 @@ def make_rows(found: dict[str, dict[str, Any]], steps: int) -> Iterator[Row]:
         for each in figures["captions"]:
             words = f"F1 of captions of unseen clips of {THINGS[each['things']]}"
             yield model, words, f"{each['f1']:.3f}", "", ""
-        ahead = figures["film_ahead"]
+        ahead = figures["film_continuation"]
         words = "held-out film, nearer than its last frame repeated"
         yield _row(model, words, Proportion(**ahead["nearer"]))
         errors = f"{ahead['error']:.4f}", f"{ahead['repeated_error']:.4f}"

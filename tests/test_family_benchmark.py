@@ -18,7 +18,7 @@ def shapes(right: int) -> dict[str, Any]:
     captions = [{**some, "f1": 0.9} for some in each]
     ahead = {"nearer": counted(right), "error": 0.02, "repeated_error": 0.03}
     whole = {"answers": counted(right), "captions": captions, "film_psnr": 21.34}
-    whole |= {"film_ahead": ahead}
+    whole |= {"film_continuation": ahead}
     return {**whole, **dict.fromkeys(names, each)}
 
 

@@ -39,11 +39,15 @@ class SampleFilm:
         return np.isin(self.seconds // 60, HELD_MINUTES)
 
     @property
+    def stretches(self) -> list[Int[np.ndarray, "_"]]:
+        """The numbers of the frames of each unbroken stretch, learned and held out in turn."""
+        edges = np.flatnonzero(np.diff(self.held_out)) + 1
+        return [s for s in np.split(np.arange(len(self.seconds)), edges) if len(s)]
+
+    @property
     def learned_runs(self) -> list[Int[np.ndarray, "_ Q"]]:
         """The codes of each unbroken stretch of film that may be trained on."""
-        edges = np.flatnonzero(np.diff(self.held_out)) + 1
-        stretches = np.split(np.arange(len(self.seconds)), edges)
-        return [self.codes[s] for s in stretches if len(s) and not self.held_out[s[0]]]
+        return [self.codes[s] for s in self.stretches if not self.held_out[s[0]]]
 
 
 @dataclass(frozen=True)

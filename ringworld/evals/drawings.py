@@ -9,7 +9,7 @@ judge finds the colour, shape and motion of everything that was asked for, and n
 picture when it finds the colour, shape and place. The second half of a clip is right
 when each of its frames is such a picture.
 The sample film, of which every model may have seen the minutes that are not held out, goes through
-the codec, and a model goes on with what is held out.
+the codec, and a model continues what is held out.
 """
 
 import json
@@ -28,7 +28,7 @@ from ringworld.data.samples import SampleFilm, read_sample_film
 from ringworld.distributed import first_goes_first, is_first
 from ringworld.evals.answers import measure_answers, measure_captions
 from ringworld.evals.config import Shapes
-from ringworld.evals.film_ahead import measure_film_ahead
+from ringworld.evals.film_continuation import measure_film_continuation
 from ringworld.evals.next_frames import measure_next_frames
 from ringworld.evals.proportion import Proportion
 from ringworld.evals.stills import draw_stills, draw_true, freeze_scenes, judge_stills
@@ -132,15 +132,15 @@ def measure_model(
     for some in scenes.values():
         following.append(measure_next_frames(model, some, wanted))
         announce(f"next frames, things {following[-1]}")
-    ahead = measure_film_ahead(model, film, wanted)
-    announce(f"held-out film gone on with: {ahead}")
+    ahead = measure_film_continuation(model, film, wanted)
+    announce(f"held-out film continued: {ahead}")
     return {
         "answers": asdict(answers),
         "captions": [asdict(each) for each in captions],
         "pictures": [asdict(each) for each in pictures],
         "drawn": [asdict(each) for each in drawn],
         "next_frames": [asdict(each) for each in following],
-        "film_ahead": asdict(ahead),
+        "film_continuation": asdict(ahead),
     }
 
 

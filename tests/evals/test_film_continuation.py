@@ -1,10 +1,15 @@
-"""Held-out film that goes on: which stretches, and how far off what is drawn is."""
+"""Held-out film that is continued: which stretches, and how far off what is drawn is."""
 
 import numpy as np
 import pytest
 
 from ringworld.data.samples import HELD_MINUTES, SampleFilm
-from ringworld.evals.film_ahead import AHEAD, GIVEN, held_out_stretches, judge_film_ahead
+from ringworld.evals.film_continuation import (
+    AHEAD,
+    GIVEN,
+    held_out_stretches,
+    judge_film_continuation,
+)
 
 LENGTH = GIVEN + AHEAD
 
@@ -34,7 +39,7 @@ def test_the_errors_are_those_of_the_frames_after_the_given_ones() -> None:
     true = [flat(*before, 10, 20, 20, 20), flat(*before, 10, 20, 20, 20)]
     drawn = [flat(20, 20, 20), flat(50, 50, 50)]
     kept = [flat(21, 21, 21), flat(20, 20, 20)]
-    found = judge_film_ahead(drawn, kept, true)
+    found = judge_film_continuation(drawn, kept, true)
     assert (found.nearer.right, found.nearer.tried) == (1, 2)
     assert found.error == pytest.approx((30 / 255) ** 2 / 2)
     assert found.repeated_error == pytest.approx((10 / 255) ** 2)

@@ -1,4 +1,4 @@
-"""The sample film, gone on with: held-out stretches whose next frames a model draws."""
+"""Held-out stretches of the sample film that a model continues."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ GIVEN, AHEAD = 5, 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class FilmAhead:
+class FilmContinuation:
     """How far the drawn frames of held-out stretches of film are off.
 
     The errors are mean squares of pixels from 0 to 1: of what was drawn, of the last given frame in
@@ -39,7 +39,7 @@ class FilmAhead:
         )
 
 
-def measure_film_ahead(model: Model, film: SampleFilm, wanted: Shapes) -> FilmAhead:
+def measure_film_continuation(model: Model, film: SampleFilm, wanted: Shapes) -> FilmContinuation:
     """What a model draws after the first `GIVEN` frames of each held-out stretch."""
     stretches = list(held_out_stretches(film))
     drawn = continue_clips(
@@ -50,23 +50,22 @@ def measure_film_ahead(model: Model, film: SampleFilm, wanted: Shapes) -> FilmAh
         seed=wanted.seed,
     )
     kept = [model.codec.decode(film.codes[stretch[GIVEN:]]) for stretch in stretches]
-    return judge_film_ahead(drawn, kept, [film.frames[stretch] for stretch in stretches])
+    return judge_film_continuation(drawn, kept, [film.frames[stretch] for stretch in stretches])
 
 
 def held_out_stretches(film: SampleFilm) -> Iterator[Int[np.ndarray, "_"]]:
     """The numbers of the frames of each whole stretch of held-out film, one after another."""
-    edges = np.flatnonzero(np.diff(film.held_out)) + 1
-    for run in np.split(np.arange(len(film.seconds)), edges):
+    for run in film.stretches:
         if film.held_out[run[0]]:
             for start in range(0, len(run) - GIVEN - AHEAD + 1, GIVEN + AHEAD):
                 yield run[start : start + GIVEN + AHEAD]
 
 
-def judge_film_ahead(
+def judge_film_continuation(
     drawn: Sequence[UInt8[np.ndarray, "more Y X 3"]],
     kept: Sequence[UInt8[np.ndarray, "more Y X 3"]],
     true: Sequence[UInt8[np.ndarray, "Z Y X 3"]],
-) -> FilmAhead:
+) -> FilmContinuation:
     """The figures of drawn frames and of what the codec keeps, each beside its true stretch."""
     last = [np.repeat(frames[GIVEN - 1 : GIVEN], AHEAD, axis=0) for frames in true]
     after = np.stack([frames[GIVEN:] for frames in true]) / 255
@@ -74,7 +73,7 @@ def judge_film_ahead(
         np.mean((np.stack(some) / 255 - after) ** 2, axis=(1, 2, 3, 4))
         for some in (drawn, last, kept)
     )
-    return FilmAhead(
+    return FilmContinuation(
         nearer=Proportion(int(np.sum(error < repeated)), len(true), 0.5),
         error=float(error.mean()),
         repeated_error=float(repeated.mean()),
